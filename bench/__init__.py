@@ -1,0 +1,71 @@
+"""oodbench: how well does a detector know that a network does not know?
+
+The names below are the public interface; each is imported when first used, so that the command line answers at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Classifier": "oodbench.classifier:Classifier",
+    "Detector": "oodbench.detector:Detector",
+    "ImageSet": "oodbench.image_set:ImageSet",
+    "Source": "oodbench.image_set:Source",
+    "OodbenchError": "oodbench.errors:OodbenchError",
+    "Probe": "oodbench.probe:Probe",
+    "evaluate": "oodbench.metrics:evaluate",
+    "load_dataset": "oodbench.datasets.load:load_dataset",
+    "load_detector": "oodbench.detector:load_detector",
+    "load_model": "oodbench.models.load:load_model",
+    "run": "oodbench.engine:run",
+}
+_SUBPACKAGES = ("datasets", "detectors", "leaderboard", "models")
+
+__all__ = [
+    "Classifier",
+    "Detector",
+    "ImageSet",
+    "OodbenchError",
+    "Probe",
+    "Source",
+    "__version__",
+    "datasets",
+    "detectors",
+    "evaluate",
+    "leaderboard",
+    "load_dataset",
+    "load_detector",
+    "load_model",
+    "models",
+    "run",
+]
+
+if TYPE_CHECKING:
+    from oodbench import datasets, detectors, leaderboard, models
+    from oodbench.classifier import Classifier
+    from oodbench.datasets.load import load_dataset
+    from oodbench.detector import Detector, load_detector
+    from oodbench.engine import run
+    from oodbench.errors import OodbenchError
+    from oodbench.image_set import ImageSet, Source
+    from oodbench.metrics import evaluate
+    from oodbench.models.load import load_model
+    from oodbench.probe import Probe
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        module, _, attribute = _PUBLIC[name].partition(":")
+        value = getattr(importlib.import_module(module), attribute)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"oodbench.{name}")
+    else:
+        raise AttributeError(f"module 'oodbench' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,244 @@
+"""The contract of every detector, ours and anyone's: a docstring and ``statistics``; all else has a default.
+
+::
+
+    class LargestLogit(oodbench.Detector):
+        "Minus the largest logit."
+
+        def statistics(self, probe):
+            return -probe.logits.max(1).values
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench import registry, state
+from oodbench.classifier import Classifier
+from oodbench.errors import BadData, NotFitted, UsageError
+from oodbench.heads import HEADS, Head
+from oodbench.image_set import ImageSet
+from oodbench.probe import SIGNALS, Probe
+
+SCHEMA_VERSION = 1
+
+
+class Detector:
+    """Says how anomalous an image is, from what a network makes of it.
+
+    Constructor arguments are hyper-parameters, kept as plain attributes of the same name; fitted state is attributes
+    that end in ``_``, on which saving, loading and hashing rely. What is gathered before ``finish`` starts with ``_``.
+
+    Class attributes:
+        signals: what ``observe`` and ``statistics`` ask of the probe (names of ``oodbench.probe.SIGNALS``). None, the
+            default, gets everything, which keeps a graph of each forward pass: declare them to be cheap.
+        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from.
+        unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
+            nothing from a shift and has no row under ``per-shift``.
+    """
+
+    name: str = ""
+    signals: ClassVar[tuple[str, ...] | None] = None
+    grid: ClassVar[Sequence[dict[str, Any]]] = ()
+    unsupervised_head: ClassVar[str] = "identity"
+    shift_head: ClassVar[str | None] = None
+
+    _settings: list[dict[str, Any]] | None = None
+    _head: Head | None = None
+
+    def check(self, classifier: Classifier | None) -> None:
+        """Raise Unsuitable where this detector cannot work with this classifier; called once, before any pass."""
+
+    def observe(self, probe: Probe) -> None:
+        """One batch of in-distribution training images, with ``probe.labels`` and ``probe.held_out``."""
+
+    def finish(self) -> None:
+        """After the last batch: turn what was gathered into fitted state."""
+
+    def statistics(self, probe: Probe) -> Tensor:
+        """(N,) or (N, D), higher = more anomalous; for several ``settings`` the columns of each, one after the other."""
+        raise NotImplementedError(f"{type(self).__name__} has no statistics(probe)")
+
+    # What follows is the harness's side of the contract; a detector need not override it.
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """The settings that ``statistics`` computes now: by default the constructor's own."""
+        return [self.setting] if self._settings is None else self._settings
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The constructor's own value of each argument that the grid varies."""
+        return {name: getattr(self, name) for name in (self.grid[0] if self.grid else ())}
+
+    @contextmanager
+    def computing(self, settings: Sequence[dict[str, Any]]) -> Iterator[None]:
+        """Within this context ``statistics`` computes these settings."""
+        self._settings = list(settings)
+        try:
+            yield
+        finally:
+            self._settings = None
+
+    @property
+    def observes(self) -> bool:
+        """Whether it must see the training set before it scores."""
+        return type(self).observe is not Detector.observe
+
+    @property
+    def declared_signals(self) -> frozenset[str]:
+        return SIGNALS if self.signals is None else frozenset(self.signals)
+
+    def parameters(self) -> dict[str, Any]:
+        """Hyper-parameters by name: the constructor's arguments."""
+        return {name: getattr(self, name) for name in _arguments(type(self))}
+
+    def grouped_statistics(self, probe: Probe) -> np.ndarray:
+        """``statistics`` as float64 (N, S, D), S = len(settings). Raises BadData for another shape or dtype."""
+        values = self.statistics(probe)
+        if not isinstance(values, Tensor):
+            raise BadData(f"statistics(probe) gave {type(values).__name__}; it returns a tensor (N,) or (N, D)")
+        if values.dim() not in (1, 2) or len(values) != len(probe) or values.numel() % (len(probe) * len(self.settings)):
+            raise BadData(
+                f"statistics(probe) gave shape {tuple(values.shape)} for {len(probe)} images and"
+                f" {len(self.settings)} settings; it returns (N,) or (N, D)"
+            )
+        return values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
+
+    def fit(
+        self,
+        classifier: Classifier | None,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        shift_images: Tensor | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> "Detector":
+        """Fit on in-distribution training images (N, C, H, W), floats in [0, 1] or uint8, with labels (N,).
+
+        A seeded tenth is held out for thresholds and calibration. With ``shift_images`` (M, C, H, W) of one shift, a
+        detector that learns from shifts fits its supervised head on that tenth against them.
+        """
+        from oodbench import passes
+
+        passes.fit(self, classifier, images, labels, shift_images=shift_images, batch_size=batch_size, seed=seed)
+        return self
+
+    def score(self, classifier: Classifier | None, images: Tensor, *, batch_size: int = 128) -> np.ndarray:
+        """float64 scores (N,), higher = more anomalous, of images (N, C, H, W), floats in [0, 1] or uint8.
+
+        Raises NotFitted before ``fit`` where the detector needs it, and BadData for images that are not finite.
+        """
+        from oodbench import passes
+
+        return passes.score(self, classifier, images, batch_size=batch_size)
+
+    @property
+    def head(self) -> Head:
+        """The head fitted last; the unsupervised one by default. Raises NotFitted where that one wants calibration."""
+        if self._head is None:
+            head = HEADS[self.unsupervised_head]()
+            if head.calibrates:
+                raise NotFitted(f"{self.name or type(self).__name__} is not calibrated; call fit(classifier, images, labels)")
+            return head
+        return self._head
+
+    @head.setter
+    def head(self, head: Head) -> None:
+        self._head = head
+
+    def require_fitted(self) -> None:
+        """Raise NotFitted where the detector learns from training images and has not."""
+        if self.observes and not state.fitted_state(self):
+            raise NotFitted(f"{self.name or type(self).__name__} is not fitted; call fit(classifier, images, labels) first")
+
+    def save(self, path: str | Path) -> None:
+        """Write hyper-parameters, fitted state and head to one safetensors file; ``Detector.load`` reads it."""
+        head = next((n for n, kind in HEADS.items() if type(self._head) is kind), None)
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "detector": self.name or type(self).__name__,
+            "parameters": self.parameters(),
+            "head": head,
+        }
+        inner = {f"head:{k}": v for k, v in state.fitted_state(self._head).items()} if head else {}
+        state.save(Path(path), header, state.fitted_state(self) | inner)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Detector":
+        """The detector that ``save`` wrote: of this class, or by its registered name from ``Detector`` itself."""
+        header, found = state.load(Path(path), device)
+        if header.get("schema_version") != SCHEMA_VERSION:
+            raise BadData(
+                f"{path} has schema version {header.get('schema_version')}, this oodbench reads {SCHEMA_VERSION};"
+                " fit the detector again"
+            )
+        detector = load_detector(header["detector"], **header["parameters"]) if cls is Detector else cls(**header["parameters"])
+        detector.name = header["detector"]
+        if header["head"]:
+            detector.head = HEADS[header["head"]]()
+        for name, value in found.items():
+            prefix, _, inner = name.rpartition(":")
+            setattr(detector.head if prefix == "head" else detector, inner, value)
+        return detector
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.parameters().items())})"
+
+
+def load_detector(name: str, **parameters: Any) -> Detector:
+    """A detector by name, built-in or third-party, with its hyper-parameters.
+
+    Raises UsageError for a name nobody registered or a parameter that the detector does not have.
+    """
+    kind = registry.load("detectors", name)
+    if not (isinstance(kind, type) and issubclass(kind, Detector)):
+        raise UsageError(f"detector '{name}' is {kind!r}, not a subclass of oodbench.Detector")
+    known = _arguments(kind)
+    for parameter in parameters:
+        if parameter not in known:
+            raise UsageError(
+                registry.unknown(f"parameter of {name}", parameter, known, f"it has: {', '.join(known) or 'none'}")
+            )
+    detector = kind(**parameters)
+    detector.name = name
+    return detector
+
+
+def _arguments(kind: type) -> list[str]:
+    if kind.__init__ is object.__init__:  # type: ignore[misc]  # an inspection, not a call
+        return []
+    return list(inspect.signature(kind).parameters)
+
+
+def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
+    """Checked images: an ImageSet as it is, else a tensor (N, C, H, W), uint8 or finite floats in [0, 1]."""
+    if isinstance(images, ImageSet):
+        return images
+    images = torch.as_tensor(images)
+    if images.dim() != 4 or len(images) == 0:
+        raise BadData(f"images have shape {tuple(images.shape)}; a batch is (N, C, H, W) with N of at least 1")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise BadData(f"images are {images.dtype}; give uint8, or floats in [0, 1]")
+    if not torch.isfinite(images).all():
+        rows = torch.nonzero(~torch.isfinite(images).flatten(1).all(1)).flatten()
+        raise BadData(
+            f"{len(rows)} of {len(images)} images are not finite (NaN or infinity), the first in row {int(rows[0])};"
+            " remove or repair them"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise BadData(
+            f"images lie in [{low:.3g}, {high:.3g}]; give floats in [0, 1] (divide by 255; normalisation belongs"
+            " inside the Classifier)"
+        )
+    return images

@@ -1,0 +1,131 @@
+"""A set of images with what a result must say about it: source, fingerprint, and which image each row was made from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.errors import BadData
+
+KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
+
+
+class Images(Protocol):
+    """N images that decode on demand: ``images[rows]`` for a sequence of int gives uint8 (len(rows), C, H, W)."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...  # (N, C, H, W)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set comes from, for tables and for whoever must cite it."""
+
+    title: str = ""
+    homepage: str = ""
+    licence: str = ""
+    citation: str = ""
+    # Images in the official set, by split: a set that holds fewer is a subset, and every result says so.
+    official_size: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class ImageSet:
+    """Images of one split.
+
+    Attributes:
+        images: uint8 (N, C, H, W): a tensor, or ``Images`` that decode on demand.
+        labels: int64 (N,), or None.
+        name, split: as the user names them, ``cifar10+noise@3`` and ``test``.
+        kind: the default kind of the pairing (one of ``KINDS``); a suite may say another.
+        classes: label names, or empty.
+        base_index: int64 (N,), the row of the image that each was made from; its own row in an original set.
+        base: fingerprint of the set that ``base_index`` points into: two sets of one base share images.
+        level: severity 1-5 of a corruption, or None.
+        flips: whether a mirrored image keeps its class (not for digits and traffic signs).
+    """
+
+    images: Tensor | Images
+    labels: Tensor | None = None
+    name: str = ""
+    split: str = "test"
+    kind: str = "far-ood"
+    source: Source = field(default_factory=Source)
+    classes: tuple[str, ...] = ()
+    base_index: Tensor = None  # type: ignore[assignment]  # filled in below
+    base: str = ""
+    level: int | None = None
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        name = self.name or "image set"
+        if len(self.images) == 0:
+            raise BadData(f"{name} ({self.split}) holds no images; put images there or leave the set out")
+        if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.dim() != 4):
+            raise BadData(f"{name}: images are {self.images.dtype} {tuple(self.images.shape)}; a set holds uint8 (N, C, H, W)")
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise BadData(f"{name} has {len(self.images)} images and {len(self.labels)} labels; its files disagree")
+        if self.kind not in KINDS:
+            raise BadData(f"{name}: unknown kind '{self.kind}' (one of {', '.join(KINDS)})")
+        if self.base_index is None:
+            self.base_index = torch.arange(len(self.images))
+        if len(self.base_index) != len(self.images):
+            raise BadData(f"{name} has {len(self.images)} images and {len(self.base_index)} base rows")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """uint8 (len(rows), C, H, W), decoded if need be."""
+        if isinstance(self.images, Tensor):
+            return self.images[torch.as_tensor(rows)]
+        return self.images[[int(r) for r in rows]]
+
+    def select(self, rows: Tensor) -> "ImageSet":
+        """The set of these rows (n,), in this order; ``base_index`` and ``base`` still point to the originals."""
+        images = self.images[rows] if isinstance(self.images, Tensor) else _Rows(self.images, rows.tolist())
+        return replace(
+            self,
+            images=images,
+            labels=None if self.labels is None else self.labels[rows],
+            base_index=self.base_index[rows],
+            base=self.base or self.fingerprint,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels and labels in order (16 hex digits): content, so no path and no file format enters."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for start in range(0, len(self), 1024):
+            rows = range(start, min(start + 1024, len(self)))
+            digest.update(np.ascontiguousarray(self.read(rows).numpy()).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.to(torch.int64).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def official_size(self) -> int | None:
+        return self.source.official_size.get(self.split)
+
+
+class _Rows:
+    """Some rows of images that decode on demand."""
+
+    def __init__(self, images: Images, rows: list[int]) -> None:
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
+        return self._images[[self._rows[r] for r in rows]]

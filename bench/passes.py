@@ -1,0 +1,227 @@
+"""The passes over images, each shared by all detectors: observe the training set, and compute statistics.
+
+Memory does not grow with the number of images, but for what a detector keeps and its statistics.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench import protocols
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector, as_images
+from oodbench.errors import BadData, Unsuitable
+from oodbench.heads import HEADS
+from oodbench.image_set import ImageSet
+from oodbench.probe import Probe
+
+RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
+
+OnError = Callable[[Detector, Exception], None]
+OnBatch = Callable[[int], None]
+Settings = Sequence[dict[str, Any]]
+
+
+def raise_it(detector: Detector, error: Exception) -> None:
+    raise error
+
+
+def batches(
+    images: Tensor | ImageSet, classifier: Classifier | None, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(rows, images) a batch: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
+    rows = np.arange(len(images)) if rows is None else rows
+    pieces = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    device = classifier.device if classifier else torch.device("cpu")
+    dtype = classifier.dtype if classifier else torch.float32
+    stored = images if isinstance(images, Tensor) else images.images
+    if isinstance(stored, Tensor):
+        if stored.numel() * stored.element_size() <= RESIDENT_BYTES:
+            stored = stored.to(device)
+        source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
+    else:
+        source = iter(
+            torch.utils.data.DataLoader(
+                _Batches(images, pieces), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
+            )
+        )
+    for piece, batch in zip(pieces, source, strict=True):
+        batch = batch.to(device, non_blocking=True)
+        yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Whole batches of a set that decodes on demand, for a DataLoader's workers."""
+
+    def __init__(self, images: ImageSet, pieces: list[np.ndarray]) -> None:
+        self._images, self._pieces = images, pieces
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self._images.read(self._pieces[place])
+
+
+def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:
+    """What a probe must be ready to give to these detectors together."""
+    return frozenset().union(*(d.declared_signals for d in detectors))
+
+
+def observe(
+    detectors: Sequence[Detector],
+    classifier: Classifier | None,
+    images: Tensor | ImageSet,
+    labels: Tensor | None,
+    held_out: np.ndarray,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    on_batch: OnBatch = lambda n: None,
+    on_error: OnError = raise_it,
+) -> None:
+    """One pass over the training images for all detectors that learn from them, then ``finish`` of each."""
+    learning = list(detectors)
+    signals = signals_of(learning) - {"input_gradient"}
+    device = classifier.device if classifier else torch.device("cpu")
+    for rows, batch in batches(images, classifier, batch_size, workers=workers):
+        chosen = torch.from_numpy(rows)
+        probe = Probe(
+            classifier,
+            batch,
+            signals,
+            labels=None if labels is None else labels[chosen].to(device),
+            held_out=torch.from_numpy(held_out[rows]).to(device),
+        )
+        with probe.mode():
+            for detector in list(learning):
+                try:
+                    detector.observe(probe)
+                except Exception as error:
+                    learning.remove(detector)
+                    on_error(detector, error)
+        on_batch(len(rows))
+    for detector in learning:
+        try:
+            with torch.no_grad():
+                detector.finish()
+        except Exception as error:
+            on_error(detector, error)
+
+
+def statistics(
+    jobs: Mapping[Detector, Settings],
+    classifier: Classifier | None,
+    images: Tensor | ImageSet,
+    batch_size: int,
+    *,
+    rows: np.ndarray | None = None,
+    signals: frozenset[str] | None = None,
+    workers: int = 0,
+    on_batch: OnBatch = lambda n: None,
+    on_error: OnError = raise_it,
+) -> tuple[dict[Detector, np.ndarray], dict[Detector, float]]:
+    """One pass over ``rows`` (default: all) for all detectors, each at its settings.
+
+    Returns float64 statistics (len(rows), S, D) by detector, and seconds by detector: its own work and an equal share
+    of the forward pass. A detector that fails goes to ``on_error`` and is left out; so does one whose statistics are
+    not finite. ``signals`` may ask for more than these detectors need, to keep the arithmetic of a larger group.
+    """
+    parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
+    seconds = dict.fromkeys(jobs, 0.0)
+    signals = signals_of(list(jobs)) if signals is None else signals
+    device = classifier.device if classifier else torch.device("cpu")
+    for piece, batch in batches(images, classifier, batch_size, rows, workers):
+        probe = Probe(classifier, batch, signals)
+        with probe.mode():
+            start = time.perf_counter()
+            if not signals <= {"images"} and classifier is not None:
+                probe.forward()
+            synchronise(device)
+            shared = (time.perf_counter() - start) / max(1, len(parts))
+            for detector in list(parts):
+                start = time.perf_counter()
+                try:
+                    with detector.computing(jobs[detector]):
+                        parts[detector].append(detector.grouped_statistics(probe))
+                except Exception as error:
+                    del parts[detector]
+                    on_error(detector, error)
+                    continue
+                seconds[detector] += time.perf_counter() - start + shared
+        on_batch(len(piece))
+    found = {}
+    for detector, pieces in parts.items():
+        values = np.concatenate(pieces)
+        bad = ~np.isfinite(values).all((1, 2))
+        if bad.any():
+            on_error(
+                detector,
+                BadData(
+                    f"{bad.sum()} of {len(values)} images have scores that are not finite (NaN or infinity),"
+                    f" the first in row {int(np.flatnonzero(bad)[0])}"
+                ),
+            )
+        else:
+            found[detector] = values
+    return found, {detector: seconds[detector] for detector in found}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fit(
+    detector: Detector,
+    classifier: Classifier | None,
+    images: Tensor,
+    labels: Tensor | None,
+    *,
+    shift_images: Tensor | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """``Detector.fit``: observe, calibrate, and fit a supervised head where a shift is given."""
+    images = as_images(images)
+    if labels is not None:
+        labels = torch.as_tensor(labels).long().cpu()
+        if len(labels) != len(images):
+            raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
+    if shift_images is not None and detector.shift_head is None:
+        raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
+    detector.check(classifier)
+    held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
+    if detector.observes:
+        observe([detector], classifier, images, labels, held_out, batch_size)
+    head = HEADS[detector.unsupervised_head]()
+    rows = np.flatnonzero(held_out)
+    if shift_images is not None:
+        assert detector.shift_head is not None
+        head = HEADS[detector.shift_head]()
+        settings = list(detector.grid) if head.chooses else [detector.setting]
+        shift = as_images(shift_images)
+        inside = statistics({detector: settings}, classifier, images, batch_size, rows=rows)[0][detector]
+        outside = statistics({detector: settings}, classifier, shift, batch_size)[0][detector]
+        orders = [protocols.stratified_order(len(side), None, seed) for side in (inside, outside)]
+        fit_half, choose_half = (
+            tuple(side[order[half::2]] for side, order in zip((inside, outside), orders, strict=True)) for half in (0, 1)
+        )
+        head.fit(fit_half, choose_half, "tnr95")
+    elif head.calibrates:
+        head.calibrate(statistics({detector: [detector.setting]}, classifier, images, batch_size, rows=rows)[0][detector])
+    detector.head = head
+
+
+def score(detector: Detector, classifier: Classifier | None, images: Tensor, *, batch_size: int) -> np.ndarray:
+    """``Detector.score``: one pass at the head's setting."""
+    images = as_images(images)
+    detector.require_fitted()
+    head = detector.head
+    setting = detector.grid[head.setting_] if head.chooses else detector.setting
+    return head.score(statistics({detector: [setting]}, classifier, images, batch_size)[0][detector])

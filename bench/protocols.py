@@ -1,0 +1,118 @@
+"""Protocols say who may learn from what, and draw the splits: seeded, stratified, and never across a base image.
+
+``unsupervised``: a detector sees in-distribution images only; whole sets are test samples.
+``per-shift``: the papers': a held-out part of the very shift that it is tested on fits and chooses its head.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from oodbench.errors import OodbenchError, Unsuitable
+from oodbench.image_set import ImageSet
+
+PROTOCOLS = ("unsupervised", "per-shift")
+VALIDATION_SIZE = 1000  # images a side at most, as in Liang et al. 2018 and Lee et al. 2018
+HELD_OUT_SHARE = 0.1  # of the training images, for thresholds and calibration
+
+
+def stratified_order(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """A seeded permutation of ``size`` rows; where labels (size,) exist, every prefix holds the classes in proportion."""
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(size)
+    if labels is None:
+        return shuffled
+    place = np.empty(size)
+    for label in np.unique(labels):
+        rows = shuffled[labels[shuffled] == label]
+        place[rows] = (np.arange(len(rows)) + random.random(len(rows))) / len(rows)
+    return np.argsort(place, kind="stable")
+
+
+def held_out(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """bool (size,): the tenth of the training images that nothing is fitted on; at least one image."""
+    mask = np.zeros(size, dtype=bool)
+    mask[stratified_order(size, labels, seed)[: max(1, round(size * HELD_OUT_SHARE))]] = True
+    return mask
+
+
+def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """The first ``limit`` images of the seeded, stratified order, in their own order; the whole set without a limit."""
+    if limit is None or limit >= len(images):
+        return images
+    import torch
+
+    return images.select(torch.from_numpy(np.sort(stratified_order(len(images), _labels(images), seed)[:limit])))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the in-distribution and the anomalous set: half of the validation rows fit, half choose, the rest is test."""
+
+    in_fit: np.ndarray
+    in_choose: np.ndarray
+    in_test: np.ndarray
+    out_fit: np.ndarray
+    out_choose: np.ndarray
+    out_test: np.ndarray
+
+    def __iter__(self):
+        return iter((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+def whole(inside: ImageSet, outside: ImageSet) -> Split:
+    """The unsupervised split: everything is test."""
+    none = np.empty(0, dtype=np.int64)
+    return Split(none, none, np.arange(len(inside)), none, none, np.arange(len(outside)))
+
+
+def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
+    """Validation = min(1000, n_in // 2, n_out // 2) base images from each side, all copies of one image on one side.
+
+    Raises Unsuitable where a side has too few images to split.
+    """
+    in_base, out_base = inside.base_index.numpy(), outside.base_index.numpy()
+    in_order = in_base[stratified_order(len(inside), _labels(inside), seed)]
+    out_order = out_base[stratified_order(len(outside), _labels(outside), seed)]
+    in_order, out_order = _unique(in_order), _unique(out_order)
+    size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
+    if shares_images(inside, outside):
+        # The anomalous images are copies of in-distribution ones: both sides take the same base images.
+        in_order = out_order = in_order[np.isin(in_order, out_order)]
+        size = min(size, len(in_order) // 2)
+    if size < 4:
+        raise Unsuitable(f"per-shift needs 8 images a side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}")
+    half = size // 2
+
+    def parts(base: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        fit, choose = np.isin(base, order[:half]), np.isin(base, order[half:size])
+        return np.flatnonzero(fit), np.flatnonzero(choose), np.flatnonzero(~fit & ~choose)
+
+    split = Split(*parts(in_base, in_order), *parts(out_base, out_order))
+    check_no_leak(split, inside, outside)
+    return split
+
+
+def shares_images(a: ImageSet, b: ImageSet) -> bool:
+    """Whether two sets were made from one base set."""
+    return (a.base or a.fingerprint) == (b.base or b.fingerprint)
+
+
+def check_no_leak(split: Split, inside: ImageSet, outside: ImageSet) -> None:
+    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows."""
+    tag = 0 if shares_images(inside, outside) else 1  # equal rows of different bases are different images
+    learnt, tested = set(), set()
+    for name, rows in split:
+        side, images = (0, inside) if name.startswith("in_") else (tag, outside)
+        (tested if name.endswith("_test") else learnt).update((side, int(b)) for b in images.base_index[rows])
+    if leak := learnt & tested:
+        raise OodbenchError(f"{len(leak)} images of {inside.name} and {outside.name} would be both fitted and tested on")
+
+
+def _labels(images: ImageSet) -> np.ndarray | None:
+    return None if images.labels is None else images.labels.numpy()
+
+
+def _unique(order: np.ndarray) -> np.ndarray:
+    """Unique values in order of first appearance."""
+    return order[np.sort(np.unique(order, return_index=True)[1])]

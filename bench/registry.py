@@ -1,0 +1,150 @@
+"""Finds detectors, data sets and models: the built-in tables, and what other packages register.
+
+Built-ins are one literal table a family, in the syntax of entry points and loaded on demand. Third parties come
+through the entry-point groups ``oodbench.detectors``, ``oodbench.datasets`` and ``oodbench.models``. Listing imports
+no plug-in, so one that is broken never takes the tool down: it fails where it is asked for, and in ``list --check``.
+"""
+
+import difflib
+import importlib
+import os
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import entrypoints
+
+from oodbench.errors import OodbenchError, UsageError, reason
+
+FAMILIES = ("detectors", "datasets", "models")
+
+
+class Entry(NamedTuple):
+    """One line of a built-in table."""
+
+    target: str  # "module:object"
+    summary: str
+    source: str = ""  # paper or home page
+    learns_from: str = ""  # detectors: what it sees before it scores
+
+
+@dataclass(frozen=True)
+class Record:
+    """One name of one family, ours or somebody's; ``error`` says why it cannot be used, once that is known."""
+
+    family: str
+    name: str
+    target: str
+    summary: str = ""
+    source: str = ""
+    learns_from: str = ""
+    distribution: str = "oodbench"
+    version: str = ""
+    error: str = ""
+    traceback: str = ""
+
+    @property
+    def owner(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+def discover(group: str) -> list[tuple[str, str, str, str]]:
+    """(name, target, distribution, version) of every entry point of ``group``; nothing is imported.
+
+    The one place that reads entry points. ``$OODBENCH_PLUGINS=0`` turns third parties off.
+    """
+    if os.environ.get("OODBENCH_PLUGINS") == "0":
+        return []
+    found = []
+    for point in entrypoints.get_group_all(group):
+        target = f"{point.module_name}:{point.object_name}" if point.object_name else point.module_name
+        distribution, version = (point.distro.name, point.distro.version) if point.distro else ("unknown", "")
+        found.append((point.name, target, distribution, version))
+    return found
+
+
+_session: dict[tuple[str, str], Record] = {}  # what --plugin added to this process
+
+
+def records(family: str) -> dict[str, Record]:
+    """Every name of a family, built-ins first, then third parties by name.
+
+    Where two packages register one name, or one registers a built-in's, the record carries the conflict as its
+    ``error``, naming both owners: fatal where that name is asked for, and nowhere else.
+    """
+    table = importlib.import_module(f"oodbench.{family}").TABLE
+    found = {name: Record(family, name, *entry) for name, entry in table.items()}
+    third_parties = [
+        Record(family, name, target, distribution=distribution, version=version)
+        for name, target, distribution, version in sorted(discover(f"oodbench.{family}"))
+    ]
+    third_parties += [record for (kind, _), record in _session.items() if kind == family]
+    for record in third_parties:
+        if other := found.get(record.name):
+            what = "a built-in name, which is reserved" if record.name in table else f"registered by {other.owner} too"
+            conflict = (
+                f"{family[:-1]} '{record.name}' of {record.owner} is {what}; rename or uninstall one of them"
+                " (OODBENCH_PLUGINS=0 turns third parties off)"
+            )
+            found[record.name] = replace(other, error=conflict)
+        else:
+            found[record.name] = record
+    return found
+
+
+def add_plugin(target: str, family: str = "detectors") -> str:
+    """Register ``module:Class`` for this process and return its name (the class's ``name``, or its own in lower case)."""
+    if ":" not in target:
+        raise UsageError(f"--plugin takes module:Class, not '{target}'")
+    plugin = resolve(target)
+    name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
+    _session[family, name] = Record(family, name, target, distribution="--plugin")
+    return name
+
+
+def find(family: str, name: str) -> Record:
+    """The record of a name; an unknown one raises UsageError with the nearest names."""
+    known = records(family)
+    if name not in known:
+        raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
+    if known[name].error:
+        raise UsageError(known[name].error)
+    return known[name]
+
+
+def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
+    """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ";"
+    return f"unknown {what} '{name}'{hint} ({listing})"
+
+
+def load(family: str, name: str) -> Any:
+    """Import and return what a name stands for. Raises OodbenchError that names the plug-in where its import fails."""
+    record = find(family, name)
+    try:
+        return resolve(record.target)
+    except Exception as error:
+        raise OodbenchError(
+            f"{family[:-1]} '{name}' of {record.owner} ({record.target}) cannot be imported: {reason(error)};"
+            f" mend or uninstall {record.distribution}"
+        ) from error
+
+
+def check(record: Record) -> Record:
+    """The same record after an import was tried, with its reason and traceback if that failed."""
+    try:
+        resolve(record.target)
+    except Exception as error:
+        return replace(record, error=reason(error), traceback=traceback.format_exc())
+    return record
+
+
+def resolve(target: str) -> Any:
+    """``module:attribute.path`` -> the object."""
+    module, _, path = target.partition(":")
+    found = importlib.import_module(module)
+    for part in path.split(".") if path else ():
+        found = getattr(found, part)
+    return found

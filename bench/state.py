@@ -1,0 +1,88 @@
+"""Fitted state on disk: attributes that end in ``_``, as safetensors with a JSON header. No pickle.
+
+A value is a tensor, a number, a string, a bool, or a list of one of these (lists of tensors included).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oodbench.errors import BadData, OodbenchError
+
+
+def fitted_state(thing: object) -> dict[str, Any]:
+    """Attributes of an instance that end in ``_`` and do not start with it."""
+    return {name: value for name, value in vars(thing).items() if name.endswith("_") and not name.startswith("_")}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or nothing, also after a kill or a power cut. Raises OodbenchError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise OodbenchError(
+            f"cannot write {path}: {error.strerror or error}; free space there or choose another folder"
+        ) from error
+
+
+def save(path: Path, header: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write ``header`` (JSON values) and ``state`` to one safetensors file, atomically."""
+    from safetensors.torch import save as to_bytes
+
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu().contiguous()
+        elif isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+            tensors.update({f"{name}.{i}": v.detach().cpu().contiguous() for i, v in enumerate(value)})
+        else:
+            plain[name] = list(value) if isinstance(value, tuple) else value
+    try:
+        text = json.dumps({"header": dict(header), "state": plain}, sort_keys=True)
+    except TypeError as error:
+        raise OodbenchError(
+            f"cannot store fitted state in {path.name}: {error}; keep tensors, numbers, strings or lists of"
+            " these in attributes that end in _"
+        ) from error
+    # Copies, for safetensors refuses tensors that share memory.
+    write_atomically(path, to_bytes({k: v.clone() for k, v in tensors.items()}, {"oodbench": text}))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(header, state) of a file that ``save`` wrote. Raises BadData for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            text = json.loads((file.metadata() or {})["oodbench"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open has no iterator
+        header, state = text["header"], dict(text["state"])
+    except FileNotFoundError as error:
+        raise BadData(f"no such file: {path}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise BadData(f"{path} is not a file of oodbench, or it is truncated ({error}); delete it and make it again") from error
+    lists: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        stem, dot, place = name.rpartition(".")
+        if dot and place.isdigit():
+            lists.setdefault(stem, {})[int(place)] = tensor
+        else:
+            state[name] = tensor
+    return header, state | {stem: [parts[i] for i in sorted(parts)] for stem, parts in lists.items()}
