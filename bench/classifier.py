@@ -32,6 +32,9 @@ class Classifier(nn.Module):
         name: what result tables call it.
     """
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(
         self,
         module: nn.Module,
@@ -66,7 +69,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), floats in [0, 1], to logits (N, classes)."""
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
         return self.module(images)
 

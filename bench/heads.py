@@ -135,7 +135,8 @@ class ChooseLogistic(Logistic):
         kept: dict[str, Any] = {}
         for setting in range(fit[0].shape[1]):
             self._fit_columns(*(side[:, setting, :] for side in fit))
-            parted = goodness(*(self.score(side[:, setting : setting + 1, :]) for side in choose), by)
+            inside, outside = (self.score(side[:, setting : setting + 1, :]) for side in choose)
+            parted = goodness(inside, outside, by)
             if parted > best:
                 best, kept = parted, {**self.__dict__, "setting_": setting}
         self.__dict__.update(kept)

@@ -84,7 +84,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, rows: Sequence[int] | Tensor) -> Tensor:
+    def read(self, rows: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 (len(rows), C, H, W), decoded if need be."""
         if isinstance(self.images, Tensor):
             return self.images[torch.as_tensor(rows)]

@@ -4,6 +4,7 @@
 ``per-shift``: the papers': a held-out part of the very shift that it is tested on fits and chooses its head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -56,7 +57,7 @@ class Split:
     out_choose: np.ndarray
     out_test: np.ndarray
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         return iter((field.name, getattr(self, field.name)) for field in fields(self))
 
 
@@ -101,7 +102,8 @@ def shares_images(a: ImageSet, b: ImageSet) -> bool:
 def check_no_leak(split: Split, inside: ImageSet, outside: ImageSet) -> None:
     """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows."""
     tag = 0 if shares_images(inside, outside) else 1  # equal rows of different bases are different images
-    learnt, tested = set(), set()
+    learnt: set[tuple[int, int]] = set()
+    tested: set[tuple[int, int]] = set()
     for name, rows in split:
         side, images = (0, inside) if name.startswith("in_") else (tag, outside)
         (tested if name.endswith("_test") else learnt).update((side, int(b)) for b in images.base_index[rows])
