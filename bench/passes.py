@@ -30,12 +30,15 @@ def raise_it(detector: Detector, error: Exception) -> None:
     raise error
 
 
+def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Rows cut into batches."""
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
 def batches(
-    images: Tensor | ImageSet, classifier: Classifier | None, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
+    images: Tensor | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(rows, images) a batch: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
-    rows = np.arange(len(images)) if rows is None else rows
-    pieces = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    """(rows, images) for each piece: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
     device = classifier.device if classifier else torch.device("cpu")
     dtype = classifier.dtype if classifier else torch.float32
     stored = images if isinstance(images, Tensor) else images.images
@@ -44,11 +47,10 @@ def batches(
             stored = stored.to(device)
         source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
     else:
-        source = iter(
-            torch.utils.data.DataLoader(
-                _Batches(images, pieces), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
-            )
+        loader = torch.utils.data.DataLoader(
+            _Batches(images, pieces), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
         )
+        source = iter(loader)
     for piece, batch in zip(pieces, source, strict=True):
         batch = batch.to(device, non_blocking=True)
         yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
@@ -88,7 +90,7 @@ def observe(
     learning = list(detectors)
     signals = signals_of(learning) - {"input_gradient"}
     device = classifier.device if classifier else torch.device("cpu")
-    for rows, batch in batches(images, classifier, batch_size, workers=workers):
+    for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
         chosen = torch.from_numpy(rows)
         probe = Probe(
             classifier,
@@ -117,17 +119,16 @@ def statistics(
     jobs: Mapping[Detector, Settings],
     classifier: Classifier | None,
     images: Tensor | ImageSet,
-    batch_size: int,
+    pieces: Sequence[np.ndarray],
     *,
-    rows: np.ndarray | None = None,
     signals: frozenset[str] | None = None,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> tuple[dict[Detector, np.ndarray], dict[Detector, float]]:
-    """One pass over ``rows`` (default: all) for all detectors, each at its settings.
+    """One pass over the rows of ``pieces``, a batch each, for all detectors, each at its settings.
 
-    Returns float64 statistics (len(rows), S, D) by detector, and seconds by detector: its own work and an equal share
+    Returns float64 statistics (rows in all, S, D) by detector, and seconds by detector: its own work and an equal share
     of the forward pass. A detector that fails goes to ``on_error`` and is left out; so does one whose statistics are
     not finite. ``signals`` may ask for more than these detectors need, to keep the arithmetic of a larger group.
     """
@@ -135,7 +136,7 @@ def statistics(
     seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
     device = classifier.device if classifier else torch.device("cpu")
-    for piece, batch in batches(images, classifier, batch_size, rows, workers):
+    for piece, batch in batches(images, classifier, pieces, workers):
         probe = Probe(classifier, batch, signals)
         with probe.mode():
             start = time.perf_counter()
@@ -155,8 +156,8 @@ def statistics(
                 seconds[detector] += time.perf_counter() - start + shared
         on_batch(len(piece))
     found = {}
-    for detector, pieces in parts.items():
-        values = np.concatenate(pieces)
+    for detector, part in parts.items():
+        values = np.concatenate(part)
         bad = ~np.isfinite(values).all((1, 2))
         if bad.any():
             on_error(
@@ -199,22 +200,23 @@ def fit(
     held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
     if detector.observes:
         observe([detector], classifier, images, labels, held_out, batch_size)
+
+    def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
+        return statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
+
     head = HEADS[detector.unsupervised_head]()
-    rows = np.flatnonzero(held_out)
     if shift_images is not None:
         assert detector.shift_head is not None
         head = HEADS[detector.shift_head]()
         settings = list(detector.grid) if head.chooses else [detector.setting]
         shift = as_images(shift_images)
-        inside = statistics({detector: settings}, classifier, images, batch_size, rows=rows)[0][detector]
-        outside = statistics({detector: settings}, classifier, shift, batch_size)[0][detector]
+        inside = compute(settings, images, np.flatnonzero(held_out))
+        outside = compute(settings, shift, np.arange(len(shift)))
         orders = [protocols.stratified_order(len(side), None, seed) for side in (inside, outside)]
-        fit_half, choose_half = (
-            tuple(side[order[half::2]] for side, order in zip((inside, outside), orders, strict=True)) for half in (0, 1)
-        )
+        fit_half, choose_half = ((inside[orders[0][half::2]], outside[orders[1][half::2]]) for half in (0, 1))
         head.fit(fit_half, choose_half, "tnr95")
     elif head.calibrates:
-        head.calibrate(statistics({detector: [detector.setting]}, classifier, images, batch_size, rows=rows)[0][detector])
+        head.calibrate(compute([detector.setting], images, np.flatnonzero(held_out)))
     detector.head = head
 
 
@@ -224,4 +226,5 @@ def score(detector: Detector, classifier: Classifier | None, images: Tensor, *, 
     detector.require_fitted()
     head = detector.head
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
-    return head.score(statistics({detector: [setting]}, classifier, images, batch_size)[0][detector])
+    pieces = pieces_of(np.arange(len(images)), batch_size)
+    return head.score(statistics({detector: [setting]}, classifier, images, pieces)[0][detector])

@@ -1,0 +1,263 @@
+"""A run folder: one file a cell, written atomically once, with scores, split, provenance and schema version.
+
+::
+
+    runs/cifar10/
+        run.json                          what the run is: suite, model, sets, versions
+        costs.json                        what each detector costs, measured apart
+        cells/knn~per-shift~textures.safetensors
+
+Figures live in cells and costs beside them, so that a resumed run's figures are the same bit for bit.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from oodbench import __version__, state
+from oodbench.errors import BadData, OodbenchError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "skipped", "failed"]
+
+
+class Cell(BaseModel):
+    """One detector on one pairing under one protocol. Rates are fractions in [0, 1]."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    # What it is of.
+    model: str
+    weights_hash: str
+    in_distribution: str
+    in_fingerprint: str
+    train_fingerprint: str
+    detector: str
+    parameters: dict[str, Any]
+    protocol: str
+    dataset: str  # without its level
+    level: int | None
+    kind: str
+    fingerprint: str  # of the set; empty where it could not be read
+    seed: int
+    # How it went.
+    status: Status
+    reason: str = ""
+    # What came out; None where nothing did.
+    sizes: dict[str, tuple[int, int | None]] = {}  # images here and in the official set, by set name
+    n_in: int | None = None
+    n_out: int | None = None
+    metrics: dict[str, float] | None = None
+    setting: dict[str, Any] | None = None  # the grid's setting that the head chose, or the detector's own
+    head: str | None = None
+    wall_seconds: float | None = None
+    provenance: dict[str, Any] = {}
+
+    @property
+    def set_name(self) -> str:
+        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
+
+    @property
+    def slot(self) -> str:
+        """The file's stem: which place in the table this cell fills."""
+        return "~".join(_slug(part) for part in (self.detector, self.protocol, self.set_name))
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the figures: a cell with another key is another cell."""
+        decides = self.model_dump(include=set(Cell.model_fields) & _KEY_FIELDS)
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_KEY_FIELDS = {
+    "schema_version", "model", "weights_hash", "in_fingerprint", "train_fingerprint", "detector", "parameters",
+    "protocol", "dataset", "level", "kind", "fingerprint", "seed",
+}  # fmt: skip
+
+
+def _slug(name: str) -> str:
+    """A file name for any name: safe characters, and a hash where some had to go."""
+    safe = re.sub(r"[^A-Za-z0-9.@+_-]", "_", name)[:80]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def cost_key(detector: str, parameters: dict[str, Any], setting: dict[str, Any] | None) -> str:
+    """Under which name a detector's cost at a setting stands in costs.json."""
+    return json.dumps([detector, parameters, setting or {}], sort_keys=True)
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Versions and machine, as every result states them."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "oodbench": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+class RunFolder:
+    """Reads and writes one run folder. Raises UsageError for a folder that is something else."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.cells_path = self.path / "cells"
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """A folder that holds a run. Raises UsageError where it does not."""
+        folder = cls(path)
+        if not (folder.path / "run.json").is_file():
+            raise UsageError(f"{path} is no run folder (it has no run.json); name one that `oodbench run` wrote")
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock goes with the process, however it ends."""
+        try:
+            self.cells_path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held until the run ends
+        except OSError as error:
+            raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
+        try:
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OodbenchError(f"another run is writing to {self.path}; wait for it or choose another --out") from error
+        except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
+            pass
+        try:
+            for leftover in [*self.path.glob(".*.json.*"), *self.cells_path.glob(".*")]:
+                leftover.unlink()  # what a kill left half-written
+            yield
+        finally:
+            lock.close()
+
+    def clear(self) -> None:
+        """Delete what a run wrote, and nothing else."""
+        shutil.rmtree(self.cells_path, ignore_errors=True)
+        for name in ("run.json", "costs.json"):
+            (self.path / name).unlink(missing_ok=True)
+        self.cells_path.mkdir(parents=True, exist_ok=True)
+
+    def settle(self, settings: dict[str, Any], about: dict[str, Any]) -> None:
+        """Write run.json, or check that a run with the same settings lies here already.
+
+        ``settings`` are what all cells of a folder share; where they differ, UsageError names the first difference.
+        """
+        path = self.path / "run.json"
+        if path.exists():
+            before = self.about()["settings"]
+            for name, value in settings.items():
+                if name in before and before[name] != value:
+                    raise UsageError(
+                        f"{self.path} holds a run with {name} = {before[name]}, not {value};"
+                        " choose another folder with --out, or start over with --fresh"
+                    )
+            settings = before | settings
+        self._write_json("run.json", {"schema_version": SCHEMA_VERSION, "settings": settings, **about})
+
+    def about(self) -> dict[str, Any]:
+        """What run.json says. Raises BadData for another schema version."""
+        found = self._read_json("run.json")
+        if found.get("schema_version") != SCHEMA_VERSION:
+            raise BadData(
+                f"{self.path} has schema version {found.get('schema_version')} and this oodbench reads {SCHEMA_VERSION};"
+                " run again with --fresh"
+            )
+        return found
+
+    def write(self, cell: Cell, arrays: dict[str, np.ndarray] | None = None) -> None:
+        """Write one cell with its scores and split, whole or not at all."""
+        import torch
+
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
+        state.save(self._file(cell), json.loads(cell.model_dump_json()), tensors)
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether the cell lies here with figures, made from the same inputs."""
+        path = self._file(cell)
+        if not path.exists():
+            return False
+        found, _ = self.read(path)
+        return found.status == "ok" and found.key == cell.key
+
+    def read(self, path: Path) -> tuple[Cell, dict[str, np.ndarray]]:
+        """One cell and its arrays: in_scores, out_scores, and the rows of the split."""
+        header, tensors = state.load(path)
+        try:
+            if header.get("schema_version") != SCHEMA_VERSION:
+                raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
+            return Cell.model_validate(header), {name: tensor.numpy() for name, tensor in tensors.items()}
+        except (ValidationError, AttributeError) as error:
+            raise BadData(f"{path} is not a cell of this oodbench; delete it and run again") from error
+
+    def cells(self) -> list[Cell]:
+        """All cells, by file name."""
+        return [self.read(path)[0] for path in sorted(self.cells_path.glob("*.safetensors"))]
+
+    def costs(self) -> dict[str, dict[str, float | None]]:
+        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
+        return self._read_json("costs.json") if (self.path / "costs.json").exists() else {}
+
+    def write_costs(self, costs: dict[str, dict[str, float | None]]) -> None:
+        self._write_json("costs.json", costs)
+
+    def frame(self) -> "pd.DataFrame":
+        """One row a cell, in the columns of ``oodbench.leaderboard.table.COLUMNS``."""
+        import pandas as pd
+
+        from oodbench.leaderboard.table import COLUMNS
+
+        costs = self.costs()
+        rows = []
+        for cell in self.cells():
+            cost = costs.get(cost_key(cell.detector, cell.parameters, cell.setting), {}) if cell.status == "ok" else {}
+            rows.append({**cell.model_dump(), **(cell.metrics or {}), **cost})
+        return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+    def subsets(self) -> list[str]:
+        """One line a set that is a part of the official one: it must never pass for the whole."""
+        sizes = {name: size for cell in self.cells() for name, size in cell.sizes.items()}
+        return [
+            f"{name}: {n:,} of {official:,} images"
+            for name, (n, official) in sorted(sizes.items())
+            if official and n != official
+        ]
+
+    def _file(self, cell: Cell) -> Path:
+        return self.cells_path / f"{cell.slot}.safetensors"
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadData(f"{self.path / name} cannot be read ({error}); start over with --fresh") from error
+        if not isinstance(found, dict):
+            raise BadData(f"{self.path / name} is not what oodbench writes; start over with --fresh")
+        return found
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        state.write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())

@@ -1,0 +1,93 @@
+"""What a detector costs by itself: interleaved with bare forward passes, warmed up, synchronised, medians.
+
+Machines drift threefold within minutes, so each repeat is divided by the bare pass right before it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.passes import synchronise
+from oodbench.probe import Probe
+
+REPEATS = 11
+BATCH_SIZE = 32
+
+
+class Job(NamedTuple):
+    """A fitted detector at one setting. Its head is not timed: a product with a vector at most."""
+
+    detector: Detector
+    setting: dict[str, Any]
+
+
+def standalone_costs(
+    jobs: Mapping[str, Job],
+    classifier: Classifier | None,
+    images: Tensor,
+    repeats: int = REPEATS,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float | None]]:
+    """Cost by job for a batch of images (N, C, H, W), floats on the classifier's device.
+
+    ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass
+    (None without a classifier). peak_memory_mb: the most that was allocated on the GPU above what lay there before,
+    in MiB; None on the CPU, where it cannot be had honestly.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    ratios: dict[str, list[float]] = {name: [] for name in jobs}
+    peaks = {
+        name: _peak_memory(lambda job=job: _statistics(job, classifier, images), images.device) for name, job in jobs.items()
+    }
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            bare = _time(lambda: _bare(classifier, images), images.device) if classifier else None
+            seconds[name].append(_time(lambda job=job: _statistics(job, classifier, images), images.device))
+            if bare:
+                ratios[name].append(seconds[name][-1] / bare)
+        on_step()
+    return {
+        name: {
+            "ms_per_image": float(np.median(seconds[name])) / len(images) * 1000,
+            "overhead": float(np.median(ratios[name])) if ratios[name] else None,
+            "peak_memory_mb": peaks[name],
+        }
+        for name in jobs
+    }
+
+
+def _bare(classifier: Classifier, images: Tensor) -> None:
+    with torch.inference_mode():
+        classifier(images)
+
+
+def _statistics(job: Job, classifier: Classifier | None, images: Tensor) -> None:
+    probe = Probe(classifier, images, job.detector.declared_signals)
+    with probe.mode(), job.detector.computing([job.setting]):
+        job.detector.grouped_statistics(probe)
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def _peak_memory(work: Callable[[], None], device: torch.device) -> float | None:
+    """MiB above what was allocated before; the run doubles as warm-up."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    synchronise(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
