@@ -5,10 +5,12 @@ through the entry-point groups ``oodbench.detectors``, ``oodbench.datasets`` and
 no plug-in, so one that is broken never takes the tool down: it fails where it is asked for, and in ``list --check``.
 """
 
+import configparser
 import difflib
 import importlib
 import os
 import traceback
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -56,12 +58,41 @@ def discover(group: str) -> list[tuple[str, str, str, str]]:
     """
     if os.environ.get("OODBENCH_PLUGINS") == "0":
         return []
+    try:
+        points = entrypoints.get_group_all(group)
+    except (configparser.Error, UnicodeDecodeError):
+        points = _read_apart(group)
     found = []
-    for point in entrypoints.get_group_all(group):
+    for point in points:
         target = f"{point.module_name}:{point.object_name}" if point.object_name else point.module_name
-        distribution, version = (point.distro.name, point.distro.version) if point.distro else ("unknown", "")
+        # An egg-info folder may be named without its version.
+        distribution, version = (point.distro.name, point.distro.version or "") if point.distro else ("unknown", "")
         found.append((point.name, target, distribution, version))
     return found
+
+
+def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
+    """``get_group_all``, one distribution at a time: it gives up on all of them where one's entry_points.txt is malformed."""
+    from importlib.metadata import distributions
+
+    points: dict[str, list[entrypoints.EntryPoint]] = {}
+    for distribution in distributions():
+        name = distribution.name
+        if name in points:  # the first on the import path hides others of its name
+            continue
+        points[name] = []
+        parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
+        try:
+            parser.read_string(distribution.read_text("entry_points.txt") or "")
+            lines = parser.items(group) if group in parser else []
+        except (configparser.Error, UnicodeDecodeError) as error:
+            warnings.warn(f"{name}: its entry_points.txt cannot be read ({reason(error)}); reinstall {name}", stacklevel=3)
+            continue
+        owner = entrypoints.Distribution(name, distribution.version)
+        for point, target in lines:
+            with entrypoints.BadEntryPoint.err_to_warnings():
+                points[name].append(entrypoints.EntryPoint.from_string(target, point, owner))
+    return [point for some in points.values() for point in some]
 
 
 _session: dict[tuple[str, str], Record] = {}  # what --plugin added to this process
@@ -97,7 +128,12 @@ def add_plugin(target: str, family: str = "detectors") -> str:
     """Register ``module:Class`` for this process and return its name (the class's ``name``, or its own in lower case)."""
     if ":" not in target:
         raise UsageError(f"--plugin takes module:Class, not '{target}'")
-    plugin = resolve(target)
+    try:
+        plugin = resolve(target)
+    except Exception as error:
+        raise UsageError(
+            f"--plugin {target} cannot be imported: {reason(error)}; check its name and the import path"
+        ) from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
     _session[family, name] = Record(family, name, target, distribution="--plugin")
     return name
