@@ -77,10 +77,11 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     out_order = out_base[stratified_order(len(outside), _labels(outside), seed)]
     in_order, out_order = _unique(in_order), _unique(out_order)
     size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
-    if shares_images(inside, outside):
+    common = in_order[np.isin(in_order, out_order)] if shares_images(inside, outside) else ()
+    if len(common):
         # The anomalous images are copies of in-distribution ones: both sides take the same base images.
-        in_order = out_order = in_order[np.isin(in_order, out_order)]
-        size = min(size, len(in_order) // 2)
+        in_order = out_order = common
+        size = min(size, len(common) // 2)
     if size < 4:
         raise Unsuitable(f"per-shift needs 8 images a side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}")
     half = size // 2
