@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oodbench import registry, state
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, NotFitted, UsageError
+from oodbench.errors import BadData, NotFitted, UsageError, reason
 from oodbench.heads import HEADS, Head
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
@@ -180,12 +180,18 @@ class Detector:
                 f"{path} has schema version {header.get('schema_version')}, this oodbench reads {SCHEMA_VERSION};"
                 " fit the detector again"
             )
-        detector = load_detector(header["detector"], **header["parameters"]) if cls is Detector else cls(**header["parameters"])
-        detector.name = header["detector"]
-        if header["head"]:
-            detector.head = HEADS[header["head"]]()
+        try:
+            name, parameters, head = header["detector"], header["parameters"], header["head"]
+            detector = load_detector(name, **parameters) if cls is Detector else cls(**parameters)
+            detector.name = name
+            if head:
+                detector.head = HEADS[head]()
+        except (KeyError, TypeError) as error:
+            raise BadData(f"{path} does not hold a fitted {cls.__name__} ({reason(error)}); fit it again") from error
         for name, value in found.items():
             prefix, _, inner = name.rpartition(":")
+            if inner.startswith("_") or not inner.endswith("_"):
+                raise BadData(f"{path} sets '{name}', which is no fitted state; do not use this file")
             setattr(detector.head if prefix == "head" else detector, inner, value)
         return detector
 
@@ -222,7 +228,10 @@ def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
     """Checked images: an ImageSet as it is, else a tensor (N, C, H, W), uint8 or finite floats in [0, 1]."""
     if isinstance(images, ImageSet):
         return images
-    images = torch.as_tensor(images)
+    try:
+        images = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadData(f"images cannot be made a tensor ({reason(error)}); give uint8, or floats in [0, 1]") from error
     if images.dim() != 4 or len(images) == 0:
         raise BadData(f"images have shape {tuple(images.shape)}; a batch is (N, C, H, W) with N of at least 1")
     if images.dtype == torch.uint8:

@@ -73,7 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
         with safe_open(path, "pt", device=str(device)) as file:
             text = json.loads((file.metadata() or {})["oodbench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open has no iterator
-        header, state = text["header"], dict(text["state"])
+        header, state = dict(text["header"]), dict(text["state"])
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
