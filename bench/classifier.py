@@ -90,10 +90,12 @@ class Classifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the network's parameters are; images are moved there."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the network's parameters; images are cast to it."""
         return next((p.dtype for p in self.module.parameters()), torch.float32)
 
     @property

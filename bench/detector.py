@@ -93,6 +93,7 @@ class Detector:
 
     @property
     def declared_signals(self) -> frozenset[str]:
+        """``signals``, or all of them where none are declared."""
         return SIGNALS if self.signals is None else frozenset(self.signals)
 
     def parameters(self) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class ImageSet:
 
     @property
     def official_size(self) -> int | None:
+        """Images in the official split, or None where it is not known."""
         return self.source.official_size.get(self.split)
 
 

@@ -63,6 +63,7 @@ class Probe:
 
     @property
     def classifier(self) -> Classifier:
+        """The network that the images go through. Raises Unsuitable where the suite has none."""
         if self._classifier is None:
             raise Unsuitable("needs a classifier, and this suite has none")
         return self._classifier
