@@ -67,6 +67,28 @@ class StandardisedSum(Head):
         return (standard * (std > 0)).sum(1)
 
 
+class MahalanobisDistance(Head):
+    """Squared Mahalanobis distance of the columns to those of held-out in-distribution images.
+
+    The covariance is Ledoit and Wolf's (2004), shrunk towards its mean variance, so that a column without spread in
+    distribution still tells: columns must share a unit.
+    """
+
+    calibrates = True
+    mean_: list[float]
+    precision_: list[list[float]]
+
+    def calibrate(self, inside: np.ndarray) -> None:
+        from sklearn.covariance import LedoitWolf
+
+        model = LedoitWolf().fit(inside[:, 0, :])
+        self.mean_, self.precision_ = model.location_.tolist(), model.precision_.tolist()
+
+    def score(self, statistics: np.ndarray) -> np.ndarray:
+        centred = statistics[:, 0, :] - np.asarray(self.mean_)
+        return ((centred @ np.asarray(self.precision_)) * centred).sum(1)
+
+
 class Choose(Head):
     """One column a setting: keeps the setting that parts the validation samples best.
 
@@ -145,6 +167,7 @@ class ChooseLogistic(Logistic):
 HEADS: dict[str, type[Head]] = {
     "identity": Identity,
     "standardised-sum": StandardisedSum,
+    "mahalanobis": MahalanobisDistance,
     "choose": Choose,
     "logistic": Logistic,
     "choose-logistic": ChooseLogistic,

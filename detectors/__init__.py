@@ -3,7 +3,91 @@
 from oodbench.registry import Entry
 
 TABLE = {
+    # From the logits.
     "msp": Entry(
         "oodbench.detectors.msp:MSP", "One minus the largest softmax probability", "Hendrycks & Gimpel 2017", "nothing"
+    ),
+    "maxlogit": Entry("oodbench.detectors.maxlogit:MaxLogit", "Minus the largest logit", "Hendrycks et al. 2022", "nothing"),
+    "energy": Entry("oodbench.detectors.energy:Energy", "Free energy of the logits", "Liu et al. 2020", "nothing"),
+    "entropy": Entry("oodbench.detectors.entropy:Entropy", "Entropy of the softmax", "Lakshminarayanan et al. 2017", "nothing"),
+    "klm": Entry(
+        "oodbench.detectors.klm:KLMatching",
+        "KL divergence of the softmax from the nearest class's typical softmax",
+        "Hendrycks et al. 2022",
+        "held-out training images",
+    ),
+    # From the penultimate features.
+    "knn": Entry(
+        "oodbench.detectors.knn:KNN",
+        "Distance to the k-th nearest normalised training feature",
+        "Sun et al. 2022",
+        "training images",
+    ),
+    "vim": Entry(
+        "oodbench.detectors.vim:ViM",
+        "Virtual logit of the residual outside the principal subspace, against energy",
+        "Wang et al. 2022",
+        "training images",
+    ),
+    "react": Entry(
+        "oodbench.detectors.react:ReAct", "Energy of clipped features", "Sun et al. 2021", "held-out training images"
+    ),
+    "ash": Entry("oodbench.detectors.ash:ASH", "Energy of pruned and binarised features", "Djurisic et al. 2023", "nothing"),
+    "scale": Entry("oodbench.detectors.scale:Scale", "Energy of scaled features", "Xu et al. 2024", "nothing"),
+    "rmd": Entry(
+        "oodbench.detectors.rmd:RelativeMahalanobis",
+        "Mahalanobis distance to the nearest class, less that to the whole training set",
+        "Ren et al. 2021",
+        "labelled training images",
+    ),
+    "she": Entry(
+        "oodbench.detectors.she:SHE",
+        "Inner product with the stored pattern of the predicted class",
+        "Zhang et al. 2023",
+        "labelled training images",
+    ),
+    "gradnorm": Entry(
+        "oodbench.detectors.gradnorm:GradNorm",
+        "Norm of the last layer's gradient of KL to uniform, in closed form",
+        "Huang et al. 2021",
+        "nothing",
+    ),
+    "mahalanobis-v": Entry(
+        "oodbench.detectors.mahalanobis:MahalanobisV",
+        "Mahalanobis distance at the penultimate features",
+        "Lee et al. 2018",
+        "labelled training images",
+    ),
+    # From several layers, or from a step on the input.
+    "odin": Entry(
+        "oodbench.detectors.odin:ODIN",
+        "Softmax at high temperature after a step on the input",
+        "Liang et al. 2018",
+        "nothing; a validation shift",
+    ),
+    "mahalanobis-p": Entry(
+        "oodbench.detectors.mahalanobis:MahalanobisP",
+        "Mahalanobis distance at the penultimate features after a step on the input",
+        "Lee et al. 2018",
+        "labelled training images; a validation shift",
+    ),
+    "mahalanobis-fe": Entry(
+        "oodbench.detectors.mahalanobis:MahalanobisFE",
+        "Mahalanobis distances at all layers",
+        "Lee et al. 2018",
+        "labelled training images; a validation shift",
+    ),
+    "mahalanobis-pfe": Entry(
+        "oodbench.detectors.mahalanobis:MahalanobisPFE",
+        "Mahalanobis distances at all layers after a step on the input",
+        "Lee et al. 2018",
+        "labelled training images; a validation shift",
+    ),
+    # The control.
+    "pixels": Entry(
+        "oodbench.detectors.pixels:Pixels",
+        "Control: cheap statistics of the image, never the network",
+        "Hasler & Süsstrunk 2003",
+        "held-out training images; a validation shift",
     ),
 }

@@ -1,0 +1,100 @@
+"""Class means and covariances of a stream of features, and the Mahalanobis distances that come of them; all in float64."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.errors import BadData, Unsuitable
+from oodbench.probe import Probe
+
+
+def labels_of(probe: Probe) -> Tensor:
+    """The training labels (N,). Raises Unsuitable where there are none, BadData where the network lacks a class."""
+    if probe.labels is None:
+        raise Unsuitable("needs the labels of the training images; give labels, or a training set that has them")
+    classes = probe.logits.shape[1]
+    if len(probe.labels) and not 0 <= int(probe.labels.min()) <= int(probe.labels.max()) < classes:
+        raise BadData(
+            f"training labels lie in [{int(probe.labels.min())}, {int(probe.labels.max())}], {probe.classifier.name} has"
+            f" {classes} classes; train a network on this set"
+        )
+    return probe.labels
+
+
+class ClassMeans:
+    """Sums of values (d,) by class, streamed."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.count: Tensor | float = 0.0  # (classes,)
+        self.sum: Tensor | float = 0.0  # (classes, d)
+
+    def add(self, values: Tensor, classes: Tensor) -> None:
+        """Values (n, d) of classes (n,)."""
+        # A product with one-hot rows, for index_add is not deterministic on CUDA.
+        one_hot = F.one_hot(classes, self.classes).double()  # (n, classes)
+        self.count = self.count + one_hot.sum(0)
+        self.sum = self.sum + one_hot.T @ values.double()
+
+    def means(self, otherwise: Tensor) -> Tensor:
+        """(classes, d): the mean of each class, the row of ``otherwise`` (classes, d) for a class without any."""
+        count = torch.as_tensor(self.count)[:, None]
+        return torch.where(count > 0, self.sum / count.clamp_min(1), otherwise)
+
+    def mean(self) -> Tensor:
+        """(d,): the mean over all classes."""
+        return torch.as_tensor(self.sum).sum(0) / torch.as_tensor(self.count).sum()
+
+
+class ClassMoments:
+    """Class means and the covariances about them, streamed; no feature is kept.
+
+    Everything is taken relative to the first batch's mean, so that a large mean costs no digits.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._shift: Tensor | None = None  # (d,)
+        self._sums = ClassMeans(classes)
+        self._scatter: Tensor | float = 0.0  # (d, d)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Features (n, d) of labels (n,)."""
+        if not len(features):
+            return
+        features = features.double()
+        if self._shift is None:
+            self._shift = features.mean(0)
+        shifted = features - self._shift
+        self._sums.add(shifted, labels)
+        self._scatter = self._scatter + shifted.T @ shifted
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Class means (C, d) of the C classes that occur, their tied covariance (d, d), the mean (d,), the covariance (d, d).
+
+        Raises Unsuitable where no feature came.
+        """
+        if self._shift is None:
+            raise Unsuitable("saw no training image to fit on; give more training images")
+        count, total = torch.as_tensor(self._sums.count), torch.as_tensor(self._sums.sum)
+        present = count > 0
+        count, means = count[present], total[present] / count[present, None]
+        mean = total.sum(0) / count.sum()
+        second = self._scatter / count.sum()
+        tied = second - (means * (count / count.sum())[:, None]).T @ means
+        return self._shift + means, tied, self._shift + mean, second - torch.outer(mean, mean)
+
+
+def whitening(covariance: Tensor) -> Tensor:
+    """W (r, d) with WᵀW the pseudo-inverse of a covariance (d, d) of rank r: ‖W x‖² is a Mahalanobis distance.
+
+    Directions without variance are left out, by the usual cut for a pseudo-inverse: d·eps of the largest eigenvalue.
+    """
+    values, vectors = torch.linalg.eigh(covariance)  # ascending
+    keep = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    return (vectors[:, keep] / values[keep].sqrt()).T.contiguous()
+
+
+def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """‖point − centre‖² of (N, r) and (C, r): (N, C), by a matrix product and never through (N, C, r) or (N, N)."""
+    squares = points.square().sum(1, keepdim=True) + centres.square().sum(1)  # (N, C)
+    return (squares - 2 * points @ centres.T).clamp_min(0)

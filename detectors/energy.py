@@ -1,0 +1,25 @@
+"""Energy (Liu, Wang, Owens and Li, NeurIPS 2020, arXiv 2010.03759)."""
+
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.detectors import _head
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+
+
+class Energy(Detector):
+    """Free energy: −T·log Σ_c exp(z_c / T); T = 1 as in the paper's post-hoc use.
+
+    logits (N, classes) -> (N,)
+    """
+
+    signals = ("logits",)
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if temperature <= 0:
+            raise UsageError(f"energy: temperature = {temperature}; give one above 0")
+        self.temperature = temperature
+
+    def statistics(self, probe: Probe) -> Tensor:
+        return _head.energy(probe.logits, self.temperature)

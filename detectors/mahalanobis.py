@@ -1,0 +1,133 @@
+"""Mahalanobis distances at the layers of a network (Lee, Lee, Lee and Shin, NeurIPS 2018, arXiv 1807.03888).
+
+The four variants of the paper's Table 1: V penultimate features as they are, P after a step on the input, FE a feature
+ensemble over all layers, P+FE both.
+"""
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.detectors._moments import ClassMoments, labels_of, squared_distances, whitening
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+
+EPSILONS = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
+
+
+class Mahalanobis(Detector):
+    """Base of the variants: the distance to the nearest class at each layer it reads.
+
+    At layer l with features f (N, d), averaged over space, class means μ_c on the training images and one precision P,
+    the pseudo-inverse of the empirical covariance of class-centred features:
+
+        score_l = min_c ½ (f − μ_c)ᵀ P (f − μ_c)
+
+    With a step, x̃ = x − ε·sign(∇_x score_l(x)): towards the nearest mean *at that layer*, ε in pixel units of [0, 1],
+    not clipped, and score_l is taken at x̃; all ε share one backward pass a layer.
+
+    layers [(N, d_l)] -> (N, settings·layers), float64. P is kept as W with P = WᵀW: distances are Euclidean after W.
+    """
+
+    layered: ClassVar[bool] = False  # all layers, fitted without the held-out tenth, which standardises them
+
+    _moments: list[ClassMoments] | None = None
+    offset_: list[Tensor]  # (d_l,): the mean, taken off first so that no digits are lost
+    whitening_: list[Tensor]  # W: (rank, d_l)
+    centres_: list[Tensor]  # W (μ_c − offset): (C, rank)
+
+    def features(self, probe: Probe) -> list[Tensor]:
+        """The features (N, d_l) of each layer this variant reads."""
+        return probe.layers if self.layered else [probe.features]
+
+    def observe(self, probe: Probe) -> None:
+        labels, layers = labels_of(probe), self.features(probe)
+        if self._moments is None:
+            self._moments = [ClassMoments(probe.logits.shape[1]) for _ in layers]
+        fitted = ~probe.held_out if self.layered else slice(None)
+        for moments, features in zip(self._moments, layers, strict=True):
+            moments.add(features[fitted], labels[fitted])
+
+    def finish(self) -> None:
+        gathered, self._moments = self._moments or [], None
+        offset, whiten, centres = [], [], []
+        for moments in gathered:
+            means, tied, mean, _ = moments.moments()
+            offset.append(mean)
+            whiten.append(whitening(tied))
+            centres.append((means - mean) @ whiten[-1].T)
+        self.offset_, self.whitening_, self.centres_ = offset, whiten, centres
+
+    def distance(self, probe: Probe, layer: int) -> Tensor:
+        """min_c ½ (f − μ_c)ᵀ P (f − μ_c) at one layer: (N,)."""
+        features = self.features(probe)[layer].double()
+        white = (features - self.offset_[layer]) @ self.whitening_[layer].T
+        return squared_distances(white, self.centres_[layer]).min(1).values / 2
+
+    def statistics(self, probe: Probe) -> Tensor:
+        columns = []
+        for setting in self.settings:
+            for layer in range(len(self.whitening_)):
+                distance = partial(self.distance, layer=layer)
+                stepped = probe.perturbed(setting.get("epsilon", 0.0), distance, key=("mahalanobis", id(self), layer))
+                columns.append(distance(stepped))
+        return torch.stack(columns, 1)
+
+
+class MahalanobisV(Mahalanobis):
+    """V: the distance at the penultimate features, no step. -> (N, 1)"""
+
+    signals = ("logits", "features")
+
+
+class MahalanobisP(Mahalanobis):
+    """P: the distance at the penultimate features after a step on the input. -> (N, settings)
+
+    ε is chosen on a validation shift where one may be learnt from; else the paper gives none, and it is .0014, ODIN's.
+    """
+
+    signals = ("logits", "features", "input_gradient")
+    grid = tuple({"epsilon": e} for e in EPSILONS)
+    shift_head = "choose"
+
+    def __init__(self, epsilon: float = 0.0014) -> None:
+        self.epsilon = _checked(epsilon)
+
+
+class MahalanobisFE(Mahalanobis):
+    """FE: the distances at all layers, no step. -> (N, layers)
+
+    A logistic regression weighs them where a shift may be learnt from; else the paper gives no weights, and they are
+    standardised on held-out in-distribution images and summed.
+    """
+
+    layered = True
+    signals = ("logits", "layers")
+    unsupervised_head = "standardised-sum"
+    shift_head = "logistic"
+
+
+class MahalanobisPFE(Mahalanobis):
+    """P+FE: the distances at all layers, each after its own step on the input. -> (N, settings·layers)
+
+    ε and the weights are learnt from a validation shift where one may be; else ε = .0014, and the layers are
+    standardised on held-out in-distribution images and summed, for the paper gives neither.
+    """
+
+    layered = True
+    signals = ("logits", "layers", "input_gradient")
+    grid = tuple({"epsilon": e} for e in EPSILONS)
+    unsupervised_head = "standardised-sum"
+    shift_head = "choose-logistic"
+
+    def __init__(self, epsilon: float = 0.0014) -> None:
+        self.epsilon = _checked(epsilon)
+
+
+def _checked(epsilon: float) -> float:
+    if epsilon < 0:
+        raise UsageError(f"mahalanobis: epsilon = {epsilon}; give one of at least 0, in pixel units of [0, 1]")
+    return epsilon

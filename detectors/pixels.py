@@ -1,0 +1,44 @@
+"""The control: how far cheap statistics of the image go without any network.
+
+Where it scores high, the shift shows in a cue that any detector can pick up.
+"""
+
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.errors import Unsuitable
+from oodbench.probe import Probe
+
+
+class Pixels(Detector):
+    """Nine statistics of an RGB image, in pixel units of [0, 1]; grey images count as three equal channels.
+
+    Channel means (3) and standard deviations (3); colourfulness √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb) with
+    rg = R − G and yb = (R + G)/2 − B (Hasler and Süsstrunk, Measuring colourfulness in natural images, SPIE 2003);
+    gradient energy, the mean squared difference of neighbouring pixels of the grey image; the fraction of values that
+    an 8-bit image stores as 0 or 255.
+
+    The score is the Mahalanobis distance to held-out training images, or the log-odds of a logistic regression where a
+    shift may be learnt from.
+
+    images (N, 3, H, W) or (N, 1, H, W) -> (N, 9), float64
+    """
+
+    signals = ("images",)
+    unsupervised_head = "mahalanobis"
+    shift_head = "logistic"
+
+    def statistics(self, probe: Probe) -> Tensor:
+        if probe.images.shape[1] not in (1, 3):
+            raise Unsuitable(f"reads grey or RGB images, not {probe.images.shape[1]} channels; leave it out")
+        images = probe.images.double().expand(-1, 3, -1, -1)
+        red, green, blue = images.unbind(1)  # (N, H, W) each
+        means, stds = images.mean((2, 3)), images.std((2, 3), correction=0)  # (N, 3)
+        opponents = torch.stack([red - green, (red + green) / 2 - blue], 1)  # (N, 2, H, W)
+        colourfulness = opponents.std((2, 3), correction=0).norm(dim=1) + 0.3 * opponents.mean((2, 3)).norm(dim=1)
+        grey = images.mean(1)
+        gradient = grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
+        step = 1 / 255
+        saturated = ((images < step / 2) | (images > 1 - step / 2)).double().mean((1, 2, 3))
+        return torch.cat([means, stds, torch.stack([colourfulness, gradient, saturated], 1)], 1)
