@@ -1,0 +1,267 @@
+"""The command line. It imports torch and pandas only where a network runs or a table is made, so that it answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from oodbench import __version__
+from oodbench.errors import OodbenchError, UsageError, reason
+
+app = typer.Typer(
+    help="How well does a detector know that a network does not know?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
+Data = Annotated[Path | None, typer.Option(help="Data root; by default $OODBENCH_DATA, or the user's cache folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or a TOML file.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="Instead of the suite's model.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
+    detector: Annotated[list[str], typer.Option(help="Only these; repeat for several.")] = [],  # noqa: B006
+    param: Annotated[list[str], typer.Option(metavar="D.NAME=VALUE", help="A hyper-parameter: knn.k=10.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(help="Only these sets; repeat for several.")] = [],  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift; repeat for both.")] = [],  # noqa: B006
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. A run there is resumed.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode sets too large for memory.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of splits, limits and generated sets.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each test set.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that lies there, and start over.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a cell was skipped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Run every detector of a suite against every set of it, and print the leaderboard.
+
+    The last line is the run folder. Exits with 1 where a cell failed.
+    """
+    from oodbench.suite import load_suite
+
+    chosen = load_suite(suite)
+    detectors = (detector or chosen.detectors if plugin else detector) + _add_plugins(plugin)
+    options: dict[str, Any] = {
+        "model": model,
+        "detectors": detectors,
+        "parameters": _parameters(param),
+        "datasets": dataset,
+        "protocols": protocol,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    _check_names(detectors or chosen.detectors)
+    from oodbench import engine
+    from oodbench.progress import terminal_progress
+
+    if dry_run:
+        for line in engine.plan(engine.customised(chosen, **options), data=data, out=out, limit=limit):
+            print(line)
+        return
+    with terminal_progress() as progress:
+        folder = engine.run(
+            chosen,
+            **options,
+            weights=weights,
+            data=data,
+            out=out,
+            device=device,
+            workers=workers,
+            limit=limit,
+            fresh=fresh,
+            progress=progress,
+        )
+    frame = folder.frame()
+    _print_table([folder], frame)
+    print(folder.path)
+    counts = frame["status"].value_counts()
+    if counts.get("failed") or (strict and counts.get("skipped")):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_names(
+    family: Annotated[Literal["detectors", "datasets", "models", "suites"], typer.Argument()],
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Import each, and show what fails.")] = False,
+    debug: Debug = False,
+) -> None:
+    """What there is, ours and other packages'. Imports none of it, unless asked to check."""
+    if family == "suites":
+        from oodbench.suite import load_suite, suite_names
+
+        rows: list[dict[str, Any]] = [{"name": name, "summary": load_suite(name).title} for name in suite_names()]
+    else:
+        from oodbench import registry
+
+        found = registry.records(family).values()
+        rows = []
+        for record in (registry.check(r) for r in found) if check else found:
+            row = {"name": record.name, "summary": record.summary}
+            if family == "detectors":
+                row |= {"learns_from": record.learns_from}
+            row |= {"paper" if family == "detectors" else "source": record.source, "class": record.target}
+            row |= {"distribution": record.distribution, "version": record.version, "error": record.error}
+            rows.append(row)
+            if _debug and record.traceback:
+                print(record.traceback, file=sys.stderr)
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        _print_rows(rows)
+    if check and any(row.get("error") for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    format: Annotated[
+        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold a row a cell.")
+    ] = "table",
+    out: Annotated[Path | None, typer.Option(help="A file instead of standard output.")] = None,
+    debug: Debug = False,
+) -> None:
+    """The leaderboard of one or more runs."""
+    import pandas as pd
+
+    from oodbench import state
+    from oodbench.leaderboard.table import render
+    from oodbench.results import RunFolder
+
+    folders = [RunFolder.existing(path) for path in runs]
+    frame = pd.concat([folder.frame() for folder in folders], ignore_index=True)
+    if format == "table" and out is None:
+        _print_table(folders, frame)
+        return
+    text = render(frame, format)
+    if out is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+    else:
+        state.write_atomically(out, text.encode())
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A name of `oodbench list models`.")],
+    dataset: Annotated[str, typer.Option(help="A set with labels and a train split.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go, safetensors.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    data: Data = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train a model; a killed training goes on where it stopped. The last line is the file."""
+    from oodbench.datasets.load import load_dataset
+    from oodbench.models import train as training
+
+    training.train(
+        model,
+        load_dataset(dataset, data=data, split="train", size=size),
+        out=out,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=learning_rate,
+        device=device,
+        seed=seed,
+    )
+    print(out)
+
+
+def _add_plugins(targets: list[str]) -> list[str]:
+    from oodbench import registry
+
+    if targets:
+        sys.path.append(str(Path.cwd()))  # last: a folder of the user's must not hide an installed package
+    return [registry.add_plugin(target) for target in targets]
+
+
+def _check_names(detectors: list[str]) -> None:
+    """A misspelt name is said before torch is imported."""
+    from oodbench import registry
+
+    for name in detectors:
+        registry.find("detectors", name)
+
+
+def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``knn.k=10`` -> {"knn": {"k": 10}}; a value that is no JSON stays text."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        detector, dot, parameter = name.rpartition(".")
+        if not (equals and dot and detector and parameter):
+            raise UsageError(f"--param takes DETECTOR.NAME=VALUE, not '{text}'")
+        try:
+            found.setdefault(detector, {})[parameter] = json.loads(value)
+        except ValueError:
+            found.setdefault(detector, {})[parameter] = value
+    return found
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """Columns that have something in them, aligned."""
+    from tabulate import tabulate
+
+    columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
+    print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
+
+
+def _print_table(folders: list[Any], frame: Any) -> None:
+    import shutil
+
+    from oodbench.leaderboard.table import render
+
+    print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns))
+    if subsets := sorted({line for folder in folders for line in folder.subsets()}):
+        print("Parts of official sets, so figures are not those of the whole sets:")
+        for line in subsets:
+            print(f"  {line}")
+
+
+def main() -> None:
+    """The console script: one line for what the user can mend, a traceback only with ``--debug``."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if _debug:
+            raise
+        hint = "" if isinstance(error, OodbenchError) else " (--debug shows where)"
+        print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)
