@@ -1,0 +1,273 @@
+"""How well scores part anomalous from in-distribution images, from ranks alone.
+
+Everywhere: positive = anomalous (``out``), a higher score = more anomalous, and a threshold t *accepts* a sample as
+in-distribution iff its score is <= t. All figures are fractions in [0, 1] and depend on the order of scores only, so
+1e300 is as good a score as 0.3; no score goes through a sigmoid, where large ones would tie.
+
+The field's tools disagree on three of these figures, so compare across tools with care:
+
+- AUPR: step-wise here, as scikit-learn's ``average_precision_score``; OpenOOD and pytorch-ood interpolate the curve
+  by trapezoids, which is optimistic (Davis & Goadrich 2006).
+- FPR95: at the threshold that accepts 95 % of in-distribution samples here (Hendrycks & Gimpel 2017, Liang et al.
+  2018); OpenOOD and pytorch-ood take the anomalous side as the positive class and fix 95 % of that.
+- Detection error: with both sides weighted alike (Liang et al. 2018, Lee et al. 2018); some weigh by prevalence.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oodbench.errors import BadData
+
+REPLICATES = 1000  # of the clustered bootstrap
+CHUNK_ELEMENTS = 2**19  # replicates x samples held at once: some megabytes, which is also fastest
+NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
+TAIL = 0.025  # what a 95 % interval leaves out on each side
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one detector reaches on one in-distribution set (n scores) against one anomalous set (m scores).
+
+    Attributes:
+        auroc: P(anomalous > in-distribution) + P(equal) / 2 over all n·m pairs: the Mann-Whitney statistic.
+        auroc_low, auroc_high: its 95 % interval (see ``evaluate``).
+        aupr_out: average precision of the anomalous class, Σ (recall_k − recall_{k−1}) · precision_k over distinct
+            thresholds; without skill it is m / (n + m).
+        aupr_in: the same of the in-distribution class, on negated scores; without skill n / (n + m).
+        fpr95: the share of anomalies accepted at the threshold that accepts 95 % of in-distribution samples
+            (see ``fpr95``). 1 − fpr95 is what Lee et al. 2018 call TNR at 95 % TPR.
+        detection_accuracy: ½ max over thresholds of (TPR + TNR), a threshold that accepts nothing included.
+        detection_error: 1 − detection_accuracy = min ½ (FNR + FPR).
+        detection_error_weighted: min over thresholds of (FN + FP) / (n + m): the share of all n + m samples that the
+            best threshold gets wrong, which depends on how many of each side there are.
+    """
+
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    aupr_out: float
+    aupr_in: float
+    fpr95: float
+    detection_accuracy: float
+    detection_error: float
+    detection_error_weighted: float
+
+
+def evaluate(
+    in_scores: Any,
+    out_scores: Any,
+    *,
+    in_clusters: Any = None,
+    out_clusters: Any = None,
+    seed: int = 0,
+) -> Metrics:
+    """All figures for scores of in-distribution (n,) and of anomalous samples (m,), higher = more anomalous.
+
+    The interval of AUROC is DeLong's (1988) on the logit scale, where it cannot leave [0, 1] and covers better than the
+    symmetric one near 1 (Pepe 2003). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each
+    sample was made from, samples are not independent and it is a percentile bootstrap that draws base images with
+    replacement, all copies of one together (1000 replicates, seeded); equal ids on both sides are one image.
+
+    Where all pairs agree (AUROC is 0 or 1, or all scores tie) both would be an interval without width; it then reaches
+    as far as the number of independent pairs allows: AUROC 1 of 1000 samples a side has [.9963, 1]. Where they disagree
+    and there is but one independent pair (a single sample or base image on one side), nothing is known: [0, 1].
+
+    Raises BadData for an empty side, scores that are not one-dimensional, or NaN or infinity among them. Infinity could
+    be ranked, but comes from an overflow that ties what it should rank.
+    """
+    inside, outside = _checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")
+    counts = _count(inside, outside)
+    area = _area(counts)
+    n, m = len(inside), len(outside)
+    clusters = _clusters(in_clusters, out_clusters, n, m)
+    pairs = clusters.independent_pairs if clusters else min(n, m)
+    if area in (0, 1) or len(counts.inside) == 1:
+        low, high = _exact_interval(area, pairs)
+    elif pairs < 2:
+        low, high = 0.0, 1.0
+    elif clusters:
+        low, high = _percentile_interval(bootstrap_auroc(inside, outside, clusters, seed), area)
+    else:
+        low, high = _delong_interval(counts, area)
+    accepted_in, accepted_out = counts.inside.cumsum(), counts.outside.cumsum()
+    rejected_out = m - accepted_out + counts.outside  # as anomalous: score >= value
+    rejected_in = n - accepted_in + counts.inside
+    # The largest of these is never below that of the threshold that accepts everything: 1/2.
+    accuracy = float((accepted_in / n + (m - accepted_out) / m).max() / 2)
+    return Metrics(
+        auroc=area,
+        auroc_low=low,
+        auroc_high=high,
+        aupr_out=float(counts.outside @ (rejected_out / (rejected_out + rejected_in)) / m),
+        aupr_in=float(counts.inside @ (accepted_in / (accepted_in + accepted_out)) / n),
+        fpr95=_fpr95(inside, outside),
+        detection_accuracy=accuracy,
+        detection_error=1 - accuracy,
+        detection_error_weighted=min(n, int((accepted_out + n - accepted_in).min())) / (n + m),
+    )
+
+
+def auroc(in_scores: Any, out_scores: Any) -> float:
+    """Area under the ROC curve of scores (n,) and (m,): the share of pairs in order, ties counting half."""
+    return _area(_count(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")))
+
+
+def fpr95(in_scores: Any, out_scores: Any) -> float:
+    """The share of anomalies (m,) accepted while 95 % of in-distribution samples (n,) are.
+
+    The threshold is the smallest in-distribution score t such that at least 95 % of in-distribution scores are <= t:
+    the k-th smallest, k = ⌈.95 n⌉, in whole numbers, not interpolated. An anomaly is accepted iff its score is <= t, so
+    one that ties with the threshold is accepted, as the in-distribution samples there are.
+    """
+    return _fpr95(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous"))
+
+
+def _fpr95(inside: np.ndarray, outside: np.ndarray) -> float:
+    place = -(-95 * len(inside) // 100) - 1
+    return float((outside <= np.partition(inside, place)[place]).mean())
+
+
+class _Counts(NamedTuple):
+    """How many samples of each side have each distinct score, ascending: int64 (U,) each."""
+
+    inside: np.ndarray
+    outside: np.ndarray
+
+
+def _count(inside: np.ndarray, outside: np.ndarray) -> _Counts:
+    """One sort, on which all but FPR95 stands."""
+    scores = np.concatenate([inside, outside])
+    order = np.argsort(scores)
+    ascending = scores[order]
+    last = np.flatnonzero(np.append(ascending[1:] != ascending[:-1], True))  # the last place of each distinct score
+    up_to = np.cumsum(order < len(inside), dtype=np.int64)[last]
+    both = np.diff(last, prepend=-1)
+    only_inside = np.diff(up_to, prepend=0)
+    return _Counts(only_inside, both - only_inside)
+
+
+def _area(counts: _Counts) -> float:
+    below = 2 * counts.inside.cumsum() - counts.inside  # twice the in-distribution samples below, ties half: whole
+    return float((below @ counts.outside) / (2 * counts.inside.sum() * counts.outside.sum()))
+
+
+def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
+    """95 % interval after DeLong et al. 1988, in O(n log n) through midranks (Sun & Xu 2014), on the logit scale.
+
+    The structural component of an anomalous sample is the share of in-distribution samples below it, that of an
+    in-distribution sample the share of anomalous ones above it; the variance of AUROC is the sum of their variances,
+    each over its number of samples.
+    """
+    n, m = int(counts.inside.sum()), int(counts.outside.sum())
+    of_outside = (counts.inside.cumsum() - counts.inside / 2) / n
+    of_inside = 1 - (counts.outside.cumsum() - counts.outside / 2) / m
+    variance = counts.outside @ (of_outside - area) ** 2 / (m - 1) / m + counts.inside @ (of_inside - area) ** 2 / (n - 1) / n
+    centre, reach = np.log(area / (1 - area)), NORMAL_975 * np.sqrt(variance) / (area * (1 - area))
+    low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))
+    return float(low), float(high)
+
+
+def _exact_interval(area: float, pairs: int) -> tuple[float, float]:
+    """Where all pairs agree, so that no spread can be estimated.
+
+    ``pairs`` of them are independent; were another outcome more probable than ``other``, they would all agree in less
+    than 2.5 % of cases.
+    """
+    other = 1 - TAIL ** (1 / pairs) if pairs else 1.0
+    return area * (1 - other), area + (1 - area) * other
+
+
+class Clusters(NamedTuple):
+    """Base images, numbered from 0 so that those on one side only come first: in, then out, then the shared ones.
+
+    Each of these strata is drawn from apart: both sides keep their number of base images, and neither is ever empty.
+    """
+
+    inside: np.ndarray  # int64 (n,), the number of each sample's base image
+    outside: np.ndarray  # int64 (m,)
+    strata: tuple[int, int, int]  # base images on the in-distribution side only, on the anomalous side only, on both
+
+    @property
+    def independent_pairs(self) -> int:
+        """How many (in, out) pairs can be formed so that no base image has a part in two, nor on both sides of one."""
+        only_in, only_out, shared = self.strata
+        return min(only_in + shared, only_out + shared, sum(self.strata) // 2)
+
+
+def _clusters(in_ids: Any, out_ids: Any, n: int, m: int) -> Clusters | None:
+    """Numbered clusters from ids of any kind (n,), (m,); None where neither is given."""
+    if in_ids is None and out_ids is None:
+        return None
+    sides = []
+    for ids, size, side in ((in_ids, n, "in-distribution"), (out_ids, m, "anomalous")):
+        shape = () if ids is None else np.shape(ids)
+        if shape != (size,):
+            given = "no base-image ids" if ids is None else f"base-image ids of shape {shape}"
+            raise BadData(f"{given} for {size} {side} scores; give one a score on both sides, or none at all")
+        sides.append(np.asarray(ids))
+    ids, cluster = np.unique(np.concatenate(sides), return_inverse=True)
+    has_in, has_out = np.zeros((2, len(ids)), dtype=bool)
+    has_in[cluster[:n]] = has_out[cluster[n:]] = True
+    stratum = np.where(has_in & has_out, 2, np.where(has_out, 1, 0))
+    number = np.empty(len(ids), dtype=np.int64)
+    number[np.argsort(stratum, kind="stable")] = np.arange(len(ids))
+    only_in, only_out, shared = np.bincount(stratum, minlength=3).tolist()
+    return Clusters(number[cluster[:n]], number[cluster[n:]], (only_in, only_out, shared))
+
+
+def bootstrap_auroc(
+    inside: np.ndarray, outside: np.ndarray, clusters: Clusters, seed: int, replicates: int = REPLICATES
+) -> np.ndarray:
+    """AUROC (replicates,) of resampled clusters, each sample weighted by how often its cluster was drawn.
+
+    A replicate draws for each place of a stratum one of that stratum's clusters. One sort serves all replicates.
+    """
+    ends = np.repeat(np.cumsum(clusters.strata), clusters.strata)  # (C,) of each cluster's stratum
+    starts = ends - np.repeat(clusters.strata, clusters.strata)
+    order = np.argsort(inside)
+    below, up_to = (np.searchsorted(inside[order], outside, side) for side in ("left", "right"))
+    random = np.random.default_rng(seed)
+    found = np.empty(replicates)
+    step = max(1, CHUNK_ELEMENTS // (len(inside) + len(outside)))
+    for first in range(0, replicates, step):
+        rows = min(step, replicates - first)
+        drawn = random.integers(starts, ends, size=(rows, len(ends)))
+        drawn += np.arange(rows)[:, None] * len(ends)
+        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # (R, C)
+        passed = np.zeros((rows, len(inside) + 1))
+        np.cumsum(weights[:, clusters.inside[order]], axis=1, out=passed[:, 1:])  # weight of the j lowest
+        out_weights = weights[:, clusters.outside].astype(float)  # (R, m)
+        twice = np.einsum("rm,rm->r", passed[:, below] + passed[:, up_to], out_weights)
+        found[first : first + rows] = twice / (2 * passed[:, -1] * out_weights.sum(1))
+    return found
+
+
+def _percentile_interval(replicates: np.ndarray, area: float) -> tuple[float, float]:
+    """The middle 95 % of replicates, and the estimate with it.
+
+    An image drawn twice weighs up the pairs of its own copies; where these alone decide (a shift so mild that it moves
+    all scores alike), all replicates lie on one side of the estimate.
+    """
+    low, high = np.quantile(replicates, [TAIL, 1 - TAIL])
+    return min(float(low), area), max(float(high), area)
+
+
+def _checked(scores: Any, side: str) -> np.ndarray:
+    """float64 (n,), or BadData."""
+    try:
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadData(f"{side} scores are not an array of numbers ({error}); give one number a sample") from error
+    if values.ndim != 1:
+        raise BadData(f"{side} scores have shape {values.shape}; give one score a sample, shape (n,)")
+    if len(values) == 0:
+        raise BadData(f"there are no {side} scores; AUROC needs at least one sample on each side")
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise BadData(
+            f"{len(values) - finite.sum()} of {len(values)} {side} scores are not finite (NaN or infinity), the first in"
+            f" place {int(np.argmin(finite))}; mend the detector that gave them"
+        )
+    return values
