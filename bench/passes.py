@@ -5,6 +5,7 @@ Memory does not grow with the number of images, but for what a detector keeps an
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def batches(
             stored = stored.to(device)
         source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
     else:
+        assert isinstance(images, ImageSet)
         loader = torch.utils.data.DataLoader(
             _Batches(images, pieces), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
         )
@@ -56,10 +58,10 @@ def batches(
         yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
 
 
-class _Batches(torch.utils.data.Dataset):
+class _Batches(torch.utils.data.Dataset[Tensor]):
     """Whole batches of a set that decodes on demand, for a DataLoader's workers."""
 
-    def __init__(self, images: ImageSet, pieces: list[np.ndarray]) -> None:
+    def __init__(self, images: ImageSet, pieces: Sequence[np.ndarray]) -> None:
         self._images, self._pieces = images, pieces
 
     def __len__(self) -> int:
@@ -181,10 +183,10 @@ def synchronise(device: torch.device) -> None:
 def fit(
     detector: Detector,
     classifier: Classifier | None,
-    images: Tensor,
+    images: Tensor | ImageSet | np.ndarray,
     labels: Tensor | None,
     *,
-    shift_images: Tensor | None,
+    shift_images: Tensor | ImageSet | np.ndarray | None,
     batch_size: int,
     seed: int,
 ) -> None:
@@ -199,10 +201,12 @@ def fit(
     detector.check(classifier)
     held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
     if detector.observes:
-        observe([detector], classifier, images, labels, held_out, batch_size)
+        with _explained(classifier, images):
+            observe([detector], classifier, images, labels, held_out, batch_size)
 
     def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
-        return statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
+        with _explained(classifier, source):
+            return statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
 
     head = HEADS[detector.unsupervised_head]()
     if shift_images is not None:
@@ -220,11 +224,26 @@ def fit(
     detector.head = head
 
 
-def score(detector: Detector, classifier: Classifier | None, images: Tensor, *, batch_size: int) -> np.ndarray:
+def score(
+    detector: Detector, classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
+) -> np.ndarray:
     """``Detector.score``: one pass at the head's setting."""
     images = as_images(images)
     detector.require_fitted()
     head = detector.head
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
     pieces = pieces_of(np.arange(len(images)), batch_size)
-    return head.score(statistics({detector: [setting]}, classifier, images, pieces)[0][detector])
+    with _explained(classifier, images):
+        found = statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
+    return head.score(found)
+
+
+@contextmanager
+def _explained(classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
+    """Where the network does not take these images, say that in one line instead of what its layers say."""
+    try:
+        yield
+    except RuntimeError:
+        if classifier is not None:
+            classifier.check(images.read([0]) if isinstance(images, ImageSet) else images[:1])
+        raise
