@@ -204,7 +204,7 @@ class _Run:
 
             self.progress.stage(f"loading {self.suite.model}")
             self.classifier = load_model(
-                self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=self.progress
+                self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=False
             )
             self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
             self.device = device

@@ -1,0 +1,42 @@
+"""Latency of every detector on one batch, beside the bare forward pass: ``make bench``."""
+
+import pytest
+import torch
+
+import oodbench
+from oodbench import registry
+from oodbench.probe import Probe
+
+DETECTORS = [name for name, record in registry.records("detectors").items() if record.distribution == "oodbench"]
+BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    with pytest.warns(UserWarning, match="random"):
+        return oodbench.load_model("resnet18")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.benchmark(group="one batch of 32, ResNet-18")
+def test_bare_forward(benchmark, classifier, images):
+    with torch.inference_mode():
+        assert benchmark(classifier, images).shape == (BATCH, 10)
+
+
+@pytest.mark.benchmark(group="one batch of 32, ResNet-18")
+@pytest.mark.parametrize("name", DETECTORS)
+def test_latency(benchmark, classifier, images, name):
+    detector = oodbench.load_detector(name)
+    detector.fit(classifier, torch.rand(128, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(128) % 10)
+
+    def statistics():
+        probe = Probe(classifier, images, detector.declared_signals)
+        with probe.mode():
+            return detector.grouped_statistics(probe)
+
+    assert len(benchmark(statistics)) == BATCH
