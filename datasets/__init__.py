@@ -1,3 +1,75 @@
-"""."""
+"""The data sets: one family, one file. This table is their table of contents.
 
-TABLE = {}
+Each name stands for a loader, ``loader(root: Path, split: str) -> ImageSet``, ours and third parties' alike (entry-point
+group ``oodbench.datasets``). It gives images as they are, grey or RGB, in their own size: a uint8 tensor (N, C, H, W), or
+an indexable (``oodbench.image_set.Images``) that decodes on demand; where sizes vary its ``shape`` is (N, C, 0, 0) and it
+is asked for one image at a time. It raises MissingData where the set is not below ``root``, and UsageError for a split
+that the set does not have. Resizing, colour, one class of a set and corruptions are the same for all: see ``load``.
+
+``folder:PATH`` needs no name here: any folder of images below the data root.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from oodbench.registry import Entry
+
+if TYPE_CHECKING:
+    from oodbench.datasets import corruptions, load
+
+__all__ = ["TABLE", "corruptions", "load"]
+
+TABLE = {
+    "digits": Entry(
+        "oodbench.datasets.digits:digits",
+        "Handwritten digits 0-7, 8x8 grey, embedded: in-distribution",
+        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    ),
+    "digits-heldout": Entry(
+        "oodbench.datasets.digits:digits_heldout",
+        "Handwritten digits 8 and 9, 8x8 grey, embedded: near-OOD of digits",
+        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    ),
+    "photos": Entry(
+        "oodbench.datasets.photos:photos",
+        "500 grey 8x8 patches of two photographs, embedded: far-OOD of digits",
+        "https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_sample_images.html",
+    ),
+    "uniform": Entry("oodbench.datasets.uniform:uniform", "500 grey 8x8 images of uniform noise, embedded: far-OOD"),
+    "cifar10": Entry(
+        "oodbench.datasets.cifar:cifar10",
+        "10 classes of 32x32 photographs",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": Entry(
+        "oodbench.datasets.cifar:cifar100",
+        "100 classes of 32x32 photographs: near-OOD of CIFAR-10",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "svhn": Entry(
+        "oodbench.datasets.svhn:svhn",
+        "House numbers of Street View, 32x32",
+        "http://ufldl.stanford.edu/housenumbers/",
+    ),
+    "tinyimagenet": Entry(
+        "oodbench.datasets.tinyimagenet:tinyimagenet",
+        "200 classes of ImageNet at 64x64; shares classes with CIFAR-10",
+        "http://cs231n.stanford.edu/",
+    ),
+    "textures": Entry(
+        "oodbench.datasets.textures:textures",
+        "Describable textures (DTD), 47 classes, sizes vary",
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    ),
+    "gtsrb": Entry(
+        "oodbench.datasets.gtsrb:gtsrb",
+        "German traffic signs, 43 classes, sizes vary",
+        "https://benchmark.ini.rub.de/gtsrb_news.html",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("corruptions", "load"):
+        return importlib.import_module(f"oodbench.datasets.{name}")
+    raise AttributeError(f"module 'oodbench.datasets' has no attribute '{name}'")

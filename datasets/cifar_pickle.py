@@ -1,0 +1,87 @@
+"""Reads CIFAR's pickles without running anything in them.
+
+A pickle may call whatever can be imported. This unpickler admits only what the official files hold: dicts, lists,
+strings, numbers and uint8 arrays. Not even numpy's own functions are handed out, for numpy trusts a pickled dtype.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oodbench.errors import BadData
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dict in a CIFAR file; byte strings, also in its lists, become str and arrays uint8 ndarrays.
+
+    Raises BadData, naming the file, for anything that such a file does not hold.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except Exception as error:  # a broken pickle raises whatever its last opcode ran into
+        raise BadData(f"{path} is no CIFAR file, or it is truncated ({error}); unpack the official archive again") from error
+    if not isinstance(value, dict):
+        raise BadData(f"{path} holds a {type(value).__name__}, not a dict; unpack the official archive again")
+    return {_plain(key): _plain(item) for key, item in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, _Array) else value
+
+
+class _Array:
+    """Stands for a pickled ndarray; its state is (version, shape, dtype, is it Fortran-ordered, bytes)."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], "_Uint8", bool, bytes]) -> None:
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Uint8):
+            raise pickle.UnpicklingError("it holds an array that is not uint8")
+        self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+class _Uint8:
+    """Stands for the pickled dtype; bytes have no order, so its state says nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
+        return _KNOWN[f"{module}.{name}"]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no CIFAR file does")
+    return text.encode("latin1")
+
+
+def _array(_type: object, _shape: object, _code: object) -> _Array:
+    return _Array()
+
+
+def _dtype(code: str | bytes, *_align_and_copy: object) -> _Uint8:
+    if code not in ("u1", b"u1"):
+        raise pickle.UnpicklingError(f"it holds an array of {code!r}, which no CIFAR file does")
+    return _Uint8()
+
+
+_KNOWN = {
+    "_codecs.encode": _encode,  # how Python 3 writes bytes in protocol 2
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.ndarray": None,  # an argument of _reconstruct, never called
+    "numpy.dtype": _dtype,
+}

@@ -1,0 +1,66 @@
+"""Handwritten digits that scikit-learn ships, 8x8 grey: nothing to download."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from oodbench.datasets.layout import require_split
+from oodbench.image_set import ImageSet, Source
+from oodbench.protocols import stratified_order
+
+HELD_OUT_CLASSES = (8, 9)
+TRAIN_SHARE = 0.6
+SPLIT_SEED = 0
+SOURCE = Source(
+    "Optical Recognition of Handwritten Digits (test part)",
+    "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    "CC BY 4.0",
+    "Alpaydin & Kaynak, Cascading Classifiers, Kybernetika 1998",
+)
+
+
+def digits(root: Path, split: str) -> ImageSet:
+    """Digits 0-7: a seeded, stratified 60 % are train, the rest test."""
+    require_split("digits", split, ("train", "test"))
+    images, labels = _pixels()
+    rows = np.flatnonzero(~np.isin(labels, HELD_OUT_CLASSES))
+    order = rows[stratified_order(len(rows), labels[rows], SPLIT_SEED)]
+    train = round(TRAIN_SHARE * len(order))
+    rows = np.sort(order[:train] if split == "train" else order[train:])
+    return ImageSet(
+        torch.from_numpy(images[rows]),
+        torch.from_numpy(labels[rows]),
+        name="digits",
+        split=split,
+        kind="near-ood",
+        classes=tuple("01234567"),
+        source=SOURCE,
+        flips=False,
+    )
+
+
+def digits_heldout(root: Path, split: str) -> ImageSet:
+    """Digits 8 and 9, which a network trained on ``digits`` has never seen; labels 0 and 1 stand for them."""
+    require_split("digits-heldout", split, ("test",))
+    images, labels = _pixels()
+    rows = np.isin(labels, HELD_OUT_CLASSES)
+    return ImageSet(
+        torch.from_numpy(images[rows]),
+        torch.from_numpy(labels[rows] - min(HELD_OUT_CLASSES)),
+        name="digits-heldout",
+        split=split,
+        kind="near-ood",
+        classes=tuple(str(c) for c in HELD_OUT_CLASSES),
+        source=SOURCE,
+        flips=False,
+    )
+
+
+@cache
+def _pixels() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (1797, 1, 8, 8), scaled from 0…16 to 0…255, and int64 (1797,)."""
+    values, labels = load_digits(return_X_y=True)
+    return np.rint(values * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8), labels.astype(np.int64)

@@ -1,0 +1,59 @@
+"""Any folder of images below the data root: ``folder:PATH``."""
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+
+from oodbench.datasets.files import ImageFiles
+from oodbench.datasets.layout import SUFFIXES, image_files, labelled_files, require_split, subfolders
+from oodbench.errors import BadData, MissingData, UsageError
+from oodbench.image_set import ImageSet, Source
+
+
+def folder(root: Path, path: str, split: str) -> ImageSet:
+    """A folder of images, without labels, or a folder of class folders, labelled 0, 1, … by name. Files come by name.
+
+    Its one split is test; where it holds folders ``train`` and ``test``, these are its splits. Hidden files and files
+    without the suffix of an image are left out.
+
+    Raises UsageError for a path that leads out of the data root, MissingData where there is no such folder, and
+    BadData for one that holds no images, or images beside class folders.
+    """
+    name = f"folder:{path}"
+    place = root / _below_root(path)
+    if not place.is_dir():
+        raise MissingData(
+            f"{name} is not there: no folder {place.absolute()}; make it, or name the data root that holds it with --data DIR"
+            " or OODBENCH_DATA"
+        )
+    has_splits = (place / "train").is_dir() and (place / "test").is_dir()
+    require_split(name, split, ("train", "test") if has_splits else ("test",))
+    return _read(name, place / split if has_splits else place, split)
+
+
+def _read(name: str, place: Path, split: str) -> ImageSet:
+    flat, folders = image_files(place), subfolders(place)
+    paths, labels = labelled_files((path, label) for label, path in enumerate(folders))
+    if flat and paths:
+        raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
+    if not flat and not paths:
+        raise BadData(f"{place} holds no images ({' '.join(sorted(SUFFIXES))}); put some there or name another folder")
+    return ImageSet(
+        ImageFiles(flat or paths),
+        torch.tensor(labels) if paths else None,
+        name=name,
+        split=split,
+        kind="far-ood",
+        classes=tuple(path.name for path in folders) if paths else (),
+        source=Source(title=f"the user's folder {name.partition(':')[2]}"),
+    )
+
+
+def _below_root(path: str) -> PurePosixPath:
+    parts = PurePosixPath(path).parts
+    if not parts or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute() or ".." in parts:
+        raise UsageError(
+            f"folder:{path} must name a folder below the data root, without '..' and not from the top;"
+            " write folder:PATH relative to it, or name another data root with --data DIR"
+        )
+    return PurePosixPath(path)

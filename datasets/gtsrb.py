@@ -1,0 +1,72 @@
+"""GTSRB, German traffic signs in 43 classes (Stallkamp et al. 2012)."""
+
+from pathlib import Path
+
+import torch
+
+from oodbench.datasets.files import ImageFiles
+from oodbench.datasets.layout import image_files, labelled_files, missing, require_split, text_lines
+from oodbench.errors import BadData
+from oodbench.image_set import ImageSet, Source
+
+ARCHIVES = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+CLASSES = tuple(f"{label:05d}" for label in range(43))
+SOURCE = Source(
+    "GTSRB",
+    "https://benchmark.ini.rub.de/gtsrb_news.html",
+    "free to use; cite the paper",
+    "Stallkamp et al., Man vs. Computer: Benchmarking Machine Learning Algorithms for Traffic Sign Recognition, 2012",
+    {"train": 26_640, "test": 12_630},
+)
+
+
+def gtsrb(root: Path, split: str) -> ImageSet:
+    """Train is ``GTSRB/Training/<class>/*.ppm``, test ``GTSRB/Final_Test/Images/*.ppm`` with ``GT-final_test.csv``.
+
+    The table may lie in the data root, in ``GTSRB`` or in ``GTSRB/Final_Test``. Where ``Final_Test`` is not there, test
+    may also be folders of classes, ``gtsrb/<class>/*``. Sizes vary.
+    """
+    require_split("gtsrb", split, SOURCE.official_size)
+    training, final = root / "GTSRB" / "Training", root / "GTSRB" / "Final_Test" / "Images"
+    if split == "test" and final.is_dir():
+        where = final
+        paths, labels = _final_test(root, final)
+    else:
+        where = training if split == "train" else root / "gtsrb"
+        folders = [(where / name, label) for label, name in enumerate(CLASSES) if (where / name).is_dir()]
+        if not folders:
+            archive = "GTSRB-Training_fixed.zip" if split == "train" else "GTSRB_Final_Test_Images.zip"
+            raise missing("gtsrb", split, training if split == "train" else final, f"{ARCHIVES}/{archive}")
+        paths, labels = labelled_files(folders)
+    if not paths:
+        raise BadData(f"{where} holds no images; unpack the archives of {ARCHIVES} again")
+    return ImageSet(
+        ImageFiles(paths),
+        torch.tensor(labels),
+        name="gtsrb",
+        split=split,
+        kind="far-ood",
+        classes=CLASSES,
+        source=SOURCE,
+        flips=False,
+    )
+
+
+def _final_test(root: Path, final: Path) -> tuple[list[Path], list[int]]:
+    """The images there are, by name, with the labels of ``GT-final_test.csv`` (columns Filename and ClassId, by semicolons)."""
+    places = [folder / "GT-final_test.csv" for folder in (root, root / "GTSRB", root / "GTSRB" / "Final_Test")]
+    table = next((path for path in places if path.is_file()), None)
+    if table is None:
+        raise missing("gtsrb", "test", places[0], f"{ARCHIVES}/GTSRB_Final_Test_GT.zip")
+    labels = {}
+    header, *lines = (line.split(";") for line in text_lines(table) or [""])
+    for number, line in enumerate(lines, 2):
+        row = dict(zip(header, line, strict=False))
+        label = row.get("ClassId", "")
+        if not (label.isdecimal() and int(label) < len(CLASSES)):
+            raise BadData(f"{table}, line {number}: ClassId is '{label}', not 0 to 42; unpack GTSRB_Final_Test_GT.zip again")
+        labels[row.get("Filename")] = int(label)
+    paths = image_files(final)
+    if strangers := [path for path in paths if path.name not in labels]:
+        raise BadData(f"{strangers[0]} has no line in {table}; remove it or unpack GTSRB_Final_Test_GT.zip again")
+    return paths, [labels[path.name] for path in paths]

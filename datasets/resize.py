@@ -1,0 +1,43 @@
+"""One resize kernel for all sets: a kernel of its own would be a cue that tells one set from another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from oodbench.errors import BadData
+from oodbench.image_set import Images
+
+# PIL's filters are antialiased when they shrink, and round to uint8.
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+
+
+class Fitted:
+    """``Images`` (N, 3, H, W) of the given size, made on demand from grey or RGB ones of any size."""
+
+    def __init__(self, images: Tensor | Images, size: tuple[int, int], resize: str) -> None:
+        self._images, self._size, self._resize = images, size, resize
+        self.shape = (len(images), 3, *size)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
+        return torch.stack([fit(self._images[[row]][0], self._size, self._resize) for row in rows])
+
+
+def fit(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
+    """uint8 (1 or 3, h, w) -> uint8 (3, H, W), size = (H, W); an image of that size is not resampled.
+
+    Raises BadData for anything else than such an image.
+    """
+    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3) or 0 in image.shape:
+        raise BadData(f"an image is {image.dtype} {tuple(image.shape)}; a data set's loader gives uint8 (1 or 3, H, W)")
+    if tuple(image.shape[1:]) != size:
+        # Grey as a 2-D array (h, w), colour as (h, w, 3): how PIL takes them and gives them back.
+        pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        resized = np.array(Image.fromarray(pixels).resize(size[::-1], FILTERS[resize]))
+        image = torch.from_numpy(np.atleast_3d(resized)).permute(2, 0, 1)
+    return image.expand(3, *size)

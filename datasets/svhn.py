@@ -1,0 +1,60 @@
+"""SVHN, cropped digits of house numbers (Netzer et al. 2011), from the official MATLAB files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.io import loadmat
+
+from oodbench.datasets.layout import missing, require_split
+from oodbench.errors import BadData
+from oodbench.image_set import ImageSet, Source
+
+SOURCE = Source(
+    "SVHN",
+    "http://ufldl.stanford.edu/housenumbers/",
+    "non-commercial use only",
+    "Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, NIPS workshop 2011",
+    {"train": 73_257, "test": 26_032, "extra": 531_131},
+)
+
+
+def svhn(root: Path, split: str) -> ImageSet:
+    """``svhn/{train,test,extra}_32x32.mat``: X uint8 (32, 32, 3, N), y (N, 1) in which 10 stands for digit 0."""
+    require_split("svhn", split, SOURCE.official_size)
+    path = root / "svhn" / f"{split}_32x32.mat"
+    address = f"{SOURCE.homepage}{split}_32x32.mat"
+    if not path.is_file():
+        raise missing("svhn", split, path, address)
+    try:
+        content = loadmat(path, variable_names=("X", "y"))
+        images, digits = content["X"], content["y"]
+    except Exception as error:  # scipy raises whatever it ran into
+        raise BadData(
+            f"{path} is no MATLAB v5 file with X and y, or it is truncated ({error}); download {address} again"
+        ) from error
+    if not _is_numeric(images) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+        raise BadData(f"{path}: X is {_describe(images)}, not uint8 (32, 32, 3, N); download {address} again")
+    if not _is_numeric(digits) or digits.size != images.shape[3] or not np.isin(digits, np.arange(1, 11)).all():
+        raise BadData(
+            f"{path}: y is {_describe(digits)}, not a digit of 1 to 10 for each of {images.shape[3]} images;"
+            f" download {address} again"
+        )
+    return ImageSet(
+        torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1))),  # (32, 32, 3, N) -> (N, 3, 32, 32)
+        torch.from_numpy(digits.reshape(-1).astype(np.int64) % 10),
+        name="svhn",
+        split=split,
+        kind="far-ood",
+        classes=tuple("0123456789"),
+        source=SOURCE,
+        flips=False,
+    )
+
+
+def _is_numeric(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "uif"
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,70 @@
+"""Tiny ImageNet (Stanford CS231n): 200 classes of ImageNet at 64x64, some images grey.
+
+Some of its classes are CIFAR-10's too. OpenOOD cuts it to 7,793 images for that; here it is whole, as in the older papers.
+"""
+
+from pathlib import Path
+
+import torch
+
+from oodbench.datasets.files import ImageFiles
+from oodbench.datasets.layout import image_files, labelled_files, missing, require_split, text_lines
+from oodbench.errors import BadData
+from oodbench.image_set import ImageSet, Source
+
+ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+SOURCE = Source(
+    "Tiny ImageNet",
+    "http://cs231n.stanford.edu/",
+    "ImageNet's terms: non-commercial research",
+    "Le & Yang, Tiny ImageNet Visual Recognition Challenge, 2015",
+    {"train": 100_000, "test": 10_000},
+)
+
+
+def tinyimagenet(root: Path, split: str) -> ImageSet:
+    """``tiny-imagenet-200``: train is ``train/<wnid>/images``, test is ``val`` (the official test has no labels).
+
+    Labels count in the order of ``wnids.txt``.
+    """
+    require_split("tinyimagenet", split, SOURCE.official_size)
+    folder = root / "tiny-imagenet-200"
+    for needed in (folder / "wnids.txt", folder / ("train" if split == "train" else "val")):
+        if not needed.exists():
+            raise missing("tinyimagenet", split, needed, ARCHIVE)
+    classes = tuple(line.strip() for line in text_lines(folder / "wnids.txt"))
+    if split == "train":
+        folders = [(folder / "train" / wnid / "images", label) for label, wnid in enumerate(classes)]
+        paths, labels = labelled_files((path, label) for path, label in folders if path.is_dir())
+    else:
+        paths, labels = _validation(folder / "val", classes)
+    if not paths:
+        raise BadData(f"{folder} holds no {split} images; unpack {ARCHIVE} again")
+    return ImageSet(
+        ImageFiles(paths),
+        torch.tensor(labels),
+        name="tinyimagenet",
+        split=split,
+        kind="near-ood",
+        classes=classes,
+        source=SOURCE,
+    )
+
+
+def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+    """The images there are, by name, with the labels of ``val_annotations.txt`` (tab-separated: file, wnid, box)."""
+    annotations = folder / "val_annotations.txt"
+    if not annotations.is_file():
+        raise missing("tinyimagenet", "test", annotations, ARCHIVE)
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    labels = {}
+    for number, line in enumerate(text_lines(annotations), 1):
+        file, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0].strip()
+        if wnid not in label_of:
+            raise BadData(f"{annotations}, line {number}: '{wnid}' is none of wnids.txt; unpack {ARCHIVE} again")
+        labels[file] = label_of[wnid]
+    paths = image_files(folder / "images")
+    if strangers := [path for path in paths if path.name not in labels]:
+        raise BadData(f"{strangers[0]} has no line in {annotations.name}; remove it or unpack {ARCHIVE} again")
+    return paths, [labels[path.name] for path in paths]
