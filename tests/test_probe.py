@@ -1,0 +1,228 @@
+"""The probe: each thing computed once, one forward pass for all, and gradients that plain autograd gives too."""
+
+import pytest
+import torch
+from torch import nn
+
+from oodbench.classifier import Classifier
+from oodbench.errors import Unsuitable
+from oodbench.probe import SIGNALS, Probe
+
+
+@pytest.fixture
+def counted(make_classifier):
+    """A float64 classifier and the list of batch sizes that went through it."""
+    classifier = make_classifier(dtype=torch.float64)
+    passes: list[int] = []
+    classifier.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    return classifier, passes
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def confidence(probe):
+    return -probe.softmax.max(1).values.log()
+
+
+def feature_energy(probe):
+    return probe.features.double().pow(2).sum(1)
+
+
+def test_one_forward_pass_for_every_signal_and_loss(counted, images):
+    classifier, passes = counted
+    probe = Probe(classifier, images)
+    probe.forward()
+    for _ in range(2):
+        _ = probe.logits, probe.softmax, probe.prediction, probe.features, probe.layers
+        probe.input_gradient(confidence)
+        probe.input_gradient(feature_energy)
+        probe.input_gradient(lambda p: p.layers[1].sum(1))
+    assert passes == [5]
+
+
+def test_signals_are_what_the_network_computes(counted, images):
+    classifier, _ = counted
+    probe = Probe(classifier, images, {"logits", "features", "layers"})
+    module, hooked = classifier.module, (images - 0.5) / 0.25
+    stem = module.conv1(hooked)
+    first = module.layer1(stem.relu())
+    second = module.layer2(first)
+    assert torch.equal(probe.logits, classifier(images))
+    torch.testing.assert_close(probe.softmax, classifier(images).softmax(1))
+    assert torch.equal(probe.prediction, classifier(images).argmax(1))
+    torch.testing.assert_close(probe.features, second.mean((2, 3)))
+    for got, activation in zip(probe.layers, (stem, first, second), strict=True):
+        torch.testing.assert_close(got, activation.mean((2, 3)))
+
+
+def test_logits_are_float64_whatever_the_network(make_classifier, images):
+    probe = Probe(make_classifier(), images.float())
+    assert probe.logits.dtype == probe.softmax.dtype == torch.float64
+    assert probe.features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_gradients_equal_plain_autograd(counted, images, read_first):
+    classifier, _ = counted
+    probe = Probe(classifier, images)
+    if read_first:  # outside a loss, where tensors come detached
+        _ = probe.softmax, probe.features, probe.layers
+    for row in range(len(images)):  # one image at a time: each image's gradient is its own
+        leaf = images[row : row + 1].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(-classifier(leaf).softmax(1).max().log(), leaf)
+        torch.testing.assert_close(probe.input_gradient(confidence)[row : row + 1], expected)
+        features = classifier.module.layer2(classifier.module.layer1(classifier.module.conv1((leaf - 0.5) / 0.25).relu()))
+        (expected,) = torch.autograd.grad(features.mean((2, 3)).pow(2).sum(), leaf)
+        torch.testing.assert_close(probe.input_gradient(feature_energy)[row : row + 1], expected)
+
+
+def test_detached_outside_a_loss_attached_within(counted, images):
+    probe = Probe(counted[0], images)
+    within = {}
+
+    def look(p):
+        within.update(logits=p.logits, softmax=p.softmax, features=p.features, layer=p.layers[0])
+        return p.logits.sum(1)
+
+    gradient = probe.input_gradient(look)
+    assert all(tensor.requires_grad for tensor in within.values())
+    for tensor in (gradient, probe.logits, probe.softmax, probe.features, *probe.layers):
+        assert not tensor.requires_grad
+
+
+def test_a_failing_loss_leaves_tensors_detached(counted, images):
+    probe = Probe(counted[0], images)
+    with pytest.raises(ZeroDivisionError):
+        probe.input_gradient(lambda p: p.logits * (1 / 0))
+    assert not probe.logits.requires_grad
+
+
+def test_no_graph_where_no_gradient_was_declared(counted, images):
+    probe = Probe(counted[0], images, {"logits"})
+    with probe.mode():
+        assert probe.logits.is_inference()
+    probe = Probe(counted[0], images, {"logits", "input_gradient"})
+    with probe.mode():
+        assert not probe.logits.is_inference()
+        assert probe.input_gradient(lambda p: p.logits.sum(1)).abs().sum() > 0
+
+
+@pytest.mark.parametrize("signal", sorted(SIGNALS - {"images", "logits"}))
+def test_undeclared_signals_are_refused(counted, images, signal):
+    probe = Probe(counted[0], images, {"logits"})
+    with pytest.raises(Unsuitable, match=f"asked the probe for '{signal}' without declaring it"):
+        probe.input_gradient(confidence) if signal == "input_gradient" else getattr(probe, signal)
+    assert len(probe.logits) == 5
+
+
+def test_losses_are_memoised_by_key(counted, images):
+    probe, calls = Probe(counted[0], images), []
+
+    def make(name):
+        def loss(p):
+            calls.append(name)
+            return confidence(p)
+
+        return loss
+
+    first = probe.input_gradient(make("a"), key="confidence")
+    assert probe.input_gradient(make("b"), key="confidence") is first
+    assert probe.input_gradient(make("c"), key="other") is not first
+    loss = make("d")
+    assert probe.input_gradient(loss) is probe.input_gradient(loss)
+    assert calls == ["a", "c", "d"]
+
+
+def test_perturbed_is_one_unclipped_sign_step(counted, images):
+    classifier, passes = counted
+    images[0] = 0  # at the edge: a clipped step would stay
+    probe = Probe(classifier, images)
+    stepped = probe.perturbed(0.01, confidence)
+    expected = images - 0.01 * torch.where(probe.input_gradient(confidence) >= 0, 1.0, -1.0).double()
+    assert torch.equal(stepped.images, expected)
+    assert stepped.images.min() < 0
+    torch.testing.assert_close(stepped.logits, classifier(expected))
+    assert probe.perturbed(0.01, confidence) is stepped
+    assert probe.perturbed(0.02, confidence) is not stepped
+    assert probe.perturbed(0, confidence) is probe
+    assert passes == [5, 5, 5]  # the probe's, the stepped probe's, and this test's own
+
+
+def test_sign_of_zero_is_plus_one(counted, images):
+    stepped = Probe(counted[0], images).perturbed(0.5, lambda p: 0 * p.logits.sum(1))
+    assert torch.equal(stepped.images, images - 0.5)
+
+
+def test_layers_before_inplace_modules_are_right_and_so_are_gradients(images):
+    """ReLU(inplace=True) overwrites the map that a hook saw; its mean must be of what the layer gave."""
+
+    def build(inplace):
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(inplace), nn.Conv2d(6, 6, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(96, 4)
+        )
+        return Classifier(module.double(), layers=["0", "2"])
+
+    plain, overwritten = (Probe(build(inplace), images) for inplace in (False, True))
+    for a, b in zip(plain.layers, overwritten.layers, strict=True):
+        assert torch.equal(a, b)
+        assert (a < 0).any()
+    for loss in (confidence, lambda p: p.layers[0].pow(2).sum(1)):
+        torch.testing.assert_close(plain.input_gradient(loss), overwritten.input_gradient(loss))
+
+
+def test_vector_layers_survive_inplace_modules(images):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(inplace=True), nn.Linear(6, 4)).double()
+    (layer,) = Probe(Classifier(module, layers=["1"]), images, {"layers"}).layers
+    torch.testing.assert_close(layer, module[1](images.flatten(1)).detach())
+
+
+def test_no_linear_layer_is_only_the_trouble_of_who_asks(images):
+    probe = Probe(Classifier(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).double(), name="headless"), images)
+    assert probe.logits.shape == (5, 4)
+    with pytest.raises(Unsuitable, match="headless has no final linear layer"):
+        _ = probe.features
+    with pytest.raises(Unsuitable, match="headless: its layers are not known"):
+        _ = probe.layers
+
+
+class Bypass(nn.Module):
+    """Its last linear layer is not on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.way, self.aside = nn.Conv2d(3, 4, 8), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.way(x).flatten(1)
+
+
+def test_layers_that_are_not_on_the_way_are_named(images):
+    probe = Probe(Classifier(Bypass().double(), layers=["way", "aside"], name="bypass"), images)
+    assert probe.logits.shape == (5, 4)
+    with pytest.raises(Unsuitable, match="bypass: its forward pass does not go through its last linear layer"):
+        _ = probe.features
+    with pytest.raises(Unsuitable, match="bypass: its forward pass does not go through aside"):
+        _ = probe.layers
+
+
+def test_without_a_classifier_there_are_images_only(images):
+    probe = Probe(None, images)
+    assert torch.equal(probe.images, images)
+    for signal in ("logits", "softmax", "prediction", "features", "layers", "classifier"):
+        with pytest.raises(Unsuitable, match="needs a classifier"):
+            getattr(probe, signal)
+    with pytest.raises(Unsuitable, match="needs a classifier"):
+        probe.perturbed(0.1, confidence)
+
+
+def test_hooks_are_gone_after_the_pass(counted, images):
+    classifier, _ = counted
+    _ = Probe(classifier, images).layers
+    for module in classifier.module.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
