@@ -1,0 +1,31 @@
+"""Makes text from anybody's plug-ins harmless in each format that tables take."""
+
+import re
+from typing import Any
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    '"': r"\textquotedbl{}", "×": r"$\times$", "–": "--", "…": r"\dots{}",
+}  # fmt: skip
+
+
+def plain(text: Any) -> str:
+    """One line of printable characters: line ends and tabs are blanks, terminal controls and overrides become �."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
+
+
+def shortened(text: Any, length: int = 40) -> str:
+    """``plain`` text of ``length`` characters at most."""
+    line = plain(text)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def markdown(text: Any) -> str:
+    """Text that GitHub's Markdown shows as it is, in a table's cell too."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", plain(text))
+
+
+def latex(text: Any) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(LATEX.get(c, c) for c in plain(text))

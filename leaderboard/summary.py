@@ -1,0 +1,154 @@
+"""What a leaderboard says: figures by set, means over sets, and how many cells stand behind each.
+
+A frame holds a row a cell, in ``COLUMNS``. A mean is taken step by step, so that no set weighs more for having more
+cells: seeds, then levels of one corruption, then corruptions of one base set, then sets.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from oodbench.errors import BadData, UsageError
+from oodbench.registry import unknown
+
+COLUMNS = (
+    "model", "in_distribution", "detector", "protocol", "dataset", "kind", "level", "seed", "n_in", "n_out",
+    "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
+    "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
+)  # fmt: skip
+METRICS = {  # column: (what tables call it, whether higher is better)
+    "auroc": ("AUROC", True),
+    "aupr_out": ("AUPR of the anomalous side", True),
+    "aupr_in": ("AUPR of the in-distribution side", True),
+    "fpr95": ("FPR95", False),
+    "detection_accuracy": ("detection accuracy", True),
+    "detection_error": ("detection error", False),
+}
+KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
+PROTOCOLS = ("unsupervised", "per-shift", "transfer")
+CONTROL = "pixels"  # the detector that never sees the network
+
+GROUP = ["model", "in_distribution"]  # one table each
+ROW = [*GROUP, "protocol", "detector"]
+SET = ["kind", "dataset"]
+PLACE = [*SET, "level", "seed"]  # what a row has a cell for
+COST = ["ms_per_image", "overhead"]
+
+
+class Tally(NamedTuple):
+    """Figures and the cells behind them: frames with the same rows (``ROW``) and columns.
+
+    Columns are (kind, dataset) for each set, then ("mean", kind) for each kind there is, then ("mean", "all").
+    """
+
+    values: pd.DataFrame  # fractions; NaN where no cell has a figure
+    cells: pd.DataFrame  # how many cells have one
+    present: pd.DataFrame  # how many cells there are, with a figure or a reason why not
+    filled: pd.DataFrame  # how many places any detector has a figure for, on the same model and in-distribution set
+    expected: pd.DataFrame  # how many places there are there, whether or not anybody has a figure
+
+
+def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
+    """Values and counts, best mean over all sets first within each model, in-distribution set and protocol.
+
+    A cell that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for a metric that does
+    not exist, BadData where columns are missing.
+    """
+    if metric not in METRICS:
+        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+    cells = unique_cells(frame)
+    measured = cells[(cells["status"] == "ok") & cells[metric].notna()]
+    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)[metric].mean()  # over seeds
+    by_dataset = by_level.groupby([*ROW, *SET]).mean()
+    by_set = by_dataset.rename("value").reset_index()
+    by_set["set"] = [base(*key) for key in zip(by_set["kind"], by_set["dataset"], strict=True)]
+    by_set = by_set.groupby([*ROW, "kind", "set"])["value"].mean()
+
+    places = cells.drop_duplicates([*GROUP, *PLACE])
+    kinds = sorted(set(places["kind"]), key=_rank(KINDS))
+    datasets = places[SET].drop_duplicates().itertuples(index=False, name=None)
+    sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
+    columns = pd.MultiIndex.from_tuples([*sets, *(("mean", kind) for kind in [*kinds, "all"])], names=["group", "name"])
+
+    def wide(keys: list[str], datasets: pd.Series, kinds: pd.Series, all_sets: pd.Series) -> pd.DataFrame:
+        """Long series, by ``keys`` and set, kind or nothing, side by side."""
+        parts = [datasets.unstack(SET), kinds.unstack("kind"), all_sets.to_frame("all")]
+        for part in parts[1:]:
+            part.columns = pd.MultiIndex.from_product([["mean"], part.columns])
+        return pd.concat([part.rename_axis(columns=[None] * part.columns.nlevels) for part in parts], axis=1).reindex(
+            columns=columns
+        )
+
+    values = wide(ROW, by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean())
+
+    def count(keys: list[str], cells: pd.DataFrame) -> pd.DataFrame:
+        return wide(keys, *(cells.groupby([*keys, *by]).size() for by in (SET, ["kind"], [])))
+
+    rows = cells[ROW].drop_duplicates()
+    rows["best"] = values.reindex(pd.MultiIndex.from_frame(rows))[("mean", "all")].to_numpy()
+    rows["best"] *= -1 if METRICS[metric][1] else 1
+    for name in GROUP:
+        rows[f"{name} order"] = pd.factorize(rows[name])[0]
+    rows["protocol order"] = rows["protocol"].map(_rank(PROTOCOLS))
+    rows = rows.sort_values([*(f"{name} order" for name in GROUP), "protocol order", "best", "detector"], kind="stable")
+    index, group = pd.MultiIndex.from_frame(rows[ROW]), pd.MultiIndex.from_frame(rows[GROUP])
+    filled = measured.drop_duplicates([*GROUP, *PLACE])
+    return Tally(
+        values.reindex(index),
+        *(count(ROW, part).reindex(index).fillna(0).astype(int) for part in (measured, cells)),
+        *(count(GROUP, part).reindex(group).fillna(0).astype(int).set_axis(index) for part in (filled, places)),
+    )
+
+
+def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """One row a model, in-distribution set, detector and protocol: the mean over each kind of set and over all sets.
+
+    Columns are ``model in_distribution protocol detector``, and for each kind that the frame holds, and for ``all``:
+    ``KIND`` (the mean, a fraction), ``KIND cells`` (how many cells stand behind it) and ``KIND expected`` (how many
+    there are to fill). Seeds are averaged. Sorted as ``tally`` is.
+    """
+    found = tally(frame, metric)
+    table = pd.DataFrame(index=found.values.index)
+    for kind in found.values["mean"].columns:
+        table[kind] = found.values[("mean", kind)]
+        table[f"{kind} cells"] = found.cells[("mean", kind)]
+        table[f"{kind} expected"] = found.expected[("mean", kind)]
+    return table.reset_index()
+
+
+def pivot(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """One row (``ROW``, the index) a detector and protocol, one column a set, then means, their counts and the cost.
+
+    Columns are (kind, dataset), a corruption averaged over its levels; ("mean", kind) and ("mean", "all"); ("cells",
+    kind) and ("cells", "all"); ("cost", "ms_per_image") and ("cost", "overhead"). Figures are fractions, NaN where a
+    cell was skipped, failed or is not there.
+    """
+    found = tally(frame, metric)
+    counts = pd.concat({"cells": found.cells["mean"]}, axis=1)
+    return pd.concat([found.values, counts, pd.concat({"cost": costs(frame).reindex(found.values.index)}, axis=1)], axis=1)
+
+
+def costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds an image and multiples of a bare forward pass, by ``ROW``: the median over sets."""
+    return unique_cells(frame).groupby(ROW)[COST].median()
+
+
+def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with each cell once, as it occurs last. Raises BadData where columns are missing."""
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
+    cells = frame.drop_duplicates([*ROW, *PLACE], keep="last")
+    return cells.astype(dict.fromkeys((*METRICS, *COST, "level"), float))
+
+
+def base(kind: str, dataset: str) -> str:
+    """The set that a dataset counts as in a mean: all corruptions of one base are one, any other stands for itself."""
+    if kind != "corruption" or dataset.startswith("folder:"):
+        return dataset
+    return dataset.replace("/", "+").split("+")[0]  # cifar10+haze, cifar10c/fog
+
+
+def _rank(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
+    """Sorts known names as in ``order``, others after them by name."""
+    return lambda name: (order.index(name) if name in order else len(order), str(name))
