@@ -124,6 +124,7 @@ class Logistic(Head):
     def _fit_columns(self, inside: np.ndarray, outside: np.ndarray) -> None:
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GridSearchCV
+        from threadpoolctl import threadpool_limits
 
         columns = np.concatenate([inside, outside])
         mean, std = columns.mean(0), columns.std(0)
@@ -138,7 +139,8 @@ class Logistic(Head):
         search = GridSearchCV(
             LogisticRegression(max_iter=1000), {"C": np.logspace(-4, 4, 10)}, cv=folds, scoring="neg_log_loss"
         )
-        model = search.fit((columns - mean) / std, target).best_estimator_
+        with threadpool_limits(1, "blas"):  # threads on matrices this small only wait for each other
+            model = search.fit((columns - mean) / std, target).best_estimator_
         self.mean_, self.std_ = mean.tolist(), std.tolist()
         self.weights_, self.bias_ = model.coef_[0].tolist(), float(model.intercept_[0])
 
