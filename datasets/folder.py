@@ -1,6 +1,6 @@
 """Any folder of images below the data root: ``folder:PATH``."""
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import torch
 
@@ -49,11 +49,12 @@ def _read(name: str, place: Path, split: str) -> ImageSet:
     )
 
 
-def _below_root(path: str) -> PurePosixPath:
-    parts = PurePosixPath(path).parts
-    if not parts or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute() or ".." in parts:
+def _below_root(path: str) -> str:
+    # Read as Windows reads it, with both kinds of slash and with drives: what is inside there is inside everywhere.
+    parsed = PureWindowsPath(path)
+    if not parsed.parts or parsed.anchor or ".." in parsed.parts:
         raise UsageError(
             f"folder:{path} must name a folder below the data root, without '..' and not from the top;"
             " write folder:PATH relative to it, or name another data root with --data DIR"
         )
-    return PurePosixPath(path)
+    return path

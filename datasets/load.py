@@ -144,8 +144,9 @@ def _original(name: Name, root: Path, split: str) -> ImageSet:
         raise BadData(f"dataset '{name.base}' of {owner} has shape {tuple(images.images.shape)}, not (N, 1 or 3, H, W)")
     if images.labels is None:
         return images
-    if images.labels.is_floating_point() or images.labels.min() < 0:
-        raise BadData(f"dataset '{name.base}' of {owner} has labels that are not 0, 1, …; a loader gives int64 (N,)")
+    last = len(images.classes) - 1 if images.classes else torch.inf
+    if images.labels.is_floating_point() or images.labels.min() < 0 or images.labels.max() > last:
+        raise BadData(f"dataset '{name.base}' of {owner} has labels that are not 0, 1, … {last}; a loader gives int64 (N,)")
     return replace(images, labels=images.labels.to(torch.int64))
 
 
