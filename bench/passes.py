@@ -159,19 +159,26 @@ def statistics(
         on_batch(len(piece))
     found = {}
     for detector, part in parts.items():
-        values = np.concatenate(part)
-        bad = ~np.isfinite(values).all((1, 2))
-        if bad.any():
-            on_error(
-                detector,
-                BadData(
-                    f"{bad.sum()} of {len(values)} images have scores that are not finite (NaN or infinity),"
-                    f" the first in row {int(np.flatnonzero(bad)[0])}"
-                ),
-            )
-        else:
-            found[detector] = values
+        try:
+            found[detector] = _joined(part)
+        except BadData as error:
+            on_error(detector, error)
     return found, {detector: seconds[detector] for detector in found}
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Statistics of all batches (N, S, D). Raises BadData where they do not fit together or are not finite."""
+    widths = {part.shape[2] for part in parts}
+    if len(widths) > 1:
+        raise BadData(f"statistics(probe) gave {' and '.join(map(str, sorted(widths)))} columns on different batches")
+    values = np.concatenate(parts)
+    bad = ~np.isfinite(values).all((1, 2))
+    if bad.any():
+        raise BadData(
+            f"{bad.sum()} of {len(values)} images have scores that are not finite (NaN or infinity),"
+            f" the first in row {int(np.flatnonzero(bad)[0])}"
+        )
+    return values
 
 
 def synchronise(device: torch.device) -> None:
