@@ -38,7 +38,7 @@ def section(frame: pd.DataFrame, metric: str) -> Section:
     """The table of one model and in-distribution set; ``frame`` holds a row a cell."""
     found = tally(frame, metric)
     cells = unique_cells(frame)
-    rows = [(protocol, detector) for *_, protocol, detector in found.values.index]
+    rows = list(found.values.index.to_frame()[["protocol", "detector"]].itertuples(index=False, name=None))
     title = "{}, in-distribution {}".format(*frame[GROUP].iloc[0])
     labels = [
         Column("", ("detector",), [f"{name} (control)" if name == CONTROL else name for _, name in rows]),
@@ -67,7 +67,7 @@ def _figures(found: Tally, place: int, rows: list[tuple[str, str]], higher_is_be
 
     Cells that nobody has are said once, in a mean's heading; where a row lacks others, it says so itself.
     """
-    group, name = found.values.columns[place]
+    group, name = found.values.columns.tolist()[place]
     values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
@@ -84,8 +84,8 @@ def _figures(found: Tally, place: int, rows: list[tuple[str, str]], higher_is_be
             best |= {i for i in entrants if texts[i] == texts[champion]}
     lines: tuple[str, ...] = (name.removeprefix("folder:"),)
     if group == "mean":
-        count = f"{filled[0]} of {expected[0]}" if filled[0] < expected[0] else str(expected[0])
-        lines = ("all sets" if name == "all" else name, f"{count} {'cell' if expected[0] == 1 else 'cells'}")
+        lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
+        lines = ("all sets" if name == "all" else name, lacking + _counted(expected[0]))
     return Column(group, lines, texts, frozenset(best))
 
 
@@ -118,8 +118,9 @@ def _cue_notes(cells: pd.DataFrame) -> list[str]:
         return []
     found = tally(control).values.drop(columns="mean", level="group")
     notes = []
-    for (*_, protocol, _), row in found.iterrows():
-        high = [f"{name.removeprefix('folder:')} ({100 * v:.1f})" for (_, name), v in row.items() if v >= CUE]
+    for (_, _, protocol, _), row in zip(found.index.tolist(), found.to_numpy(), strict=True):
+        named = zip(found.columns.get_level_values("name"), row, strict=True)
+        high = [f"{name.removeprefix('folder:')} ({100 * value:.1f})" for name, value in named if value >= CUE]
         if high:
             notes.append(
                 f"{CONTROL}, the control, never sees the network; yet ({protocol}) its AUROC ×100 is {100 * CUE:.0f} or more on"
@@ -137,13 +138,17 @@ def _reason_notes(cells: pd.DataFrame) -> list[str]:
         of = missing[[key == (status, reason) for key in keys]]
         detectors, sets = of["detector"].unique().tolist(), of["dataset"].unique().tolist()
         who = _listed(min(detectors, sets, key=len), at_most=3)
-        notes.append(f"– {count} {'cell' if count == 1 else 'cells'} {status} ({who}): {reason or 'no reason given'}")
+        notes.append(f"– {_counted(count)} {status} ({who}): {reason or 'no reason given'}")
     return notes
 
 
 def _repeat_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     count = len(frame) - len(cells)
-    return [f"{count} cells occur more than once (in several runs); the last of each is shown."] if count else []
+    return [f"Left out: {_counted(count)} that a later run holds again; the last of each is shown."] if count else []
+
+
+def _counted(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _listed(names: list[str], at_most: int | None = None) -> str:

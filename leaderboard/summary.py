@@ -59,46 +59,50 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
         raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     cells = unique_cells(frame)
     measured = cells[(cells["status"] == "ok") & cells[metric].notna()]
-    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)[metric].mean()  # over seeds
-    by_dataset = by_level.groupby([*ROW, *SET]).mean()
-    by_set = by_dataset.rename("value").reset_index()
-    by_set["set"] = [base(*key) for key in zip(by_set["kind"], by_set["dataset"], strict=True)]
-    by_set = by_set.groupby([*ROW, "kind", "set"])["value"].mean()
-
-    places = cells.drop_duplicates([*GROUP, *PLACE])
+    places, filled = (part.drop_duplicates([*GROUP, *PLACE]) for part in (cells, measured))
     kinds = sorted(set(places["kind"]), key=_rank(KINDS))
     datasets = places[SET].drop_duplicates().itertuples(index=False, name=None)
     sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
     columns = pd.MultiIndex.from_tuples([*sets, *(("mean", kind) for kind in [*kinds, "all"])], names=["group", "name"])
+    values = _wide(_averages(measured, metric), columns)
+    rows = _in_order(cells[ROW].drop_duplicates(), values[("mean", "all")], METRICS[metric][1])
+    index, group = pd.MultiIndex.from_frame(rows), pd.MultiIndex.from_frame(rows[GROUP])
+    counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
+    shared_counts = (_wide(_counts(part, GROUP), columns).reindex(group).set_axis(index) for part in (filled, places))
+    return Tally(values.reindex(index), *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
 
-    def wide(keys: list[str], datasets: pd.Series, kinds: pd.Series, all_sets: pd.Series) -> pd.DataFrame:
-        """Long series, by ``keys`` and set, kind or nothing, side by side."""
-        parts = [datasets.unstack(SET), kinds.unstack("kind"), all_sets.to_frame("all")]
-        for part in parts[1:]:
-            part.columns = pd.MultiIndex.from_product([["mean"], part.columns])
-        return pd.concat([part.rename_axis(columns=[None] * part.columns.nlevels) for part in parts], axis=1).reindex(
-            columns=columns
-        )
 
-    values = wide(ROW, by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean())
+def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:
+    """Means by row and set, by row and kind, and by row."""
+    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)[metric].mean()  # over seeds
+    by_dataset = by_level.groupby([*ROW, *SET]).mean()
+    long = by_dataset.rename("value").reset_index()
+    long["set"] = [base(*key) for key in zip(long["kind"], long["dataset"], strict=True)]
+    by_set = long.groupby([*ROW, "kind", "set"])["value"].mean()
+    return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean()]
 
-    def count(keys: list[str], cells: pd.DataFrame) -> pd.DataFrame:
-        return wide(keys, *(cells.groupby([*keys, *by]).size() for by in (SET, ["kind"], [])))
 
-    rows = cells[ROW].drop_duplicates()
-    rows["best"] = values.reindex(pd.MultiIndex.from_frame(rows))[("mean", "all")].to_numpy()
-    rows["best"] *= -1 if METRICS[metric][1] else 1
+def _counts(cells: pd.DataFrame, keys: list[str]) -> list[pd.Series]:
+    """Cells by ``keys`` and set, by ``keys`` and kind, and by ``keys``."""
+    return [cells.groupby([*keys, *by])["status"].size() for by in (SET, ["kind"], [])]
+
+
+def _wide(parts: list[pd.Series], columns: pd.MultiIndex) -> pd.DataFrame:
+    """Series by set, by kind and by neither, side by side in ``columns``."""
+    by_set, by_kind, over_all = parts
+    means = pd.concat([by_kind.unstack("kind"), over_all.rename("all")], axis=1)
+    return pd.concat([by_set.unstack(SET), pd.concat({"mean": means}, axis=1)], axis=1).reindex(columns=columns)
+
+
+def _in_order(rows: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
+    """Rows by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
+    keys = pd.DataFrame(index=rows.index)
     for name in GROUP:
-        rows[f"{name} order"] = pd.factorize(rows[name])[0]
-    rows["protocol order"] = rows["protocol"].map(_rank(PROTOCOLS))
-    rows = rows.sort_values([*(f"{name} order" for name in GROUP), "protocol order", "best", "detector"], kind="stable")
-    index, group = pd.MultiIndex.from_frame(rows[ROW]), pd.MultiIndex.from_frame(rows[GROUP])
-    filled = measured.drop_duplicates([*GROUP, *PLACE])
-    return Tally(
-        values.reindex(index),
-        *(count(ROW, part).reindex(index).fillna(0).astype(int) for part in (measured, cells)),
-        *(count(GROUP, part).reindex(group).fillna(0).astype(int).set_axis(index) for part in (filled, places)),
-    )
+        keys[name] = pd.factorize(rows[name])[0]
+    keys["protocol"] = rows["protocol"].map(_rank(PROTOCOLS))
+    keys["best"] = best.reindex(pd.MultiIndex.from_frame(rows)).to_numpy() * (-1 if higher_is_better else 1)
+    keys["detector"] = rows["detector"]
+    return rows.loc[keys.sort_values(list(keys.columns)).index]
 
 
 def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -136,10 +140,15 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with each cell once, as it occurs last. Raises BadData where columns are missing."""
-    if missing := [name for name in COLUMNS if name not in frame.columns]:
-        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
+    require_columns(frame)
     cells = frame.drop_duplicates([*ROW, *PLACE], keep="last")
     return cells.astype(dict.fromkeys((*METRICS, *COST, "level"), float))
+
+
+def require_columns(frame: pd.DataFrame) -> None:
+    """Raise BadData where a frame lacks some of ``COLUMNS``."""
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
 
 
 def base(kind: str, dataset: str) -> str:

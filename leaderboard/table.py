@@ -8,6 +8,7 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from oodbench.errors import UsageError
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.section import Column, Section, section
-from oodbench.leaderboard.summary import COLUMNS, GROUP, means, pivot
+from oodbench.leaderboard.summary import COLUMNS, GROUP, means, pivot, require_columns
 from oodbench.registry import unknown
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
@@ -39,7 +40,8 @@ def render(frame: pd.DataFrame, format: str = "table", *, metric: str = "auroc",
 
     Raises UsageError for an unknown format or metric, BadData where the frame lacks columns.
     """
-    writers = {"table": partial(_terminal, width=width), "md": _markdown, "tex": _latex}
+    writers: dict[str, Callable[[Section], str]] = {"table": partial(_terminal, width=width), "md": _markdown, "tex": _latex}
+    require_columns(frame)
     if format == "csv":
         return _csv(frame)
     if format == "json":
@@ -84,14 +86,11 @@ def _terminal(table: Section, width: int | None) -> str:
 
     labels, sets, summary = ([_clean(c) for c in columns] for columns in (table.labels, table.sets, table.summary))
     room = (width or math.inf) - sum(_width(c) for c in labels) - GAP
-    blocks: list[list[Column]] = [[]]
-    for column in sets:
-        if blocks[-1] and _needs([*blocks[-1], column]) > room:
-            blocks.append([])
-        blocks[-1].append(column)
-    if _needs([*blocks[-1], *summary]) > room:
-        blocks.append([])
-    blocks[-1] += summary
+    blocks = _packed(sets, room)
+    if _needs([*blocks[-1], *summary]) <= room:
+        blocks[-1] += summary
+    else:
+        blocks += _packed(summary, room)
     parts = [wrapped(escape.plain(table.title)), wrapped(table.caption)]
     parts.append("\n\n".join(_block([*labels, *block], table.breaks) for block in blocks))
     parts += [wrapped(escape.plain(note)) for note in table.notes]
@@ -119,6 +118,16 @@ def _width(column: Column) -> int:
 
 def _needs(columns: list[Column]) -> int:
     return sum(_width(c) + GAP for c in columns)
+
+
+def _packed(columns: list[Column], room: float) -> list[list[Column]]:
+    """Columns in order, as many a block as fit, one at least."""
+    blocks: list[list[Column]] = [[]]
+    for column in columns:
+        if blocks[-1] and _needs([*blocks[-1], column]) > room:
+            blocks.append([])
+        blocks[-1].append(column)
+    return blocks
 
 
 def _block(columns: list[Column], breaks: list[int]) -> str:
