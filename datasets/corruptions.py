@@ -15,7 +15,7 @@ from oodbench.errors import BadData, UsageError
 from oodbench.image_set import Images
 
 LEVELS = (1, 2, 3, 4, 5)
-CHUNK = 2**20  # pixel values at a time: hashing works on several float64 copies of them
+CHUNK = 2**18  # pixel values at a time, for hashing works on several float64 copies of them
 
 # Standard deviation of additive noise for 32x32 images, in pixel units of [0, 1] (Hendrycks & Dietterich, ICLR 2019).
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)

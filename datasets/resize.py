@@ -25,7 +25,11 @@ class Fitted:
         return len(self._images)
 
     def __getitem__(self, rows: Sequence[int]) -> Tensor:
-        return torch.stack([fit(self._images[[row]][0], self._size, self._resize) for row in rows])
+        return torch.stack([fit(self._own(row), self._size, self._resize) for row in rows])
+
+    def _own(self, row: int) -> Tensor:
+        # A plain index is a view of a tensor; an index by a list would start torch's threads for each image.
+        return self._images[row] if isinstance(self._images, Tensor) else self._images[[row]][0]
 
 
 def fit(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
