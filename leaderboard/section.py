@@ -67,7 +67,7 @@ def _figures(found: Tally, place: int, rows: list[tuple[str, str]], higher_is_be
 
     Cells that nobody has are said once, in a mean's heading; where a row lacks others, it says so itself.
     """
-    group, name = found.values.columns.tolist()[place]
+    group, name = (str(level[place]) for level in map(found.values.columns.get_level_values, ("group", "name")))
     values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
