@@ -32,10 +32,12 @@ clean:
 
 # The stamp of either holds for `run`; a changed pyproject.toml installs again.
 $(INSTALLED): pyproject.toml | $(BIN)/pip
+	@echo "Installing oodbench into $(VENV): minutes the first time, for PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(INSTALLED_TEST): pyproject.toml | $(BIN)/pip
+	@echo "Installing oodbench and its test tools into $(VENV): minutes the first time, for PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(INSTALLED) $@
 
