@@ -1,3 +1,29 @@
-"""."""
+"""The networks: one architecture, one file; each name stands for a function ``build(num_classes) -> Classifier``.
 
-TABLE = {}
+Beside these, ``oodbench.models.load`` takes ``timm:NAME``, ``torchvision:NAME`` and ``module:function``.
+"""
+
+from oodbench.registry import Entry
+
+_HE = "He et al. 2016, arXiv 1512.03385"
+
+TABLE = {
+    "resnet20-cifar10": Entry("oodbench.models.cifar_resnet:resnet20", "CIFAR-10 ResNet-20, published weights", _HE),
+    "resnet32-cifar10": Entry("oodbench.models.cifar_resnet:resnet32", "CIFAR-10 ResNet-32, published weights", _HE),
+    "resnet44-cifar10": Entry("oodbench.models.cifar_resnet:resnet44", "CIFAR-10 ResNet-44, published weights", _HE),
+    "resnet56-cifar10": Entry("oodbench.models.cifar_resnet:resnet56", "CIFAR-10 ResNet-56, published weights", _HE),
+    "resnet18": Entry("oodbench.models.resnet:resnet18", "ResNet-18 with a stem for 32x32 images", _HE),
+    "resnet34": Entry("oodbench.models.resnet:resnet34", "ResNet-34 with a stem for 32x32 images", _HE),
+    "resnet50": Entry("oodbench.models.resnet:resnet50", "ResNet-50 with a stem for 32x32 images", _HE),
+    "resnet101": Entry("oodbench.models.resnet:resnet101", "ResNet-101 with a stem for 32x32 images", _HE),
+    "densenet-bc-100-12": Entry(
+        "oodbench.models.densenet:densenet_bc_100_12",
+        "DenseNet-BC, depth 100, growth rate 12, for 32x32 images",
+        "Huang et al. 2017, arXiv 1608.06993",
+    ),
+    "resnet8-digits": Entry(
+        "oodbench.models.cifar_resnet:resnet8",
+        "ResNet-8 for the embedded 8x8 digits; trains itself in seconds, once",
+        _HE,
+    ),
+}

@@ -1,0 +1,101 @@
+"""From a model's name to a network, before any weights file is read.
+
+A name is built-in, registered by a third party, ``timm:NAME``, ``torchvision:NAME``, or ``module:function``.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from oodbench import models, registry
+from oodbench.classifier import Classifier
+from oodbench.errors import OodbenchError, UsageError, reason
+
+DEFAULT_CLASSES = 10
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def brings_weights(name: str) -> bool:
+    """Whether the network comes with weights of its own: third parties' and ``module:function``."""
+    return name not in models.TABLE and name.partition(":")[0] not in ("timm", "torchvision")
+
+
+def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifier:
+    """The network of this name on the CPU; what it initialises at random is drawn from ``seed``.
+
+    Raises UsageError for a name that nobody knows, OodbenchError where somebody's code fails.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        source, colon, inner = name.partition(":")
+        if colon and source == "timm":
+            classifier = _timm(inner, num_classes or DEFAULT_CLASSES)
+        elif colon and source == "torchvision":
+            classifier = _torchvision(inner, num_classes or DEFAULT_CLASSES)
+        else:
+            classifier = _call(name, _resolve(name) if colon else registry.load("models", name), num_classes)
+    classifier.name = name
+    return classifier
+
+
+def _timm(name: str, num_classes: int) -> Classifier:
+    """Normalisation and head are those of timm's own configuration of the network."""
+    try:
+        import timm
+    except ImportError as error:
+        raise OodbenchError(f"model 'timm:{name}' needs timm; pip install oodbench[timm]") from error
+    if not timm.is_model(name):
+        raise UsageError(registry.unknown("timm model", name, timm.list_models(), "timm.list_models()"))
+    module: Any = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    config, final = module.pretrained_cfg, module.get_classifier()
+    head = next((n for n, m in module.named_modules() if m is final and isinstance(m, nn.Linear)), None)
+    return Classifier(module, config["mean"], config["std"], head=head)
+
+
+def _torchvision(name: str, num_classes: int) -> Classifier:
+    """Normalisation is that of torchvision's ImageNet weights."""
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UsageError(registry.unknown("torchvision model", name, known, "torchvision.models.list_models()"))
+    module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    return Classifier(module, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _resolve(name: str) -> Any:
+    try:
+        return registry.resolve(name)
+    except Exception as error:  # an import runs somebody's code, which may raise anything
+        raise OodbenchError(
+            f"model '{name}' cannot be imported: {reason(error)}; give module:function, with the module on the Python path"
+        ) from error
+
+
+def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
+    """``function()`` or ``function(num_classes)``: a Classifier, or a module that takes images in [0, 1] as they are."""
+    if not callable(function):
+        raise UsageError(f"model '{name}' is {type(function).__name__}, not a function that returns a Classifier")
+    try:
+        made = function(*_arguments(function, num_classes))
+    except OodbenchError:
+        raise
+    except Exception as error:
+        raise OodbenchError(f"model '{name}' failed when it was built: {reason(error)}; mend that function") from error
+    if isinstance(made, Classifier):
+        return made
+    if isinstance(made, nn.Module):
+        return Classifier(made)
+    raise UsageError(f"model '{name}' returned {type(made).__name__}; return an oodbench.Classifier or a torch.nn.Module")
+
+
+def _arguments(function: Callable[..., Any], num_classes: int | None) -> tuple[int, ...]:
+    """The number of classes where the function takes it: always if it must have it, else only if it is known."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next((p for p in inspect.signature(function).parameters.values() if p.kind in positional), None)
+    if first is None or (first.default is not first.empty and (num_classes is None or first.name != "num_classes")):
+        return ()
+    return (num_classes or DEFAULT_CLASSES,)

@@ -1,0 +1,96 @@
+"""``load_model``: from a name, and weights where there are some, to a Classifier."""
+
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oodbench import paths
+from oodbench.classifier import Classifier
+from oodbench.models import weights as files
+from oodbench.models.build import brings_weights, build
+from oodbench.models.device import resolve_device
+
+__all__ = ["load_model", "resolve_device"]
+
+DIGITS = "resnet8-digits"
+DIGITS_RECIPE: dict[str, Any] = {"epochs": 16, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "seed": 0}
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    num_classes: int | None = None,
+    device: str = "cpu",
+    require_weights: bool = False,
+    progress: bool | None = None,
+) -> Classifier:
+    """A classifier by name: it takes images (N, C, H, W), floats in [0, 1], and gives logits (N, classes).
+
+    Args:
+        name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
+            ``module:function``, which returns a Classifier or a module with weights of its own.
+        weights: a safetensors file or a PyTorch state dict; by default ``<data>/models/NAME.safetensors`` (a colon in
+            a name becomes a dash), or the authors' file there.
+        data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
+        num_classes: for a network without a weights file; otherwise the file says it. 10 by default.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        require_weights: whether a bare architecture without weights is an error. Otherwise it warns, and its weights
+            are random, the same each time. The ``*-cifar10`` models always need theirs.
+        progress: whether to show a bar while ``resnet8-digits`` trains itself; by default on a terminal.
+
+    Raises UsageError for an unknown name or device, MissingData for absent weights, BadData for a weights file that is
+    hostile, truncated or another network's.
+    """
+    target = resolve_device(device)
+    path = Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
+    if path is None and name == DIGITS:
+        path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
+    classifier = build(name, num_classes)
+    if path is not None:
+        state = files.read(path)
+        final = state.get(f"{classifier.head_name}.weight")
+        if final is not None and final.dim() == 2 and len(final) != classifier.head.out_features:
+            classifier = build(name, len(final))
+        files.put(state, classifier.module, name, path)
+    elif name in files.PUBLISHED or (require_weights and not brings_weights(name)):
+        raise files.missing(name, data)
+    elif not brings_weights(name):
+        warnings.warn(f"{name} has no weights ({files.places(name, data)[0]} is not there): they are random", stacklevel=2)
+    return classifier.to(target)
+
+
+def _trained_on_digits(progress: bool) -> Path:
+    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits where it is not there yet."""
+    from oodbench.datasets.load import load_dataset
+    from oodbench.models.train import train
+
+    digits = load_dataset("digits", split="train")
+    recipe = json.dumps({**DIGITS_RECIPE, "images": digits.fingerprint}, sort_keys=True)
+    path = paths.cache_root() / "models" / f"{DIGITS}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
+    if not path.exists():
+        with _one_thread():
+            train(DIGITS, digits, out=path, device="cpu", progress=progress, **DIGITS_RECIPE)
+    return path
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On the CPU and in one thread the weights do not depend on a machine's GPU or on how many cores it has to spare.
+
+    Nor is anything lost: layers this small gain nothing from a second thread, and wait long for it on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,231 @@
+"""Trains a classifier: SGD with Nesterov momentum, cosine schedule, crops and flips, checkpoint and resume."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench import state
+from oodbench.classifier import Classifier
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.image_set import ImageSet
+from oodbench.models.build import build
+from oodbench.models.checkpoint import Checkpoint
+from oodbench.models.device import resolve_device
+
+
+def train(
+    name: str,
+    train_set: ImageSet,
+    *,
+    out: str | Path,
+    test_set: ImageSet | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    device: str = "auto",
+    augment: bool = True,
+    resume: bool = True,
+    progress: bool = True,
+) -> Classifier:
+    """Train model ``name`` on a labelled set and write its weights to ``out``, a safetensors file; returns it, frozen.
+
+    Normalisation is the model's own, so ``load_model(name, weights=out)`` gives the same network. After each epoch a
+    checkpoint lies beside ``out``; a killed run that is started again goes on from there and, on the CPU, ends with
+    the same weights bit for bit. On CUDA it runs in mixed precision. ``progress`` shows a bar on stderr, with the
+    accuracy on the epoch's training images, or on ``test_set`` if there is one.
+
+    Raises BadData for a set without labels or with one class, UsageError for settings that make no sense or are not
+    those of the checkpoint, OodbenchError for a loss that diverges or a folder that cannot be written.
+    """
+    out, target = Path(out), resolve_device(device)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UsageError(f"cannot write weights to {out}; name a file that ends in .safetensors")
+    for option, value in (("epochs", epochs), ("batch size", batch_size), ("lr", lr)):
+        if not value > 0:
+            raise UsageError(f"{option} is {value}; give a number above 0")
+    classifier = build(name, _classes(train_set), seed).to(target)
+    classifier.check(train_set.read([0, 1]).float() / 255)
+    module = classifier.module.requires_grad_(True)
+    optimizer = torch.optim.SGD(module.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    precision = _precision(target)
+    scaler = torch.amp.GradScaler(target.type, enabled=precision is torch.float16)
+    checkpoint = Checkpoint(
+        out.with_name(f"{out.name}.checkpoint"),
+        {"module": module, "optimizer": optimizer, "scaler": scaler},
+        {
+            "model": name,
+            "images": train_set.fingerprint,
+            "epochs": epochs,
+            "batch size": batch_size,
+            "lr": lr,
+            "momentum": momentum,
+            "weight decay": weight_decay,
+            "seed": seed,
+            "augment": augment and ("crops and flips" if train_set.flips else "crops"),
+            "precision": str(precision),
+        },
+    )
+    first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
+    checkpoint.store(first)  # before the first epoch, so that an unwritable folder costs nobody's time
+
+    steps = math.ceil(len(train_set) / batch_size)
+    with _bar(name, epochs, steps, first, progress) as (on_step, on_epoch):
+        for epoch in range(first, epochs):
+            rates = [cosine(lr, epoch * steps + step, epochs * steps) for step in range(steps)]
+            with _seeded(seed, epoch, target) as generator:
+                loss, reached = _epoch(classifier, train_set, optimizer, scaler, rates, precision, augment, generator, on_step)
+            if not math.isfinite(loss):
+                raise OodbenchError(f"training {name} diverged in epoch {epoch + 1} (loss {loss}); lower lr, now {lr:g}")
+            checkpoint.store(epoch + 1)
+            module.eval()
+            on_epoch(epoch + 1, loss, reached if test_set is None else accuracy(classifier, test_set, batch_size))
+
+    from safetensors.torch import save
+
+    state.write_atomically(out, save({key: value.cpu().contiguous().clone() for key, value in module.state_dict().items()}))
+    checkpoint.remove()
+    return classifier.requires_grad_(False).eval()
+
+
+def _epoch(
+    classifier: Classifier,
+    images: ImageSet,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    rates: Sequence[float],
+    precision: torch.dtype | None,
+    augment: bool,
+    generator: torch.Generator,
+    on_step: Callable[[], None],
+) -> tuple[float, float]:
+    """One step for each learning rate, over all images once; (mean loss, accuracy) as they were on the way."""
+    assert images.labels is not None
+    device = classifier.device
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    classifier.module.train()
+    # Batches of nearly equal size: a last batch of one image would have no variance to normalise by.
+    order = torch.randperm(len(images), generator=generator).tensor_split(len(rates))
+    for rate, rows in zip(rates, order, strict=True):
+        batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
+        if augment:
+            batch = augmented(batch, images.flips, generator)
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            logits = classifier(batch.float() / 255)
+            if not isinstance(logits, Tensor):
+                raise Unsuitable(f"{classifier.name} gives {type(logits).__name__} while it trains, not logits; train another")
+            loss = F.cross_entropy(logits, labels)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        # Kept on the device: reading a number here would make the host wait at each step.
+        loss_sum += loss.detach() * len(rows)
+        correct += (logits.detach().argmax(1) == labels).sum()
+        on_step()
+    return float(loss_sum) / len(images), float(correct) / len(images)
+
+
+def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
+    """Share of a labelled set whose largest logit is at its label. Raises BadData for a set without labels."""
+    if images.labels is None:
+        raise BadData(f"{images.name or 'the test set'} has no labels; an accuracy needs them")
+    correct = 0
+    with torch.inference_mode():
+        for rows in torch.arange(len(images)).split(batch_size):
+            batch = images.read(rows).to(classifier.device, classifier.dtype) / 255
+            correct += int((classifier(batch).argmax(1).cpu() == images.labels[rows]).sum())
+    return correct / len(images)
+
+
+def augmented(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth of its side, zeros moving in, and mirrored half the time if ``flips``.
+
+    (N, C, H, W) -> (N, C, H, W); 4 pixels at 32x32, the usual crop. ``generator`` is on the CPU whatever the device.
+    """
+    count, _, height, width = images.shape
+    down, across = height // 8, width // 8
+    top = torch.randint(0, 2 * down + 1, (count, 1), generator=generator)
+    left = torch.randint(0, 2 * across + 1, (count, 1), generator=generator)
+    mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & flips
+    ahead = torch.arange(width)
+    rows = (top + torch.arange(height)).to(images.device)  # (N, H)
+    columns = (left + torch.where(mirrored, ahead.flip(0), ahead)).to(images.device)  # (N, W)
+    padded = F.pad(images, (across, across, down, down))
+    place = torch.arange(count, device=images.device)
+    # (N, 1, 1), (N, H, 1), (N, 1, W) around the channels -> (N, H, W, C)
+    return padded[place[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """From ``lr`` at step 0 down half a cosine to 0 at ``steps`` (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983)."""
+    return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _classes(images: ImageSet) -> int:
+    """How many classes the set names, or its labels show. Raises BadData where nothing can be learnt from them."""
+    name = images.name or "the training set"
+    if images.labels is None:
+        raise BadData(f"{name} has no labels; train on a labelled set")
+    if len(images.labels.unique()) < 2:
+        raise BadData(f"{name} holds one class only; train on a set with at least two")
+    classes = len(images.classes) or int(images.labels.max()) + 1
+    if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
+        raise BadData(f"{name} has labels outside 0..{classes - 1}; its files disagree")
+    return classes
+
+
+def _precision(device: torch.device) -> torch.dtype | None:
+    """What mixed precision computes in; None, full precision, on the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Generator]:
+    """All randomness of one epoch, whatever came before it: a generator, and the global one for dropout."""
+    value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(value)
+        yield torch.Generator().manual_seed(value)
+
+
+@contextmanager
+def _bar(
+    name: str, epochs: int, steps: int, first: int, shown: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[int, float, float], None]]]:
+    """(on_step(), on_epoch(done, loss, accuracy)): epoch, loss, accuracy and time left on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[measured]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(
+            f"{name}, epoch {min(first + 1, epochs)} of {epochs}", total=epochs * steps, completed=first * steps, measured=""
+        )
+
+        def on_epoch(done: int, loss: float, reached: float) -> None:
+            bar.update(
+                task,
+                description=f"{name}, epoch {min(done + 1, epochs)} of {epochs}",
+                measured=f"loss {loss:.3f}, accuracy {reached:.1%}",
+            )
+
+        yield lambda: bar.advance(task), on_epoch
