@@ -7,7 +7,7 @@ set that is missing and a score that is not a number become cells with a status 
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -503,7 +503,7 @@ class _Run:
             protocol,
             n_in=len(in_scores),
             n_out=len(out_scores),
-            metrics=figures.as_dict(),
+            metrics=asdict(figures),
             setting=setting,
             head=detector.shift_head if protocol == "per-shift" else detector.unsupervised_head,
             wall_seconds=spent + time.perf_counter() - start,

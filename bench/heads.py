@@ -123,24 +123,33 @@ class Logistic(Head):
 
     def _fit_columns(self, inside: np.ndarray, outside: np.ndarray) -> None:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV
+        from sklearn.model_selection import StratifiedKFold
         from threadpoolctl import threadpool_limits
 
         columns = np.concatenate([inside, outside])
         mean, std = columns.mean(0), columns.std(0)
         std = np.where(std > 0, std, 1)
+        columns = (columns - mean) / std
+        target = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
         folds = min(5, len(inside), len(outside))
         if folds < 2:
             raise Unsuitable(
                 f"needs at least 2 validation images a side, has {len(inside)} and {len(outside)};"
                 " raise --limit or leave out per-shift"
             )
-        target = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
-        search = GridSearchCV(
-            LogisticRegression(max_iter=1000), {"C": np.logspace(-4, 4, 10)}, cv=folds, scoring="neg_log_loss"
-        )
+        splits = list(StratifiedKFold(folds).split(columns, target))
+
+        def fitted(strength: float, rows: np.ndarray) -> LogisticRegression:
+            return LogisticRegression(C=strength, solver="newton-cholesky", max_iter=1000).fit(columns[rows], target[rows])
+
+        def loss(strength: float) -> float:
+            """Negative log-likelihood of the rows left out: GridSearchCV's, without its cost a fit, 30 times the fit's own."""
+            odds = (fitted(strength, rows).decision_function(columns[left_out]) for rows, left_out in splits)
+            signs = (1 - 2 * target[left_out] for _, left_out in splits)
+            return sum(np.logaddexp(0, sign * odd).mean() for sign, odd in zip(signs, odds, strict=True))
+
         with threadpool_limits(1, "blas"):  # threads on matrices this small only wait for each other
-            model = search.fit((columns - mean) / std, target).best_estimator_
+            model = fitted(min(np.logspace(-4, 4, 10), key=loss), np.arange(len(target)))
         self.mean_, self.std_ = mean.tolist(), std.tolist()
         self.weights_, self.bias_ = model.coef_[0].tolist(), float(model.intercept_[0])
 

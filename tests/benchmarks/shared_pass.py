@@ -22,7 +22,7 @@ from oodbench.datasets.load import load_dataset
 from oodbench.models.load import load_model
 from oodbench.suite import load_suite
 
-DETECTORS = "msp energy maxlogit entropy odin mahalanobis-v rmd knn vim she klm gradnorm".split()
+DETECTORS = ["msp", "energy", "maxlogit", "entropy", "odin", "mahalanobis-v", "rmd", "knn", "vim", "she", "klm", "gradnorm"]
 
 
 def bare_pass(classifier, image_sets, batch_size):
