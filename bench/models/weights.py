@@ -1,6 +1,7 @@
 """Weights on disk: where they are looked for, how they are read, and whether they fit. Never a bare pickle."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,9 @@ def read(path: Path) -> dict[str, Tensor]:
 
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about odd pickles, which are refused or read in full all the same
+                warnings.simplefilter("ignore")
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or truncated file may raise anything
         raise BadData(
             f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); get it again, or give a"

@@ -1,0 +1,204 @@
+"""Training: augmentation, schedule, checkpoint and resume."""
+
+import math
+import sys
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from oodbench import ImageSet
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.models.checkpoint import Checkpoint
+from oodbench.models.load import load_model
+from oodbench.models.train import accuracy, augmented, cosine, train
+
+SETTINGS = {"epochs": 4, "batch_size": 16, "lr": 0.05, "device": "cpu", "progress": False}
+MODEL = "resnet8-digits"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Layers this small wait longer for a second thread than they gain from it, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bright_set() -> ImageSet:
+    """65 images 8x8 of three classes that differ in brightness, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(65) % 3
+    noise = torch.randint(0, 60, (65, 3, 8, 8), generator=generator)
+    return ImageSet((labels.view(-1, 1, 1, 1) * 90 + noise).clamp(max=255).to(torch.uint8), labels, name="bright")
+
+
+@pytest.fixture
+def dropping(tmp_path, monkeypatch) -> str:
+    """The name of a small network with dropout and BatchNorm: all that a resumed run must draw and keep alike."""
+    (tmp_path / "dropping_network.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.ReLU())\n"
+        "    return nn.Sequential(hidden, nn.Linear(16, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "dropping_network:build"
+    sys.modules.pop("dropping_network", None)
+
+
+def train_until(last: int, name: str, images: ImageSet, **settings: Any) -> None:
+    """A training that is interrupted once this many epochs are kept."""
+    store = Checkpoint.store
+
+    def store_and_stop(self: Checkpoint, done: int) -> None:
+        store(self, done)
+        if done == last:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "store", store_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(name, images, **settings)
+
+
+def test_a_trained_network_has_learnt_and_is_the_one_on_disk(bright_set, tmp_path):
+    out = tmp_path / "new folder" / "net.safetensors"
+    trained = train(MODEL, bright_set, out=out, test_set=bright_set, **SETTINGS)
+    assert accuracy(trained, bright_set) > 0.9
+    assert not any(p.requires_grad for p in trained.parameters())
+    assert not any(module.training for module in trained.modules())
+    loaded = load_model(MODEL, out)
+    assert loaded.weights_hash == trained.weights_hash
+    assert loaded.head.out_features == 3
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("epochs", [0, 2, 4])
+def test_an_interrupted_run_ends_with_the_same_weights(epochs, bright_set, dropping, tmp_path, monkeypatch):
+    train(dropping, bright_set, out=tmp_path / "whole.safetensors", **SETTINGS)
+    out = tmp_path / "resumed.safetensors"
+    train_until(epochs, dropping, bright_set, out=out, **SETTINGS)
+    assert not out.exists()
+    torch.rand(3)  # what else happened in the process must not matter
+    kept, store = [], Checkpoint.store
+    monkeypatch.setattr(Checkpoint, "store", lambda self, done: (kept.append(done), store(self, done)))
+    train(dropping, bright_set, out=out, **SETTINGS)
+    assert kept == list(range(epochs, 5))  # finished epochs are not done again
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_the_seed_matters(bright_set, tmp_path):
+    for seed in (0, 1):
+        train(MODEL, bright_set, out=tmp_path / f"{seed}.safetensors", seed=seed, **SETTINGS)
+    one, two = (load_file(tmp_path / f"{seed}.safetensors") for seed in (0, 1))
+    assert not torch.equal(one["conv1.weight"], two["conv1.weight"])
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
+    out = tmp_path / "net.safetensors"
+    train_until(1, MODEL, bright_set, out=out, **SETTINGS)
+    with pytest.raises(UsageError, match=r"a training with epochs 4 instead of 5; delete .*net\.safetensors\.checkpoint"):
+        train(MODEL, bright_set, out=out, **{**SETTINGS, "epochs": 5})
+    train(MODEL, bright_set, out=out, resume=False, **{**SETTINGS, "epochs": 1})
+
+
+def test_a_broken_checkpoint_is_refused(bright_set, tmp_path):
+    (tmp_path / "net.safetensors.checkpoint").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(BadData, match=r"is no checkpoint, or is truncated .* delete"):
+        train(MODEL, bright_set, out=tmp_path / "net.safetensors", **SETTINGS)
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_augmentation_equals_a_loop_over_images(flips):
+    images = torch.randint(0, 256, (40, 3, 16, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    made = augmented(images, flips, torch.Generator().manual_seed(2))
+    draw = torch.Generator().manual_seed(2)
+    top, left = torch.randint(0, 5, (40, 1), generator=draw), torch.randint(0, 3, (40, 1), generator=draw)
+    mirrored = torch.rand(40, 1, generator=draw) < 0.5
+    for i in range(40):
+        padded = torch.zeros(3, 20, 10, dtype=torch.uint8)
+        padded[:, 2:18, 1:9] = images[i]
+        expected = padded[:, int(top[i]) : int(top[i]) + 16, int(left[i]) : int(left[i]) + 8]
+        if flips and mirrored[i]:
+            expected = expected.flip(2)
+        assert torch.equal(made[i], expected)
+
+
+def test_images_are_mirrored_only_where_the_set_allows_it(bright_set, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(images, flips, generator):
+        seen.append(flips)
+        return images
+
+    monkeypatch.setattr("oodbench.models.train.augmented", spy)
+    for flips in (True, False):
+        bright_set.flips = flips
+        train(MODEL, bright_set, out=tmp_path / "net.safetensors", **{**SETTINGS, "epochs": 1})
+    assert seen == [True] * 5 + [False] * 5  # 65 images in batches of at most 16
+    train(MODEL, bright_set, out=tmp_path / "net.safetensors", augment=False, **{**SETTINGS, "epochs": 1})
+    assert len(seen) == 10
+
+
+def test_each_epoch_draws_another_order(bright_set, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("oodbench.models.train.augmented", lambda images, *_: (seen.append(images), images)[1])
+    train(MODEL, bright_set, out=tmp_path / "net.safetensors", **{**SETTINGS, "epochs": 2})
+    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):  # every image once
+        assert sorted(epoch.flatten(1).tolist()) == sorted(bright_set.images.flatten(1).tolist())
+
+
+def test_the_schedule_is_half_a_cosine():
+    assert [cosine(0.2, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0.2, 0.1 + 0.1 * math.sqrt(0.5), 0.1, 0])
+
+
+def test_sets_that_teach_nothing_are_refused(bright_set, tmp_path):
+    images, labels = bright_set.images, bright_set.labels
+    for broken, message in (
+        (ImageSet(images, None, name="bare"), "bare has no labels"),
+        (ImageSet(images, torch.zeros(65, dtype=torch.int64), name="lone"), "lone holds one class only"),
+        (ImageSet(images, labels, name="odd", classes=("dark", "grey")), r"odd has labels outside 0\.\.1"),
+        (ImageSet(images, labels - 1, name="low"), "low has labels outside"),
+    ):
+        with pytest.raises(BadData, match=message):
+            train(MODEL, broken, out=tmp_path / "net.safetensors", **SETTINGS)
+    with pytest.raises(Unsuitable, match="does not take images"):
+        train(MODEL, ImageSet(images[:, :2], labels), out=tmp_path / "net.safetensors", **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_without_sense_are_refused(bright_set, tmp_path):
+    for change, message in (
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch size"),
+        ({"lr": math.nan}, "lr is nan"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(MODEL, bright_set, out=tmp_path / "net.safetensors", **{**SETTINGS, **change})
+    for out in (tmp_path, tmp_path / "net.pt"):
+        with pytest.raises(UsageError, match=r"name a file that ends in \.safetensors"):
+            train(MODEL, bright_set, out=out, **SETTINGS)
+
+
+def test_an_unwritable_folder_is_told_before_the_first_epoch(bright_set, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("oodbench.models.train._epoch", lambda *_: pytest.fail("trained for nothing"))
+    with pytest.raises(OodbenchError, match=r"cannot write .*choose another folder"):
+        train(MODEL, bright_set, out=tmp_path / "file" / "net.safetensors", **SETTINGS)
+
+
+def test_a_diverging_loss_stops_the_training(bright_set, tmp_path):
+    with pytest.raises(OodbenchError, match=r"diverged in epoch 1 .*lower lr"):
+        train(MODEL, bright_set, out=tmp_path / "net.safetensors", **{**SETTINGS, "lr": 1e30})
+
+
+def test_an_accuracy_needs_labels(classifier, bright_set):
+    with pytest.raises(BadData, match="bright has no labels"):
+        accuracy(classifier, ImageSet(bright_set.images, None, name="bright"))
