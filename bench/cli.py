@@ -84,7 +84,7 @@ def run(
     from oodbench.progress import terminal_progress
 
     if dry_run:
-        for line in engine.plan(engine.customised(chosen, **options), data=data, out=out, limit=limit):
+        for line in engine.plan(chosen.customised(**options), data=data, out=out, limit=limit):
             print(line)
         return
     with terminal_progress() as progress:

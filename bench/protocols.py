@@ -12,7 +12,6 @@ import numpy as np
 from oodbench.errors import OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 
-PROTOCOLS = ("unsupervised", "per-shift")
 VALIDATION_SIZE = 1000  # images a side at most, as in Liang et al. 2018 and Lee et al. 2018
 HELD_OUT_SHARE = 0.1  # of the training images, for thresholds and calibration
 
@@ -56,6 +55,14 @@ class Split:
     out_fit: np.ndarray
     out_choose: np.ndarray
     out_test: np.ndarray
+
+    @property
+    def in_validation(self) -> np.ndarray:
+        return np.concatenate([self.in_fit, self.in_choose])
+
+    @property
+    def out_validation(self) -> np.ndarray:
+        return np.concatenate([self.out_fit, self.out_choose])
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         return iter((field.name, getattr(self, field.name)) for field in fields(self))

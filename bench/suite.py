@@ -1,6 +1,7 @@
 """Suites: TOML files that say which sets, detectors and protocols make a benchmark, ours in the package or anyone's."""
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly"]
+PROTOCOLS = ("unsupervised", "per-shift")
 
 
 class ShiftSet(BaseModel):
@@ -46,6 +48,41 @@ class Suite(BaseModel):
     def names_and_kinds(self) -> list[tuple[str, Kind | None]]:
         """One (name, kind) a set and level, in order."""
         return [(f"{s.name}@{level}" if level else s.name, s.kind) for s in self.sets for level in (s.levels or [0])]
+
+    def customised(
+        self,
+        *,
+        model: str | None = None,
+        detectors: Sequence[str] | None = None,
+        parameters: Mapping[str, Mapping[str, Any]] | None = None,
+        datasets: Sequence[str] | None = None,
+        protocols: Sequence[str] | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+    ) -> "Suite":
+        """The suite with what is given instead of its own. A set that the suite names keeps its kind and levels.
+
+        Raises UsageError for an unknown protocol, and for parameters of a detector that does not run.
+        """
+        known = {s.name: s for s in self.sets} | {n: ShiftSet(name=n, kind=kind) for n, kind in self.names_and_kinds()}
+        merged = {name: dict(values) for name, values in self.parameters.items()}
+        for name, values in (parameters or {}).items():
+            merged[name] = merged.get(name, {}) | dict(values)
+        if strangers := set(merged) - set(detectors or self.detectors):
+            raise UsageError(f"parameters are given for {', '.join(sorted(strangers))}, which does not run; add --detector")
+        for protocol in protocols or ():
+            if protocol not in PROTOCOLS:
+                raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
+        changes = {
+            "model": model,
+            "detectors": list(detectors or ()),
+            "sets": [known.get(name, ShiftSet(name=name)) for name in datasets or ()],
+            "protocols": list(protocols or ()),
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        given = {name: value for name, value in changes.items() if value is not None and value != []}
+        return self.model_copy(update=given | {"parameters": merged})
 
 
 def suite_names() -> list[str]:

@@ -1,0 +1,276 @@
+"""The engine: every pairing becomes a cell, nothing is computed twice, a kill loses nothing, a failure is a row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import oodbench
+from oodbench import engine, protocols, registry
+from oodbench.classifier import Classifier
+from oodbench.datasets.load import load_dataset
+from oodbench.errors import MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.results import RunFolder
+from oodbench.suite import ShiftSet, Suite
+
+SETS = ["digits-heldout", "digits+noise@5"]
+FAST = ["msp", "knn", "mahalanobis-fe", "pixels"]
+
+
+class NotANumber(oodbench.Detector):
+    """NaN on every third image."""
+
+    name = "not-a-number"
+
+    def statistics(self, probe):
+        return torch.where(torch.arange(len(probe)) % 3 == 0, torch.nan, 1.0)
+
+
+class Constant(oodbench.Detector):
+    """The same score for all."""
+
+    name = "constant"
+
+    def statistics(self, probe):
+        return torch.zeros(len(probe))
+
+
+class Crashes(oodbench.Detector):
+    """Raises on the second batch."""
+
+    name = "crashes"
+    batches = 0
+
+    def statistics(self, probe):
+        self.batches += 1
+        if self.batches > 1:
+            raise RuntimeError("out of\nluck")
+        return probe.images.mean((1, 2, 3))
+
+
+class Declines(oodbench.Detector):
+    """Works with no network."""
+
+    name = "declines"
+
+    def check(self, classifier):
+        raise Unsuitable("needs a network with wings")
+
+    def statistics(self, probe):
+        return probe.images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """The four troublemakers above, registered as if by --plugin."""
+    monkeypatch.setattr(registry, "_session", {})
+    kinds = {kind.name: kind for kind in (NotANumber, Constant, Crashes, Declines)}
+    for name in kinds:
+        registry._session["detectors", name] = registry.Record("detectors", name, f"tests:{name}", distribution="troublemakers")
+    resolve = registry.resolve
+    monkeypatch.setattr(registry, "resolve", lambda target: kinds.get(target.removeprefix("tests:")) or resolve(target))
+    return list(kinds)
+
+
+def run(out, **options):
+    options = {"detectors": FAST, "datasets": SETS, "limit": 80, "measure_costs": False, "batch_size": 64} | options
+    return engine.run(options.pop("suite", "digits"), out=out, **options)
+
+
+def figures(folder: RunFolder) -> dict[str, bytes]:
+    """Everything but time and provenance, by cell."""
+    found = {}
+    for path in sorted(folder.cells_path.glob("*.safetensors")):
+        cell, arrays = folder.read(path)
+        rest = cell.model_dump(exclude={"wall_seconds", "provenance"})
+        found[path.name] = json.dumps(rest, sort_keys=True).encode() + b"".join(arrays[k].tobytes() for k in sorted(arrays))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return run(tmp_path_factory.mktemp("finished") / "run", measure_costs=True)
+
+
+def test_every_pairing_has_its_cell_and_the_contract_its_columns(finished):
+    frame = finished.frame()
+    expected = (
+        "model in_distribution detector protocol dataset kind level seed n_in n_out auroc auroc_low auroc_high aupr_out aupr_in"
+        " fpr95 detection_accuracy detection_error ms_per_image overhead peak_memory_mb wall_seconds status reason"
+    )
+    assert list(frame.columns) == expected.split()
+    rows = set(zip(frame.detector, frame.protocol, frame.dataset, frame.level.fillna(0), strict=True))
+    both = {("digits-heldout", 0), ("digits+noise", 5)}
+    assert rows == {(d, "unsupervised", *s) for d in FAST for s in both} | {
+        (d, "per-shift", *s) for d in ("mahalanobis-fe", "pixels") for s in both
+    }
+    assert set(frame.status) == {"ok"}
+    assert (frame.auroc_low <= frame.auroc).all()
+    assert (frame.auroc <= frame.auroc_high).all()
+    assert (frame.ms_per_image > 0).all()
+    assert (frame.overhead > 0).all()
+    assert frame.peak_memory_mb.isna().all()  # on the CPU
+    assert (frame.wall_seconds > 0).all()
+
+
+@pytest.mark.parametrize("name", ["msp", "knn", "mahalanobis-fe"])
+def test_a_cell_holds_the_scores_that_the_detector_gives_by_itself(finished, name):
+    cell, arrays = finished.read(finished.cells_path / f"{name}~unsupervised~digits-heldout.safetensors")
+    classifier = oodbench.load_model("resnet8-digits")
+    train = load_dataset("digits", split="train")
+    detector = oodbench.load_detector(name).fit(classifier, train.images, train.labels)
+    outside = protocols.limited(load_dataset("digits-heldout"), 80, 0)
+    inside = protocols.limited(load_dataset("digits"), 80, 0)
+    np.testing.assert_allclose(arrays["out_scores"], detector.score(classifier, outside.images), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(arrays["in_scores"], detector.score(classifier, inside.images), rtol=1e-4, atol=1e-6)
+    figure = oodbench.evaluate(arrays["in_scores"], arrays["out_scores"])
+    assert cell.metrics["auroc"] == figure.auroc
+    assert (cell.n_in, cell.n_out) == (80, 80)
+
+
+def test_the_split_is_stored_and_no_base_image_is_both_fitted_and_tested(finished):
+    _, arrays = finished.read(finished.cells_path / "pixels~per-shift~digits+noise@5.safetensors")
+    assert len(arrays["in_fit"]) == len(arrays["in_choose"]) == len(arrays["out_fit"]) == 20
+    assert len(arrays["out_scores"]) == len(arrays["out_test"]) == 40
+    learnt = {*arrays["in_fit"], *arrays["in_choose"], *arrays["out_fit"], *arrays["out_choose"]}
+    assert not learnt & {*arrays["in_test"], *arrays["out_test"]}  # both sides hold the same base images here
+
+
+def test_each_image_goes_through_the_network_once(tmp_path, monkeypatch):
+    seen = []
+    forward = Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, images: seen.append(len(images)) or forward(self, images))
+    detectors = ["msp", "energy", "knn", "vim", "rmd", "she", "klm", "gradnorm", "mahalanobis-v", "pixels"]
+    run(tmp_path / "run", detectors=detectors, protocols=["unsupervised"])
+    train = len(load_dataset("digits", split="train"))
+    calibration = 87  # pixels calibrates on the held-out tenth, and asks the network nothing
+    checked = 2
+    assert sum(seen) in (train + 80 + 2 * 80 + checked, train + 80 + 2 * 80 + checked + calibration)
+    calls = len(seen)
+    run(tmp_path / "run", detectors=detectors, protocols=["unsupervised"])
+    assert len(seen) == calls + 1  # a finished run only checks that the network takes the images
+
+
+def test_odin_adds_one_pass_and_its_grid_shares_gradients(tmp_path, monkeypatch):
+    seen = []
+    forward = Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, images: seen.append(len(images)) or forward(self, images))
+    run(tmp_path / "run", detectors=["msp", "odin"], protocols=["unsupervised"], datasets=["digits-heldout"])
+    assert sum(seen) == 2 + 2 * (80 + 80)
+
+
+def test_trouble_is_a_cell_with_a_reason_and_the_rest_goes_on(tmp_path, plugins):
+    folder = run(tmp_path / "run", detectors=["msp", *plugins], datasets=["digits-heldout", "folder:nowhere"], data=tmp_path)
+    frame = folder.frame().set_index(["detector", "dataset"])
+    here = "digits-heldout"
+    assert frame.loc[("msp", here), "status"] == "ok"
+    assert frame.loc[("not-a-number", here), "status"] == "failed"
+    assert "not finite" in frame.loc[("not-a-number", here), "reason"]
+    assert "all scores are 0" in frame.loc[("constant", here), "reason"]
+    assert frame.loc[("crashes", here), "reason"] == "RuntimeError: out of luck"
+    assert frame.loc[("declines", here), "status"] == "skipped"
+    assert frame.loc[("declines", here), "reason"] == "needs a network with wings"
+    missing = frame.xs("folder:nowhere", level="dataset")
+    assert set(missing.status) == {"skipped"}
+    assert str(tmp_path / "nowhere") in missing.reason.iloc[0]
+    assert frame.auroc.notna().sum() == 1
+
+
+def test_a_cell_without_figures_is_tried_again(tmp_path):
+    data = tmp_path / "data"
+    folder = run(tmp_path / "run", detectors=["msp"], datasets=["folder:extra"], data=data)
+    assert folder.frame().status.tolist() == ["skipped"]
+    from PIL import Image
+
+    (data / "extra").mkdir(parents=True)
+    for place in range(9):
+        Image.fromarray(np.full((8, 8, 3), 20 * place, np.uint8)).save(data / "extra" / f"{place}.png")
+    again = run(tmp_path / "run", detectors=["msp"], datasets=["folder:extra"], data=data)
+    assert again.frame().status.tolist() == ["ok"]
+
+
+def test_other_settings_do_not_overwrite_a_run(tmp_path):
+    run(tmp_path / "run", detectors=["knn"])
+    with pytest.raises(UsageError, match=r"limit = 80, not 70.*--out.*--fresh"):
+        run(tmp_path / "run", detectors=["knn"], limit=70)
+    with pytest.raises(UsageError, match="parameters of knn"):
+        run(tmp_path / "run", detectors=["knn"], parameters={"knn": {"k": 3}})
+    extended = run(tmp_path / "run", detectors=["msp"])  # more detectors are welcome
+    assert set(extended.frame().detector) == {"knn", "msp"}
+    fresh = run(tmp_path / "run", detectors=["msp"], limit=70, fresh=True)
+    assert set(fresh.frame().detector) == {"msp"}
+
+
+def test_what_the_run_hangs_on_raises(tmp_path):
+    with pytest.raises(MissingData, match="cifar10"):
+        run(tmp_path / "a", suite="cifar10", data=tmp_path, datasets=None, detectors=["msp"])
+    with pytest.raises(UsageError, match="unknown set|unknown dataset"):
+        run(tmp_path / "b", datasets=["digit-heldout"])
+    with pytest.raises(UsageError, match="unknown protocol 'per-shfit'"):
+        run(tmp_path / "c", protocols=["per-shfit"])
+    with pytest.raises(UsageError, match="parameters are given for odin"):
+        run(tmp_path / "d", parameters={"odin": {"epsilon": 0}})
+    with pytest.raises(UsageError, match="parameter of knn 'kk'"):
+        run(tmp_path / "e", parameters={"knn": {"kk": 3}})
+    same = Suite(in_distribution="digits", train_split="test", detectors=["pixels"], sets=[ShiftSet(name="photos")])
+    with pytest.raises(OodbenchError, match="same images"):
+        run(tmp_path / "f", suite=same, datasets=None, detectors=None)
+    (tmp_path / "file").touch()
+    with pytest.raises(OodbenchError, match="cannot write"):
+        run(tmp_path / "file" / "run", detectors=["msp"])
+
+
+def test_a_suite_without_a_network_runs_what_needs_none(tmp_path):
+    suite = Suite(name="bare", in_distribution="digits", detectors=["pixels", "msp"], sets=[ShiftSet(name="photos")])
+    frame = run(tmp_path / "run", suite=suite, datasets=None, detectors=None).frame().set_index(["detector", "protocol"])
+    assert frame.loc[("pixels", "unsupervised"), "auroc"] > 0.9
+    assert frame.loc[("msp", "unsupervised"), "status"] == "skipped"
+    assert "needs a classifier" in frame.loc[("msp", "unsupervised"), "reason"]
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(OodbenchError, match="another run is writing"):
+        run(tmp_path / "run", detectors=["msp"])
+
+
+def test_an_unknown_schema_version_is_refused(tmp_path):
+    folder = run(tmp_path / "run", detectors=["msp"])
+    about = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps(about | {"schema_version": 99}))
+    with pytest.raises(OodbenchError, match="schema version 99"):
+        run(tmp_path / "run", detectors=["msp"])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_a_killed_run_goes_on_with_the_same_figures_and_redoes_nothing(tmp_path, delay):
+    detectors = ["msp", "odin", "knn", "mahalanobis-pfe", "pixels"]
+    whole = figures(run(tmp_path / "whole", detectors=detectors))
+    code = (
+        "from oodbench import engine; import sys;"
+        f"engine.run('digits', out=sys.argv[1], detectors={detectors!r}, datasets={SETS!r}, limit=80, batch_size=64,"
+        " measure_costs=False)"
+    )
+    killed = RunFolder(tmp_path / "killed")
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, str(killed.path)], env=os.environ)
+    while process.poll() is None and not list(killed.cells_path.glob("*.safetensors")):
+        time.sleep(0.005)  # until the first cell lies there
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in killed.cells_path.glob("*.safetensors")}
+    assert before
+    resumed = run(killed.path, detectors=detectors)
+    assert figures(resumed) == whole
+    after = {path.name: path.stat().st_mtime_ns for path in killed.cells_path.glob("*.safetensors")}
+    assert {name: after[name] for name in before} == before
+    assert not [path for path in Path(killed.path).rglob(".*") if path.name != ".lock"]
