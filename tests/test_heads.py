@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
+from threadpoolctl import threadpool_limits
 
 from oodbench.errors import Unsuitable
 from oodbench.heads import (
@@ -123,12 +124,13 @@ def test_logistic_is_the_cross_validated_regressions_log_odds(random):
     columns = np.concatenate([side[:, 0] for side in fit])
     target = np.repeat([0, 1], [len(side) for side in fit])
     standard = (columns - columns.mean(0)) / columns.std(0)
-    candidates = [LogisticRegression(C=c, max_iter=1000) for c in np.logspace(-4, 4, 10)]
-    losses = [cross_val_score(model, standard, target, cv=5, scoring="neg_log_loss").mean() for model in candidates]
+    candidates = [LogisticRegression(C=c, max_iter=1000, tol=1e-9) for c in np.logspace(-4, 4, 10)]
+    with threadpool_limits(1):
+        losses = [cross_val_score(model, standard, target, cv=5, scoring="neg_log_loss").mean() for model in candidates]
     best = candidates[int(np.argmax(losses))].fit(standard, target)
     statistics = random.normal(size=(9, 1, 3))
     expected = best.decision_function((statistics[:, 0] - columns.mean(0)) / columns.std(0))
-    np.testing.assert_allclose(head.score(statistics), expected, rtol=1e-9)
+    np.testing.assert_allclose(head.score(statistics), expected, atol=1e-4)
 
 
 def test_logistic_learns_the_direction(random):
