@@ -265,3 +265,7 @@ def main() -> None:
         hint = "" if isinstance(error, OodbenchError) else " (--debug shows where)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)
+
+
+if __name__ == "__main__":
+    main()

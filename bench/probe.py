@@ -29,7 +29,7 @@ class Probe:
         signals: the names (of ``SIGNALS``) that somebody will ask for; None for all of them. Asking for one that was
             not declared is an error, for its cost was not paid.
         labels: int64 (N,), only while training data is observed.
-        held_out: bool (N,), only while training data is observed: the tenth kept for those that normalise or calibrate
+        held_out: bool (N,), while training data is observed: the tenth kept for those that normalise or calibrate
             on images they did not fit.
 
     Tensors come detached, except inside a loss function.
@@ -47,7 +47,8 @@ class Probe:
         self._classifier = classifier
         self.images = images
         self.labels = labels
-        self.held_out = held_out
+        none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.held_out = none if held_out is None else held_out
         self._signals = SIGNALS if signals is None else frozenset(signals)
         self._graph = "input_gradient" in self._signals and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from

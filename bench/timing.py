@@ -5,6 +5,7 @@ Machines drift threefold within minutes, so each repeat is divided by the bare p
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,13 +43,12 @@ def standalone_costs(
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     ratios: dict[str, list[float]] = {name: [] for name in jobs}
-    peaks = {
-        name: _peak_memory(lambda job=job: _statistics(job, classifier, images), images.device) for name, job in jobs.items()
-    }
+    work = {name: partial(_statistics, job, classifier, images) for name, job in jobs.items()}
+    peaks = {name: _peak_memory(work[name], images.device) for name in jobs}
     for _ in range(repeats):
-        for name, job in jobs.items():
-            bare = _time(lambda: _bare(classifier, images), images.device) if classifier else None
-            seconds[name].append(_time(lambda job=job: _statistics(job, classifier, images), images.device))
+        for name in jobs:
+            bare = _time(partial(_bare, classifier, images), images.device) if classifier else None
+            seconds[name].append(_time(work[name], images.device))
             if bare:
                 ratios[name].append(seconds[name][-1] / bare)
         on_step()

@@ -153,8 +153,8 @@ def _original(name: Name, root: Path, split: str) -> ImageSet:
 def _uniform(images: ImageSet, size: int | None, resize: str) -> ImageSet:
     """The set in RGB and in one size, in memory unless it is too large."""
     pixels = images.images
-    own = None if size else tuple(pixels.shape[2:])
-    wanted = own if own and all(own) else (size or SIZE_WHERE_SIZES_VARY,) * 2
+    height, width = (size, size) if size else pixels.shape[2:]  # 0 where sizes vary
+    wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
     if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):
         return images
     fitted = Fitted(pixels, wanted, resize)

@@ -213,7 +213,7 @@ def test_other_settings_do_not_overwrite_a_run(tmp_path):
 def test_what_the_run_hangs_on_raises(tmp_path):
     with pytest.raises(MissingData, match="cifar10"):
         run(tmp_path / "a", suite="cifar10", data=tmp_path, datasets=None, detectors=["msp"])
-    with pytest.raises(UsageError, match="unknown set|unknown dataset"):
+    with pytest.raises(UsageError, match=r"unknown dataset 'digit-heldout'"):
         run(tmp_path / "b", datasets=["digit-heldout"])
     with pytest.raises(UsageError, match="unknown protocol 'per-shfit'"):
         run(tmp_path / "c", protocols=["per-shfit"])

@@ -9,6 +9,7 @@ from oodbench.probe import Probe
 
 DETECTORS = [name for name, record in registry.records("detectors").items() if record.distribution == "oodbench"]
 BATCH = 32
+TRAIN = 320  # more than ViM keeps of the 512 dimensions
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def test_bare_forward(benchmark, classifier, images):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_latency(benchmark, classifier, images, name):
     detector = oodbench.load_detector(name)
-    detector.fit(classifier, torch.rand(128, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(128) % 10)
+    train = torch.rand(TRAIN, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    detector.fit(classifier, train, torch.arange(TRAIN) % 10)
 
     def statistics():
         probe = Probe(classifier, images, detector.declared_signals)

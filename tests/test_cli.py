@@ -1,0 +1,213 @@
+"""The command line, as a user meets it: in a process of its own, by exit code and by what it prints."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
+
+
+def oodbench(*arguments, cwd=None, **environment):
+    command = [*OODBENCH, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A small run of the embedded suite, once for this module."""
+    folder = tmp_path_factory.mktemp("cli")
+    options = ["--limit", 60, "--detector", "msp", "--detector", "pixels", "--dataset", "photos", "--dataset", "digits+noise"]
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+    return oodbench("run", *options, "--out", folder / "run", OODBENCH_CACHE=cache), folder / "run"
+
+
+def test_run_ends_with_the_leaderboard_and_the_run_folder(small_run):
+    done, folder = small_run
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.rstrip().splitlines()
+    assert lines[-1] == str(folder)
+    assert "AUROC ×100" in done.stdout
+    assert "pixels (control)" in done.stdout
+    assert "photos: 500 images" not in done.stdout  # progress goes to standard error
+    assert "photos: 60 images" in done.stderr
+
+
+def test_a_level_is_its_own_cell_and_the_name_goes_without_it(small_run):
+    _, folder = small_run
+    rows = json.loads(oodbench("leaderboard", folder, "--format", "json").stdout)
+    noise = [row for row in rows if row["dataset"] == "digits+noise" and row["detector"] == "msp"]
+    assert sorted(row["level"] for row in noise) == [1, 2, 3, 4, 5]
+    assert {row["kind"] for row in noise} == {"corruption"}
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json", "tex"])
+def test_leaderboard_in_every_format_to_a_file_and_to_a_pipe(small_run, tmp_path, form):
+    _, folder = small_run
+    piped = oodbench("leaderboard", folder, "--format", form)
+    assert piped.returncode == 0, piped.stderr
+    written = oodbench("leaderboard", folder, "--format", form, "--out", tmp_path / "out")
+    assert written.returncode == 0, written.stderr
+    assert (tmp_path / "out").read_text().strip()
+    if form == "csv":
+        assert len(list(csv.DictReader(io.StringIO(piped.stdout)))) == 2 * 6 + 6
+    if form == "json":
+        assert json.loads((tmp_path / "out").read_text()) == json.loads(piped.stdout)
+
+
+def test_a_second_run_finds_everything_done(small_run):
+    _, folder = small_run
+    options = ["--limit", 60, "--detector", "msp", "--dataset", "photos", "--out", folder]
+    again = oodbench("run", *options)
+    assert again.returncode == 0, again.stderr
+    assert "1 cells lie finished" in again.stderr
+    other = oodbench("run", *options, "--seed", 5)
+    assert other.returncode == 2
+    assert "seed = 0, not 5" in other.stderr
+
+
+def test_missing_sets_are_listed_and_strict_minds_them(tmp_path):
+    options = ["--limit", 20, "--detector", "msp", "--dataset", "photos", "--dataset", "folder:none", "--data", tmp_path]
+    done = oodbench("run", *options, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "none") in done.stdout
+    strict = oodbench("run", *options, "--out", tmp_path / "run", "--strict")
+    assert strict.returncode == 1
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
+    done = oodbench("run", "--dry-run", "--limit", 30, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "outside   digits+noise@5 (corruption), 30 images" in done.stdout
+    assert "detector  odin: unsupervised, per-shift" in done.stdout
+    assert done.stdout.rstrip().endswith("192 cells")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plugin_from_the_working_folder(tmp_path):
+    (tmp_path / "brightness.py").write_text(
+        textwrap.dedent('''
+        import oodbench
+
+        class Brightness(oodbench.Detector):
+            """Mean of the pixels."""
+
+            def statistics(self, probe):
+                return probe.images.mean((1, 2, 3))
+        ''')
+    )
+    options = ["--plugin", "brightness:Brightness", "--dataset", "photos", "--limit", 30, "--detector", "msp", "--out", "run"]
+    done = oodbench("run", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "brightness" in done.stdout
+    broken = oodbench("run", "--plugin", "brightness:Darkness", *options[2:], "--fresh", cwd=tmp_path)
+    assert broken.returncode == 2
+    assert "brightness:Darkness" in broken.stderr
+    assert "Traceback" not in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run", "--detector", "enregy"], 2, "unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"),
+        (["run", "digit"], 2, "did you mean 'digits'?"),
+        (["run", "nowhere.toml"], 2, "no suite file nowhere.toml"),
+        (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),
+        (["run", "--limit", "0"], 2, "--limit"),
+        (["run", "--device", "cuda"], None, "cuda"),
+        (["run", "cifar10", "--data", "nowhere"], 1, "cifar10"),
+        (["run", "--protocol", "per-shfit"], 2, "did you mean 'per-shift'?"),
+        (["leaderboard", "nowhere"], 2, "nowhere is no run folder"),
+        (["list", "detector"], 2, "detectors"),
+        (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_remedy(tmp_path, arguments, code, says):
+    import torch
+
+    if code is None:
+        if torch.cuda.is_available():
+            pytest.skip("CUDA is here: asking for it is no error")
+        code = 1
+    done = oodbench(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = oodbench("leaderboard", "nowhere", "--debug", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+
+
+def test_a_suite_file_with_a_wrong_key_names_it(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'in_distribution = "digits"\ndetectors = ["msp"]\nsest = []\n[[sets]]\nname = "photos"\n'
+    )
+    done = oodbench("run", "mine.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "sest" in done.stderr
+
+
+@pytest.mark.parametrize("family", ["detectors", "datasets", "models", "suites"])
+def test_list_as_text_and_as_json(family):
+    done = oodbench("list", family)
+    rows = json.loads(oodbench("list", family, "--json").stdout)
+    assert done.returncode == 0
+    assert rows
+    assert all(row["name"] in done.stdout and row["summary"] for row in rows)
+
+
+def test_list_check_imports_every_builtin():
+    for family in ("detectors", "datasets", "models"):
+        done = oodbench("list", family, "--check", "--json")
+        assert done.returncode == 0, done.stdout
+        assert not [row for row in json.loads(done.stdout) if row["error"]]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "detectors"], ["run", "--detector", "enregy"]])
+def test_answers_without_importing_anything_heavy(arguments):
+    code = (
+        "import sys\nfrom oodbench.cli import main\n"
+        f"sys.argv = ['oodbench', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'pandas', 'sklearn', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.rstrip().splitlines()[-1] == "[]"
+
+
+def test_train_writes_weights_that_a_run_takes(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    options = ["--dataset", "digits", "--epochs", 1, "--out", weights, "--learning-rate", 0.05]
+    done = oodbench("train", "resnet8-digits", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().splitlines()[-1] == str(weights)
+    used = oodbench(
+        *("run", "--weights", weights, "--detector", "msp", "--dataset", "photos", "--limit", 20, "--out", tmp_path / "run")
+    )
+    assert used.returncode == 0, used.stderr
+
+
+def test_the_real_suite_on_real_pieces(data_root, tmp_path):
+    done = oodbench("run", "cifar10", "--data", data_root, "--limit", 120, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(oodbench("leaderboard", tmp_path / "run", "--format", "json").stdout)
+    assert len(rows) == 8 * (19 + 5)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert "Parts of official sets" in done.stdout
+    assert "cifar10: 120 of 10,000 images" in done.stdout
+    means = {}
+    for row in rows:
+        if row["protocol"] == "unsupervised":
+            means.setdefault(row["detector"], []).append(row["auroc"])
+    assert sum(means["energy"]) / 8 > 0.85  # on the whole sets .90
+    assert Path(tmp_path / "run" / "costs.json").exists()
