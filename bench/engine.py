@@ -149,9 +149,7 @@ class _Run:
         ]
         if done := len(wanted) * len(todo) - sum(len(cells) for _, cells in todo):
             self.progress.say(f"{done} cells lie finished in {self.folder.path}; going on with the rest")
-        sizes = [len(pairing.images) for pairing, cells in todo if cells and pairing.images is not None]
-        if sizes:
-            self.progress.expect(len(self.inputs.train) + len(self.inside) + sum(sizes))
+        self._expect([len(pairing.images) for pairing, cells in todo if cells and pairing.images is not None])
         for pairing, cells in todo:
             if pairing.images is not None and cells:
                 inside = self._fitted()
@@ -159,6 +157,18 @@ class _Run:
                 self._run_pairing(pairing, pairing.images, inside, cells)
             for name, protocol in cells if pairing.error else ():
                 self._write_reason(pairing, name, protocol, pairing.error)
+
+    def _expect(self, sizes: list[int]) -> None:
+        """Tell the progress bar about how much work sets of these sizes are, fitting and calibrating included."""
+        if not sizes:
+            return
+        alone = {d: [d.setting] for d in self.detectors.values()}
+        grids = {d: _candidates(d) for d in self.detectors.values() if d.shift_head and "per-shift" in self.suite.protocols}
+        test, validation = (passes.effort(jobs, self.inputs.classifier) for jobs in (alone, _merged(alone, grids)))
+        self.progress.expect(len(self.inputs.train))
+        for size in [len(self.inside), *sizes]:
+            few = min(protocols.VALIDATION_SIZE, size // 2)
+            self.progress.expect(few * validation + (size - few) * test)
 
     def _cell(self, pairing: Pairing, name: str, protocol: str, status: Status = "ok", **fields: Any) -> Cell:
         dataset, level = pairing.dataset_and_level

@@ -13,7 +13,7 @@ The field's tools disagree on three of these figures, so compare across tools wi
 - Detection error: with both sides weighted alike (Liang et al. 2018, Lee et al. 2018); some weigh by prevalence.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,10 +53,6 @@ class Metrics:
     detection_accuracy: float
     detection_error: float
     detection_error_weighted: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The figures by name."""
-        return asdict(self)
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from oodbench.probe import Probe
 RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
 
 OnError = Callable[[Detector, Exception], None]
-OnBatch = Callable[[int], None]
+OnBatch = Callable[[float], None]  # how much work is done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 
 
@@ -74,6 +74,17 @@ class _Batches(torch.utils.data.Dataset[Tensor]):
 def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:
     """What a probe must be ready to give to these detectors together."""
     return frozenset().union(*(d.declared_signals for d in detectors))
+
+
+def effort(jobs: Mapping[Detector, Settings], classifier: Classifier | None) -> float:
+    """About how many forward passes an image costs: one shared, and a step and a pass a setting that takes a gradient."""
+    layers = len(classifier.layer_names) if classifier else 0
+    steps = sum(
+        len(settings) * (layers if "layers" in detector.declared_signals else 1)
+        for detector, settings in jobs.items()
+        if "input_gradient" in detector.declared_signals
+    )
+    return 1 + 1.2 * steps
 
 
 def observe(
@@ -138,6 +149,7 @@ def statistics(
     seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
     device = classifier.device if classifier else torch.device("cpu")
+    work = effort(jobs, classifier)
     for piece, batch in batches(images, classifier, pieces, workers):
         probe = Probe(classifier, batch, signals)
         with probe.mode():
@@ -156,7 +168,7 @@ def statistics(
                     on_error(detector, error)
                     continue
                 seconds[detector] += time.perf_counter() - start + shared
-        on_batch(len(piece))
+        on_batch(len(piece) * work)
     found = {}
     for detector, part in parts.items():
         try:

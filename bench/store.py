@@ -5,7 +5,7 @@ changes no batch, and a figure comes out the same bit for bit.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class StatisticsStore:
     """Args:
     first: rows that come in batches of their own (the validation rows), for the others may never need what they need.
     signals: what the probes keep ready: the same for every pass over this set.
-    on_batch: called with the number of images and the jobs of a batch that is done.
+    on_batch: told how much work a batch was, in forward passes of one image.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class StatisticsStore:
         batch_size: int,
         signals: frozenset[str],
         workers: int = 0,
-        on_batch: Callable[[int], None] = lambda n: None,
+        on_batch: passes.OnBatch = lambda work: None,
     ) -> None:
         rest = np.setdiff1d(np.arange(len(images)), first)
         self.images = images

@@ -84,7 +84,7 @@ HAND_WORKED = [
 
 @pytest.mark.parametrize(("inside", "outside", "expected"), HAND_WORKED)
 def test_hand_worked_examples(inside, outside, expected):
-    found = metrics.evaluate(inside, outside).as_dict()
+    found = dataclasses.asdict(metrics.evaluate(inside, outside))
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
