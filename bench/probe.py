@@ -6,7 +6,7 @@ for that: several losses go backwards through the one graph.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ SIGNALS = frozenset({"images", "logits", "features", "layers", "input_gradient"}
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss an image (N,)
 
 
+class _Reached(Exception):
+    """Ends a forward pass at the last layer that is asked for."""
+
+
 class Probe:
     """One batch under one classifier.
 
@@ -31,6 +35,7 @@ class Probe:
         labels: int64 (N,), only while training data is observed.
         held_out: bool (N,), while training data is observed: the tenth kept for those that normalise or calibrate
             on images they did not fit.
+        until: the last layer (its place) that will be asked for: the forward pass stops there, before the logits.
 
     Tensors come detached, except inside a loss function.
     """
@@ -43,6 +48,7 @@ class Probe:
         *,
         labels: Tensor | None = None,
         held_out: Tensor | None = None,
+        until: int | None = None,
     ) -> None:
         self._classifier = classifier
         self.images = images
@@ -52,6 +58,7 @@ class Probe:
         self._signals = SIGNALS if signals is None else frozenset(signals)
         self._graph = "input_gradient" in self._signals and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from
+        self._until = until
         self._memo: dict[Hashable, Any] = {}
         self._in_loss = False
 
@@ -72,12 +79,12 @@ class Probe:
     @property
     def logits(self) -> Tensor:
         """float64 (N, classes): in float32 a third of the largest softmax probabilities of real images tie."""
-        return self._give(self._once("logits", lambda: self._forward()["logits"].double()))
+        return self._give(self._once("logits", lambda: self._logits().double()))
 
     @property
     def softmax(self) -> Tensor:
         """float64 (N, classes)."""
-        return self._give(self._once("softmax", lambda: self._forward()["logits"].double().softmax(1)))
+        return self._give(self._once("softmax", lambda: self._logits().double().softmax(1)))
 
     @property
     def prediction(self) -> Tensor:
@@ -102,14 +109,18 @@ class Probe:
 
         Raises Unsuitable where the layers are not known, or the forward pass does not go through one.
         """
+        return [self.layer(place) for place in range(max(1, len(self.classifier.layer_names)))]
+
+    def layer(self, place: int) -> Tensor:
+        """(N, channels): one of ``layers``."""
         self._declared("layers")
         names = self.classifier.layer_names
         if not names:
             raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
         means = self._forward()["layers"]
-        if missing := [name for name in names if name not in means]:
-            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {', '.join(missing)}")
-        return [self._give(means[name]) for name in names]
+        if names[place] not in means:
+            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {names[place]}")
+        return self._give(means[names[place]])
 
     def input_gradient(self, loss: Loss, key: Hashable = None) -> Tensor:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.
@@ -120,10 +131,11 @@ class Probe:
         self._declared("input_gradient")
         return self._once(("gradient", key if key is not None else loss), lambda: self._backward(loss))
 
-    def perturbed(self, epsilon: float, loss: Loss, key: Hashable = None) -> "Probe":
+    def perturbed(self, epsilon: float, loss: Loss, key: Hashable = None, until: int | None = None) -> "Probe":
         """The probe of images − ε·sign(∂loss/∂images), with sign(0) = +1 and not clipped (Liang et al. 2018).
 
-        ε is in pixel units of [0, 1]. ε = 0 is this probe itself: no gradient is taken.
+        ε is in pixel units of [0, 1]. ε = 0 is this probe itself: no gradient is taken. Where only ``layer(until)`` will
+        be asked of it, say so: its forward pass goes no further.
         """
         if epsilon == 0:
             return self
@@ -131,9 +143,14 @@ class Probe:
 
         def step() -> Probe:
             sign = torch.where(self.input_gradient(loss, key) >= 0, 1.0, -1.0).to(self.images.dtype)
-            return Probe(self._classifier, self.images - epsilon * sign, self._signals - {"input_gradient"})
+            return Probe(self._classifier, self.images - epsilon * sign, self._signals - {"input_gradient"}, until=until)
 
-        return self._once(("perturbed", float(epsilon), key), step)
+        return self._once(("perturbed", float(epsilon), key, until), step)
+
+    def _logits(self) -> Tensor:
+        if "logits" not in self._forward():
+            raise Unsuitable(f"asked for logits of a probe that goes no further than layer {self._until}")
+        return self._forward()["logits"]
 
     def _declared(self, signal: str) -> None:
         if signal not in self._signals:
@@ -164,7 +181,8 @@ class Probe:
         seen: dict[str, Any] = {"features": None, "layers": {}}
         with ExitStack() as hooks, torch.set_grad_enabled(self._graph):
             self._hook(hooks, seen)
-            seen["logits"] = self.classifier(images)
+            with suppress(_Reached):
+                seen["logits"] = self.classifier(images)
         return seen
 
     def _hook(self, hooks: ExitStack, seen: dict[str, Any]) -> None:
@@ -175,8 +193,12 @@ class Probe:
             # The mean is taken here and now: a later in-place module would change the map under a kept reference.
             def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
                 seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
+                if name == last:
+                    raise _Reached
 
             return keep
+
+        last = None if self._until is None else self.classifier.layer_names[self._until]
 
         modules = dict(self.classifier.module.named_modules())
         if "features" in self._signals and self.classifier.head_name is not None:

@@ -39,12 +39,8 @@ class Mahalanobis(Detector):
     whitening_: list[Tensor]  # W: (rank, d_l)
     centres_: list[Tensor]  # W (μ_c − offset): (C, rank)
 
-    def features(self, probe: Probe) -> list[Tensor]:
-        """The features (N, d_l) of each layer this variant reads."""
-        return probe.layers if self.layered else [probe.features]
-
     def observe(self, probe: Probe) -> None:
-        labels, layers = labels_of(probe), self.features(probe)
+        labels, layers = labels_of(probe), probe.layers if self.layered else [probe.features]
         if self._moments is None:
             self._moments = [ClassMoments(probe.logits.shape[1]) for _ in layers]
         fitted = ~probe.held_out if self.layered else slice(None)
@@ -63,7 +59,7 @@ class Mahalanobis(Detector):
 
     def distance(self, probe: Probe, layer: int) -> Tensor:
         """min_c ½ (f − μ_c)ᵀ P (f − μ_c) at one layer: (N,)."""
-        features = self.features(probe)[layer].double()
+        features = (probe.layer(layer) if self.layered else probe.features).double()
         white = (features - self.offset_[layer]) @ self.whitening_[layer].T
         return squared_distances(white, self.centres_[layer]).min(1).values / 2
 
@@ -72,7 +68,9 @@ class Mahalanobis(Detector):
         for setting in self.settings:
             for layer in range(len(self.whitening_)):
                 distance = partial(self.distance, layer=layer)
-                stepped = probe.perturbed(setting.get("epsilon", 0.0), distance, key=("mahalanobis", id(self), layer))
+                key = ("mahalanobis", id(self), layer)
+                until = layer if self.layered else None
+                stepped = probe.perturbed(setting.get("epsilon", 0.0), distance, key, until)
                 columns.append(distance(stepped))
         return torch.stack(columns, 1)
 

@@ -226,3 +226,22 @@ def test_hooks_are_gone_after_the_pass(counted, images):
     for module in classifier.module.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_a_pass_until_a_layer_goes_no_further(make_classifier):
+    classifier = make_classifier(dtype=torch.float64)
+    ran = []
+    for name in ("layer1", "layer2", "linear"):
+        classifier.module.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    probe = Probe(classifier, torch.rand(5, 3, 8, 8, dtype=torch.float64))
+    with probe.mode():
+        whole = probe.perturbed(0.01, lambda p: p.layer(1).sum(1))
+        expected = whole.layer(1)
+        ran.clear()
+        part = probe.perturbed(0.01, lambda p: p.layer(1).sum(1), key="the same", until=1)
+        assert torch.equal(part.layer(1), expected)
+        assert ran == ["layer1"]
+        with pytest.raises(Unsuitable, match="no further than layer 1"):
+            _ = part.logits
+        with pytest.raises(Unsuitable, match="does not go through layer2"):
+            part.layer(2)
