@@ -1,0 +1,266 @@
+"""The documentation is true: its commands and programs run, its links resolve, and it names all that there is and no more.
+
+Blocks of a page run in order, in a folder of the page: ``sh`` line by line, ``python`` in one namespace. What has
+``file=NAME`` after its language is written to NAME instead; ``needs=data`` waits for real images; ``text`` is to be read.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+
+from oodbench import cli
+from oodbench.datasets import TABLE as DATASETS
+from oodbench.datasets import corruptions
+from oodbench.detectors import TABLE as DETECTORS
+from oodbench.heads import HEADS
+from oodbench.image_set import KINDS
+from oodbench.leaderboard import COLUMNS
+from oodbench.models import TABLE as MODELS
+from oodbench.models.weights import PUBLISHED
+from oodbench.probe import SIGNALS
+from oodbench.suite import PROTOCOLS, ShiftSet, Suite, suite_names
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
+PAGE_OF = {"run": "run.md", "list": "run.md", "leaderboard": "results.md", "train": "model.md"}
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+DRIVER = r"""
+import importlib, json, os, re, shlex, subprocess, sys, traceback
+# Once here, and not in each command: a command runs in a fork of this process.
+import pandas, PIL.Image, scipy.io, sklearn.covariance, sklearn.datasets, sklearn.linear_model
+import oodbench.engine
+from oodbench import cli
+
+def run(command):
+    found = re.match(r"((?:\w+=\S+ )*)oodbench (.*)", command)
+    if not found:
+        return subprocess.run(command, shell=True).returncode
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os.environ.update(assignment.split("=", 1) for assignment in found[1].split())
+        sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
+        sys.argv = ["oodbench", *shlex.split(found[2])]
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code or 0)
+
+sys.path.remove("")  # the console script does not search the working folder
+namespace = {"__name__": "__main__"}
+for step in json.load(open("steps.json")):
+    where = f"{step['page']}, line {step['line']}"
+    print("#", where, flush=True)
+    importlib.invalidate_caches()
+    if step["language"] == "python":
+        exec(compile("\n" * step["line"] + step["code"], where, "exec"), namespace)
+    else:
+        for command in step["code"].splitlines():
+            print("$", command, flush=True)
+            code = run(command)
+            assert code == 0, f"exit code {code}"
+"""
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int  # of the opening fence
+    language: str
+    options: dict[str, str]
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for match in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        options = dict(option.split("=", 1) for option in match[2].split())
+        found.append(Block(page, match.string.count("\n", 0, match.start()) + 1, match[1], options, match[3]))
+    return found
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Each ``oodbench …`` that the page shows, in a block or in the text."""
+    lines = [line for block in blocks(page) if block.language == "sh" for line in block.code.splitlines()]
+    spans = re.findall(r"`([^`\n]+)`", prose(page))
+    return [m[1] for text in [*lines, *spans] if (m := re.match(r"(?:\w+=\S* )?oodbench (.*)", text))]
+
+
+def runnable(line: str, site: Path, checkout: Path) -> str:
+    """The line as a test can afford it: few images and detectors, one epoch, no change to the environment."""
+    if target := re.match(r"make (\w+)", line):
+        return f"make -n -C {ROOT} {target[1]}"
+    if package := re.match(r"pip install (\S+)$", line):
+        source = checkout if package[1] == "." else package[1]
+        options = "--quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --upgrade"
+        return f"{sys.executable} -m pip install {options} --target {site} {source}"
+    if "oodbench train" in line:
+        return f"{line} --epochs 1"
+    if "oodbench run" in line and "--dry-run" not in line:
+        line += " --limit 40"
+        if "--detector" not in line and ".toml" not in line:  # a suite's parameters want its detectors
+            line += " --detector msp --detector pixels"
+        if "--dataset" not in line and "cifar10" not in line:
+            line += " --dataset photos"
+    return line
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy to install from, so that no build is left in this one."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("bench", "detectors", "datasets", "leaderboard"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def run_page(page: Path, here: Path, checkout: Path, data: bool) -> None:
+    site = here / "site-packages"
+    steps = []
+    for block in blocks(page):
+        if name := block.options.get("file"):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_text(block.code, encoding="utf-8")
+        elif block.language in ("sh", "python") and (block.options.get("needs") == "data") == data:
+            lines = block.code.splitlines()
+            code = "\n".join(runnable(line, site, checkout) for line in lines) if block.language == "sh" else block.code
+            steps.append({"page": page.name, "line": block.line, "language": block.language, "code": code})
+    (here / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(site),
+        "OMP_NUM_THREADS": "1",  # nets this small only wait for a second thread
+    }
+    command = [sys.executable, "-c", DRIVER]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@forks
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_to_run_runs(page, tmp_path, checkout):
+    run_page(page, tmp_path, checkout, data=False)
+
+
+@forks
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any("needs" in b.options for b in blocks(page))], ids=lambda page: page.name
+)
+def test_what_needs_real_images_runs(page, tmp_path, checkout, data_root):
+    (tmp_path / "data").symlink_to(data_root, target_is_directory=True)
+    run_page(page, tmp_path, checkout, data=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_of_kinds_that_are_checked(page):
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        assert block.language in ("sh", "python", "toml", "text"), where
+        assert set(block.options) <= {"file", "needs"}, where
+        assert block.language != "toml" or "file" in block.options, f"{where}: nothing reads it"
+    assert len(re.findall("^```", page.read_text(encoding="utf-8"), re.MULTILINE)) == 2 * len(blocks(page))
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_relative_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(linked), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme] == []
+
+
+def options_of(command: str) -> set[str]:
+    """Long options of a command, ``--help`` apart."""
+    group = typer.main.get_command(cli.app)
+    named = group.commands[command].params if command else group.params
+    return {name for parameter in named for name in parameter.opts if name.startswith("--")} - {"--help"}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_commands_and_options_on_a_page_exist(page):
+    known = set(typer.main.get_command(cli.app).commands)
+    anywhere = set().union(*(options_of(command) for command in ("", *known))) | {"--help"}
+    for line in commands(page):
+        command = line.split()[0]
+        if command.startswith("-"):
+            assert command in options_of("") | {"--help"}, f"{page.name}: {line}"
+            continue
+        assert command in known, f"{page.name}: {line}"
+        assert set(re.findall(r"(?<!\w)--[a-z-]+", line)) <= options_of(command) | {"--help"}, f"{page.name}: {line}"
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        assert span.startswith("pip ") or set(re.findall(r"(?<!\w)--[a-z-]+", span)) <= anywhere, f"{page.name}: {span}"
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli.app).commands))
+def test_every_option_of_a_command_is_documented(command):
+    text = (ROOT / "docs" / PAGE_OF[command]).read_text(encoding="utf-8")
+    assert [option for option in sorted(options_of(command)) if f"`{option}" not in text] == []
+
+
+def spans(page: str) -> set[str]:
+    """What stands in backticks on a page, words of its commands too."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.split(r"[\s,]+", span)}
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/detector.md", list(DETECTORS)),
+        ("docs/detector.md", sorted(SIGNALS)),
+        ("docs/detector.md", sorted(HEADS)),
+        ("docs/dataset.md", list(DATASETS)),
+        ("docs/dataset.md", sorted(corruptions.CORRUPTIONS)),
+        ("docs/model.md", list(MODELS)),
+        ("docs/model.md", [part for published in PUBLISHED.values() for part in (published.file, published.sha256)]),
+        ("docs/run.md", suite_names()),
+        ("docs/results.md", list(COLUMNS)),
+        ("docs/results.md", [*PROTOCOLS, *KINDS, "ok", "skipped", "failed"]),
+        ("docs/suites.md", [name for name in Suite.model_fields if name != "sets"]),
+        ("docs/suites.md", list(ShiftSet.model_fields)),
+    ],
+)
+def test_a_page_names_all_of_what_it_is_about(page, names):
+    assert names
+    assert [name for name in names if name not in spans(page)] == []
+
+
+def test_each_set_is_documented_with_its_address():
+    text = (ROOT / "docs" / "dataset.md").read_text(encoding="utf-8")
+    assert [name for name, record in DATASETS.items() if record.source not in text] == []
+
+
+def test_the_leaderboard_in_the_readme_has_a_row_for_each_detector():
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    named = {row[0].removesuffix(" (control)") for row in rows if len(row) > 2 and row[1] in PROTOCOLS}
+    assert named == set(DETECTORS)
