@@ -48,6 +48,7 @@ def run(command):
         return subprocess.run(command, shell=True).returncode
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 0
     try:
         os.environ.update(assignment.split("=", 1) for assignment in found[1].split())
         sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
