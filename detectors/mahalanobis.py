@@ -32,7 +32,8 @@ class Mahalanobis(Detector):
     layers [(N, d_l)] -> (N, settings·layers), float64. P is kept as W with P = WᵀW: distances are Euclidean after W.
     """
 
-    layered: ClassVar[bool] = False  # all layers, fitted without the held-out tenth, which standardises them
+    layered: ClassVar[bool] = False  # all layers, or the penultimate features alone
+    spares_held_out: ClassVar[bool] = True  # fitted without the held-out tenth, for heads to be fitted on it
 
     _moments: list[ClassMoments] | None = None
     offset_: list[Tensor]  # (d_l,): the mean, taken off first so that no digits are lost
@@ -43,7 +44,7 @@ class Mahalanobis(Detector):
         labels, layers = labels_of(probe), probe.layers if self.layered else [probe.features]
         if self._moments is None:
             self._moments = [ClassMoments(probe.logits.shape[1]) for _ in layers]
-        fitted = ~probe.held_out if self.layered else slice(None)
+        fitted = ~probe.held_out if self.spares_held_out else slice(None)
         for moments, features in zip(self._moments, layers, strict=True):
             moments.add(features[fitted], labels[fitted])
 
@@ -78,6 +79,7 @@ class Mahalanobis(Detector):
 class MahalanobisV(Mahalanobis):
     """V: the distance at the penultimate features, no step. -> (N, 1)"""
 
+    spares_held_out = False
     signals = ("logits", "features")
 
 
