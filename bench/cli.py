@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+INTERRUPTED = 130  # exit code
 _debug = False
 
 
@@ -27,7 +28,7 @@ def _set_debug(value: bool) -> None:
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
 Data = Annotated[Path | None, typer.Option(help="Data root; by default $OODBENCH_DATA, or the user's cache folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
 ]
@@ -68,29 +69,31 @@ def run(
     """
     from oodbench.suite import load_suite
 
+    _find_in_working_folder(*plugin, model or "")
     chosen = load_suite(suite)
     detectors = (detector or chosen.detectors if plugin else detector) + _add_plugins(plugin)
-    options: dict[str, Any] = {
-        "model": model,
-        "detectors": detectors,
-        "parameters": _parameters(param),
-        "datasets": dataset,
-        "protocols": protocol,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    _check_names(detectors or chosen.detectors)
+    chosen = chosen.customised(
+        model=model,
+        detectors=detectors,
+        parameters=_parameters(param),
+        datasets=dataset,
+        protocols=protocol,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    sets = [chosen.in_distribution, *(name for name, _ in chosen.names_and_kinds())]
+    _check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [])
+    _check_device(device)
     from oodbench import engine
     from oodbench.progress import terminal_progress
 
     if dry_run:
-        for line in engine.plan(chosen.customised(**options), data=data, out=out, limit=limit):
+        for line in engine.plan(chosen, data=data, out=out, limit=limit):
             print(line)
         return
     with terminal_progress() as progress:
         folder = engine.run(
             chosen,
-            **options,
             weights=weights,
             data=data,
             out=out,
@@ -100,11 +103,15 @@ def run(
             fresh=fresh,
             progress=progress,
         )
-    frame = folder.frame()
-    _print_table([folder], frame)
+    _print_table([folder])
     print(folder.path)
-    counts = frame["status"].value_counts()
-    if counts.get("failed") or (strict and counts.get("skipped")):
+    asked = {name for name, _ in chosen.names_and_kinds()}
+    statuses = {
+        cell.status
+        for cell in folder.cells()
+        if cell.detector in chosen.detectors and cell.set_name in asked and cell.protocol in chosen.protocols
+    }
+    if "failed" in statuses or (strict and "skipped" in statuses):
         raise typer.Exit(1)
 
 
@@ -152,18 +159,19 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """The leaderboard of one or more runs."""
-    import pandas as pd
-
+    if missing := [path for path in runs if not (path / "run.json").is_file()]:
+        raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench import state
+    from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.table import render
     from oodbench.results import RunFolder
 
-    folders = [RunFolder.existing(path) for path in runs]
-    frame = pd.concat([folder.frame() for folder in folders], ignore_index=True)
+    folders = [RunFolder(path) for path in runs]
     if format == "table" and out is None:
-        _print_table(folders, frame)
+        _print_table(folders)
         return
-    text = render(frame, format)
+    frame, notes = gather(folders)
+    text = render(frame, format, notes=notes)
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
@@ -185,6 +193,9 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; a killed training goes on where it stopped. The last line is the file."""
+    _find_in_working_folder(model)
+    _check_names([], [dataset], [model])
+    _check_device(device)
     from oodbench.datasets.load import load_dataset
     from oodbench.models import train as training
 
@@ -201,20 +212,36 @@ def train(
     print(out)
 
 
+def _find_in_working_folder(*targets: str) -> None:
+    """Let ``module:object`` be a module that lies there; last, for it must not hide an installed package."""
+    if any(":" in target for target in targets):
+        sys.path.append(str(Path.cwd()))
+
+
 def _add_plugins(targets: list[str]) -> list[str]:
     from oodbench import registry
 
-    if targets:
-        sys.path.append(str(Path.cwd()))  # last: a folder of the user's must not hide an installed package
     return [registry.add_plugin(target) for target in targets]
 
 
-def _check_names(detectors: list[str]) -> None:
+def _check_names(detectors: list[str], datasets: list[str], models: list[str]) -> None:
     """A misspelt name is said before torch is imported."""
     from oodbench import registry
 
     for name in detectors:
         registry.find("detectors", name)
+    for name in datasets:
+        base = name.split("+")[0].split(":")[0]
+        if base != "folder":
+            registry.find("datasets", base)
+    for name in models:
+        if ":" not in name:
+            registry.find("models", name)
+
+
+def _check_device(name: str) -> None:
+    if name.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device '{name}' (auto, cpu, cuda or cuda:N)")
 
 
 def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -240,25 +267,24 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
 
 
-def _print_table(folders: list[Any], frame: Any) -> None:
+def _print_table(folders: list[Any]) -> None:
     import shutil
 
+    from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.table import render
 
-    print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns))
-    if subsets := sorted({line for folder in folders for line in folder.subsets()}):
-        print("Parts of official sets, so figures are not those of the whole sets:")
-        for line in subsets:
-            print(f"  {line}")
+    frame, notes = gather(folders)
+    print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns, notes=notes))
 
 
 def main() -> None:
     """The console script: one line for what the user can mend, a traceback only with ``--debug``."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise
     except Exception as error:
         if _debug:
             raise

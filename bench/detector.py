@@ -77,6 +77,12 @@ class Detector:
         """The constructor's own value of each argument that the grid varies."""
         return {name: getattr(self, name) for name in (self.grid[0] if self.grid else ())}
 
+    @property
+    def shift_settings(self) -> list[dict[str, Any]]:
+        """The settings that its shift head sees: the grid where it chooses, else the constructor's own."""
+        chooses = self.shift_head is not None and HEADS[self.shift_head].chooses
+        return list(self.grid) if chooses else [self.setting]
+
     @contextmanager
     def computing(self, settings: Sequence[dict[str, Any]]) -> Iterator[None]:
         """Within this context ``statistics`` computes these settings."""

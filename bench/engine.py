@@ -6,12 +6,13 @@ set that is missing and a score that is not a number become cells with a status 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from oodbench import metrics, passes, protocols, timing
 from oodbench.detector import Detector
@@ -22,7 +23,7 @@ from oodbench.inputs import Inputs, Pairing
 from oodbench.progress import Progress
 from oodbench.protocols import Split
 from oodbench.results import Cell, RunFolder, Status, cost_key, provenance
-from oodbench.store import Setting, StatisticsStore
+from oodbench.store import StatisticsStore, merged
 from oodbench.suite import Suite, load_suite
 
 
@@ -76,11 +77,12 @@ def run(
     )
     progress = progress or Progress()
     target = resolve_device(device)
-    inputs = Inputs(suite, progress, data=data, limit=limit)
-    progress.stage(f"loading {suite.model}")
-    inputs.load_model(weights, target)
     folder = RunFolder(out or default_folder(suite))
-    with folder.locked():
+    # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
+    with folder.locked(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        inputs = Inputs(suite, progress, data=data, limit=limit)
+        progress.stage(f"loading {suite.model or 'no network'}")
+        inputs.load_model(weights, target)
         if fresh:
             folder.clear()
         session = _Run(inputs, folder, progress, workers)
@@ -122,7 +124,8 @@ class _Run:
         self.broken = dict(inputs.broken)  # by detector: why none of its cells can be had
         self.heads = {name: HEADS[detector.unsupervised_head]() for name, detector in self.detectors.items()}
         self.signals = passes.signals_of(list(self.detectors.values()))
-        self.inside_store: StatisticsStore | None = None  # once fitted
+        self._is_fitted = False
+        self.inside_store: StatisticsStore | None = None  # once opened
         self.about = provenance(str(inputs.device)) | {"batch_size": self.suite.batch_size, "limit": inputs.limit}
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
@@ -152,9 +155,13 @@ class _Run:
         self._expect([len(pairing.images) for pairing, cells in todo if cells and pairing.images is not None])
         for pairing, cells in todo:
             if pairing.images is not None and cells:
-                inside = self._fitted()
+                self._open()
                 self.progress.stage(f"{pairing.name}: {len(pairing.images):,} images")
-                self._run_pairing(pairing, pairing.images, inside, cells)
+                try:
+                    self._run_pairing(pairing, pairing.images, cells)
+                except BadData as error:  # an image that is only decoded now
+                    pairing.error = error
+                    self.progress.say(f"{pairing.name}: {reason(error)}")
             for name, protocol in cells if pairing.error else ():
                 self._write_reason(pairing, name, protocol, pairing.error)
 
@@ -163,8 +170,8 @@ class _Run:
         if not sizes:
             return
         alone = {d: [d.setting] for d in self.detectors.values()}
-        grids = {d: _candidates(d) for d in self.detectors.values() if d.shift_head and "per-shift" in self.suite.protocols}
-        test, validation = (passes.effort(jobs, self.inputs.classifier) for jobs in (alone, _merged(alone, grids)))
+        grids = {d: d.shift_settings for d in self.detectors.values() if d.shift_head and "per-shift" in self.suite.protocols}
+        test, validation = (passes.effort(jobs, self.inputs.classifier) for jobs in (alone, merged(alone, grids)))
         self.progress.expect(len(self.inputs.train))
         for size in [len(self.inside), *sizes]:
             few = min(protocols.VALIDATION_SIZE, size // 2)
@@ -172,7 +179,7 @@ class _Run:
 
     def _cell(self, pairing: Pairing, name: str, protocol: str, status: Status = "ok", **fields: Any) -> Cell:
         dataset, level = pairing.dataset_and_level
-        sets = [self.inside] + ([pairing.images] if pairing.images is not None else [])
+        sets = [images for images in (self.inputs.train, self.inside, pairing.images) if images is not None]
         return Cell(
             model=self.suite.model or "",
             weights_hash=self.inputs.weights_hash,
@@ -187,7 +194,7 @@ class _Run:
             kind=pairing.kind,
             fingerprint=pairing.images.fingerprint if pairing.images is not None else "",
             seed=self.suite.seed,
-            sizes={images.name: (len(images), images.official_size) for images in sets},
+            sizes={f"{images.name} ({images.split})": (len(images), images.official_size) for images in sets},
             status=status,
             provenance=self.about,
             **fields,
@@ -196,19 +203,16 @@ class _Run:
     def _write_reason(self, pairing: Pairing, name: str, protocol: str, error: Exception | None) -> None:
         """A cell without figures."""
         status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
-        self.folder.write(self._cell(pairing, name, protocol, status, reason=reason(error or BadData("no reason"))))
+        cell = self._cell(pairing, name, protocol, status, reason=reason(error or BadData("no reason")))
+        if not self.folder.write(cell):
+            self.progress.say(f"{name} on {pairing.name} keeps its figures of before: {cell.reason}")
 
     # Fitting
 
-    def _fitted(self) -> StatisticsStore:
-        """Once, before the first cell that needs it: fit, calibrate, and pass over the in-distribution test images."""
+    def _open(self) -> None:
+        """Once, before the first cell that needs it: fit, and pass over the in-distribution test images."""
         if self.inside_store is not None:
-            return self.inside_store
-        for detector in self.detectors.values():
-            try:
-                detector.check(self.inputs.classifier)
-            except Exception as error:
-                self._break(detector, error)
+            return
         self._fit()
         # Validation rows of every set are a beginning of this order, so their batches serve all sets.
         order = protocols.stratified_order(len(self.inside), _labels(self.inside), self.suite.seed)
@@ -217,9 +221,17 @@ class _Run:
         if "unsupervised" in self.suite.protocols:
             self.progress.stage(f"{self.inside.name}: {len(self.inside):,} in-distribution test images")
             self.inside_store.ensure({d: [d.setting] for d in self._sound()}, np.arange(len(self.inside)))
-        return self.inside_store
 
     def _fit(self) -> None:
+        """Once: one pass over the training images for all, and one over the held-out ones for heads that calibrate."""
+        if self._is_fitted:
+            return
+        self._is_fitted = True
+        for detector in self.detectors.values():
+            try:
+                detector.check(self.inputs.classifier)
+            except Exception as error:
+                self._break(detector, error)
         train, classifier = self.inputs.train, self.inputs.classifier
         held_out = protocols.held_out(len(train), _labels(train), self.suite.seed)
         options: dict[str, Any] = {"workers": self.workers, "on_error": self._break}
@@ -253,8 +265,10 @@ class _Run:
 
     # One set
 
-    def _run_pairing(self, pairing: Pairing, images: ImageSet, inside: StatisticsStore, cells: list[tuple[str, str]]) -> None:
+    def _run_pairing(self, pairing: Pairing, images: ImageSet, cells: list[tuple[str, str]]) -> None:
         """One pass over the set: first the validation rows, whose statistics fit the heads, then the test rows."""
+        assert self.inside_store is not None
+        inside = self.inside_store
         split: Split | None = None
         too_small: Exception | None = None
         if "per-shift" in self.suite.protocols:
@@ -264,17 +278,17 @@ class _Run:
                 too_small = error
         sound = [(self.detectors[name], protocol) for name, protocol in cells if name not in self.broken]
         unsupervised = {d: [d.setting] for d, protocol in sound if protocol == "unsupervised"}
-        learning = {d: _candidates(d) for d, protocol in sound if protocol == "per-shift" and split}
+        learning = {d: d.shift_settings for d, protocol in sound if protocol == "per-shift" and split}
         outside = self._store(images, split.out_validation if split else np.empty(0, dtype=np.int64))
         heads: dict[str, Head | Exception] = {}
         if split:
-            outside.ensure(_merged(unsupervised, learning), split.out_validation)
+            outside.ensure(merged(unsupervised, learning), split.out_validation)
             inside.ensure(learning, split.in_validation)
             heads = {d.name: _shift_head(d, inside, outside, split, pairing.kind) for d in learning}
             chosen = {
                 d: [settings[head.setting_]] for d, settings in learning.items() if isinstance(head := heads[d.name], Head)
             }
-            outside.ensure(_merged(unsupervised, chosen), split.out_test)
+            outside.ensure(merged(unsupervised, chosen), split.out_test)
             inside.ensure(chosen, split.in_test)
         outside.ensure(unsupervised, np.arange(len(images)))
         whole = protocols.whole(self.inside, images)
@@ -282,11 +296,11 @@ class _Run:
             if name in self.broken:
                 self._write_reason(pairing, name, protocol, self.broken[name])
             elif protocol == "unsupervised":
-                self._write_cell(pairing, name, protocol, self.heads[name], inside, outside, whole)
+                self._write_cell(pairing, name, protocol, self.heads[name], outside, whole)
             elif split is None:
                 self._write_reason(pairing, name, protocol, too_small)
             else:
-                self._write_cell(pairing, name, protocol, heads[name], inside, outside, split)
+                self._write_cell(pairing, name, protocol, heads[name], outside, split)
 
     def _write_cell(
         self,
@@ -294,18 +308,18 @@ class _Run:
         name: str,
         protocol: str,
         head: Head | Exception,
-        inside: StatisticsStore,
         outside: StatisticsStore,
         split: Split,
     ) -> None:
+        assert self.inside_store is not None
         detector = self.detectors[name]
         start = time.perf_counter()
         try:
             if isinstance(head, Exception):
                 raise head
-            settings = _candidates(detector) if protocol == "per-shift" else [detector.setting]
+            settings = detector.shift_settings if protocol == "per-shift" else [detector.setting]
             setting = settings[head.setting_]
-            in_scores = head.score(inside.get(detector, [setting], split.in_test))
+            in_scores = head.score(self.inside_store.get(detector, [setting], split.in_test))
             out_scores = head.score(outside.get(detector, [setting], split.out_test))
             figures = self._figures(in_scores, out_scores, outside.images, split)
         except Exception as error:
@@ -348,7 +362,7 @@ class _Run:
                 jobs[key] = timing.Job(self.detectors[cell.detector], cell.setting or {})
         if not jobs:
             return
-        self._fitted()
+        self._fit()
         self.progress.stage(f"measuring what {len(jobs)} settings cost by themselves")
         self.progress.expect(timing.REPEATS * timing.BATCH_SIZE)
         rows = np.resize(np.arange(len(self.inside)), timing.BATCH_SIZE)
@@ -363,29 +377,13 @@ def _labels(images: ImageSet) -> np.ndarray | None:
     return None if images.labels is None else images.labels.numpy()
 
 
-def _candidates(detector: Detector) -> list[Setting]:
-    """The settings that a detector's shift head sees."""
-    assert detector.shift_head is not None
-    return list(detector.grid) if HEADS[detector.shift_head].chooses else [detector.setting]
-
-
-def _merged(*jobs: Mapping[Detector, Iterable[Setting]]) -> dict[Detector, list[Setting]]:
-    """All settings of each detector, each once."""
-    merged: dict[Detector, list[Setting]] = {}
-    for some in jobs:
-        for detector, settings in some.items():
-            known = merged.setdefault(detector, [])
-            known.extend(setting for setting in settings if setting not in known)
-    return merged
-
-
 def _shift_head(
     detector: Detector, inside: StatisticsStore, outside: StatisticsStore, split: Split, kind: str
 ) -> Head | Exception:
     """The head fitted on validation rows of both sides, or why it could not be."""
     assert detector.shift_head is not None
     head = HEADS[detector.shift_head]()
-    settings = _candidates(detector)
+    settings = detector.shift_settings
     try:
         fit = inside.get(detector, settings, split.in_fit), outside.get(detector, settings, split.out_fit)
         choose = inside.get(detector, settings, split.in_choose), outside.get(detector, settings, split.out_choose)

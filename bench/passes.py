@@ -217,6 +217,10 @@ def fit(
             raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
     if shift_images is not None and detector.shift_head is None:
         raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
+    if detector.observes:  # from anew: an earlier fit may have broken off half-way
+        fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
+        vars(detector).clear()
+        vars(detector).update(fresh)
     detector.check(classifier)
     held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
     if detector.observes:
@@ -231,7 +235,7 @@ def fit(
     if shift_images is not None:
         assert detector.shift_head is not None
         head = HEADS[detector.shift_head]()
-        settings = list(detector.grid) if head.chooses else [detector.setting]
+        settings = detector.shift_settings
         shift = as_images(shift_images)
         inside = compute(settings, images, np.flatnonzero(held_out))
         outside = compute(settings, shift, np.arange(len(shift)))
@@ -262,7 +266,7 @@ def _explained(classifier: Classifier | None, images: Tensor | ImageSet) -> Iter
     """Where the network does not take these images, say that in one line instead of what its layers say."""
     try:
         yield
-    except RuntimeError:
+    except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:
             classifier.check(images.read([0]) if isinstance(images, ImageSet) else images[:1])
         raise

@@ -37,7 +37,7 @@ class Probe:
             on images they did not fit.
         until: the last layer (its place) that will be asked for: the forward pass stops there, before the logits.
 
-    Tensors come detached, except inside a loss function.
+    Tensors come detached, except inside a loss function, and are the asker's own, except ``images``.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Probe:
     def features(self) -> Tensor:
         """(N, features): what the final linear layer reads, in the network's dtype. Raises Unsuitable where there is none."""
         self._declared("features")
-        if self._forward()["features"] is None:
+        if not self._once("is head", self._head_gives_logits):
             self.classifier.head  # noqa: B018  # says what is missing, if it is missing
             raise Unsuitable(
-                f"{self.classifier.name}: its forward pass does not go through its last linear layer;"
-                " name the layer that gives the logits with Classifier(…, head=…)"
+                f"{self.classifier.name}: its logits do not come from '{self.classifier.head_name}', its last linear layer;"
+                " name the one that gives them with Classifier(…, head=…)"
             )
         return self._give(self._forward()["features"])
 
@@ -147,6 +147,10 @@ class Probe:
 
         return self._once(("perturbed", float(epsilon), key, until), step)
 
+    def _head_gives_logits(self) -> bool:
+        given, logits = self._forward()["head"], self._forward().get("logits")
+        return logits is None or (given is not None and given.shape == logits.shape and torch.allclose(given, logits))
+
     def _logits(self) -> Tensor:
         if "logits" not in self._forward():
             raise Unsuitable(f"asked for logits of a probe that goes no further than layer {self._until}")
@@ -157,7 +161,8 @@ class Probe:
             raise Unsuitable(f"asked the probe for '{signal}' without declaring it: add it to the detector's signals")
 
     def _give(self, tensor: Tensor) -> Tensor:
-        return tensor if self._in_loss else tensor.detach()
+        # A copy, for a detector that writes into it must not change what the others see.
+        return tensor if self._in_loss else tensor.detach().clone()
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         if key not in self._memo:
@@ -178,7 +183,7 @@ class Probe:
         images = self.images
         if self._graph:
             self._leaf = images = images.detach().clone().requires_grad_()
-        seen: dict[str, Any] = {"features": None, "layers": {}}
+        seen: dict[str, Any] = {"features": None, "head": None, "layers": {}}
         with ExitStack() as hooks, torch.set_grad_enabled(self._graph):
             self._hook(hooks, seen)
             with suppress(_Reached):
@@ -186,13 +191,14 @@ class Probe:
         return seen
 
     def _hook(self, hooks: ExitStack, seen: dict[str, Any]) -> None:
-        def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen["features"] = inputs[0]
+        def keep_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen["features"], seen["head"] = inputs[0], output
 
         def keep_mean(name: str) -> Callable[..., None]:
             # The mean is taken here and now: a later in-place module would change the map under a kept reference.
             def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
+                if name not in seen["layers"]:  # of a module that is used twice, the first use
+                    seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
                 if name == last:
                     raise _Reached
 
@@ -202,7 +208,7 @@ class Probe:
 
         modules = dict(self.classifier.module.named_modules())
         if "features" in self._signals and self.classifier.head_name is not None:
-            hooks.callback(modules[self.classifier.head_name].register_forward_pre_hook(keep_input).remove)
+            hooks.callback(modules[self.classifier.head_name].register_forward_hook(keep_head).remove)
         if "layers" in self._signals:
             for name in self.classifier.layer_names:
                 hooks.callback(modules[name].register_forward_hook(keep_mean(name)).remove)

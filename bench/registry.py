@@ -101,8 +101,9 @@ _session: dict[tuple[str, str], Record] = {}  # what --plugin added to this proc
 def records(family: str) -> dict[str, Record]:
     """Every name of a family, built-ins first, then third parties by name.
 
-    Where two packages register one name, or one registers a built-in's, the record carries the conflict as its
-    ``error``, naming both owners: fatal where that name is asked for, and nowhere else.
+    Where two packages register one name, the record carries the conflict as its ``error``, naming both owners: fatal
+    where that name is asked for, and nowhere else. Built-in names are reserved: ours stays, and who claims it too is a
+    record of its own with an error.
     """
     table = importlib.import_module(f"oodbench.{family}").TABLE
     found = {name: Record(family, name, *entry) for name, entry in table.items()}
@@ -112,10 +113,13 @@ def records(family: str) -> dict[str, Record]:
     ]
     third_parties += [record for (kind, _), record in _session.items() if kind == family]
     for record in third_parties:
-        if other := found.get(record.name):
-            what = "a built-in name, which is reserved" if record.name in table else f"registered by {other.owner} too"
+        claim = f"{family[:-1]} '{record.name}' of {record.owner}"
+        if record.name in table:
+            reserved = f"{claim} has a name that is reserved for oodbench's own; rename or uninstall it"
+            found[f"{record.name} ({record.distribution})"] = replace(record, error=reserved)
+        elif other := found.get(record.name):
             conflict = (
-                f"{family[:-1]} '{record.name}' of {record.owner} is {what}; rename or uninstall one of them"
+                f"{claim} is registered by {other.owner} too; rename or uninstall one of them"
                 " (OODBENCH_PLUGINS=0 turns third parties off)"
             )
             found[record.name] = replace(other, error=conflict)
@@ -152,7 +156,7 @@ def find(family: str, name: str) -> Record:
 def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ";"
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"unknown {what} '{name}'{hint} ({listing})"
 
 
@@ -180,7 +184,10 @@ def check(record: Record) -> Record:
 def resolve(target: str) -> Any:
     """``module:attribute.path`` -> the object."""
     module, _, path = target.partition(":")
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except SystemExit as error:
+        raise ImportError(f"{module} exits when it is imported") from error
     for part in path.split(".") if path else ():
         found = getattr(found, part)
     return found

@@ -14,7 +14,6 @@ import hashlib
 import json
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,23 +116,22 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 class RunFolder:
-    """Reads and writes one run folder. Raises UsageError for a folder that is something else."""
+    """Reads and writes one run folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.cells_path = self.path / "cells"
 
-    @classmethod
-    def existing(cls, path: str | Path) -> "RunFolder":
-        """A folder that holds a run. Raises UsageError where it does not."""
-        folder = cls(path)
-        if not (folder.path / "run.json").is_file():
-            raise UsageError(f"{path} is no run folder (it has no run.json); name one that `oodbench run` wrote")
-        return folder
-
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; the lock goes with the process, however it ends."""
+        """Hold the folder for this process; the lock goes with the process, however it ends.
+
+        Raises UsageError for a folder with something else in it, OodbenchError where it is held or cannot be written.
+        """
+        own = {"run.json", "costs.json", "cells", ".lock"}
+        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if "run.json" not in there and (strangers := sorted(there - own)):
+            raise UsageError(f"{self.path} is no run folder and holds {strangers[0]}; name a new folder with --out")
         try:
             self.cells_path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held until the run ends
@@ -149,26 +147,26 @@ class RunFolder:
         except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
             pass
         try:
-            for leftover in [*self.path.glob(".*.json.*"), *self.cells_path.glob(".*")]:
-                leftover.unlink()  # what a kill left half-written
+            for half_written in [*self.path.glob(".run.json.*"), *self.path.glob(".costs.json.*")]:
+                half_written.unlink()
+            for half_written in self.cells_path.glob(".*.safetensors.*"):
+                half_written.unlink()
             yield
         finally:
             lock.close()
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        shutil.rmtree(self.cells_path, ignore_errors=True)
-        for name in ("run.json", "costs.json"):
-            (self.path / name).unlink(missing_ok=True)
-        self.cells_path.mkdir(parents=True, exist_ok=True)
+        for path in [*self.cells_path.glob("*.safetensors"), self.path / "run.json", self.path / "costs.json"]:
+            path.unlink(missing_ok=True)
 
     def settle(self, settings: dict[str, Any], about: dict[str, Any]) -> None:
         """Write run.json, or check that a run with the same settings lies here already.
 
         ``settings`` are what all cells of a folder share; where they differ, UsageError names the first difference.
         """
-        path = self.path / "run.json"
-        if path.exists():
+        settings = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
+        if (self.path / "run.json").exists():
             before = self.about()["settings"]
             for name, value in settings.items():
                 if name in before and before[name] != value:
@@ -189,12 +187,20 @@ class RunFolder:
             )
         return found
 
-    def write(self, cell: Cell, arrays: dict[str, np.ndarray] | None = None) -> None:
-        """Write one cell with its scores and split, whole or not at all."""
+    def write(self, cell: Cell, arrays: dict[str, np.ndarray] | None = None) -> bool:
+        """Write one cell with its scores and split, whole or not at all, and say whether it was.
+
+        A cell with figures is only replaced by one with figures: what is finished is not lost to a set or a plug-in
+        that cannot be had today.
+        """
         import torch
 
+        path = self._file(cell)
+        if cell.status != "ok" and path.exists() and self.read(path)[0].status == "ok":
+            return False
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
-        state.save(self._file(cell), json.loads(cell.model_dump_json()), tensors)
+        state.save(path, json.loads(cell.model_dump_json()), tensors)
+        return True
 
     def finished(self, cell: Cell) -> bool:
         """Whether the cell lies here with figures, made from the same inputs."""
@@ -242,7 +248,7 @@ class RunFolder:
         """One line a set that is a part of the official one: it must never pass for the whole."""
         sizes = {name: size for cell in self.cells() for name, size in cell.sizes.items()}
         return [
-            f"{name}: {n:,} of {official:,} images"
+            f"{name} {n:,} of {official:,} images"
             for name, (n, official) in sorted(sizes.items())
             if official and n != official
         ]

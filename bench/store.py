@@ -5,7 +5,7 @@ changes no batch, and a figure comes out the same bit for bit.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,13 @@ class StatisticsStore:
 
 def _key(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True)
+
+
+def merged(*jobs: Mapping[Detector, Iterable[Setting]]) -> dict[Detector, list[Setting]]:
+    """All settings of each detector, each once."""
+    together: dict[Detector, list[Setting]] = {}
+    for some in jobs:
+        for detector, settings in some.items():
+            known = together.setdefault(detector, [])
+            known.extend(setting for setting in settings if setting not in known)
+    return together

@@ -65,24 +65,25 @@ class Suite(BaseModel):
         Raises UsageError for an unknown protocol, and for parameters of a detector that does not run.
         """
         known = {s.name: s for s in self.sets} | {n: ShiftSet(name=n, kind=kind) for n, kind in self.names_and_kinds()}
-        merged = {name: dict(values) for name, values in self.parameters.items()}
-        for name, values in (parameters or {}).items():
-            merged[name] = merged.get(name, {}) | dict(values)
-        if strangers := set(merged) - set(detectors or self.detectors):
+        run = list(dict.fromkeys(detectors or self.detectors))
+        given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
+        if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters are given for {', '.join(sorted(strangers))}, which does not run; add --detector")
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
         changes = {
             "model": model,
-            "detectors": list(detectors or ()),
-            "sets": [known.get(name, ShiftSet(name=name)) for name in datasets or ()],
-            "protocols": list(protocols or ()),
+            "sets": [known.get(name, ShiftSet(name=name)) for name in dict.fromkeys(datasets or ())],
+            "protocols": list(dict.fromkeys(protocols or ())),
             "seed": seed,
             "batch_size": batch_size,
         }
         given = {name: value for name, value in changes.items() if value is not None and value != []}
-        return self.model_copy(update=given | {"parameters": merged})
+        own = {name: values for name, values in self.parameters.items() if name in run}
+        merged = {name: own.get(name, {}) | given_parameters.get(name, {}) for name in run}
+        given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
+        return _validated(self.model_copy(update=given).model_dump(), self.name)
 
 
 def suite_names() -> list[str]:
@@ -107,9 +108,14 @@ def load_suite(name: str | Path) -> Suite:
         listing = "oodbench list suites, or a FILE.toml"
         raise UsageError(unknown("suite", str(name), suite_names(), listing))
     try:
-        return Suite.model_validate({"name": stem} | tomllib.loads(text))
+        return _validated({"name": stem} | tomllib.loads(text), name)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name} is no TOML: {error}") from error
+
+
+def _validated(values: dict[str, Any], name: object) -> Suite:
+    try:
+        return Suite.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -21,18 +21,21 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         value = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
+        return {_plain(key): _plain(item) for key, item in value.items()}
     except Exception as error:  # a broken pickle raises whatever its last opcode ran into
         raise BadData(f"{path} is no CIFAR file, or it is truncated ({error}); unpack the official archive again") from error
-    if not isinstance(value, dict):
-        raise BadData(f"{path} holds a {type(value).__name__}, not a dict; unpack the official archive again")
-    return {_plain(key): _plain(item) for key, item in value.items()}
 
 
 def _plain(value: Any) -> Any:
+    """Lists are flat in these files; one in another could hold itself, or grow tenfold a level."""
+    if isinstance(value, list):
+        if any(isinstance(item, list | dict | tuple) for item in value):
+            raise pickle.UnpicklingError("it holds lists of lists, which no CIFAR file does")
+        return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode("latin1")
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
     return value.value if isinstance(value, _Array) else value
 
 

@@ -15,20 +15,21 @@ class KNN(Detector):
     """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖, k = 50.
 
     features (N, d) -> (N,) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's setting for
-    CIFAR. Which row is the k-th nearest is found in the network's dtype; its distance is then taken in float64.
+    CIFAR. Which row is the k-th nearest is found in the network's dtype,
+    float32 at least; its distance is then taken in float64.
     """
 
     signals = ("features",)
     bank_: Tensor  # (training images, d), rows of norm 1
 
     def __init__(self, k: int = 50) -> None:
-        if k < 1:
-            raise UsageError(f"knn: k = {k}; give at least 1")
+        if not isinstance(k, int) or k < 1:
+            raise UsageError(f"knn: k = {k}; give a whole number of at least 1")
         self.k = k
         self._rows: list[Tensor] = []
 
     def observe(self, probe: Probe) -> None:
-        self._rows.append(F.normalize(probe.features))
+        self._rows.append(_normalised(probe.features))
 
     def finish(self) -> None:
         bank, self._rows = torch.cat(self._rows), []
@@ -37,7 +38,7 @@ class KNN(Detector):
         self.bank_ = bank
 
     def statistics(self, probe: Probe) -> Tensor:
-        features = F.normalize(probe.features)
+        features = _normalised(probe.features)
         neighbours = self.bank_[self._kth_nearest(features)]  # (N, d)
         return (features.double() - neighbours.double()).norm(dim=1)
 
@@ -52,3 +53,7 @@ class KNN(Detector):
             best, keep = best.topk(min(self.k, best.shape[1]), 1)  # descending
             rows = rows.gather(1, keep)
         return rows[:, self.k - 1]
+
+
+def _normalised(features: Tensor) -> Tensor:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)))

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,13 +29,16 @@ NO_CELLS = "No cells yet; oodbench run makes some."
 GAP = 2  # blanks between the columns of a terminal table
 
 
-def render(frame: pd.DataFrame, format: str = "table", *, metric: str = "auroc", width: int | None = 160) -> str:
+def render(
+    frame: pd.DataFrame, format: str = "table", *, metric: str = "auroc", width: int | None = 160, notes: Sequence[str] = ()
+) -> str:
     """A frame with a row a cell (``COLUMNS``) as text.
 
     Args:
         frame: what ``RunFolder.frame()`` gives, or several of them concatenated.
         format: ``table`` (a terminal of ``width`` columns; None: as wide as need be), ``md`` (GitHub), ``tex`` (needs the
             packages booktabs and graphicx), ``csv`` or ``json`` (a list of objects; what is not known is null, never NaN).
+        notes: what else must stand below the tables for people.
         metric: which figure the tables for people show; csv and json hold all.
 
     Raises UsageError for an unknown format or metric, BadData where the frame lacks columns.
@@ -50,8 +53,9 @@ def render(frame: pd.DataFrame, format: str = "table", *, metric: str = "auroc",
         raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, csv, json, tex"))
     if frame.empty:
         return f"% {NO_CELLS}\n" if format == "tex" else f"{NO_CELLS}\n"
-    groups = frame.groupby(GROUP, sort=False)
-    return "\n".join(writers[format](section(cells, metric)) for _, cells in groups)
+    sections = [section(cells, metric) for _, cells in frame.groupby(GROUP, sort=False)]
+    sections[-1].notes.extend(notes)
+    return "\n".join(map(writers[format], sections))
 
 
 def _csv(frame: pd.DataFrame) -> str:

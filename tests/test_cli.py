@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,10 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "--device", "cuda"], None, "cuda"),
         (["run", "cifar10", "--data", "nowhere"], 1, "cifar10"),
         (["run", "--protocol", "per-shfit"], 2, "did you mean 'per-shift'?"),
+        (["run", "--dataset", "photo"], 2, "unknown dataset 'photo'; did you mean 'photos'?"),
+        (["run", "--model", "resnet8-digit"], 2, "did you mean 'resnet8-digits'?"),
+        (["run", "--device", "gpu"], 2, "unknown device 'gpu' (auto, cpu, cuda or cuda:N)"),
+        (["run", "--param", "knn.k=many", "--detector", "knn"], 2, "knn: k = many"),
         (["leaderboard", "nowhere"], 2, "nowhere is no run folder"),
         (["list", "detector"], 2, "detectors"),
         (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
@@ -173,7 +179,21 @@ def test_list_check_imports_every_builtin():
         assert not [row for row in json.loads(done.stdout) if row["error"]]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "detectors"], ["run", "--detector", "enregy"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["list", "detectors"],
+        ["run", "--detector", "enregy"],
+        ["run", "--dataset", "photo"],
+        ["run", "--model", "resnet"],
+        ["run", "--protocol", "none"],
+        ["run", "--device", "gpu"],
+        ["leaderboard", "nowhere"],
+        ["train", "resnet", "--dataset", "digits", "--out", "w.safetensors"],
+    ],
+)
 def test_answers_without_importing_anything_heavy(arguments):
     code = (
         "import sys\nfrom oodbench.cli import main\n"
@@ -183,6 +203,31 @@ def test_answers_without_importing_anything_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.rstrip().splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        [*OODBENCH, "run", "--limit", "60", "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    while not list((tmp_path / "run" / "cells").glob("*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.decode().rstrip().endswith("interrupted; the same command goes on where it stopped")
+
+
+def test_a_model_from_the_working_folder(tmp_path):
+    (tmp_path / "mymodel.py").write_text(
+        "from torch import nn\n\n\ndef flat():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8))\n"
+    )
+    options = ["--detector", "msp", "--detector", "mahalanobis-fe", "--dataset", "photos", "--limit", 30, "--out", "run"]
+    done = oodbench("run", "--model", "mymodel:flat", *options, "--protocol", "unsupervised", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "its layers are not known" in done.stdout  # skipped with the reason
+    asked_for_less = oodbench("run", "--model", "mymodel:flat", *options[:2], *options[4:], "--strict", cwd=tmp_path)
+    assert asked_for_less.returncode == 0, asked_for_less.stderr  # the skipped cell of before is not asked for
 
 
 def test_train_writes_weights_that_a_run_takes(tmp_path):
@@ -203,8 +248,10 @@ def test_the_real_suite_on_real_pieces(data_root, tmp_path):
     rows = json.loads(oodbench("leaderboard", tmp_path / "run", "--format", "json").stdout)
     assert len(rows) == 8 * (19 + 5)
     assert {row["status"] for row in rows} == {"ok"}
-    assert "Parts of official sets" in done.stdout
-    assert "cifar10: 120 of 10,000 images" in done.stdout
+    for text in (done.stdout, oodbench("leaderboard", tmp_path / "run", "--format", "md").stdout):
+        assert "Parts of official sets" in text
+        assert "cifar10 (test) 120 of 10,000 images" in " ".join(text.split())
+        assert "cifar10 (train) 8,000 of 50,000 images" in " ".join(text.split())
     means = {}
     for row in rows:
         if row["protocol"] == "unsupervised":

@@ -166,7 +166,7 @@ def test_parameters(registered):
     assert LargestLogit().parameters() == {}
     with pytest.raises(UsageError, match=r"unknown parameter of distance 'powr'; did you mean 'power'\? \(it has: power\)"):
         oodbench.load_detector("distance", powr=2)
-    with pytest.raises(UsageError, match=r"unknown parameter of msp 'k'; \(it has: none\)"):
+    with pytest.raises(UsageError, match=r"unknown parameter of msp 'k' \(it has: none\)"):
         oodbench.load_detector("msp", k=2)
 
 
@@ -254,3 +254,25 @@ def test_an_error_of_the_detectors_own_stays_what_it_is(classifier, images):
 
     with pytest.raises(RuntimeError, match="my own"):
         Broken().score(classifier, images)
+
+
+@pytest.mark.parametrize("name", ["knn", "vim", "she", "klm", "rmd", "mahalanobis-fe"])
+def test_a_fit_that_broke_off_leaves_nothing_behind(classifier, name):
+    images, labels = torch.rand(80, 3, 8, 8), torch.arange(80) % 4
+    detector = oodbench.load_detector(name, **({"k": 5} if name == "knn" else {}))
+    observe = type(detector).observe
+    calls = []
+
+    def observe_once(self, probe):
+        calls.append(probe)
+        if len(calls) > 1:
+            raise MemoryError("no more")
+        observe(self, probe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(detector), "observe", observe_once)
+        with pytest.raises(MemoryError):
+            detector.fit(classifier, images, labels, batch_size=32)
+    fresh = oodbench.load_detector(name, **detector.parameters()).fit(classifier, images, labels, batch_size=32)
+    again = detector.fit(classifier, images, labels, batch_size=32)
+    np.testing.assert_array_equal(again.score(classifier, images), fresh.score(classifier, images))

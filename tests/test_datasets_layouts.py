@@ -448,3 +448,16 @@ def test_python2_writer_is_a_true_pickle():
     loaded = pickle.loads(python2_batch(images, [1, 2]), encoding="bytes")  # noqa: S301  # our own bytes
     assert np.array_equal(loaded[b"data"].reshape(images.shape), images)
     assert loaded[b"labels"] == [1, 2]
+
+
+def test_a_pickle_that_would_grow_is_refused_small(tmp_path):
+    nested = [0]
+    for _ in range(30):
+        nested = [nested] * 10  # a few hundred bytes in the file, 10^30 numbers when copied
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(pickle.dumps({b"data": nested, b"labels": [0]}, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat"]}, protocol=2))
+    assert (folder / "test_batch").stat().st_size < 2000
+    with pytest.raises(BadData, match="lists of lists"):
+        load_dataset("cifar10", data=tmp_path)

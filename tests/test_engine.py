@@ -55,6 +55,41 @@ class Crashes(oodbench.Detector):
         return probe.images.mean((1, 2, 3))
 
 
+class NoSuchHead(oodbench.Detector):
+    """Asks for a head that there is not."""
+
+    name = "no-such-head"
+    unsupervised_head = "antlers"
+
+    def statistics(self, probe):
+        return probe.images.mean((1, 2, 3))
+
+
+class HidesItsArgument(oodbench.Detector):
+    """Keeps its hyper-parameter under another name."""
+
+    name = "hides"
+
+    def __init__(self, strength=1.0):
+        self.power = strength
+
+    def statistics(self, probe):
+        return probe.images.mean((1, 2, 3))
+
+
+class Overwrites(oodbench.Detector):
+    """Writes into what it is given; a tuple is its default."""
+
+    name = "overwrites"
+
+    def __init__(self, layers=(1, 2)):
+        self.layers = layers
+
+    def statistics(self, probe):
+        probe.logits.zero_()
+        return probe.softmax.mul_(0.5).max(1).values
+
+
 class Declines(oodbench.Detector):
     """Works with no network."""
 
@@ -69,9 +104,9 @@ class Declines(oodbench.Detector):
 
 @pytest.fixture
 def plugins(monkeypatch):
-    """The four troublemakers above, registered as if by --plugin."""
+    """The troublemakers above, registered as if by --plugin."""
     monkeypatch.setattr(registry, "_session", {})
-    kinds = {kind.name: kind for kind in (NotANumber, Constant, Crashes, Declines)}
+    kinds = {kind.name: kind for kind in (NotANumber, Constant, Crashes, Declines, NoSuchHead, HidesItsArgument, Overwrites)}
     for name in kinds:
         registry._session["detectors", name] = registry.Record("detectors", name, f"tests:{name}", distribution="troublemakers")
     resolve = registry.resolve
@@ -177,12 +212,16 @@ def test_trouble_is_a_cell_with_a_reason_and_the_rest_goes_on(tmp_path, plugins)
     assert "not finite" in frame.loc[("not-a-number", here), "reason"]
     assert "all scores are 0" in frame.loc[("constant", here), "reason"]
     assert frame.loc[("crashes", here), "reason"] == "RuntimeError: out of luck"
+    assert "unknown head of no-such-head 'antlers'" in frame.loc[("no-such-head", here), "reason"]
+    assert "plain attributes" in frame.loc[("hides", here), "reason"]
     assert frame.loc[("declines", here), "status"] == "skipped"
     assert frame.loc[("declines", here), "reason"] == "needs a network with wings"
     missing = frame.xs("folder:nowhere", level="dataset")
     assert set(missing.status) == {"skipped"}
     assert str(tmp_path / "nowhere") in missing.reason.iloc[0]
-    assert frame.auroc.notna().sum() == 1
+    assert frame.auroc.notna().sum() == 2  # msp and overwrites
+    alone = run(tmp_path / "alone", detectors=["msp"], datasets=["digits-heldout"]).frame()
+    assert alone.auroc[0] == frame.loc[("msp", here), "auroc"]  # whatever overwrites wrote
 
 
 def test_a_cell_without_figures_is_tried_again(tmp_path):
@@ -196,6 +235,60 @@ def test_a_cell_without_figures_is_tried_again(tmp_path):
         Image.fromarray(np.full((8, 8, 3), 20 * place, np.uint8)).save(data / "extra" / f"{place}.png")
     again = run(tmp_path / "run", detectors=["msp"], datasets=["folder:extra"], data=data)
     assert again.frame().status.tolist() == ["ok"]
+
+
+def test_what_is_finished_stays_when_its_set_or_plugin_is_gone(tmp_path, plugins, monkeypatch):
+    from PIL import Image
+
+    data = tmp_path / "data"
+    (data / "extra").mkdir(parents=True)
+    for place in range(9):
+        Image.fromarray(np.full((8, 8, 3), 20 * place, np.uint8)).save(data / "extra" / f"{place}.png")
+    options = {"detectors": ["msp", "overwrites"], "datasets": ["folder:extra"], "data": data}
+    before = figures(run(tmp_path / "run", **options))
+    assert figures(run(tmp_path / "run", **options)) == before  # a tuple among parameters is no other setting
+    (data / "extra").rename(data / "elsewhere")
+    assert figures(run(tmp_path / "run", **options)) == before
+    (data / "elsewhere").rename(data / "extra")
+    monkeypatch.setattr(Overwrites, "__init__", lambda self: 1 / 0)
+    assert figures(run(tmp_path / "run", **options)) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    home = tmp_path / "home"
+    (home / "cells").mkdir(parents=True)
+    for name in ("notes.txt", ".eslintrc.json.swp", "cells/.hidden"):
+        (home / name).touch()
+    with pytest.raises(UsageError, match="is no run folder and holds"):
+        run(home, detectors=["msp"], fresh=True)
+    folder = run(tmp_path / "run", detectors=["msp"], datasets=["photos"])
+    (folder.cells_path / "mine.csv").touch()
+    run(folder.path, detectors=["msp"], datasets=["photos"], fresh=True)
+    assert (folder.cells_path / "mine.csv").exists()
+    assert sorted(p.name for p in home.rglob("*") if p.is_file()) == [".eslintrc.json.swp", ".hidden", "notes.txt"]
+
+
+def test_in_distribution_images_are_no_shift(tmp_path):
+    frame = run(tmp_path / "run", detectors=["msp"], datasets=["digits", "digits:3", "digits-heldout"]).frame()
+    assert frame.set_index("dataset").status.to_dict() == {"digits": "failed", "digits:3": "failed", "digits-heldout": "ok"}
+    assert "are in-distribution test images" in frame.set_index("dataset").reason["digits:3"]
+
+
+def test_an_image_that_breaks_when_decoded_fails_its_set_alone(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from oodbench.datasets import load
+
+    (tmp_path / "extra").mkdir()
+    for place in range(9):
+        noise = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "extra" / f"{place}.png")
+    path = tmp_path / "extra" / "5.png"
+    path.write_bytes(path.read_bytes()[:120])
+    monkeypatch.setattr(load, "IN_MEMORY", 0)
+    frame = run(tmp_path / "run", detectors=["msp"], datasets=["folder:extra", "photos"], data=tmp_path).frame()
+    assert frame.set_index("dataset").status.to_dict() == {"folder:extra": "failed", "photos": "ok"}
+    assert "5.png" in frame.set_index("dataset").reason["folder:extra"]
 
 
 def test_other_settings_do_not_overwrite_a_run(tmp_path):

@@ -339,3 +339,27 @@ def test_package_is_lazy():
         leaderboard.rendr  # noqa: B018
     code = "import sys, oodbench.leaderboard; assert not {'pandas', 'numpy', 'tabulate'} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_one_name_for_two_networks_is_told_apart(tmp_path):
+    from oodbench.leaderboard.gather import gather
+
+    class Folder:
+        def __init__(self, weights, auroc):
+            self.weights, self.auroc = weights, auroc
+
+        def about(self):
+            return {"settings": {"weights": self.weights, "in-distribution images": "feed"}}
+
+        def frame(self):
+            cell = {"model": "net", "in_distribution": "digits", "detector": "msp", "auroc": self.auroc}
+            return pd.DataFrame([cell]).reindex(columns=list(COLUMNS))
+
+        def subsets(self):
+            return ["digits (test) 5 of 10 images"]
+
+    frame, notes = gather([Folder("0123456789", 0.5), Folder("abcdef0123", 0.7)])
+    assert frame.model.tolist() == ["net #012345", "net #abcdef"]
+    assert frame.in_distribution.tolist() == ["digits", "digits"]
+    assert list(frame.columns) == list(COLUMNS)
+    assert notes == ["Parts of official sets, so not the whole sets' figures: digits (test) 5 of 10 images."]

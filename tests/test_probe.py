@@ -204,7 +204,7 @@ class Bypass(nn.Module):
 def test_layers_that_are_not_on_the_way_are_named(images):
     probe = Probe(Classifier(Bypass().double(), layers=["way", "aside"], name="bypass"), images)
     assert probe.logits.shape == (5, 4)
-    with pytest.raises(Unsuitable, match="bypass: its forward pass does not go through its last linear layer"):
+    with pytest.raises(Unsuitable, match="bypass: its logits do not come from 'aside', its last linear layer"):
         _ = probe.features
     with pytest.raises(Unsuitable, match="bypass: its forward pass does not go through aside"):
         _ = probe.layers
@@ -245,3 +245,30 @@ def test_a_pass_until_a_layer_goes_no_further(make_classifier):
             _ = part.logits
         with pytest.raises(Unsuitable, match="does not go through layer2"):
             part.layer(2)
+
+
+def test_a_linear_layer_that_does_not_give_the_logits_is_no_head():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(3, 4, 1)
+            self.gate = nn.Linear(3, 4)
+
+        def forward(self, images):
+            return self.head(images).mean((2, 3)) * self.gate(images.mean((2, 3))).sigmoid()
+
+    probe = Probe(Classifier(Gated(), name="gated"), torch.rand(2, 3, 8, 8))
+    with probe.mode():
+        assert probe.logits.shape == (2, 4)
+        with pytest.raises(Unsuitable, match="do not come from 'gate'"):
+            _ = probe.features
+
+
+def test_what_a_detector_writes_into_is_its_own(classifier):
+    probe = Probe(classifier, torch.rand(3, 3, 8, 8))
+    with probe.mode():
+        before = probe.logits, probe.softmax, probe.features, probe.layers[0]
+        for tensor in (probe.logits, probe.softmax, probe.features, probe.layers[0]):
+            tensor.zero_()
+        after = probe.logits, probe.softmax, probe.features, probe.layers[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
