@@ -155,8 +155,8 @@ def find(family: str, name: str) -> Record:
 
 def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} '{name}'{hint} ({listing})"
 
 
