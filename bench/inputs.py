@@ -90,7 +90,7 @@ class Inputs:
     def protocols_of(self, name: str) -> list[str]:
         """The protocols under which a detector has a row: per-shift only if it learns something there."""
         if name not in self.detectors:
-            return self.suite.protocols[:1]  # one row, to say why
+            return [*self.suite.protocols[:1]]  # one row, to say why
         learns = self.detectors[name].shift_head is not None
         return [protocol for protocol in self.suite.protocols if protocol == "unsupervised" or learns]
 

@@ -72,7 +72,7 @@ class Suite(BaseModel):
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
-        changes = {
+        changes: dict[str, Any] = {
             "model": model,
             "sets": [known.get(name, ShiftSet(name=name)) for name in dict.fromkeys(datasets or ())],
             "protocols": list(dict.fromkeys(protocols or ())),
