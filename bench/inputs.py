@@ -42,7 +42,8 @@ class Pairing:
 
 
 class Inputs:
-    """Attributes:
+    """A suite, loaded.
+
     detectors: by name; broken: why a detector could not be built, by name.
     classifier, weights_hash, device: after ``load_model``.
     train, inside: the in-distribution training and test images; pairings: the other sets, in the suite's order.

@@ -19,7 +19,8 @@ Setting = dict[str, Any]
 
 
 class StatisticsStore:
-    """Args:
+    """What the detectors make of one set, kept by detector and setting.
+
     first: rows that come in batches of their own (the validation rows), for the others may never need what they need.
     signals: what the probes keep ready: the same for every pass over this set.
     on_batch: told how much work a batch was, in forward passes of one image.
