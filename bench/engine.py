@@ -85,10 +85,10 @@ def run(
         inputs.load_model(weights, target)
         if fresh:
             folder.clear()
-        session = _Run(inputs, folder, progress, workers)
-        session.run_cells()
+        current = _Run(inputs, folder, progress, workers)
+        current.run_cells()
         if measure_costs:
-            session.measure_costs()
+            current.measure_costs()
     return folder
 
 

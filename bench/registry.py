@@ -95,7 +95,7 @@ def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
     return [point for some in points.values() for point in some]
 
 
-_session: dict[tuple[str, str], Record] = {}  # what --plugin added to this process
+_added: dict[tuple[str, str], Record] = {}  # what --plugin added to this process
 
 
 def records(family: str) -> dict[str, Record]:
@@ -111,7 +111,7 @@ def records(family: str) -> dict[str, Record]:
         Record(family, name, target, distribution=distribution, version=version)
         for name, target, distribution, version in sorted(discover(f"oodbench.{family}"))
     ]
-    third_parties += [record for (kind, _), record in _session.items() if kind == family]
+    third_parties += [record for (kind, _), record in _added.items() if kind == family]
     for record in third_parties:
         claim = f"{family[:-1]} '{record.name}' of {record.owner}"
         if record.name in table:
@@ -139,7 +139,7 @@ def add_plugin(target: str, family: str = "detectors") -> str:
             f"--plugin {target} cannot be imported: {reason(error)}; check its name and the import path"
         ) from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
-    _session[family, name] = Record(family, name, target, distribution="--plugin")
+    _added[family, name] = Record(family, name, target, distribution="--plugin")
     return name
 
 

@@ -36,7 +36,7 @@ def third_party(monkeypatch):
         record = registry.Record(
             "datasets", "theirs", "oodbench.datasets.load:their_loader", distribution="their-package", version="1.2"
         )
-        monkeypatch.setitem(registry._session, ("datasets", "theirs"), record)
+        monkeypatch.setitem(registry._added, ("datasets", "theirs"), record)
 
     return register
 

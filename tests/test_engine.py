@@ -105,10 +105,10 @@ class Declines(oodbench.Detector):
 @pytest.fixture
 def plugins(monkeypatch):
     """The troublemakers above, registered as if by --plugin."""
-    monkeypatch.setattr(registry, "_session", {})
+    monkeypatch.setattr(registry, "_added", {})
     kinds = {kind.name: kind for kind in (NotANumber, Constant, Crashes, Declines, NoSuchHead, HidesItsArgument, Overwrites)}
     for name in kinds:
-        registry._session["detectors", name] = registry.Record("detectors", name, f"tests:{name}", distribution="troublemakers")
+        registry._added["detectors", name] = registry.Record("detectors", name, f"tests:{name}", distribution="troublemakers")
     resolve = registry.resolve
     monkeypatch.setattr(registry, "resolve", lambda target: kinds.get(target.removeprefix("tests:")) or resolve(target))
     return list(kinds)

@@ -14,7 +14,7 @@ from oodbench.errors import OodbenchError, UsageError
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """install(name, version, entry_points, **modules): a distribution on the import path, as pip would lay it out."""
-    monkeypatch.setattr(registry, "_session", {})
+    monkeypatch.setattr(registry, "_added", {})
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     site = tmp_path / "site"
     site.mkdir()
@@ -181,4 +181,4 @@ def test_session_plugin_that_cannot_be(install, target, message):
     install("plain", "1", "", bright_module=GOOD)
     with pytest.raises(UsageError, match=message):
         registry.add_plugin(target)
-    assert registry._session == {}
+    assert registry._added == {}
