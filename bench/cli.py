@@ -82,7 +82,7 @@ def run(
         batch_size=batch_size,
     )
     sets = [chosen.in_distribution, *(name for name, _ in chosen.names_and_kinds())]
-    _check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [])
+    _check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
     _check_device(device)
     from oodbench import engine
     from oodbench.progress import terminal_progress
@@ -135,7 +135,7 @@ def list_names(
         for record in (registry.check(r) for r in found) if check else found:
             row = {"name": record.name, "summary": record.summary}
             if family == "detectors":
-                row |= {"learns_from": record.learns_from}
+                row |= {"parameters": record.parameters, "learns_from": record.learns_from}
             row |= {"paper" if family == "detectors" else "source": record.source, "class": record.target}
             row |= {"distribution": record.distribution, "version": record.version, "error": record.error}
             rows.append(row)
@@ -194,7 +194,7 @@ def train(
 ) -> None:
     """Train a model; a killed training goes on where it stopped. The last line is the file."""
     _find_in_working_folder(model)
-    _check_names([], [dataset], [model])
+    _check_names([], [dataset], [model], {})
     _check_device(device)
     from oodbench.datasets.load import load_dataset
     from oodbench.models import train as training
@@ -224,12 +224,14 @@ def _add_plugins(targets: list[str]) -> list[str]:
     return [registry.add_plugin(target) for target in targets]
 
 
-def _check_names(detectors: list[str], datasets: list[str], models: list[str]) -> None:
-    """A misspelt name is said before torch is imported."""
+def _check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
+    """A misspelt name is said before torch is imported; another package's hyper-parameters are known only after."""
     from oodbench import registry
 
     for name in detectors:
-        registry.find("detectors", name)
+        record = registry.find("detectors", name)
+        if record.distribution == "oodbench":
+            registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
     for name in datasets:
         base = name.split("+")[0].split(":")[0]
         if base != "folder":

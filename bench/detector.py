@@ -215,11 +215,7 @@ def load_detector(name: str, **parameters: Any) -> Detector:
     if not (isinstance(kind, type) and issubclass(kind, Detector)):
         raise UsageError(f"detector '{name}' is {kind!r}, not a subclass of oodbench.Detector")
     known = _arguments(kind)
-    for parameter in parameters:
-        if parameter not in known:
-            raise UsageError(
-                registry.unknown(f"parameter of {name}", parameter, known, f"it has: {', '.join(known) or 'none'}")
-            )
+    registry.check_parameters(name, parameters, known)
     detector = kind(**parameters)
     detector.name = name
     return detector

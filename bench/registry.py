@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     summary: str
     source: str = ""  # paper or home page
     learns_from: str = ""  # detectors: what it sees before it scores
+    parameters: str = ""  # detectors: names of its hyper-parameters, with blanks between
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Record:
     summary: str = ""
     source: str = ""
     learns_from: str = ""
+    parameters: str = ""
     distribution: str = "oodbench"
     version: str = ""
     error: str = ""
@@ -151,6 +153,14 @@ def find(family: str, name: str) -> Record:
     if known[name].error:
         raise UsageError(known[name].error)
     return known[name]
+
+
+def check_parameters(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UsageError, with the nearest name, for a parameter that detector ``name`` does not have."""
+    known = list(known)
+    for parameter in given:
+        if parameter not in known:
+            raise UsageError(unknown(f"parameter of {name}", parameter, known, f"it has: {', '.join(known) or 'none'}"))
 
 
 def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:

@@ -8,7 +8,9 @@ TABLE = {
         "oodbench.detectors.msp:MSP", "One minus the largest softmax probability", "Hendrycks & Gimpel 2017", "nothing"
     ),
     "maxlogit": Entry("oodbench.detectors.maxlogit:MaxLogit", "Minus the largest logit", "Hendrycks et al. 2022", "nothing"),
-    "energy": Entry("oodbench.detectors.energy:Energy", "Free energy of the logits", "Liu et al. 2020", "nothing"),
+    "energy": Entry(
+        "oodbench.detectors.energy:Energy", "Free energy of the logits", "Liu et al. 2020", "nothing", parameters="temperature"
+    ),
     "entropy": Entry("oodbench.detectors.entropy:Entropy", "Entropy of the softmax", "Lakshminarayanan et al. 2017", "nothing"),
     "klm": Entry(
         "oodbench.detectors.klm:KLMatching",
@@ -22,18 +24,32 @@ TABLE = {
         "Distance to the k-th nearest normalised training feature",
         "Sun et al. 2022",
         "training images",
+        parameters="k",
     ),
     "vim": Entry(
         "oodbench.detectors.vim:ViM",
         "Virtual logit of the residual outside the principal subspace, against energy",
         "Wang et al. 2022",
         "training images",
+        parameters="dimension",
     ),
     "react": Entry(
-        "oodbench.detectors.react:ReAct", "Energy of clipped features", "Sun et al. 2021", "held-out training images"
+        "oodbench.detectors.react:ReAct",
+        "Energy of clipped features",
+        "Sun et al. 2021",
+        "held-out training images",
+        parameters="percentile",
     ),
-    "ash": Entry("oodbench.detectors.ash:ASH", "Energy of pruned and binarised features", "Djurisic et al. 2023", "nothing"),
-    "scale": Entry("oodbench.detectors.scale:Scale", "Energy of scaled features", "Xu et al. 2024", "nothing"),
+    "ash": Entry(
+        "oodbench.detectors.ash:ASH",
+        "Energy of pruned and binarised features",
+        "Djurisic et al. 2023",
+        "nothing",
+        parameters="percentile",
+    ),
+    "scale": Entry(
+        "oodbench.detectors.scale:Scale", "Energy of scaled features", "Xu et al. 2024", "nothing", parameters="percentile"
+    ),
     "rmd": Entry(
         "oodbench.detectors.rmd:RelativeMahalanobis",
         "Mahalanobis distance to the nearest class, less that to the whole training set",
@@ -64,12 +80,14 @@ TABLE = {
         "Softmax at high temperature after a step on the input",
         "Liang et al. 2018",
         "nothing; a validation shift",
+        parameters="temperature epsilon",
     ),
     "mahalanobis-p": Entry(
         "oodbench.detectors.mahalanobis:MahalanobisP",
         "Mahalanobis distance at the penultimate features after a step on the input",
         "Lee et al. 2018",
         "labelled training images; a validation shift",
+        parameters="epsilon",
     ),
     "mahalanobis-fe": Entry(
         "oodbench.detectors.mahalanobis:MahalanobisFE",
@@ -82,6 +100,7 @@ TABLE = {
         "Mahalanobis distances at all layers after a step on the input",
         "Lee et al. 2018",
         "labelled training images; a validation shift",
+        parameters="epsilon",
     ),
     # The control.
     "pixels": Entry(

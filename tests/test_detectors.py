@@ -94,6 +94,7 @@ def test_the_table_names_every_file_and_says_where_each_method_comes_from():
         assert record.summary
         assert record.source
         assert record.learns_from
+        assert record.parameters.split() == list(kind().parameters())
         assert kind.__doc__
         assert kind.signals is not None, f"{name} declares no signals, so every pass would keep a graph"
         assert kind.unsupervised_head in HEADS
