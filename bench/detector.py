@@ -25,6 +25,8 @@ from oodbench.errors import BadData, NotFitted, UsageError, reason
 from oodbench.heads import HEADS, Head
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
 
 SCHEMA_VERSION = 1
 
@@ -38,12 +40,17 @@ class Detector:
     Class attributes:
         signals: what ``observe`` and ``statistics`` ask of the probe (names of ``oodbench.probe.SIGNALS``). None, the
             default, gets everything, which keeps a graph of each forward pass: declare them to be cheap.
+        variants: names for the columns of ``statistics`` after the first, which is the detector's own score: each makes
+            a row ``NAME:VARIANT`` of its own, over the one fit.
+        quick: hyper-parameters that make its training short, for ``oodbench check``.
         grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """
 
     name: str = ""
+    variants: ClassVar[tuple[str, ...]] = ()
+    quick: ClassVar[dict[str, Any]] = {}
     signals: ClassVar[tuple[str, ...] | None] = None
     grid: ClassVar[Sequence[dict[str, Any]]] = ()
     unsupervised_head: ClassVar[str] = "identity"
@@ -54,6 +61,16 @@ class Detector:
 
     def check(self, classifier: Classifier | None) -> None:
         """Raise Unsuitable where this detector cannot work with this classifier; called once, before any pass."""
+
+    def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
+        """Train something of one's own, before the first pass: fitted state, which the harness caches.
+
+        What lies in the cache under the same parameters, weights, images and seed is taken instead of a call.
+        """
+
+    def probabilities(self, probe: Probe) -> Tensor | None:
+        """(N, classes), where the detector makes a classifier of its own: its accuracy and calibration are then reported."""
+        return None
 
     def observe(self, probe: Probe) -> None:
         """One batch of in-distribution training images, with ``probe.labels`` and ``probe.held_out``."""
@@ -96,6 +113,11 @@ class Detector:
     def observes(self) -> bool:
         """Whether it must see the training set before it scores."""
         return type(self).observe is not Detector.observe
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it trains something of its own."""
+        return type(self).prepare is not Detector.prepare
 
     @property
     def declared_signals(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from oodbench.detector import Detector, as_images
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
-from oodbench.probe import Probe
+from oodbench.probe import NEED_GRAPH, Probe
 
 RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
 
@@ -101,7 +101,7 @@ def observe(
 ) -> None:
     """One pass over the training images for all detectors that learn from them, then ``finish`` of each."""
     learning = list(detectors)
-    signals = signals_of(learning) - {"input_gradient"}
+    signals = signals_of(learning) - NEED_GRAPH
     device = classifier.device if classifier else torch.device("cpu")
     for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
         chosen = torch.from_numpy(rows)

@@ -10,14 +10,19 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
 
-SIGNALS = frozenset({"images", "logits", "features", "layers", "input_gradient"})
+SIGNALS = frozenset({"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient"})
+NEED_GRAPH = frozenset({"input_gradient"})  # these keep the graph of the forward pass
 
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss an image (N,)
+
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class _Reached(Exception):
@@ -56,7 +61,7 @@ class Probe:
         none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.held_out = none if held_out is None else held_out
         self._signals = SIGNALS if signals is None else frozenset(signals)
-        self._graph = "input_gradient" in self._signals and classifier is not None
+        self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from
         self._until = until
         self._memo: dict[Hashable, Any] = {}
@@ -94,7 +99,7 @@ class Probe:
     @property
     def features(self) -> Tensor:
         """(N, features): what the final linear layer reads, in the network's dtype. Raises Unsuitable where there is none."""
-        self._declared("features")
+        self._declared("features", "stochastic")
         if not self._once("is head", self._head_gives_logits):
             self.classifier.head  # noqa: B018  # says what is missing, if it is missing
             raise Unsuitable(
@@ -114,13 +119,23 @@ class Probe:
     def layer(self, place: int) -> Tensor:
         """(N, channels): one of ``layers``."""
         self._declared("layers")
-        names = self.classifier.layer_names
-        if not names:
-            raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
-        means = self._forward()["layers"]
-        if names[place] not in means:
-            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {names[place]}")
-        return self._give(means[names[place]])
+        return self._give(self._kept("layers", place))
+
+    @property
+    def maps(self) -> list[Tensor]:
+        """One (N, channels, …) a layer of ``classifier.layer_names``: its activations as they are. Raises like ``layers``."""
+        self._declared("maps")
+        return [self._give(self._kept("maps", place)) for place in range(max(1, len(self.classifier.layer_names)))]
+
+    def stochastic(self, passes: int, p: float = 0.5, seed: int = 0) -> Tensor:
+        """Logits of ``passes`` networks thinned by dropout, BatchNorm in eval mode: float64 (passes, N, classes).
+
+        A pass drops the same units for every image, drawn by its seed, so that an image's logits do not depend on its
+        batch. Where the network has no dropout, features are dropped with probability ``p`` before its head, and no
+        further forward pass is needed.
+        """
+        self._declared("stochastic")
+        return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
 
     def input_gradient(self, loss: Loss, key: Hashable = None) -> Tensor:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.
@@ -143,9 +158,36 @@ class Probe:
 
         def step() -> Probe:
             sign = torch.where(self.input_gradient(loss, key) >= 0, 1.0, -1.0).to(self.images.dtype)
-            return Probe(self._classifier, self.images - epsilon * sign, self._signals - {"input_gradient"}, until=until)
+            return Probe(self._classifier, self.images - epsilon * sign, self._signals - NEED_GRAPH, until=until)
 
         return self._once(("perturbed", float(epsilon), key, until), step)
+
+    def _kept(self, what: str, place: int) -> Tensor:
+        """Of ``layers`` or ``maps``, the one at a place."""
+        names = self.classifier.layer_names
+        if not names:
+            raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
+        kept = self._forward()[what]
+        if names[place] not in kept:
+            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {names[place]}")
+        return kept[names[place]]
+
+    def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
+        """Raises Unsuitable where the network has no dropout and no head of its own."""
+        dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
+        logits = []
+        for number in range(passes):
+            random = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            if not dropouts:
+                features = self.features
+                weight, bias = (part.double() for part in self.classifier.weight_and_bias)
+                logits.append(F.linear(features.double() * _mask(features.shape[1:], p, random).to(weight), weight, bias))
+                continue
+            with ExitStack() as hooks, torch.no_grad():
+                for module in dropouts:
+                    hooks.callback(module.register_forward_hook(_dropping(random)).remove)
+                logits.append(self.classifier(self.images).double())
+        return torch.stack(logits)
 
     def _head_gives_logits(self) -> bool:
         given, logits = self._forward()["head"], self._forward().get("logits")
@@ -156,8 +198,8 @@ class Probe:
             raise Unsuitable(f"asked for logits of a probe that goes no further than layer {self._until}")
         return self._forward()["logits"]
 
-    def _declared(self, signal: str) -> None:
-        if signal not in self._signals:
+    def _declared(self, signal: str, *implied_by: str) -> None:
+        if not self._signals & {signal, *implied_by}:
             raise Unsuitable(f"asked the probe for '{signal}' without declaring it: add it to the detector's signals")
 
     def _give(self, tensor: Tensor) -> Tensor:
@@ -183,7 +225,7 @@ class Probe:
         images = self.images
         if self._graph:
             self._leaf = images = images.detach().clone().requires_grad_()
-        seen: dict[str, Any] = {"features": None, "head": None, "layers": {}}
+        seen: dict[str, Any] = {"features": None, "head": None, "layers": {}, "maps": {}}
         with ExitStack() as hooks, torch.set_grad_enabled(self._graph):
             self._hook(hooks, seen)
             with suppress(_Reached):
@@ -194,11 +236,13 @@ class Probe:
         def keep_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             seen["features"], seen["head"] = inputs[0], output
 
-        def keep_mean(name: str) -> Callable[..., None]:
-            # The mean is taken here and now: a later in-place module would change the map under a kept reference.
+        def keep_layer(name: str) -> Callable[..., None]:
+            # Means and copies are taken here and now: a later in-place module would change the map under a reference.
             def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if name not in seen["layers"]:  # of a module that is used twice, the first use
+                if "layers" in self._signals and name not in seen["layers"]:  # of a module that is used twice, the first use
                     seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
+                if "maps" in self._signals and name not in seen["maps"]:
+                    seen["maps"][name] = output.clone()
                 if name == last:
                     raise _Reached
 
@@ -207,11 +251,11 @@ class Probe:
         last = None if self._until is None else self.classifier.layer_names[self._until]
 
         modules = dict(self.classifier.module.named_modules())
-        if "features" in self._signals and self.classifier.head_name is not None:
+        if self._signals & {"features", "stochastic"} and self.classifier.head_name is not None:
             hooks.callback(modules[self.classifier.head_name].register_forward_hook(keep_head).remove)
-        if "layers" in self._signals:
+        if self._signals & {"layers", "maps"}:
             for name in self.classifier.layer_names:
-                hooks.callback(modules[name].register_forward_hook(keep_mean(name)).remove)
+                hooks.callback(modules[name].register_forward_hook(keep_layer(name)).remove)
 
     def _backward(self, loss: Loss) -> Tensor:
         self._forward()
@@ -224,3 +268,18 @@ class Probe:
         finally:
             self._in_loss = False
         return gradient
+
+
+def _mask(shape: Iterable[int], p: float, random: torch.Generator) -> Tensor:
+    """0 with probability p, else 1 / (1 − p)."""
+    return (torch.rand(tuple(shape), generator=random) >= p) / (1 - p)
+
+
+def _dropping(random: torch.Generator) -> Callable[..., Tensor]:
+    """A forward hook on a dropout module that drops the same units, or whole channels, for every image."""
+
+    def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        units = output.shape[1:] if isinstance(module, nn.Dropout) else (output.shape[1], *[1] * (output.dim() - 2))
+        return output * _mask((1, *units), module.p, random).to(output)
+
+    return drop

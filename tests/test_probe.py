@@ -36,7 +36,7 @@ def test_one_forward_pass_for_every_signal_and_loss(counted, images):
     probe = Probe(classifier, images)
     probe.forward()
     for _ in range(2):
-        _ = probe.logits, probe.softmax, probe.prediction, probe.features, probe.layers
+        _ = probe.logits, probe.softmax, probe.prediction, probe.features, probe.layers, probe.maps, probe.stochastic(3)
         probe.input_gradient(confidence)
         probe.input_gradient(feature_energy)
         probe.input_gradient(lambda p: p.layers[1].sum(1))
@@ -114,7 +114,10 @@ def test_no_graph_where_no_gradient_was_declared(counted, images):
 def test_undeclared_signals_are_refused(counted, images, signal):
     probe = Probe(counted[0], images, {"logits"})
     with pytest.raises(Unsuitable, match=f"asked the probe for '{signal}' without declaring it"):
-        probe.input_gradient(confidence) if signal == "input_gradient" else getattr(probe, signal)
+        {
+            "input_gradient": lambda: probe.input_gradient(confidence),
+            "stochastic": lambda: probe.stochastic(2),
+        }.get(signal, lambda: getattr(probe, signal))()
     assert len(probe.logits) == 5
 
 
@@ -272,3 +275,48 @@ def test_what_a_detector_writes_into_is_its_own(classifier):
             tensor.zero_()
         after = probe.logits, probe.softmax, probe.features, probe.layers[0]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_maps_are_what_layers_average(counted, images):
+    probe = Probe(counted[0], images, {"layers", "maps"})
+    for mean, map_ in zip(probe.layers, probe.maps, strict=True):
+        torch.testing.assert_close(map_.flatten(2).mean(2), mean)
+    probe.maps[0].zero_()
+    assert probe.maps[0].abs().sum() > 0  # a copy
+    with pytest.raises(Unsuitable, match="'maps' without declaring"):
+        _ = Probe(counted[0], images, {"layers"}).maps
+
+
+class Dropping(torch.nn.Module):
+    """A linear network with dropout of units and of channels, BatchNorm between."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.channels = torch.nn.Dropout2d(0.4)
+        self.norm = torch.nn.BatchNorm2d(6)
+        self.units = torch.nn.Dropout(0.3)
+        self.linear = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(self.units(self.norm(self.channels(self.conv(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("network", ["with dropout", "without"])
+def test_stochastic_passes_thin_the_network_alike_for_every_image(network, counted, images):
+    classifier, _ = counted
+    if network == "with dropout":
+        torch.manual_seed(0)
+        classifier = Classifier(Dropping().double())
+    passes = Probe(classifier, images, {"stochastic"}).stochastic(200, p=0.3)
+    assert passes.shape == (200, len(images), 4)
+    assert passes.dtype == torch.float64
+    again = Probe(classifier, images[:1], {"stochastic"}).stochastic(200, p=0.3)
+    torch.testing.assert_close(passes[:, :1], again, rtol=1e-4, atol=1e-5)
+    other = Probe(classifier, images, {"stochastic"}).stochastic(200, p=0.3, seed=1)
+    assert not torch.allclose(passes, other)
+    # Dropout keeps what it drops from in the mean, and both networks are linear behind it.
+    plain = Probe(classifier, images, {"logits"}).logits
+    spread = passes.std(0) / 200**0.5
+    assert ((passes.mean(0) - plain).abs() < 5 * spread + 1e-6).all()
+    assert not any(module.training for module in classifier.modules())

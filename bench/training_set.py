@@ -1,0 +1,52 @@
+"""What a detector that trains something of its own may see: the in-distribution training images, batch by batch."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from oodbench.classifier import Classifier
+from oodbench.image_set import ImageSet
+from oodbench.probe import Probe
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that ``Detector.prepare`` trains on.
+
+    Attributes:
+        images: uint8 or floats in [0, 1], (N, C, H, W).
+        labels: int64 (N,), or None.
+        held_out: bool (N,), the tenth that heads and thresholds are calibrated on: train on the others.
+        seed: of all randomness.
+        data: the data root, for those that load weights.
+    """
+
+    images: Tensor | ImageSet
+    labels: Tensor | None
+    held_out: np.ndarray
+    seed: int = 0
+    data: str | Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows to train on: those that are not held out."""
+        return np.flatnonzero(~self.held_out)
+
+    def batches(self, rows: np.ndarray, batch_size: int, classifier: Classifier | None) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(rows, images) in batches, in the order given: floats in [0, 1] on the classifier's device and in its dtype."""
+        from oodbench import passes
+
+        return passes.batches(self.images, classifier, passes.pieces_of(rows, batch_size))
+
+    def probes(
+        self, classifier: Classifier | None, signals: Iterable[str], rows: np.ndarray | None = None, batch_size: int = 256
+    ) -> Iterator[Probe]:
+        """A probe a batch of these rows (by default of ``rows``), in order."""
+        for _, images in self.batches(self.rows if rows is None else rows, batch_size, classifier):
+            yield Probe(classifier, images, signals)
