@@ -5,9 +5,14 @@ learns nothing sees one setting; one that chooses sees the detector's whole grid
 best as ``setting_``. Heads on the unsupervised side never see an anomalous sample.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from oodbench.errors import Unsuitable
 
@@ -19,6 +24,15 @@ def goodness(inside: np.ndarray, outside: np.ndarray, by: Criterion) -> float:
     from oodbench import metrics
 
     return 1 - metrics.fpr95(inside, outside) if by == "tnr95" else metrics.auroc(inside, outside)
+
+
+def inverse_spread(columns: np.ndarray) -> np.ndarray:
+    """1 / standard deviation of each column of (n, D), and 0 for one without spread, so that it counts nothing.
+
+    Equal values have a spread of some rounding errors where their mean is no binary fraction: that is none.
+    """
+    spread = columns.std(0)
+    return np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-12 * np.abs(columns).max(0))
 
 
 class Head:
@@ -55,16 +69,27 @@ class StandardisedSum(Head):
 
     calibrates = True
     mean_: list[float]
-    std_: list[float]
+    scale_: list[float]  # 1 / standard deviation, 0 for a column without spread
 
     def calibrate(self, inside: np.ndarray) -> None:
         columns = inside[:, 0, :]
-        self.mean_, self.std_ = columns.mean(0).tolist(), columns.std(0).tolist()
+        self.mean_, self.scale_ = columns.mean(0).tolist(), inverse_spread(columns).tolist()
+
+    def _standardised(self, statistics: np.ndarray) -> np.ndarray:
+        return (statistics[:, 0, :] - np.asarray(self.mean_)) * np.asarray(self.scale_)
 
     def score(self, statistics: np.ndarray) -> np.ndarray:
-        std = np.asarray(self.std_)
-        standard = (statistics[:, 0, :] - np.asarray(self.mean_)) / np.where(std > 0, std, 1)
-        return (standard * (std > 0)).sum(1)
+        return self._standardised(statistics).sum(1)
+
+
+class StandardisedSquare(StandardisedSum):
+    """The mean over columns of the squared standardised column: far from the usual on either side is anomalous.
+
+    Standardised on held-out in-distribution images; a column without spread there counts nothing.
+    """
+
+    def score(self, statistics: np.ndarray) -> np.ndarray:
+        return (self._standardised(statistics) ** 2).sum(1) / max(1, np.count_nonzero(self.scale_))
 
 
 class MahalanobisDistance(Head):
@@ -114,7 +139,7 @@ class Logistic(Head):
 
     learns_from_shift = True
     mean_: list[float]
-    std_: list[float]
+    scale_: list[float]
     weights_: list[float]
     bias_: float
 
@@ -127,16 +152,11 @@ class Logistic(Head):
         from threadpoolctl import threadpool_limits
 
         columns = np.concatenate([inside, outside])
-        mean, std = columns.mean(0), columns.std(0)
-        std = np.where(std > 0, std, 1)
-        columns = (columns - mean) / std
+        mean, scale = columns.mean(0), inverse_spread(columns)
+        columns = (columns - mean) * scale
         target = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
+        _require_two(inside, outside)
         folds = min(5, len(inside), len(outside))
-        if folds < 2:
-            raise Unsuitable(
-                f"needs at least 2 validation images a side, has {len(inside)} and {len(outside)};"
-                " raise --limit or leave out per-shift"
-            )
         splits = list(StratifiedKFold(folds).split(columns, target))
 
         def fitted(strength: float, rows: np.ndarray) -> LogisticRegression:
@@ -150,11 +170,11 @@ class Logistic(Head):
 
         with threadpool_limits(1, "blas"):  # threads on matrices this small only wait for each other
             model = fitted(min(np.logspace(-4, 4, 10), key=loss), np.arange(len(target)))
-        self.mean_, self.std_ = mean.tolist(), std.tolist()
+        self.mean_, self.scale_ = mean.tolist(), scale.tolist()
         self.weights_, self.bias_ = model.coef_[0].tolist(), float(model.intercept_[0])
 
     def score(self, statistics: np.ndarray) -> np.ndarray:
-        standard = (statistics[:, 0, :] - np.asarray(self.mean_)) / np.asarray(self.std_)
+        standard = (statistics[:, 0, :] - np.asarray(self.mean_)) * np.asarray(self.scale_)
         return standard @ np.asarray(self.weights_) + self.bias_
 
 
@@ -175,11 +195,111 @@ class ChooseLogistic(Logistic):
         self.__dict__.update(kept)
 
 
+class MLP(Head):
+    """Two fully connected layers on standardised columns, D -> 40 -> 1 with ReLU; the score is the log-odds of anomalous.
+
+    Columns (n, D) are standardised on the half that it is fitted on; Adam at a rate of 1e-3 on the binary cross-entropy
+    in minibatches of 50, until the loss of the other half has not fallen for 20 epochs (200 at most); the weights with the
+    least are kept. As the head of gradient features in Lee et al. 2023 (arXiv 2304.02834), who give neither width nor
+    optimiser. All in float64, on one thread and from a seed of its own: the same samples give the same head.
+    """
+
+    learns_from_shift = True
+    width, batch_size, patience, epochs, seed = 40, 50, 20, 200, 0
+
+    mean_: Tensor  # (D,)
+    scale_: Tensor  # (D,): 1 / standard deviation, 0 for a column without spread
+    hidden_: Tensor  # (40, D)
+    hidden_bias_: Tensor  # (40,)
+    output_: Tensor  # (1, 40)
+    output_bias_: Tensor  # (1,)
+
+    def fit(self, fit: tuple[np.ndarray, np.ndarray], choose: tuple[np.ndarray, np.ndarray], by: Criterion) -> None:
+        _require_two(*fit)
+        columns = np.concatenate([side[:, 0, :] for side in fit])
+        self.mean_, self.scale_ = torch.from_numpy(columns.mean(0)), torch.from_numpy(inverse_spread(columns))
+        random = torch.Generator().manual_seed(self.seed)
+        shapes = (self.width, columns.shape[1]), (self.width,), (1, self.width), (1,)
+        # As torch initialises a linear layer: uniform, up to 1 / √inputs.
+        bounds = (shape[-1] ** -0.5 for shape in (shapes[0], shapes[0], shapes[2], shapes[2]))
+        with _one_thread(), torch.inference_mode(False), torch.enable_grad():
+            weights = [
+                ((2 * torch.rand(shape, generator=random, dtype=torch.float64) - 1) * bound).requires_grad_()
+                for shape, bound in zip(shapes, bounds, strict=True)
+            ]
+            self._train(weights, self._samples(fit), self._samples(choose), random)
+
+    def _train(
+        self, weights: list[Tensor], fit: tuple[Tensor, Tensor], choose: tuple[Tensor, Tensor], random: torch.Generator
+    ) -> None:
+        optimiser = torch.optim.Adam(weights, lr=1e-3)
+        least, waited = float("inf"), 0
+        self._keep(weights)
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(fit[0]), generator=random).split(self.batch_size):
+                optimiser.zero_grad()
+                _cross_entropy(weights, fit[0][rows], fit[1][rows]).backward()
+                optimiser.step()
+            with torch.no_grad():
+                loss = float(_cross_entropy(weights, *choose))
+            waited += 1
+            if loss < least:
+                least, waited = loss, 0
+                self._keep(weights)
+            if waited >= self.patience:
+                break
+
+    def _keep(self, weights: list[Tensor]) -> None:
+        kept = [weight.detach().clone() for weight in weights]
+        self.hidden_, self.hidden_bias_, self.output_, self.output_bias_ = kept
+
+    def _samples(self, sides: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Standardised columns (n, D) of both sides, and which are anomalous (n,)."""
+        target = torch.cat([torch.full((len(side),), float(place), dtype=torch.float64) for place, side in enumerate(sides)])
+        return self._standardised(np.concatenate(sides)), target
+
+    def _standardised(self, statistics: np.ndarray) -> Tensor:
+        return (torch.from_numpy(statistics[:, 0, :]) - self.mean_.cpu()) * self.scale_.cpu()
+
+    def score(self, statistics: np.ndarray) -> np.ndarray:
+        weights = [w.cpu() for w in (self.hidden_, self.hidden_bias_, self.output_, self.output_bias_)]
+        return _log_odds(weights, self._standardised(statistics)).numpy()
+
+
+def _log_odds(weights: list[Tensor], columns: Tensor) -> Tensor:
+    hidden, hidden_bias, output, output_bias = weights
+    return F.linear(F.linear(columns, hidden, hidden_bias).relu(), output, output_bias)[:, 0]  # (n, D) -> (n, 40) -> (n,)
+
+
+def _cross_entropy(weights: list[Tensor], columns: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(_log_odds(weights, columns), target)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_two(inside: np.ndarray, outside: np.ndarray) -> None:
+    if min(len(inside), len(outside)) < 2:
+        raise Unsuitable(
+            f"needs at least 2 validation images a side, has {len(inside)} and {len(outside)};"
+            " raise --limit or leave out per-shift"
+        )
+
+
 HEADS: dict[str, type[Head]] = {
     "identity": Identity,
     "standardised-sum": StandardisedSum,
+    "standardised-square": StandardisedSquare,
     "mahalanobis": MahalanobisDistance,
     "choose": Choose,
     "logistic": Logistic,
     "choose-logistic": ChooseLogistic,
+    "mlp": MLP,
 }

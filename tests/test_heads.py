@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from threadpoolctl import threadpool_limits
@@ -9,12 +10,14 @@ from threadpoolctl import threadpool_limits
 from oodbench.errors import Unsuitable
 from oodbench.heads import (
     HEADS,
+    MLP,
     Choose,
     ChooseLogistic,
     Head,
     Identity,
     Logistic,
     MahalanobisDistance,
+    StandardisedSquare,
     StandardisedSum,
     goodness,
 )
@@ -50,10 +53,23 @@ def test_standardised_sum(random):
     np.testing.assert_allclose(head.score(statistics), expected, rtol=1e-12)
 
 
-def test_standardised_sum_ignores_constant_columns(random):
+def test_standardised_square(random):
+    calibration, statistics = random.normal(3, 5, (200, 1, 3)), random.normal(size=(7, 1, 3))
+    head = StandardisedSquare()
+    head.calibrate(calibration)
+    columns = calibration[:, 0]
+    expected = [
+        np.mean([((row[d] - columns[:, d].mean()) / columns[:, d].std()) ** 2 for d in range(3)]) for row in statistics[:, 0]
+    ]
+    np.testing.assert_allclose(head.score(statistics), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [StandardisedSum, StandardisedSquare])
+@pytest.mark.parametrize("constant", [4.0, 0.0, 0.1])  # the mean of many 0.1 is not 0.1
+def test_standardised_columns_without_spread_count_nothing(random, kind, constant):
     calibration, statistics = random.normal(size=(50, 1, 2)), random.normal(size=(5, 1, 2))
-    calibration[:, 0, 1] = 4.0
-    both, alone = StandardisedSum(), StandardisedSum()
+    calibration[:, 0, 1] = constant
+    both, alone = kind(), kind()
     both.calibrate(calibration)
     alone.calibrate(calibration[:, :, :1])
     np.testing.assert_array_equal(both.score(statistics), alone.score(statistics[:, :, :1]))
@@ -150,10 +166,11 @@ def test_logistic_survives_constant_columns(random):
     assert goodness(*(head.score(side) for side in choose), "auroc") > 0.85
 
 
-def test_logistic_needs_two_a_side(random):
+@pytest.mark.parametrize("kind", [Logistic, MLP])
+def test_heads_that_fit_need_two_a_side(random, kind):
     fit, choose = sides(random, [1.0], n=2, m=60)
     with pytest.raises(Unsuitable, match="needs at least 2 validation images a side, has 1 and 30; raise --limit"):
-        Logistic().fit(fit, choose, "auroc")
+        kind().fit(fit, choose, "auroc")
 
 
 def test_choose_logistic_keeps_the_state_of_the_chosen_setting(random):
@@ -173,6 +190,94 @@ def test_choose_logistic_chooses_on_the_other_half(random):
     head = ChooseLogistic()
     head.fit((in_fit, out_fit), (in_choose, out_choose), "auroc")
     assert head.setting_ == 1
+
+
+def test_mlp_is_what_torchs_own_modules_give(random, monkeypatch):
+    """Against a plain loop; the generator's float64 draws are its own, so the first weights are copied."""
+    fit, choose = sides(random, [0.7], columns=5, n=120, m=100)
+    monkeypatch.setattr(MLP, "epochs", 0)
+    first = MLP()
+    first.fit(fit, choose, "auroc")
+    monkeypatch.undo()
+    head = MLP()
+    head.fit(fit, choose, "auroc")
+
+    model = torch.nn.Sequential(torch.nn.Linear(5, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1)).double()
+    with torch.no_grad():
+        for parameter, value in zip(
+            model.parameters(), (first.hidden_, first.hidden_bias_, first.output_, first.output_bias_), strict=True
+        ):
+            parameter.copy_(value)
+    draws = torch.Generator().manual_seed(MLP.seed)
+    for parameter in model.parameters():  # what initialising drew
+        torch.rand(parameter.shape, generator=draws, dtype=torch.float64)
+    columns = torch.from_numpy(np.concatenate([side[:, 0] for side in fit]))
+    standard = [
+        (torch.from_numpy(np.concatenate([side[:, 0] for side in half])) - columns.mean(0)) / columns.std(0, correction=0)
+        for half in (fit, choose)
+    ]
+    target = [torch.cat([torch.zeros(len(i)), torch.ones(len(o))]).double()[:, None] for i, o in (fit, choose)]
+    optimiser, loss = torch.optim.Adam(model.parameters(), lr=1e-3), torch.nn.BCEWithLogitsLoss()
+    losses, states = [], []
+    while len(losses) < 200 and (not losses or len(losses) - 1 - int(np.argmin(losses)) < 20):
+        order = torch.randperm(len(target[0]), generator=draws)
+        for start in range(0, len(order), 50):
+            rows = order[start : start + 50]
+            optimiser.zero_grad()
+            loss(model(standard[0][rows]), target[0][rows]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            losses.append(float(loss(model(standard[1]), target[1])))
+            states.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert 1 < len(losses) < 200  # it stopped early, and not at once
+    model.load_state_dict(states[int(np.argmin(losses))])
+    np.testing.assert_allclose(head.hidden_, model[0].weight.detach(), rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        expected = model((torch.from_numpy(choose[0][:, 0]) - columns.mean(0)) / columns.std(0, correction=0))[:, 0]
+    np.testing.assert_allclose(head.score(choose[0]), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_mlp_learns_what_no_line_parts(random):
+    """The anomalous samples lie on both sides of the others in every column."""
+    fit, choose = sides(random, [0.0], columns=4, n=400, m=400)
+    for _, outside in (fit, choose):
+        outside *= 3
+    head, line = MLP(), Logistic()
+    head.fit(fit, choose, "auroc")
+    line.fit(fit, choose, "auroc")
+    assert goodness(*(head.score(side) for side in choose), "auroc") > 0.9
+    assert goodness(*(line.score(side) for side in choose), "auroc") < 0.65
+
+
+def test_mlp_gives_the_same_again_and_leaves_the_global_generator_alone(random):
+    fit, choose = sides(random, [1.0], columns=6)
+    fit[0][:, :, 5] = fit[1][:, :, 5] = 0.1  # without spread on the half that fits: it counts nothing
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    heads = [MLP(), MLP()]
+    with torch.inference_mode():
+        heads[0].fit(fit, choose, "auroc")
+    torch.rand(3)
+    heads[1].fit(fit, choose, "auroc")
+    statistics = random.normal(size=(9, 1, 6))
+    scores = heads[0].score(statistics)
+    np.testing.assert_array_equal(scores, heads[1].score(statistics))
+    statistics[:, :, 5] += 1e6
+    np.testing.assert_array_equal(scores, heads[0].score(statistics))
+    torch.set_rng_state(before)
+    MLP().fit(fit, choose, "auroc")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    assert all(isinstance(value, torch.Tensor) for value in vars(heads[0]).values())
+    assert all(name.endswith("_") for name in vars(heads[0]))
+
+
+@pytest.mark.parametrize("kind", [Logistic, MLP])
+def test_heads_that_learn_survive_extreme_statistics(random, kind):
+    fit, choose = sides(random, [1.0], columns=2)
+    choose[1][3] = 1e200
+    head = kind()
+    head.fit(fit, choose, "auroc")
+    assert np.isfinite(head.score(np.array([[[1e200, -1e200]], [[0.0, 0.0]]]))).all()
 
 
 def test_every_head_says_what_it_needs():
