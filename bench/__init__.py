@@ -21,7 +21,7 @@ _PUBLIC = {
     "load_model": "oodbench.models.load:load_model",
     "run": "oodbench.engine:run",
 }
-_SUBPACKAGES = ("datasets", "detectors", "leaderboard", "models")
+_SUBPACKAGES = ("datasets", "detectors", "gradients", "leaderboard", "models")
 
 __all__ = [
     "Classifier",
@@ -34,6 +34,7 @@ __all__ = [
     "datasets",
     "detectors",
     "evaluate",
+    "gradients",
     "leaderboard",
     "load_dataset",
     "load_detector",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from oodbench import datasets, detectors, leaderboard, models
+    from oodbench import datasets, detectors, gradients, leaderboard, models
     from oodbench.classifier import Classifier
     from oodbench.datasets.load import load_dataset
     from oodbench.detector import Detector, load_detector

@@ -1,0 +1,70 @@
+"""What is backpropagated: losses that map outputs (N, …) and images (N, C, H, W) to one value an image (N,)."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, as_tensor
+
+from oodbench.errors import UsageError
+from oodbench.registry import unknown
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def confounding(label: Tensor | float) -> Loss:
+    """Binary cross-entropy of logits (N, classes), summed over classes, against one label vector for all: (classes,).
+
+    A *confounding* label is one that no training image had, such as all ones (Lee et al., IEEE Access 2023,
+    arXiv 2304.02834). Summed, for a mean would only divide every squared norm by the square of the number of classes.
+    """
+
+    def loss(logits: Tensor, images: Tensor) -> Tensor:
+        target = as_tensor(label).to(logits).expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).sum(1)
+
+    return loss
+
+
+def cross_entropy(target: int | Tensor | None = None) -> Loss:
+    """Cross-entropy of logits (N, classes) to one class, to a class an image (N,), or, without one, to each prediction."""
+
+    def loss(logits: Tensor, images: Tensor) -> Tensor:
+        classes = logits.argmax(1) if target is None else as_tensor(target, device=logits.device).expand(len(logits))
+        return F.cross_entropy(logits, classes, reduction="none")
+
+    return loss
+
+
+def mse(value: float | Tensor) -> Loss:
+    """Squared error of outputs (N, …) against a constant, mean over an image's outputs."""
+
+    def loss(outputs: Tensor, images: Tensor) -> Tensor:
+        return (outputs - as_tensor(value).to(outputs)).square().flatten(1).mean(1)
+
+    return loss
+
+
+def reconstruction(outputs: Tensor, images: Tensor) -> Tensor:
+    """Squared error of an autoencoder's outputs against its images, mean over pixels and channels."""
+    return (outputs - images).square().flatten(1).mean(1)
+
+
+NAMED: dict[str, Loss] = {
+    "ones": confounding(1.0),
+    "cross-entropy": cross_entropy(),
+    "reconstruction": reconstruction,
+}
+
+
+def loss_of(loss: str | Loss | Tensor) -> Loss:
+    """A loss by name, a label vector (classes,) as a confounding label, or a function as it is.
+
+    Raises UsageError for a name that stands for none.
+    """
+    if isinstance(loss, Tensor):
+        return confounding(loss)
+    if isinstance(loss, str):
+        if loss not in NAMED:
+            raise UsageError(unknown("loss", loss, NAMED, ", ".join(NAMED)))
+        return NAMED[loss]
+    return loss

@@ -1,0 +1,125 @@
+"""Records one forward pass so that per-sample gradients of its parameters can be had from activation gradients alone.
+
+A pass goes through ``torch``'s function dispatch: where a function with a rule is called with a parameter, what went in
+is kept and a hook waits for the gradient of what came out. No parameter requires a gradient, so none is ever computed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from oodbench.gradients.parts import Explicit, Part
+from oodbench.gradients.rules import ELEMENTWISE, RULES, Use
+
+Sink = Callable[[str, Part], None]
+
+
+class Recorder(TorchFunctionMode):
+    """Run the network within ``with recorder:``, then ask ``backward`` for the parts of each parameter.
+
+    Args:
+        parameters: by name, those whose gradients are wanted; none of the network's may require a gradient.
+        samples: N, the batch size.
+
+    After the pass ``uncovered`` holds the names that no rule covers: used twice, or in a function without a rule.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+        self.uncovered: set[str] = set()
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._kept = list(parameters.values())  # alive, for ids name them
+        self._used: set[str] = set()
+        self._leaves: list[Tensor] = []  # where the graph begins
+        self._bare: dict[str, Tensor] = {}  # parameters that were spread over the batch
+        self._sink: Sink | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        names = {self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names}
+        if not names:
+            return func(*args, **kwargs)
+        if rule := RULES.get(func):
+            return self._recorded(names, rule(self.samples, *args, **kwargs), func(*args, **kwargs))
+        if func in ELEMENTWISE or func is Tensor.expand:
+            args = self._spread(func, args)
+        made = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):  # and not a shape, a dtype, a device
+            self.uncovered.update(self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names)
+        return made
+
+    def backward(self, outputs: Tensor, cotangents: Tensor, sink: Sink) -> None:
+        """Give ``sink`` the part of each covered parameter that the outputs depend on, as gradients come by.
+
+        cotangents: the gradients of each sample's own loss with respect to its outputs. May be called again.
+        """
+        if not self._leaves:
+            return
+        self._sink = sink
+        try:
+            found = torch.autograd.grad(outputs, self._leaves, cotangents, retain_graph=True, allow_unused=True)
+        finally:
+            self._sink = None
+        for leaf, gradient in zip(self._leaves, found, strict=True):
+            for name, spread in self._bare.items():
+                if spread is leaf and gradient is not None and name not in self.uncovered:
+                    sink(name, Explicit(gradient))
+
+    def _recorded(self, names: set[str], use: Use, out: Tensor) -> Tensor:
+        samples = len(out)
+        fits = samples == self.samples or (not use.per_sample and samples % self.samples == 0)
+        slots = {slot: self._names[id(p)] for slot, p in use.parameters.items() if p is not None and id(p) in self._names}
+        again = self._used.intersection(names)
+        self._used.update(names)
+        if not fits or again or set(slots.values()) != names or len(slots) != len(names):
+            self.uncovered.update(names)
+            return out
+        if not out.requires_grad:
+            # A leaf must not be changed in place, as the layers after it may do; its copy may.
+            self._leaves.append(out.detach().requires_grad_())
+            out = self._leaves[-1].clone()
+        version = use.x._version
+
+        def arrived(gradient: Tensor) -> None:
+            if self._sink is None:
+                return
+            if use.x._version != version:  # overwritten since
+                self.uncovered.update(names)
+                return
+            parts = use.parts(gradient)
+            for slot, name in slots.items():
+                if name not in self.uncovered:
+                    self._sink(name, parts[slot])
+
+        out.register_hook(arrived)
+        return out
+
+    def _spread(self, func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with a bare parameter replaced by one copy a sample, where that changes nothing but its gradient."""
+        bare = [arg for arg in args if id(arg) in self._names]
+        others = [arg for arg in args if isinstance(arg, Tensor) and id(arg) not in self._names]
+        name = self._names[id(bare[0])]
+        if func is Tensor.expand:
+            sizes = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
+            shape = torch.Size((self.samples, *bare[0].shape[1:]))
+            fits = bare[0].dim() == len(sizes) and bare[0].shape[0] == 1 and sizes[0] == self.samples
+        else:
+            shape = torch.broadcast_shapes(*(arg.shape for arg in (*bare, *others)))
+            room = (1,) * (len(shape) - bare[0].dim()) + tuple(bare[0].shape)
+            fits = len(others) == 1 and shape[0] == self.samples and room[0] == 1
+            shape = torch.Size((self.samples, *room[1:]))
+        if not fits or len(bare) != 1 or name in self._used:
+            self._used.add(name)
+            return args
+        self._used.add(name)
+        leaf = bare[0].detach().reshape(1, *shape[1:]).expand(shape).requires_grad_()
+        self._leaves.append(leaf)
+        self._bare[name] = leaf
+        return tuple(leaf if arg is bare[0] else arg for arg in args)

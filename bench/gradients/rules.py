@@ -1,0 +1,207 @@
+"""One rule a function that a layer's forward pass calls: how its parameters' gradients follow from what went in and came back.
+
+Functions, and not layers, for they are few, and everything else ends in them: a LayerNorm over channels, a convolution
+with circular padding, a fused normalisation and activation, a head that is called by hand.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.errors import Unsuitable
+from oodbench.gradients.parts import Correlation, Explicit, Lookup, Outer, Part
+
+
+@dataclass
+class Use:
+    """One call of a function that has a rule.
+
+    x: what went in; parameters: by slot, what stands there; parts: from the gradient of what came out, (slot, part)s;
+    per_sample: whether the first dimension must be the batch itself, and not the batch times something.
+    """
+
+    x: Tensor
+    parameters: dict[str, Tensor | None]
+    parts: Callable[[Tensor], dict[str, Part]]
+    per_sample: bool = True
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _bias(g: Tensor) -> Explicit:
+    """Of what is added to each channel (dimension 1)."""
+    return Explicit(g.flatten(2).sum(2) if g.dim() > 2 else g)
+
+
+def linear(samples: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use:
+    def parts(g: Tensor) -> dict[str, Part]:
+        g = g.reshape(samples, -1, weight.shape[0])
+        return {"weight": Outer(input.reshape(samples, -1, weight.shape[1]), g), "bias": Explicit(g.sum(1))}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts, per_sample=False)
+
+
+def conv2d(
+    samples: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Use:
+    stride, dilation, kernel = _pair(stride), _pair(dilation), _pair(weight.shape[2:])
+    if isinstance(padding, str):  # "same" puts the odd zero at the end
+        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        edges = (reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2)
+    else:
+        down, across = _pair(padding)
+        edges = (across, across, down, down)
+
+    def parts(g: Tensor) -> dict[str, Part]:
+        return {"weight": Correlation(input, g, kernel, stride, edges, dilation, groups), "bias": _bias(g)}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts)
+
+
+def conv1d(
+    samples: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Use:
+    """A convolution of maps of height 1."""
+    flat = [(1, _pair(value)[0]) for value in (stride, dilation)]
+    padding = padding if isinstance(padding, str) else (0, _pair(padding)[0])
+    use = conv2d(samples, input[:, :, None], weight[:, :, None], bias, flat[0], padding, flat[1], groups)
+
+    def parts(g: Tensor) -> dict[str, Part]:
+        return use.parts(g[:, :, None])
+
+    return Use(input, {"weight": weight, "bias": bias}, parts)
+
+
+def conv_transpose2d(
+    samples: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Use:
+    """A convolution with what went in and what came back in exchanged roles."""
+    down, across = _pair(padding)
+    edges = (across, across, down, down)
+
+    def parts(g: Tensor) -> dict[str, Part]:
+        weights = Correlation(g, input, _pair(weight.shape[2:]), _pair(stride), edges, _pair(dilation), groups)
+        return {"weight": weights, "bias": _bias(g)}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts)
+
+
+def batch_norm(
+    samples: int,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Use:
+    """In eval mode. Raises Unsuitable where images of a batch are normalised by each other: no gradient is one image's."""
+    if training or running_mean is None or running_var is None:
+        raise Unsuitable("normalises images by their batch (BatchNorm without running statistics): no gradient is one image's")
+    mean, scale = running_mean, (running_var + eps).rsqrt()
+
+    def parts(g: Tensor) -> dict[str, Part]:
+        g, x = (tensor.flatten(2) if tensor.dim() > 2 else tensor[:, :, None] for tensor in (g, input))
+        total = g.sum(2)
+        return {"weight": Explicit(((g * x).sum(2) - mean * total) * scale), "bias": Explicit(total)}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts)
+
+
+def layer_norm(
+    samples: int,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Use:
+    def parts(g: Tensor) -> dict[str, Part]:
+        standard = F.layer_norm(input, list(normalized_shape), eps=eps)
+        g = g.reshape(samples, -1, *normalized_shape)
+        return {"weight": Explicit((g * standard.view_as(g)).sum(1)), "bias": Explicit(g.sum(1))}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts, per_sample=False)
+
+
+def group_norm(
+    samples: int, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Use:
+    def parts(g: Tensor) -> dict[str, Part]:
+        return {"weight": _bias(g * F.group_norm(input, num_groups, eps=eps)), "bias": _bias(g)}
+
+    return Use(input, {"weight": weight, "bias": bias}, parts)
+
+
+def embedding(
+    samples: int,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Use:
+    """Raises Unsuitable for what makes one image's gradient depend on others, or changes the weight on the way."""
+    if max_norm is not None or scale_grad_by_freq:
+        raise Unsuitable("has an embedding with max_norm or scale_grad_by_freq: no gradient is one image's")
+    row = -1 if padding_idx is None else padding_idx % len(weight)
+
+    def parts(g: Tensor) -> dict[str, Part]:
+        index = input.reshape(samples, -1)
+        return {"weight": Lookup(torch.where(index == row, -1, index), g.reshape(samples, -1, weight.shape[1]))}
+
+    return Use(input, {"weight": weight}, parts, per_sample=False)
+
+
+RULES: dict[Callable[..., Any], Callable[..., Use]] = {
+    F.linear: linear,
+    F.conv1d: conv1d,
+    F.conv2d: conv2d,
+    F.conv_transpose2d: conv_transpose2d,
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.embedding: embedding,
+}
+
+# What a bare parameter may be used in: it is broadcast against the batch there, so one copy of it a sample changes nothing.
+_OPERATORS = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv", "itruediv")
+ELEMENTWISE = frozenset(
+    [getattr(torch, name) for name in ("add", "sub", "mul", "div")]
+    + [getattr(Tensor, name + end) for name in ("add", "sub", "mul", "div") for end in ("", "_")]
+    + [getattr(Tensor, f"__{name}__") for name in _OPERATORS]
+)
