@@ -74,6 +74,12 @@ TABLE = {
         "Lee et al. 2018",
         "labelled training images",
     ),
+    "ddu": Entry(
+        "oodbench.detectors.ddu:DDU",
+        "Minus the log-density of the features under one Gaussian a class",
+        "Mukhoti et al. 2023",
+        "labelled training images",
+    ),
     # From several layers, or from a step on the input.
     "odin": Entry(
         "oodbench.detectors.odin:ODIN",
@@ -101,6 +107,27 @@ TABLE = {
         "Lee et al. 2018",
         "labelled training images; a validation shift",
         parameters="epsilon",
+    ),
+    "lid": Entry(
+        "oodbench.detectors.lid:LID",
+        "Local intrinsic dimensionality among reference images, at all layers",
+        "Ma et al. 2018",
+        "training images; a validation shift",
+        parameters="k size seed",
+    ),
+    "gram": Entry(
+        "oodbench.detectors.gram:Gram",
+        "Correlations between channels that leave their range on training images of the predicted class",
+        "Sastry & Oore 2020",
+        "training images",
+    ),
+    # From several predictions.
+    "mc-dropout": Entry(
+        "oodbench.detectors.mc_dropout:MCDropout",
+        "Entropy of the mean softmax of passes with dropout on",
+        "Gal & Ghahramani 2016",
+        "nothing",
+        parameters="passes p seed",
     ),
     # The control.
     "pixels": Entry(

@@ -84,6 +84,46 @@ class ClassMoments:
         return self._shift + means, tied, self._shift + mean, second - torch.outer(mean, mean)
 
 
+class ClassCovariances:
+    """The mean and covariance of each class by itself, streamed; no feature is kept.
+
+    A batch is centred by itself and merged by the update of Chan, Golub and LeVeque (1983), which cancels no digits.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[int, Tensor, Tensor]] = {}  # by class: images, mean (d,), scatter about it (d, d)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Features (n, d) of labels (n,)."""
+        features = features.double()
+        for label in labels.unique().tolist():
+            rows = features[labels == label]
+            count, mean = len(rows), rows.mean(0)
+            scatter = (rows - mean).T @ (rows - mean)
+            if label in self._of:
+                before, mean_before, scatter_before = self._of[label]
+                step, total = mean - mean_before, before + count
+                mean = mean_before + step * (count / total)
+                scatter = scatter_before + scatter + torch.outer(step, step) * (before * count / total)
+                count = total
+            self._of[label] = count, mean, scatter
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Means (C, d) of the C classes that occur, in order, and covariances (C, d, d), divided by n − 1.
+
+        Raises Unsuitable where no feature came, or a class has a single one.
+        """
+        if not self._of:
+            raise Unsuitable("saw no training image to fit on; give more training images")
+        found = sorted(self._of.items())
+        if few := [label for label, (count, _, _) in found if count < 2]:
+            raise Unsuitable(
+                f"class {few[0]} has one training image besides held-out ones, and a covariance needs 2; give more of it"
+            )
+        means = torch.stack([mean for _, (_, mean, _) in found])
+        return means, torch.stack([scatter / (count - 1) for _, (count, _, scatter) in found])
+
+
 def whitening(covariance: Tensor) -> Tensor:
     """W (r, d) with WᵀW the pseudo-inverse of a covariance (d, d) of rank r: ‖W x‖² is a Mahalanobis distance.
 

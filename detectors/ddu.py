@@ -1,0 +1,77 @@
+"""Deep deterministic uncertainty (Mukhoti, Kirsch, van Amersfoort, Torr and Gal, CVPR 2023, arXiv 2102.11582)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.detectors._moments import ClassCovariances, labels_of
+from oodbench.errors import Unsuitable
+from oodbench.probe import Probe
+
+CONDITION = 1e10  # the largest variance over the smallest that still leaves a float64 score six digits
+RESOLUTION = 1e-6  # of the features' norm: spread below it is rounding of a float32 network
+LARGEST_BYTES = 4 * 2**30  # of all covariances together
+
+
+class DDU(Detector):
+    """Minus the log-density of the features under one full Gaussian a class: − log Σ_c N(f; μ_c, Σ_c).
+
+    μ_c and Σ_c (divided by n − 1) are those of the training features of class c, held-out images left out; the sum has no
+    class priors, as in the authors' code. The paper trains the network with spectral normalisation; of any other network
+    this is a feature-space Gaussian mixture, no more: call it that.
+
+    One jitter for all classes is added to the variances, as in the authors' code: the smallest power of ten that works, none
+    where none is needed. Theirs works where a Cholesky factorisation succeeds, which on a singular covariance
+    rounding decides; here where, with it, no variance is less than 1e-10 of the largest. A class without training
+    images has no Gaussian.
+
+    features (N, d) -> (N,), float64, in nats; it may be negative. Keeps (classes, d, d).
+    """
+
+    signals = ("logits", "features")
+
+    _covariances: ClassCovariances | None = None
+    jitter_: float
+    offset_: Tensor  # (d,): the mean of class means, taken off first so that no digits are lost
+    whitening_: Tensor  # W_c with W_cᵀ W_c the inverse of Σ_c: (C, d, d)
+    centres_: Tensor  # W_c (μ_c − offset): (C, d)
+    peaks_: Tensor  # log N(μ_c; μ_c, Σ_c): (C,)
+
+    def observe(self, probe: Probe) -> None:
+        labels, features, fitted = labels_of(probe), probe.features, ~probe.held_out
+        if self._covariances is None:
+            classes, d = probe.logits.shape[1], features.shape[1]
+            if (size := 8 * classes * d * d) > LARGEST_BYTES:
+                raise Unsuitable(
+                    f"keeps a covariance a class, {size / 2**30:.0f} GiB for {classes} classes of {d} features;"
+                    " take rmd, whose classes share one"
+                )
+            self._covariances = ClassCovariances()
+        self._covariances.add(features[fitted], labels[fitted])
+
+    def finish(self) -> None:
+        gathered, self._covariances = self._covariances or ClassCovariances(), None
+        means, covariances = gathered.moments()
+        variances, directions = torch.linalg.eigh(covariances)  # (C, d) ascending, (C, d, d)
+        if variances.max() <= (RESOLUTION * means.norm(dim=1).max()) ** 2:
+            raise Unsuitable("the features of training images do not vary within any class; give more training images")
+        self.jitter_ = smallest_jitter(float(variances.min()), float(variances.max()))
+        variances = variances + self.jitter_
+        self.offset_ = means.mean(0)
+        self.whitening_ = (directions / variances.sqrt()[:, None, :]).mT.contiguous()
+        self.centres_ = (self.whitening_ @ (means - self.offset_)[:, :, None])[:, :, 0]
+        self.peaks_ = -(variances.log().sum(1) + variances.shape[1] * math.log(2 * math.pi)) / 2
+
+    def statistics(self, probe: Probe) -> Tensor:
+        centred = probe.features.double() - self.offset_
+        parts = zip(self.whitening_, self.centres_, self.peaks_, strict=True)
+        densities = [peak - (centred @ whiten.T - centre).square().sum(1) / 2 for whiten, centre, peak in parts]
+        return -torch.stack(densities, 1).logsumexp(1)
+
+
+def smallest_jitter(smallest: float, largest: float) -> float:
+    """The least of 0 and the powers of ten that lifts the smallest variance to 1e-10 of the largest."""
+    needed = (largest / CONDITION - smallest) / (1 - 1 / CONDITION)
+    return 0.0 if needed <= 0 else 10.0 ** math.ceil(math.log10(needed))

@@ -1,0 +1,113 @@
+"""Gram matrices (Sastry and Oore, ICML 2020, arXiv 1912.12510)."""
+
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.errors import Unsuitable
+from oodbench.probe import Probe
+
+POWERS = 5
+OFFSET = 1e-6  # the authors', added to a bound before it divides
+LEAST = 1e-12  # of a divisor
+
+
+class Gram(Detector):
+    """How far correlations between channels leave the range that they have on training images of the predicted class.
+
+    With F (channels, pixels) the map of a layer and Fʳ its elementwise power, r = 1 … 5, the feature correlations are the
+    row sums of the Gram matrix, brought back to one scale by a signed root:
+
+        g_ri = sign(s) |s|^{1/r},  s = Σ_j (Fʳ Fʳᵀ)_ij
+
+    With bounds m, M, the least and greatest g on training images *predicted* as the image's class ŷ, deviations are
+
+        δ_l = Σ_{r, i} relu(m − g) / |m + 1e-6| + relu(g − M) / |M + 1e-6|
+
+    and the score is Σ_l δ_l / E[δ_l] / max_c p_c. E is the mean over held-out training images, which the bounds do not see;
+    the authors take it over a part of the test set. They read every convolution; here the layers of the classifier are read.
+    A class that no training image is predicted as gets the bounds of all classes together, for the paper leaves it open.
+
+    maps [(N, channels, …)], logits (N, classes) -> (N,), float64, at least 0, and 0 for images within all bounds
+    """
+
+    signals = ("logits", "maps")
+
+    low_: Tensor  # m: (classes, columns), the columns of all layers, each 5·channels
+    high_: Tensor  # M: (classes, columns)
+    widths_: list[int]  # columns of each layer
+    expected_: Tensor  # E[δ]: (layers,)
+
+    _low: Tensor | None = None
+    _high: Tensor | None = None
+
+    def __init__(self) -> None:
+        self._widths: list[int] = []
+        self._held_out = 0
+        # Of held-out images, what lies outside the bounds so far, as (class, column, g): bounds only ever widen, so that
+        # what lies within them now adds nothing to E, and next to nothing need be kept.
+        self._outside: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def observe(self, probe: Probe) -> None:
+        rows, classes = [row_sums(layer) for layer in probe.maps], probe.prediction
+        values = torch.cat(rows, 1)
+        if self._low is None or self._high is None:
+            self._widths = [row.shape[1] for row in rows]
+            self._low = values.new_full((probe.logits.shape[1], values.shape[1]), torch.inf)
+            self._high = -self._low
+        fitted = ~probe.held_out
+        places = classes[fitted][:, None].expand(-1, values.shape[1])
+        self._low = self._low.scatter_reduce(0, places, values[fitted], "amin")
+        self._high = self._high.scatter_reduce(0, places, values[fitted], "amax")
+        values, classes = values[probe.held_out], classes[probe.held_out]
+        image, column = torch.nonzero((values < self._low[classes]) | (values > self._high[classes]), as_tuple=True)
+        self._outside.append((classes[image], column, values[image, column]))
+        self._held_out += len(values)
+
+    def finish(self) -> None:
+        if self._low is None or self._high is None or not torch.isfinite(self._low).any():
+            raise Unsuitable("saw no training image to fit on; give more training images")
+        if not self._held_out:
+            raise Unsuitable("needs held-out training images, and there are none; give more training images")
+        unseen = torch.isinf(self._low)
+        self.low_ = torch.where(unseen, self._low.min(0).values, self._low)
+        self.high_ = torch.where(unseen, self._high.max(0).values, self._high)
+        self.widths_ = self._widths
+        classes, columns, values = (torch.cat(parts) for parts in zip(*self._outside, strict=True))
+        deviations = _deviations(values, self.low_[classes, columns], self.high_[classes, columns])
+        ends = torch.tensor(self.widths_).cumsum(0).to(columns.device)
+        layers = torch.bucketize(columns, ends, right=True)
+        of_layer = torch.stack([deviations[layers == layer].sum() for layer in range(len(self.widths_))])
+        self.expected_ = of_layer / self._held_out
+        self._low = self._high = None
+        self._outside, self._held_out = [], 0
+
+    def statistics(self, probe: Probe) -> Tensor:
+        values = torch.cat([row_sums(layer) for layer in probe.maps], 1)
+        deviations = _deviations(values, self.low_[probe.prediction], self.high_[probe.prediction])
+        by_layer = torch.stack([part.sum(1) for part in deviations.split(self.widths_, 1)], 1)  # (N, layers)
+        return (by_layer / self.expected_.clamp_min(LEAST)).sum(1) / probe.softmax.max(1).values
+
+
+def row_sums(maps: Tensor) -> Tensor:
+    """Maps (N, channels, …) -> the g of every power (N, 5·channels), float64, power by power.
+
+    Without the Gram matrix: its row sum is Fʳ_i · Σ_j Fʳ_j. Since g(aF) = a² g(F), the tenth powers are taken of F / max |F|,
+    so that none overflows.
+    """
+    flat = maps.double().reshape(len(maps), maps.shape[1], -1)  # (N, channels, pixels)
+    largest = flat.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    flat = flat / largest  # not in place: the maps are the caller's
+    power, found = flat.clone(), []
+    for exponent in range(1, POWERS + 1):
+        if exponent > 1:
+            power *= flat
+        sums = torch.bmm(power, power.sum(1).unsqueeze(2)).squeeze(2)  # (N, channels)
+        found.append(sums.sign() * sums.abs().pow(1 / exponent))
+    return torch.cat(found, 1) * largest.squeeze(2).square()
+
+
+def _deviations(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """By how much values leave their bounds, in units of the bound that they leave; all three of one shape."""
+    below = (low - values).clamp_min(0) / (low + OFFSET).abs().clamp_min(LEAST)
+    return below + (values - high).clamp_min(0) / (high + OFFSET).abs().clamp_min(LEAST)

@@ -1,0 +1,95 @@
+"""Local intrinsic dimensionality (Ma et al., ICLR 2018, arXiv 1801.02613), as Lee et al. (2018) read it from layers."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.detectors._moments import squared_distances
+from oodbench.errors import Unsuitable, UsageError
+from oodbench.probe import Probe
+
+RESOLUTION = 1e-6  # of a layer's largest norm: below it the digits of a float32 network end
+LEAST = 1e-9  # mean log-ratio where all neighbours are equally far, so that the estimate stays finite
+
+
+class LID(Detector):
+    """How fast the number of neighbours grows with distance, at each layer: more around what is off the data's manifold.
+
+    With v_1 ≤ … ≤ v_k the distances of an image's layer, averaged over space, to its nearest reference images:
+
+        LID = − k / Σ_{j ≤ k} log(v_j / v_k)
+
+    the maximum-likelihood estimate. k is 10, 20, … 90, chosen with the weights of a logistic regression over layers where
+    a shift may be learnt from. Else the papers give no rule: k = 20, Ma et al.'s, and the layers are standardised on
+    held-out in-distribution images and summed.
+
+    The papers compare an image with the clean minibatch that it came in, so that its score depends on its company. Here the
+    reference is one fixed sample of ``size`` clean training images, none of them held out, drawn by ``seed``; where a training
+    set has fewer than k + 1, k is as many as there are less one. A reference image that is asked about is not its own
+    neighbour: the nearest is left out where it lies at no distance at every layer. Distances under a millionth of the
+    layer's largest norm count as that millionth; where all k are that near, LID is 0, a point's dimension.
+
+    layers [(N, d_l)] -> (N, settings·layers), float64. One distance matrix and one top-k a layer serve every k.
+    """
+
+    signals = ("layers",)
+    grid = tuple({"k": k} for k in range(10, 91, 10))
+    unsupervised_head = "standardised-sum"
+    shift_head = "choose-logistic"
+
+    offset_: list[Tensor]  # (d_l,): the mean, taken off first so that no digits are lost
+    references_: list[Tensor]  # (references, d_l), less the offset
+    resolution_: list[float]  # the least distance that counts
+
+    def __init__(self, k: int = 20, size: int = 100, seed: int = 0) -> None:
+        if not isinstance(k, int) or k < 2:
+            raise UsageError(f"lid: k = {k}; give a whole number of at least 2")
+        if not isinstance(size, int) or size <= k:
+            raise UsageError(f"lid: size = {size}; give a whole number above k = {k}, for an image is not its own neighbour")
+        self.k, self.size, self.seed = k, size, seed
+        self._random = np.random.default_rng(seed)
+        self._keys: Tensor | None = None  # (kept,): those of the smallest keys are the sample
+        self._rows: list[Tensor] = []  # (kept, d_l) a layer
+
+    def observe(self, probe: Probe) -> None:
+        # A key for every image, held out or not: the stream then gives an image its own however the pass is cut.
+        fitted = ~probe.held_out
+        keys = torch.from_numpy(self._random.random(len(probe))).to(fitted.device)[fitted]
+        rows = [layer[fitted] for layer in probe.layers]
+        if self._keys is not None:
+            keys = torch.cat([self._keys, keys])
+            rows = [torch.cat(pair) for pair in zip(self._rows, rows, strict=True)]
+        self._keys, kept = keys.topk(min(self.size, len(keys)), largest=False)
+        self._rows = [layer[kept] for layer in rows]
+
+    def finish(self) -> None:
+        rows, self._rows, self._keys = [layer.double() for layer in self._rows], [], None
+        if not rows or len(rows[0]) < 3:
+            raise Unsuitable(f"needs 3 training images to refer to, has {len(rows[0]) if rows else 0}; give more images")
+        smallest = torch.finfo(torch.float64).tiny
+        self.offset_ = [layer.mean(0) for layer in rows]
+        self.references_ = [layer - offset for layer, offset in zip(rows, self.offset_, strict=True)]
+        self.resolution_ = [max(RESOLUTION * float(layer.norm(dim=1).max()), smallest) for layer in rows]
+
+    def statistics(self, probe: Probe) -> Tensor:
+        counts = [min(setting["k"], len(self.references_[0]) - 1) for setting in self.settings]
+        fitted = zip(probe.layers, self.offset_, self.references_, self.resolution_, strict=True)
+        nearest = []  # (N, largest k + 1) a layer, ascending
+        for layer, offset, references, resolution in fitted:
+            distances = squared_distances(layer.double() - offset, references).sqrt()
+            nearest.append(distances.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
+        at_no_distance = [near[:, 0] <= resolution for near, resolution in zip(nearest, self.resolution_, strict=True)]
+        itself = torch.stack(at_no_distance).all(0)[:, None]
+        others = [torch.where(itself, near[:, 1:], near[:, :-1]) for near in nearest]
+        by_layer = [_dimensions(near, counts, least) for near, least in zip(others, self.resolution_, strict=True)]
+        return torch.stack(by_layer, 2).flatten(1)
+
+
+def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:
+    """Ascending distances (N, largest k), none under ``least`` -> LID (N, counts) from the k nearest, for each k of counts."""
+    last = [k - 1 for k in counts]
+    logs = distances.log()
+    means = (logs.cumsum(1) / torch.arange(1, logs.shape[1] + 1, device=logs.device))[:, last]
+    dimensions = 1 / (logs[:, last] - means).clamp_min(LEAST)
+    return torch.where(distances[:, last] <= least, 0.0, dimensions)

@@ -1,0 +1,35 @@
+"""Monte Carlo dropout (Gal and Ghahramani, ICML 2016, arXiv 1506.02142)."""
+
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.detectors._uncertainty import COLUMNS, uncertainties
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+
+
+class MCDropout(Detector):
+    """Entropy of the mean softmax of T = 10 passes with dropout on and BatchNorm in eval mode: H(p̄).
+
+    Variants: ``mutual-information``, H(p̄) − mean H(p_t), what the passes disagree on; ``variance``, that of the softmax
+    over passes, summed over classes.
+
+    Where the network has dropout, its own layers drop, with their own probabilities; elsewhere features are dropped with
+    probability ``p`` before the head, which the paper does not do: the network was not trained for it. A pass drops the
+    same units for every image, by ``seed``, so that a score does not depend on the batch.
+
+    logits (T, N, classes) -> (N, 3), float64, in nats and squared probability
+    """
+
+    signals = ("stochastic",)
+    variants = COLUMNS
+
+    def __init__(self, passes: int = 10, p: float = 0.5, seed: int = 0) -> None:
+        if not isinstance(passes, int) or passes < 2:
+            raise UsageError(f"mc-dropout: passes = {passes}; give a whole number of at least 2")
+        if not 0 < p < 1:
+            raise UsageError(f"mc-dropout: p = {p}; give a probability between 0 and 1")
+        self.passes, self.p, self.seed = passes, p, seed
+
+    def statistics(self, probe: Probe) -> Tensor:
+        return uncertainties(probe.stochastic(self.passes, self.p, self.seed))

@@ -1,0 +1,136 @@
+"""MC dropout: the three uncertainties against a loop over images, and that a mask belongs to a pass."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+import oodbench
+from oodbench.classifier import Classifier
+from oodbench.detectors._uncertainty import uncertainties
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+
+
+def quadrants(dropout: float | None) -> Classifier:
+    """Four classes, the bright quadrant of (N, 3, 8, 8); with or without dropout of its own before the head."""
+    head = nn.Linear(12, 4)
+    with torch.no_grad():
+        head.bias.zero_()
+        head.weight.copy_(4 * torch.eye(4).repeat(1, 3) - 1)
+    layers = [nn.AvgPool2d(4), nn.Flatten(), *([] if dropout is None else [nn.Dropout(dropout)]), head]
+    return Classifier(nn.Sequential(*layers), mean=(0.5,) * 3, std=(0.2,) * 3, name="quadrants")
+
+
+def bright(size: int, seed: int) -> torch.Tensor:
+    """One quadrant bright, the rest dark."""
+    images = 0.1 * torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    for row in range(size):
+        top, left = 4 * (row // 2 % 2), 4 * (row % 2)
+        images[row, :, top : top + 4, left : left + 4] += 0.8
+    return images
+
+
+def by_loops(softmax):
+    """(members, N, classes) -> (N, 3), from the definitions."""
+    rows = []
+    for image in range(softmax.shape[1]):
+        members = softmax[:, image]
+        mean = [np.mean([p[c] for p in members]) for c in range(members.shape[1])]
+
+        def entropy(p):
+            return -sum(value * np.log(value) for value in p if value > 0)
+
+        variance = sum(np.mean([(p[c] - mean[c]) ** 2 for p in members]) for c in range(len(mean)))
+        rows.append([entropy(mean), entropy(mean) - np.mean([entropy(p) for p in members]), variance])
+    return np.array(rows)
+
+
+def test_uncertainties_equal_their_definitions():
+    logits = 4 * torch.randn(7, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.testing.assert_allclose(uncertainties(logits), by_loops(logits.softmax(2).numpy()), rtol=1e-10)
+
+
+def test_uncertainties_at_their_ends():
+    agreed = torch.tensor([[[1000.0, 0, 0]]]).expand(4, 1, 3)
+    assert uncertainties(agreed).tolist() == [[0, 0, 0]]
+    split = torch.tensor([[[1000.0, 0]], [[0, 1000.0]]])  # each sure, of different classes
+    np.testing.assert_allclose(uncertainties(split), [[np.log(2), np.log(2), 0.5]])
+    unsure = torch.zeros(4, 1, 3)
+    np.testing.assert_allclose(uncertainties(unsure), [[np.log(3), 0, 0]], atol=1e-15)
+
+
+def test_without_dropout_features_are_dropped_before_the_head(make_classifier):
+    network = make_classifier(dtype=torch.float64)
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    detector = oodbench.load_detector("mc-dropout", passes=4, p=0.3, seed=5)
+    features = Probe(network, images, {"features"}).features
+    weight, bias = network.weight_and_bias
+    softmax = []
+    for number in range(4):
+        keep = torch.rand(16, generator=torch.Generator().manual_seed(5 * 1_000_003 + number)) >= 0.3
+        softmax.append([(weight @ (row * keep / 0.7) + bias).softmax(0).numpy() for row in features])
+    actual = detector.statistics(Probe(network, images, detector.signals))
+    assert (detector.variants, actual.dtype) == (("mutual-information", "variance"), torch.float64)
+    np.testing.assert_allclose(actual, by_loops(np.array(softmax)), rtol=1e-6)
+    assert (actual[:, 1:] > 0).all()
+
+
+def test_the_networks_own_dropout_is_used(monkeypatch):
+    detector = oodbench.load_detector("mc-dropout")
+    images = bright(8, 0)
+
+    def statistics(network, images=images):
+        return detector.statistics(Probe(network, images, detector.signals))
+
+    own, none = statistics(quadrants(0.5)), statistics(quadrants(None))
+    assert (own[:, 1:] > 0).any()
+    assert not torch.equal(own, statistics(quadrants(0.2)))
+    torch.testing.assert_close(own, none, rtol=1e-5, atol=1e-7)  # at the place and rate of its own
+    classifier = quadrants(0.5)
+    weights = classifier.weights_hash
+    before = classifier(images)
+    statistics(classifier)
+    assert classifier.weights_hash == weights
+    assert torch.equal(classifier(images), before)  # dropout is off again
+
+
+@pytest.mark.parametrize("dropout", [None, 0.4])
+def test_a_score_depends_neither_on_the_batch_nor_on_the_call(dropout):
+    detector = oodbench.load_detector("mc-dropout")
+    network, images = quadrants(dropout), torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    whole = detector.statistics(Probe(network, images, detector.signals))
+    assert torch.equal(detector.statistics(Probe(network, images, detector.signals)), whole)
+    alone = [detector.statistics(Probe(network, images[row : row + 1], detector.signals)) for row in range(9)]
+    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-5, atol=1e-7)
+    other = oodbench.load_detector("mc-dropout", seed=1)
+    assert not torch.equal(other.statistics(Probe(network, images, detector.signals)), whole)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.5])
+def test_an_easy_shift_is_found_in_every_column_and_survives_saving(dropout, tmp_path):
+    detector, network = oodbench.load_detector("mc-dropout"), quadrants(dropout)
+    noise = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    inside, outside = (detector.statistics(Probe(network, x, detector.signals)).numpy() for x in (bright(40, 1), noise))
+    for column in range(3):
+        scores = np.r_[inside[:, column], outside[:, column]]
+        assert roc_auc_score(np.r_[np.zeros(40), np.ones(40)], scores) > 0.9
+    np.testing.assert_array_equal(detector.score(network, noise), outside[:, 0])
+    detector.save(tmp_path / "mc.safetensors")
+    np.testing.assert_array_equal(oodbench.Detector.load(tmp_path / "mc.safetensors").score(network, noise), outside[:, 0])
+
+
+@pytest.mark.parametrize("dropout", [None, 0.5])
+def test_constant_and_extreme_images_are_finite(dropout):
+    detector = oodbench.load_detector("mc-dropout")
+    images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8), torch.full((3, 8, 8), 0.5)])
+    assert torch.isfinite(detector.statistics(Probe(quadrants(dropout), images, detector.signals))).all()
+
+
+def test_bad_hyper_parameters_are_refused_by_name():
+    with pytest.raises(UsageError, match="mc-dropout: passes = 1; give a whole number of at least 2"):
+        oodbench.load_detector("mc-dropout", passes=1)
+    for p in (0, 1, -0.5):
+        with pytest.raises(UsageError, match=f"mc-dropout: p = {p}; give a probability between 0 and 1"):
+            oodbench.load_detector("mc-dropout", p=p)
