@@ -129,6 +129,21 @@ TABLE = {
         "nothing",
         parameters="passes p seed",
     ),
+    # From an autoencoder of their own.
+    "gradcon": Entry(
+        "oodbench.detectors.gradcon:GradCon",
+        "Error of an autoencoder, less the alignment of its gradients with those of training",
+        "Kwon et al. 2020",
+        "training images",
+        parameters="epochs alpha beta",
+    ),
+    "gradcon-vae": Entry(
+        "oodbench.detectors.gradcon:GradConVAE",
+        "The same, of a variational autoencoder",
+        "Kwon et al. 2020",
+        "training images",
+        parameters="epochs alpha beta",
+    ),
     # The control.
     "pixels": Entry(
         "oodbench.detectors.pixels:Pixels",
