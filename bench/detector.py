@@ -185,7 +185,7 @@ class Detector:
 
     def require_fitted(self) -> None:
         """Raise NotFitted where the detector learns from training images and has not."""
-        if self.observes and not state.fitted_state(self):
+        if (self.observes or self.prepares) and not state.fitted_state(self):
             raise NotFitted(f"{self.name or type(self).__name__} is not fitted; call fit(classifier, images, labels) first")
 
     def save(self, path: str | Path) -> None:
@@ -217,11 +217,10 @@ class Detector:
                 detector.head = HEADS[head]()
         except (KeyError, TypeError) as error:
             raise BadData(f"{path} does not hold a fitted {cls.__name__} ({reason(error)}); fit it again") from error
-        for name, value in found.items():
-            prefix, _, inner = name.rpartition(":")
-            if inner.startswith("_") or not inner.endswith("_"):
-                raise BadData(f"{path} sets '{name}', which is no fitted state; do not use this file")
-            setattr(detector.head if prefix == "head" else detector, inner, value)
+        of_head = {name.removeprefix("head:"): value for name, value in found.items() if name.startswith("head:")}
+        state.restore(detector, {name: value for name, value in found.items() if not name.startswith("head:")}, Path(path))
+        if head:
+            state.restore(detector.head, of_head, Path(path))
         return detector
 
     def __repr__(self) -> str:

@@ -18,7 +18,10 @@ from oodbench.detector import Detector, as_images
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.prepared import prepare
 from oodbench.probe import NEED_GRAPH, Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
 
 RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
 
@@ -209,7 +212,7 @@ def fit(
     batch_size: int,
     seed: int,
 ) -> None:
-    """``Detector.fit``: observe, calibrate, and fit a supervised head where a shift is given."""
+    """``Detector.fit``: prepare, observe, calibrate, and fit a supervised head where a shift is given."""
     images = as_images(images)
     if labels is not None:
         labels = torch.as_tensor(labels).long().cpu()
@@ -217,12 +220,15 @@ def fit(
             raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
     if shift_images is not None and detector.shift_head is None:
         raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
-    if detector.observes:  # from anew: an earlier fit may have broken off half-way
+    if detector.observes or detector.prepares:  # from anew: an earlier fit may have broken off half-way
         fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
         vars(detector).clear()
         vars(detector).update(fresh)
     detector.check(classifier)
     held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
+    if detector.prepares:
+        with _explained(classifier, images):
+            prepare(detector, classifier, TrainingSet(images, labels, held_out, seed), Progress())
     if detector.observes:
         with _explained(classifier, images):
             observe([detector], classifier, images, labels, held_out, batch_size)

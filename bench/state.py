@@ -41,9 +41,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
+def restore(thing: object, found: Mapping[str, Any], path: Path) -> None:
+    """Set fitted state that ``load`` found in ``path``. Raises BadData, and sets nothing, where a name is none of it."""
+    for name in found:
+        if name.startswith("_") or not name.endswith("_"):
+            raise BadData(f"{path} sets '{name}', which is no fitted state; do not use this file")
+    for name, value in found.items():
+        setattr(thing, name, value)
+
+
 def save(path: Path, header: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write ``header`` (JSON values) and ``state`` to one safetensors file, atomically."""
-    from safetensors.torch import save as to_bytes
+    write_atomically(path, to_bytes(header, state, path.name))
+
+
+def to_bytes(header: Mapping[str, Any], state: Mapping[str, Any], file: str) -> bytes:
+    """What ``save`` writes to ``file``. Raises OodbenchError for a value that cannot be stored."""
+    from safetensors.torch import save as tensors_to_bytes
 
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -58,11 +72,11 @@ def save(path: Path, header: Mapping[str, Any], state: Mapping[str, Any]) -> Non
         text = json.dumps({"header": dict(header), "state": plain}, sort_keys=True)
     except TypeError as error:
         raise OodbenchError(
-            f"cannot store fitted state in {path.name}: {error}; keep tensors, numbers, strings or lists of"
+            f"cannot store fitted state in {file}: {error}; keep tensors, numbers, strings or lists of"
             " these in attributes that end in _"
         ) from error
     # Copies, for safetensors refuses tensors that share memory.
-    write_atomically(path, to_bytes({k: v.clone() for k, v in tensors.items()}, {"oodbench": text}))
+    return tensors_to_bytes({k: v.clone() for k, v in tensors.items()}, {"oodbench": text})
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,7 +86,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             text = json.loads((file.metadata() or {})["oodbench"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open has no iterator
+            # Copies, for what it gives is the file itself, mapped, and changes with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
         header, state = dict(text["header"]), dict(text["state"])
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}") from error

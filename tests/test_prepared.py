@@ -1,0 +1,210 @@
+"""What detectors train of their own: trained once for the same inputs, the same from the cache, and never a crash of it."""
+
+import importlib
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import oodbench
+from oodbench import protocols, state
+from oodbench.errors import BadData, NotFitted, OodbenchError
+from oodbench.image_set import ImageSet
+from oodbench.paths import cache_root
+from oodbench.prepared import key_of, prepare
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+
+class Trains(oodbench.Detector):
+    """Distance to a noisy mean of training images, in a random direction."""
+
+    signals = ("images",)
+    name = "trains"
+    trained: list[int] = []  # noqa: RUF012  # how many images each training saw
+
+    def __init__(self, noise=0.1, bins=(1, 2)):
+        self.noise, self.bins = noise, bins
+
+    def prepare(self, train_set, classifier, progress):
+        progress.expect(len(train_set))
+        rows = train_set.rows[torch.randperm(len(train_set.rows)).numpy()]
+        images = torch.cat([batch for _, batch in train_set.batches(rows, 7, classifier)]).double()
+        weight = torch.zeros(images[0].numel(), dtype=torch.double, requires_grad=True)
+        (weight @ images.flatten(1).T).sum().backward()  # gradients are to be had
+        Trains.trained.append(len(images))
+        self.mean_ = weight.grad / len(images) + self.noise * torch.randn(len(weight), dtype=torch.double)
+        self.parts_ = [torch.randn(2), torch.arange(3)]
+        self.epochs_ = 3
+        self.note = "not to be kept"
+
+    def statistics(self, probe):
+        assert not hasattr(self, "note")
+        return (probe.images.double().flatten(1) - self.mean_).norm(dim=1) + self.parts_[0].sum()
+
+
+class Says(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines, self.stages = [], []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def stage(self, title):
+        self.stages.append(title)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Trains, "trained", [])
+    return tmp_path / "cache" / "prepared"
+
+
+@pytest.fixture
+def images():
+    return torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def train_set(images):
+    labels = torch.arange(40) % 4
+    return TrainingSet(images, labels, protocols.held_out(40, labels.numpy(), 0))
+
+
+def test_fit_trains_once_and_scores_alike_from_the_cache(classifier, images, cache):
+    first = Trains().fit(classifier, images)
+    assert Trains.trained == [36]  # not the held-out tenth
+    assert [path.name.startswith("trains-") for path in cache.iterdir()] == [True]
+    second = Trains().fit(classifier, images)
+    assert Trains.trained == [36]
+    np.testing.assert_array_equal(first.score(classifier, images), second.score(classifier, images))
+    assert state.fitted_state(first).keys() == state.fitted_state(second).keys() == {"mean_", "parts_", "epochs_"}
+    assert second.epochs_ == 3
+    for file in cache.iterdir():
+        file.unlink()
+    third = Trains().fit(classifier, images)
+    assert Trains.trained == [36, 36]
+    np.testing.assert_array_equal(first.score(classifier, images), third.score(classifier, images))
+
+
+def test_training_draws_from_its_seed_and_leaves_the_global_generator_alone(classifier, train_set, cache):
+    found = []
+    for global_seed, seed in ((1, 0), (2, 0), (1, 5)):
+        for file in cache.glob("*"):
+            file.unlink()
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        detector = Trains()
+        with torch.inference_mode():
+            prepare(detector, classifier, replace(train_set, seed=seed), Progress())
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(detector.mean_)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_the_key_is_all_that_decides(make_classifier, train_set):
+    classifier = make_classifier()
+
+    class Other(Trains):
+        """Another class."""
+
+    def key(detector=None, classifier=classifier, **changes):
+        return key_of(detector or Trains(), classifier, replace(train_set, **changes))
+
+    same = [
+        key(), key(Trains(noise=0.1)), key(Trains(bins=[1, 2])), key(images=train_set.images.clone()), key(data="elsewhere")
+    ]  # fmt: skip
+    assert len(set(same)) == 1
+    changed, relabelled, others = train_set.images.clone(), train_set.labels.clone(), train_set.held_out.copy()
+    changed[39, 2, 7, 7] += 1 / 255
+    relabelled[0] += 1
+    others[0] = ~others[0]
+    stored = ImageSet((train_set.images * 255).to(torch.uint8))
+    different = [
+        key(Trains(noise=0.2)), key(Other()), key(classifier=make_classifier(1)), key(classifier=None), key(images=changed),
+        key(images=train_set.images.double()), key(images=stored), key(images=stored.images), key(labels=relabelled),
+        key(labels=None), key(held_out=others), key(seed=1),
+    ]  # fmt: skip
+    assert len({*same, *different}) == 1 + len(different)
+
+
+def test_an_edited_plugin_trains_anew(tmp_path, monkeypatch, classifier, train_set):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = '"""Mine."""\nimport oodbench\n\n\nclass Mine(oodbench.Detector):\n    """Mine."""\n\n    rate = 1  # half\n'
+    keys = []
+    for version in (text, text.replace("# half", "# of all"), text.replace("= 1", "= 25")):
+        (tmp_path / "mine.py").write_text(version)
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        keys.append(key_of(importlib.import_module("mine").Mine(), classifier, train_set))
+    assert keys[0] == keys[1]  # a comment
+    assert keys[0] != keys[2]
+    del sys.modules["mine"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "another key", "hostile"])
+def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, damage):
+    first = Trains()
+    prepare(first, classifier, train_set, Progress())
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        header, found = state.load(path)
+        header |= {"key": "another"} if damage == "another key" else {}
+        state.save(path, header, found | ({"score": 1} if damage == "hostile" else {}))
+    again, progress = Trains(), Says()
+    prepare(again, classifier, train_set, progress)
+    assert len(Trains.trained) == 2
+    assert len(progress.lines) == 1
+    assert progress.lines[0].startswith("trains: ")
+    assert str(path) in progress.lines[0]
+    assert progress.lines[0].endswith(": deleted, to be trained again")
+    assert path.read_bytes() == whole
+    assert torch.equal(again.mean_, first.mean_)
+
+
+def test_a_cache_that_cannot_be_written_is_said(classifier, train_set, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "file"))
+    detector, progress = Trains(), Says()
+    prepare(detector, classifier, train_set, progress)
+    assert len(detector.mean_) == 192
+    assert len(progress.lines) == 1
+    assert "is not kept: cannot write" in progress.lines[0]
+
+
+def test_what_cannot_be_kept_is_an_error_the_first_time(classifier, train_set):
+    class NothingKept(Trains):
+        """Keeps it under a name that is no fitted state."""
+
+        def prepare(self, train_set, classifier, progress):
+            self.mean = torch.zeros(192)
+
+    class AModule(Trains):
+        """Keeps a module."""
+
+        def prepare(self, train_set, classifier, progress):
+            self.net_ = torch.nn.Linear(2, 2)
+
+    with pytest.raises(BadData, match="prepare left no fitted state; keep what it trains in attributes that end in _"):
+        prepare(NothingKept(), classifier, train_set, Progress())
+    with pytest.raises(OodbenchError, match="cannot store fitted state"):
+        prepare(AModule(), classifier, train_set, Progress())
+    assert not list((cache_root() / "prepared").glob("*"))
+
+
+def test_it_must_be_fitted_before_it_scores(classifier, images):
+    with pytest.raises(NotFitted, match="trains is not fitted"):
+        Trains().score(classifier, images)
+    assert Trains().prepares
+    assert not oodbench.load_detector("msp").prepares
