@@ -1,0 +1,114 @@
+"""Watches a detector fit and score, and says what it changed that is not its own."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.probe import Probe
+
+
+@dataclass
+class Watched:
+    """What a fit and a score left changed, in words, and how many batches were scored with labels in the probe."""
+
+    of_classifier: list[str] = field(default_factory=list)
+    of_others: list[str] = field(default_factory=list)
+    labels_seen: int = 0
+
+
+def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Tensor, test: Tensor) -> Watched:
+    """Fit a detector of the same class on ``train`` with ``labels``, and score ``test``, (N, C, H, W) each."""
+    watched = Watched()
+    spied = _spied(type(detector), watched)(**detector.parameters())
+    spied.name = detector.name
+    given = {"training images": train.clone(), "labels": labels.clone(), "test images": test.clone()}
+    network, surroundings = _of_classifier(classifier), _of_surroundings()
+    spied.fit(classifier, given["training images"], given["labels"])
+    spied.score(classifier, given["test images"])
+    watched.of_classifier += _changed(network, _of_classifier(classifier))
+    watched.of_others += _changed(surroundings, _of_surroundings())
+    watched.of_others += _changed({"training images": train, "labels": labels, "test images": test}, given)
+    return watched
+
+
+def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
+    """The class, noting what its methods do to the probe that they share with others."""
+
+    def statistics(self: Detector, probe: Probe) -> Tensor:
+        watched.labels_seen += probe.labels is not None
+        with _images_kept(probe, watched):
+            return kind.statistics(self, probe)
+
+    def observe(self: Detector, probe: Probe) -> None:
+        with _images_kept(probe, watched):
+            kind.observe(self, probe)
+
+    members: dict[str, Any] = {"statistics": statistics, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    if kind.observe is not Detector.observe:  # whether a detector observes is seen by whether it has the method
+        members["observe"] = observe
+    return type(kind.__name__, (kind,), members)
+
+
+@contextmanager
+def _images_kept(probe: Probe, watched: Watched) -> Iterator[None]:
+    before = probe.images.clone()
+    yield
+    if not torch.equal(before, probe.images) and "the probe's images" not in watched.of_others:
+        watched.of_others.append("the probe's images")
+
+
+def _of_classifier(classifier: Classifier) -> dict[str, Any]:
+    modules, parameters = dict(classifier.named_modules()), dict(classifier.named_parameters())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "weights or buffers": classifier.weights_hash,
+        "modules": {name: type(module) for name, module in modules.items()},
+        "training flags": {name: module.training for name, module in modules.items()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in parameters.items()},
+        "gradients": {name: parameter.grad is None for name, parameter in parameters.items()},
+        "dtype or device": {name: (parameter.dtype, parameter.device) for name, parameter in parameters.items()},
+        "hooks": {name: [len(getattr(module, kind)) for kind in hooks] for name, module in modules.items()},
+    }
+
+
+def _of_surroundings() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch's random state": torch.get_rng_state(),
+        "CUDA's random state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.zeros(0),
+        "numpy's random state": (kind, keys.tolist(), rest),
+        "python's random state": random.getstate(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's number of threads": torch.get_num_threads(),
+    }
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    def equal(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+    return [name for name in before if not equal(before[name], after[name])]
+
+
+@contextmanager
+def other_randomness() -> Iterator[None]:
+    """Another global random state than outside, which is as before in the end."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(12345)
+        np.random.seed(12345)
+        random.seed(12345)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
