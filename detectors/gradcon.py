@@ -37,7 +37,7 @@ class GradCon(Detector):
         recon = L,  grad = −¼ Σ_i cos(∂L/∂φ_i, ḡ_i),  score = recon + β·grad,  β = .12
 
     images (N, C, H, W) -> (N, 3) float64, columns score, recon, grad; β is no part of the training. A zero gradient has
-    cosine 0. Computed in float64, so that an image's score does not depend on its batch. Images are resized to 28x28.
+    cosine 0. Images are resized to 28x28, and go through the autoencoder in the classifier's dtype, float32 at least.
 
     Training minimises J = L + α·grad over batches of 64, Adam 1e-3, α = .03: the gradient of the batch's loss L is
     differentiated in turn. ḡ_i is the running mean of ∂J/∂φ_i over all iterations, and the first iteration leaves the
@@ -102,10 +102,10 @@ class GradCon(Detector):
         self.weights_, self.reference_ = best.weights, best.reference
 
     def statistics(self, probe: Probe) -> Tensor:
-        images = resized(probe.images.double())
+        images = resized(probe.images.to(torch.promote_types(probe.images.dtype, torch.float32)))
         module = self._trained(images)
-        alignment = cosines(module, images, [part.to(images) for part in self.reference_]).mean(1)
-        recon = module.reconstruction_loss(module(images), images)
+        alignment = cosines(module, images, [part.to(images) for part in self.reference_]).double().mean(1)
+        recon = module.reconstruction_loss(module(images).double(), images.double())
         return torch.stack([recon - self.beta * alignment, recon, *self._latent(module, images), -alignment], 1)
 
     def _latent(self, module: Autoencoder, images: Tensor) -> list[Tensor]:
@@ -151,7 +151,7 @@ class GradCon(Detector):
             "seed": seed,
         }
         key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-        path = cache_root() / "trainings" / f"gradcon-{key}.checkpoint"
+        path = cache_root() / "prepared" / f"gradcon-{key}.checkpoint"
         return Checkpoint(path, dict(zip(("module", "optimizer", "reference", "best"), parts, strict=True)), settings)
 
 
@@ -175,7 +175,7 @@ class GradConVAE(GradCon):
 
     def _latent(self, module: Autoencoder, images: Tensor) -> list[Tensor]:
         assert isinstance(module, VariationalAutoencoder)
-        return [module.latent_loss(images)]
+        return [module.latent_loss(images).double()]
 
 
 class Reference:
