@@ -80,6 +80,20 @@ TABLE = {
         "Mukhoti et al. 2023",
         "labelled training images",
     ),
+    "duq": Entry(
+        "oodbench.detectors.duq:DUQ",
+        "Distance to the nearest class centroid under an RBF head trained on the frozen network's features",
+        "van Amersfoort et al. 2020",
+        "labelled training images",
+        parameters="embedding_size length_scale penalty gamma epochs lr weight_decay batch_size",
+    ),
+    "introspective": Entry(
+        "oodbench.detectors.introspective:Introspective",
+        "One minus the largest softmax probability of a second network, on gradients of the last layer",
+        "Prabhushankar & AlRegib 2022",
+        "labelled training images",
+        parameters="loss contrast epochs lr batch_size temperature epsilon",
+    ),
     # From several layers, or from a step on the input.
     "odin": Entry(
         "oodbench.detectors.odin:ODIN",
@@ -122,6 +136,13 @@ TABLE = {
         "training images",
     ),
     # From several predictions.
+    "ensemble": Entry(
+        "oodbench.detectors.ensemble:Ensemble",
+        "Entropy of the mean softmax of several networks",
+        "Lakshminarayanan et al. 2017",
+        "labelled training images",
+        parameters="members epochs lr batch_size",
+    ),
     "mc-dropout": Entry(
         "oodbench.detectors.mc_dropout:MCDropout",
         "Entropy of the mean softmax of passes with dropout on",

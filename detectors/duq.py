@@ -1,0 +1,137 @@
+"""DUQ: deterministic uncertainty quantification (van Amersfoort, Smith, Teh and Gal, ICML 2020, arXiv 2003.02037)."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.detectors import _training
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+MOMENTUM = 0.9
+DROPS, DROP = (0.25, 0.5, 0.75), 0.2  # after these shares of the epochs the learning rate falls to so much of itself
+FIRST_COUNT, FIRST_SPREAD = 13.0, 0.05  # of the centroids, before they have seen an image
+
+
+class DUQ(Detector):
+    """A head of radial basis functions on the features: how far the image is from every class's centroid.
+
+    K_c = exp(−s_c), s_c = mean_m (W_c f − e_c)²_m / 2σ², W_c (M, d) an embedding for each class, e_c (M,) its centroid.
+    Score: 1 − max_c K_c.
+
+    The paper trains the whole network so. **Here the network is frozen and only the head learns**, on its features f,
+    divided by their root mean square on training images, held-out ones apart. The loss is binary cross-entropy of
+    (K_c) against the label, mean over classes, plus λ (‖∇_f Σ_c K_c‖₂ − 1)², λ = ``penalty``; the paper's gradient is with
+    respect to the image, but the head has no say in what the frozen network adds to that. Centroids are moving
+    averages with decay γ of the embeddings of their class's images, updated after each step of SGD with momentum .9,
+    whose learning rate falls to a fifth after a quarter, a half and three quarters of the epochs. Embeddings are as
+    wide as the features, as in both of the paper's experiments (256 and 512), unless ``embedding_size`` says otherwise. The
+    authors' public code has λ = .5 and ends after 75 of the 100 epochs.
+
+    features (N, d) -> (N,), float64, in [0, 1]
+    """
+
+    signals = ("logits", "features")
+    quick: ClassVar[dict[str, Any]] = {"epochs": 50}
+
+    scale_: float  # root mean square of the training features
+    embedding_: Tensor  # W: (classes, M, d)
+    centroids_: Tensor  # e: (classes, M)
+
+    def __init__(
+        self,
+        embedding_size: int | None = None,
+        length_scale: float = 0.1,
+        penalty: float = 0.75,
+        gamma: float = 0.999,
+        epochs: int = 100,
+        lr: float = 0.05,
+        weight_decay: float = 5e-4,
+        batch_size: int = 128,
+    ) -> None:
+        above = {"length_scale": length_scale, "epochs": epochs, "lr": lr, "batch_size": batch_size}
+        _training.require_above_zero("duq", embedding_size=1 if embedding_size is None else embedding_size, **above)
+        if penalty < 0 or weight_decay < 0:
+            raise UsageError(f"duq: penalty = {penalty}, weight_decay = {weight_decay}; give numbers of at least 0")
+        if not 0 <= gamma <= 1:
+            raise UsageError(f"duq: gamma = {gamma}; give one from 0 to 1")
+        self.embedding_size, self.length_scale, self.penalty, self.gamma = embedding_size, length_scale, penalty, gamma
+        self.epochs, self.lr, self.weight_decay, self.batch_size = epochs, lr, weight_decay, batch_size
+
+    def check(self, classifier: Classifier | None) -> None:
+        _training.require_network(classifier).head  # noqa: B018  # says what is missing, if it is missing
+
+    def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
+        network = _training.require_network(classifier)
+        features, logits, labels = _training.outputs_of("duq", train_set, network, progress)
+        self.scale_ = float(features.square().mean().sqrt()) or 1.0
+        features = features / self.scale_
+        one_hot = F.one_hot(labels, logits.shape[1]).to(features)  # (n, classes)
+        classes, width = logits.shape[1], features.shape[1]
+        size = width if self.embedding_size is None else self.embedding_size
+        random = torch.Generator().manual_seed(train_set.seed)
+        # He's initial weights (2015), as PyTorch counts the inputs of a tensor (M, classes, d): classes·d.
+        embedding = torch.randn(classes, size, width, generator=random) * (2 / (classes * width)) ** 0.5
+        centroids = torch.randn(classes, size, generator=random) * FIRST_SPREAD
+        embedding, centroids = embedding.to(features).requires_grad_(), centroids.to(features)
+        count = torch.full((classes, 1), FIRST_COUNT).to(features)
+        total = centroids * count
+        optimizer = torch.optim.SGD([embedding], self.lr, MOMENTUM, weight_decay=self.weight_decay)
+        for epoch in range(self.epochs):
+            optimizer.param_groups[0]["lr"] = self.lr * DROP ** sum(epoch >= share * self.epochs for share in DROPS)
+            loss_sum = 0.0
+            for rows in _training.minibatches(len(labels), self.batch_size, random):
+                rows = rows.to(labels.device)
+                batch, targets = features[rows], one_hot[rows]
+                with torch.enable_grad():
+                    loss = self._loss(batch, targets, embedding, total / count)
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    sums = torch.einsum("cmd,cd->cm", embedding, targets.T @ batch)  # Σ W_c f over images of c
+                    total = self.gamma * total + (1 - self.gamma) * sums
+                    count = self.gamma * count + (1 - self.gamma) * targets.sum(0)[:, None]
+                loss_sum += float(loss.detach()) * len(rows)
+            _training.report(progress, "duq", epoch, self.epochs, loss_sum / len(labels))
+        self.embedding_, self.centroids_ = embedding.detach(), total / count
+
+    def _loss(self, features: Tensor, targets: Tensor, embedding: Tensor, centroids: Tensor) -> Tensor:
+        """Binary cross-entropy and gradient penalty of features (n, d) against one-hot targets (n, classes): a number."""
+        offsets = offsets_of(features, embedding, centroids)
+        exponents = exponents_of(offsets, self.length_scale).clamp_min(1e-12)
+        # From s itself, for log K and log (1 − K) of a K that rounds to 0 or 1 have no gradient.
+        cross_entropy = (targets * exponents - (1 - targets) * torch.log(-torch.expm1(-exponents))).mean()
+        gradients = kernel_gradients(offsets, exponents, embedding, self.length_scale)
+        return cross_entropy + self.penalty * (gradients.norm(dim=1) - 1).square().mean()
+
+    def exponents(self, probe: Probe) -> Tensor:
+        """s_c = −log K_c: float64 (N, classes)."""
+        features = probe.features.double() / self.scale_
+        offsets = offsets_of(features, self.embedding_.double(), self.centroids_.double())
+        return exponents_of(offsets, self.length_scale)
+
+    def statistics(self, probe: Probe) -> Tensor:
+        return -torch.expm1(-self.exponents(probe).min(1).values)
+
+
+def offsets_of(features: Tensor, embedding: Tensor, centroids: Tensor) -> Tensor:
+    """W_c f − e_c: features (N, d), embedding (classes, M, d), centroids (classes, M) -> (N, classes, M)."""
+    return (features @ embedding.flatten(0, 1).T).unflatten(1, centroids.shape) - centroids
+
+
+def exponents_of(offsets: Tensor, length_scale: float) -> Tensor:
+    """s_c = mean_m offset² / 2σ²: (N, classes, M) -> (N, classes)."""
+    return offsets.square().mean(2) / (2 * length_scale**2)
+
+
+def kernel_gradients(offsets: Tensor, exponents: Tensor, embedding: Tensor, length_scale: float) -> Tensor:
+    """∇_f Σ_c K_c = −Σ_c K_c W_cᵀ (W_c f − e_c) / Mσ²: (N, d). In closed form, so that it is differentiated but once."""
+    pull = torch.exp(-exponents)[:, :, None] * offsets / (offsets.shape[2] * length_scale**2)
+    return -pull.flatten(1) @ embedding.flatten(0, 1)

@@ -1,0 +1,195 @@
+"""Deep ensembles (Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017, arXiv 1612.01474)."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.detectors import _training
+from oodbench.detectors._uncertainty import COLUMNS, uncertainties
+from oodbench.errors import BadData, Unsuitable, UsageError
+from oodbench.image_set import ImageSet
+from oodbench.models.build import build
+from oodbench.models.train import _epoch, _precision, _seeded, cosine
+from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+STEP_COST = 3  # of a training step, in forward passes
+
+
+class Ensemble(Detector):
+    """Entropy of the mean softmax of several networks, the classifier always among them: H(p̄).
+
+    Variants: ``mutual-information``, H(p̄) − mean H(p_m), what the members disagree on; ``variance``, that of the softmax
+    over members, summed over classes.
+
+    ``members`` is their number K, the paper's 5: K − 1 networks of the classifier's architecture, initialised anew, are
+    trained on the training images, held-out ones apart, as ``oodbench train`` does: SGD with Nesterov momentum .9, weight
+    decay 5e-4, a cosine schedule, crops, and flips where the set allows them. (The paper's adversarial training, which it
+    calls optional, is left out.) Or ``members`` is a list of models by name, with weights under
+    the data root, which join the classifier; then nothing is trained and no labels are needed.
+
+    images (N, C, H, W), logits (N, classes) -> (N, 3), float64, in nats and squared probability
+    """
+
+    signals = ("images", "logits")
+    variants = COLUMNS
+    quick: ClassVar[dict[str, Any]] = {"members": 3, "epochs": 4, "batch_size": 32}
+
+    weights_: list[Tensor]  # parameters and buffers of each further member, one member after the other
+    _networks: list[Classifier] | None = None  # the further members, built from weights_ when first needed
+
+    def __init__(self, members: int | list[str] = 5, epochs: int = 100, lr: float = 0.1, batch_size: int = 128) -> None:
+        if isinstance(members, list | tuple):
+            members = list(members)
+            sound = len(members) > 0 and all(isinstance(name, str) for name in members)
+        else:
+            sound = isinstance(members, int) and not isinstance(members, bool) and members >= 2
+        if not sound:
+            raise UsageError(f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of model names")
+        _training.require_above_zero("ensemble", epochs=epochs, lr=lr, batch_size=batch_size)
+        self.members, self.epochs, self.lr, self.batch_size = members, epochs, lr, batch_size
+
+    def check(self, classifier: Classifier | None) -> None:
+        network = _training.require_network(classifier)
+        if isinstance(self.members, int) and (fixed := _fixed(network.module)):
+            raise Unsuitable(
+                f"cannot initialise '{fixed[0]}' of {network.name} anew (its module has no reset_parameters);"
+                " give members as a list of model names"
+            )
+
+    def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
+        network = _training.require_network(classifier)
+        if isinstance(self.members, int):
+            members = self._train(train_set, network, progress)
+        else:
+            classes = _classes(network, train_set)
+            members = [_loaded(name, train_set, classes) for name in self.members]
+        self._networks = None
+        self.weights_ = [value.detach().clone() for member in members for value in member.module.state_dict().values()]
+
+    def _train(self, train_set: TrainingSet, classifier: Classifier, progress: Progress) -> list[Classifier]:
+        """Each further member, trained from its own initial weights, in its own order."""
+        assert isinstance(self.members, int)
+        labels = _training.labels_of(train_set, _classes(classifier, train_set), classifier)
+        images = _labelled(train_set, labels)
+        steps = math.ceil(len(images) / self.batch_size)
+        precision = _precision(classifier.device)
+        progress.expect((self.members - 1) * self.epochs * len(images) * STEP_COST)
+        members = []
+        for number in range(1, self.members):
+            member = _initialised(classifier, train_set.seed + number)
+            parameters = member.module.requires_grad_().parameters()
+            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+            scaler = torch.amp.GradScaler(classifier.device.type, enabled=precision is torch.float16)
+            for epoch in range(self.epochs):
+                rates = [cosine(self.lr, epoch * steps + step, self.epochs * steps) for step in range(steps)]
+                with _seeded(train_set.seed + number, epoch, classifier.device) as random, torch.enable_grad():
+                    loss, _ = _epoch(
+                        member,
+                        images,
+                        optimizer,
+                        scaler,
+                        rates,
+                        precision,
+                        True,
+                        random,
+                        lambda: progress.advance(len(images) / steps * STEP_COST),
+                    )
+                _training.report(progress, f"ensemble, member {number + 1} of {self.members}", epoch, self.epochs, loss)
+            members.append(member.requires_grad_(False).eval())
+        return members
+
+    def statistics(self, probe: Probe) -> Tensor:
+        return uncertainties(self._logits(probe))
+
+    def probabilities(self, probe: Probe) -> Tensor:
+        """The mean softmax: (N, classes)."""
+        return self._logits(probe).softmax(2).mean(0)
+
+    def _logits(self, probe: Probe) -> Tensor:
+        """Of the classifier, then of the other members: float64 (members, N, classes)."""
+        own = probe.logits
+        with torch.no_grad():
+            others = [member(probe.images).double() for member in self._further(probe.classifier, own.shape[1])]
+        return torch.stack([own, *others])
+
+    def _further(self, classifier: Classifier, classes: int) -> list[Classifier]:
+        """The members other than the classifier, on its device and in its dtype."""
+        with torch.inference_mode(False):  # what is made within it could not be moved afterwards
+            if self._networks is None:
+                if isinstance(self.members, int):
+                    networks = [copy.deepcopy(classifier) for _ in range(self.members - 1)]
+                else:
+                    networks = [build(name, classes) for name in self.members]
+                _fill(networks, self.weights_)
+                self._networks = networks
+            for network in self._networks:
+                if (network.device, network.dtype) != (classifier.device, classifier.dtype):
+                    network.to(classifier.device).module.to(classifier.dtype)
+            return self._networks
+
+
+def _fixed(module: nn.Module) -> list[str]:
+    """Names of parameters that no ``reset_parameters`` initialises."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if not hasattr(part, "reset_parameters")
+        for name, _ in part.named_parameters(recurse=False)
+    ]
+
+
+def _initialised(classifier: Classifier, seed: int) -> Classifier:
+    """A float32 copy whose every layer is initialised anew."""
+    member = copy.deepcopy(classifier)
+    member.module.float()
+    with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for part in member.module.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+    return member
+
+
+def _loaded(name: str, train_set: TrainingSet, classes: int) -> Classifier:
+    """A member by name. Raises MissingData without its weights, Unsuitable where it wants other images or has other classes."""
+    from oodbench.models.load import load_model
+
+    member = load_model(name, data=train_set.data, require_weights=True)
+    _, images = next(train_set.batches(train_set.rows[:1], 1, member))
+    member.check(images)
+    if (found := _classes(member, train_set)) != classes:
+        raise Unsuitable(f"the member {name} has {found} classes and the classifier {classes}; give one with as many")
+    return member
+
+
+def _classes(classifier: Classifier, train_set: TrainingSet) -> int:
+    """How many logits it gives."""
+    return next(train_set.probes(classifier, ("logits",), train_set.rows[:1])).logits.shape[1]
+
+
+def _labelled(train_set: TrainingSet, labels: Tensor) -> ImageSet:
+    """The images to train on, with their labels. Without a set that says whether they may be mirrored, they are not."""
+    images = train_set.images
+    if isinstance(images, Tensor):  # floats are rounded to 8 bits
+        pixels = images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+        images = ImageSet(pixels.cpu(), flips=False)
+    return replace(images, labels=labels.cpu()).select(torch.from_numpy(train_set.rows))
+
+
+def _fill(networks: list[Classifier], weights: list[Tensor]) -> None:
+    """Put the weights of all members into them. Raises BadData where they are another network's."""
+    places = [value for network in networks for value in network.module.state_dict().values()]
+    if [p.shape for p in places] != [w.shape for w in weights]:
+        raise BadData("the ensemble's members are of another architecture than this classifier; fit it again")
+    with torch.no_grad():
+        for place, weight in zip(places, weights, strict=True):
+            place.copy_(weight)

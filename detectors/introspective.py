@@ -1,0 +1,149 @@
+"""Introspective learning (Prabhushankar and AlRegib, NeurIPS 2022, arXiv 2209.08425)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.detectors import _training
+from oodbench.errors import Unsuitable, UsageError
+from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+LOSSES = ("mse", "cross-entropy")
+CONTRASTS = ("ones", "exact")
+HIDDEN = (300, 100)
+MAX_INPUTS = 2**20  # of H, which then takes 5 GB to train
+
+
+class Introspective(Detector):
+    """A second network H on the gradients of the last layer: "why P, rather than Q?" asked of all N classes at once.
+
+    r_x = vec(∇_W J), W (N, d) the last layer's weights; H, an MLP d·N – 300 – 100 – N with sigmoids between, learns the
+    labels from r_x of clean training images, held-out ones apart, the network frozen. Score: 1 − max_c softmax(H(r_x))_c.
+    Variant ``odin``: 1 − max_c softmax(H(r_x̃)/T)_c after the step x̃ = x − ε·sign(∇_x CE(H(r_x)/T, argmax H(r_x))).
+
+    ∇_W J = g fᵀ with f the features and g = ∂J/∂z (N,), so no backward pass is taken. For contrast ``ones``, J compares
+    the logits z with all classes at once:
+
+        mse            J = mean_c (z_c − M)²       g = 2 (z − M) / N    M = mean max_c z_c on training images
+        cross-entropy  J = −Σ_c log softmax(z)_c   g = N softmax(z) − 1
+
+    For contrast ``exact``, N losses each compare z with one class I alone, M·e_I or e_I, and of each gradient the row of
+    W that belongs to I is taken: g = 2 (z − M) / N, the same as for all at once, and g = softmax(z) − 1. The rows left out
+    are the same whatever I, 2 z_c f / N and softmax(z)_c f for row c, and would make d·N² numbers of d·N.
+
+    The paper says of r_x that it is normalised, and not how: here each image's is divided by its Euclidean norm. It gives
+    no optimiser either: here Adam, on Glorot's initial weights.
+
+    features (N, d), logits (N, classes) -> (N, 2), float64
+    """
+
+    signals = ("logits", "features", "input_gradient")
+    variants = ("odin",)
+    quick: ClassVar[dict[str, Any]] = {"epochs": 20, "lr": 0.005}
+
+    target_: float  # M
+    weights_: list[Tensor]  # of H: weight and bias of each of its three layers
+
+    def __init__(
+        self,
+        loss: str = "mse",
+        contrast: str = "ones",
+        epochs: int = 40,
+        lr: float = 0.001,
+        batch_size: int = 128,
+        temperature: float = 1000.0,
+        epsilon: float = 0.0014,
+    ) -> None:
+        for name, value, known in (("loss", loss, LOSSES), ("contrast", contrast, CONTRASTS)):
+            if value not in known:
+                raise UsageError(f"introspective: {name} = {value!r}; give {' or '.join(known)}")
+        _training.require_above_zero("introspective", epochs=epochs, lr=lr, batch_size=batch_size, temperature=temperature)
+        if epsilon < 0:
+            raise UsageError(f"introspective: epsilon = {epsilon}; give one of at least 0, in pixel units of [0, 1]")
+        self.loss, self.contrast = loss, contrast
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.temperature, self.epsilon = temperature, epsilon
+
+    def check(self, classifier: Classifier | None) -> None:
+        head = _training.require_network(classifier).head
+        if head.weight.numel() > MAX_INPUTS:
+            raise Unsuitable(
+                f"the last layer has {head.weight.numel():,} weights, each an input of H, and {MAX_INPUTS:,} are the most;"
+                " choose a model with fewer classes"
+            )
+
+    def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
+        network = _training.require_network(classifier)
+        features, logits, labels = _training.outputs_of("introspective", train_set, network, progress)
+        self.target_ = float(logits.max(1).values.mean())
+        random = torch.Generator().manual_seed(train_set.seed)
+        weights = [w.to(features.device) for w in _initial(features.shape[1] * logits.shape[1], logits.shape[1], random)]
+        optimizer = torch.optim.Adam([w.requires_grad_() for w in weights], self.lr)
+        with torch.enable_grad():
+            for epoch in range(self.epochs):
+                total = 0.0
+                for rows in _training.minibatches(len(labels), self.batch_size, random):
+                    rows = rows.to(labels.device)
+                    gradients = introspect(features[rows], logits[rows], self.loss, self.contrast, self.target_)
+                    loss = F.cross_entropy(_mlp(gradients.float(), weights), labels[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total += float(loss.detach()) * len(rows)
+                _training.report(progress, "introspective", epoch, self.epochs, total / len(labels))
+        self.weights_ = [w.detach() for w in weights]
+
+    def logits(self, probe: Probe) -> Tensor:
+        """H(r_x): float64 (N, classes)."""
+        gradients = introspect(probe.features, probe.logits, self.loss, self.contrast, self.target_)
+        return _mlp(gradients, [w.double() for w in self.weights_])
+
+    def probabilities(self, probe: Probe) -> Tensor:
+        return self.logits(probe).softmax(1)
+
+    def statistics(self, probe: Probe) -> Tensor:
+        stepped = probe.perturbed(self.epsilon, self._surprise, key=("introspective", id(self)))
+        tempered = (self.logits(stepped) / self.temperature).softmax(1)
+        return 1 - torch.stack([self.probabilities(probe).max(1).values, tempered.max(1).values], 1)
+
+    def _surprise(self, probe: Probe) -> Tensor:
+        """CE(H(r_x)/T, argmax H(r_x)) of each image: (N,)."""
+        logits = self.logits(probe)
+        return F.cross_entropy(logits / self.temperature, logits.argmax(1), reduction="none")
+
+
+def introspect(features: Tensor, logits: Tensor, loss: str, contrast: str, target: float) -> Tensor:
+    """r_x: features (N, d) and logits (N, classes) -> float64 (N, classes·d), each row of Euclidean norm 1, or 0."""
+    classes = logits.shape[1]
+    if loss == "mse":
+        by_logit = 2 * (logits.double() - target) / classes
+    else:
+        by_logit = (classes if contrast == "ones" else 1) * logits.double().softmax(1) - 1
+    # Each factor by itself: the norm of an outer product is the product of norms.
+    outer = F.normalize(by_logit, dim=1)[:, :, None] * F.normalize(features.double(), dim=1)[:, None, :]
+    return outer.flatten(1)
+
+
+def _initial(inputs: int, outputs: int, random: torch.Generator) -> list[Tensor]:
+    """Weights and biases of H: Glorot and Bengio's uniform ones (2010), made for sigmoids, and zeros."""
+    weights = []
+    sizes = (inputs, *HIDDEN, outputs)
+    for before, after in pairwise(sizes):
+        limit = (6 / (before + after)) ** 0.5
+        weights += [(2 * torch.rand(after, before, generator=random) - 1) * limit, torch.zeros(after)]
+    return weights
+
+
+def _mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Linear layers (weight, bias, weight, …) with sigmoids between."""
+    for place in range(0, len(weights) - 2, 2):
+        inputs = F.linear(inputs, weights[place], weights[place + 1]).sigmoid()
+    return F.linear(inputs, weights[-2], weights[-1])
