@@ -1,0 +1,287 @@
+"""Deep ensembles: members that are trained or loaded, their disagreement member by member, and their state."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import oodbench
+from oodbench import protocols
+from oodbench.conformance_task import easy_shift, easy_task, trained_classifier
+from oodbench.detectors.ensemble import Ensemble
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.image_set import ImageSet
+from oodbench.metrics import auroc
+from oodbench.models.build import build
+from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+TRAIN, LABELS = easy_task(400, seed=0)
+INSIDE, INSIDE_LABELS = easy_task(60, seed=1)
+OUTSIDE = easy_shift(60, seed=2)
+SHORT = {"members": 3, "epochs": 4, "batch_size": 32}
+
+
+def training_set(images=TRAIN, labels=LABELS, seed=0, data=None):
+    held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
+    return TrainingSet(images, labels, held_out, seed, data)
+
+
+def prepared(classifier, train_set=None, progress=None, **parameters):
+    detector = oodbench.load_detector("ensemble", **{**SHORT, **parameters})
+    detector.check(classifier)
+    detector.prepare(train_set or training_set(), classifier, progress or Progress())
+    return detector
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return trained_classifier()
+
+
+@pytest.fixture(scope="module")
+def detector(classifier):
+    return prepared(classifier)
+
+
+def members_of(detector, classifier):
+    """The networks, the classifier first, filled by name from the flat list of weights."""
+    found, weights = [classifier], list(detector.weights_)
+    while weights:
+        member = trained_classifier()
+        names = list(member.module.state_dict())
+        member.module.load_state_dict(dict(zip(names, weights[: len(names)], strict=True)))
+        weights = weights[len(names) :]
+        found.append(member)
+    return found
+
+
+def columns(detector, classifier, images):
+    return detector.statistics(Probe(classifier, images, detector.signals)).numpy()
+
+
+def test_statistics_are_the_disagreement_of_all_members(classifier, detector):
+    images = torch.cat([INSIDE[:6], OUTSIDE[:6]])
+    members = members_of(detector, classifier)
+    assert len(members) == 3
+    found = columns(detector, classifier, images)
+    for place, image in enumerate(images):
+        p = np.stack([member(image[None]).double().softmax(1)[0].numpy() for member in members])
+        mean = p.mean(0)
+        entropy = -(mean * np.log(mean)).sum()
+        information = entropy + (p * np.log(p)).sum(1).mean()
+        variance = ((p - mean) ** 2).mean(0).sum()
+        np.testing.assert_allclose(found[place], [entropy, information, variance], rtol=1e-4, atol=1e-7)
+    assert (found[:, 1] <= found[:, 0]).all()
+
+
+def test_its_probabilities_are_the_mean_softmax(classifier, detector):
+    expected = torch.stack([member(INSIDE).double().softmax(1) for member in members_of(detector, classifier)]).mean(0)
+    found = detector.probabilities(Probe(classifier, INSIDE, detector.signals))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_members_learn_the_task_each_from_its_own_start(classifier, detector):
+    first, second, third = members_of(detector, classifier)
+    for member in (second, third):
+        assert (member(INSIDE).argmax(1) == INSIDE_LABELS).float().mean() > 0.9
+    for one, other in ((first, second), (first, third), (second, third)):
+        for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
+            assert not torch.equal(a, b)
+
+
+def test_a_member_starts_from_weights_that_owe_nothing_to_the_classifier(classifier, detector):
+    other = trained_classifier()
+    with torch.no_grad():
+        for value in other.module.state_dict().values():
+            value.mul_(2)
+    again = prepared(other)
+    assert all(torch.equal(a, b) for a, b in zip(again.weights_, detector.weights_, strict=True))
+
+
+def test_one_epoch_at_no_learning_rate_keeps_the_initial_weights(classifier):
+    member = members_of(prepared(classifier, members=2, epochs=1, lr=1e-30), classifier)[1]
+    fresh = trained_classifier()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for module in fresh.module.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                module.reset_parameters()
+    for (name, found), expected in zip(member.module.named_parameters(), fresh.module.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_running_statistics_are_state_too(classifier, detector):
+    member = members_of(detector, classifier)[1]
+    counts = [v for name, v in member.module.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert [int(count) for count in counts] == [4 * 12] * 2  # 360 images in 12 batches, 4 times
+    means = [v for name, v in member.module.state_dict().items() if name.endswith("running_mean")]
+    assert all(mean.abs().max() > 0 for mean in means)
+
+
+def test_held_out_images_are_not_learnt_from(classifier, detector):
+    train_set = training_set()
+    images = TRAIN.clone()
+    images[torch.from_numpy(np.flatnonzero(train_set.held_out))] = 0.5
+    again = prepared(classifier, TrainingSet(images, LABELS, train_set.held_out))
+    assert all(torch.equal(a, b) for a, b in zip(again.weights_, detector.weights_, strict=True))
+
+
+def test_images_are_mirrored_only_where_their_set_allows_it(classifier):
+    pixels = (TRAIN * 255).round().to(torch.uint8)
+    weights = [
+        prepared(classifier, training_set(images), members=2, epochs=1).weights_
+        for images in (TRAIN, pixels, ImageSet(pixels, LABELS, flips=False), ImageSet(pixels, LABELS, flips=True))
+    ]
+    for other in weights[1:3]:
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], other, strict=True))
+    assert not torch.equal(weights[0][0], weights[3][0])
+
+
+def test_training_is_the_same_under_a_seed_and_another_under_another(classifier, detector):
+    torch.manual_seed(123)  # the global generator must not matter
+    state = torch.get_rng_state()
+    again, other = prepared(classifier), prepared(classifier, TrainingSet(TRAIN, LABELS, training_set().held_out, seed=1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(again.weights_, detector.weights_, strict=True))
+    assert not torch.equal(other.weights_[0], detector.weights_[0])
+
+
+def test_scores_do_not_depend_on_the_batch(classifier, detector):
+    images = torch.cat([INSIDE, OUTSIDE])
+    alone = np.concatenate([columns(detector, classifier, image[None]) for image in images])
+    np.testing.assert_allclose(columns(detector, classifier, images), alone, rtol=1e-3, atol=1e-6)
+
+
+def test_an_easy_shift_is_found(classifier, detector):
+    inside, outside = columns(detector, classifier, INSIDE), columns(detector, classifier, OUTSIDE)
+    for column in range(3):
+        assert auroc(inside[:, column], outside[:, column]) > 0.9
+
+
+def test_saved_and_loaded_it_scores_the_same(classifier, detector, tmp_path):
+    detector.save(tmp_path / "fitted.safetensors")
+    loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
+    assert loaded.parameters() == detector.parameters()
+    with torch.inference_mode():  # members are built when first needed, wherever that is
+        found = columns(loaded, classifier, INSIDE)
+    np.testing.assert_array_equal(found, columns(detector, classifier, INSIDE))
+    np.testing.assert_array_equal(columns(loaded, classifier, INSIDE), found)
+
+
+def test_members_take_the_classifiers_dtype(detector):
+    double = trained_classifier(torch.float64)
+    found = columns(detector, double, INSIDE.double())
+    np.testing.assert_allclose(found, columns(detector, trained_classifier(), INSIDE), rtol=1e-3, atol=1e-6)
+    trained_in_double = prepared(double, members=2, epochs=1)
+    assert np.isfinite(columns(trained_in_double, double, OUTSIDE.double())).all()
+
+
+def test_the_classifier_stays_what_it_was(classifier):
+    before = classifier.weights_hash
+    columns(prepared(classifier, members=2, epochs=1), classifier, INSIDE)
+    assert classifier.weights_hash == before
+    assert not classifier.module.training
+    assert not any(p.requires_grad or p.grad is not None for p in classifier.parameters())
+
+
+def test_progress_counts_what_it_expects(classifier):
+    class Seen(Progress):
+        def __init__(self):
+            self.expected, self.done, self.stages = 0.0, 0.0, []
+
+        def expect(self, units):
+            self.expected += units
+
+        def advance(self, units):
+            self.done += units
+
+        def stage(self, title):
+            self.stages.append(title)
+
+    seen = Seen()
+    prepared(classifier, progress=seen)
+    assert seen.expected == pytest.approx(2 * 4 * 360 * 3)
+    assert seen.done == pytest.approx(seen.expected)
+    assert seen.stages[-1].startswith("ensemble, member 3 of 3: epoch 4 of 4, loss ")
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A classifier of ten classes, the network of a member by name, and a data root that holds that one's weights."""
+    member = build("resnet32-cifar10", seed=1)
+    (tmp_path / "data" / "models").mkdir(parents=True)
+    save_file(member.module.state_dict(), tmp_path / "data" / "models" / "resnet32-cifar10.safetensors")
+    return build("resnet20-cifar10"), member, tmp_path / "data"
+
+
+def test_members_by_name_join_the_classifier_without_training_or_labels(named, tmp_path):
+    classifier, member, data = named
+    detector = prepared(classifier, training_set(TRAIN[:20], None, data=data), members=["resnet32-cifar10"])
+    p = torch.stack([network(INSIDE[:9]).double().softmax(1) for network in (classifier, member)])
+    found = columns(detector, classifier, INSIDE[:9])
+    torch.testing.assert_close(detector.probabilities(Probe(classifier, INSIDE[:9], detector.signals)), p.mean(0))
+    np.testing.assert_allclose(found[:, 2], p.var(0, correction=0).sum(1).numpy(), rtol=1e-5)
+    detector.save(tmp_path / "fitted.safetensors")
+    shutil.rmtree(data)
+    loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
+    assert loaded.members == ["resnet32-cifar10"]
+    np.testing.assert_array_equal(columns(loaded, classifier, INSIDE[:9]), found)
+
+
+def test_members_by_name_must_be_there_and_have_the_same_classes(named, classifier):
+    ten, _, data = named
+    with pytest.raises(MissingData, match="no weights for resnet44-cifar10"):
+        prepared(ten, training_set(data=data), members=["resnet32-cifar10", "resnet44-cifar10"])
+    with pytest.raises(Unsuitable, match="the member resnet32-cifar10 has 10 classes and the classifier 4; give one with as"):
+        prepared(classifier, training_set(data=data), members=["resnet32-cifar10"])
+
+
+def test_another_architecture_than_it_was_fitted_on_is_refused(detector, tmp_path):
+    detector.save(tmp_path / "fitted.safetensors")
+    loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
+    with pytest.raises(BadData, match="members are of another architecture than this classifier; fit it again"):
+        columns(loaded, build("resnet20-cifar10"), INSIDE)
+
+
+def test_it_says_what_it_needs(classifier):
+    with pytest.raises(Unsuitable, match="needs the labels of the training images"):
+        prepared(classifier, training_set(labels=None))
+    with pytest.raises(BadData, match=r"training labels lie in \[1, 4\], tiny has 4 classes"):
+        prepared(classifier, training_set(labels=LABELS + 1))
+    with pytest.raises(Unsuitable, match="needs a classifier"):
+        Ensemble().check(None)
+    with pytest.raises(OodbenchError, match=r"member 2 of 3: training diverged in epoch 1 .*; lower lr"):
+        prepared(classifier, lr=1e30)
+
+
+def test_a_parameter_that_nothing_initialises_is_named():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.linear(x.mean((2, 3)) * self.scale)
+
+    network = oodbench.Classifier(nn.Sequential(Scaled()), name="scaled")
+    with pytest.raises(Unsuitable, match=r"cannot initialise '0\.scale' of scaled anew .*; give members as a list"):
+        Ensemble().check(network)
+    Ensemble(["resnet20-cifar10"]).check(network)
+
+
+@pytest.mark.parametrize("members", [1, 0, True, 2.5, [], [3], "resnet20-cifar10"])
+def test_bad_members_are_refused(members):
+    with pytest.raises(UsageError, match="give a whole number of at least 2, or a list of model names"):
+        oodbench.load_detector("ensemble", members=members)
+
+
+@pytest.mark.parametrize("parameter", ["epochs", "lr", "batch_size"])
+def test_bad_settings_are_refused(parameter):
+    with pytest.raises(UsageError, match=f"ensemble: {parameter} = 0; give a number above 0"):
+        oodbench.load_detector("ensemble", **{parameter: 0})
