@@ -7,31 +7,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench import __version__
+from oodbench import __version__, cli_check
+from oodbench.cli_common import (
+    Data,
+    Debug,
+    Device,
+    Parameters,
+    add_plugins,
+    app,
+    check_device,
+    check_names,
+    debugging,
+    find_in_working_folder,
+    read_parameters,
+)
 from oodbench.errors import OodbenchError, UsageError, reason
 
-app = typer.Typer(
-    help="How well does a detector know that a network does not know?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 INTERRUPTED = 130  # exit code
-_debug = False
-
-
-def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
-Data = Annotated[Path | None, typer.Option(help="Data root; by default $OODBENCH_DATA, or the user's cache folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Plugins = Annotated[
-    list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,7 +39,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="Instead of the suite's model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
     detector: Annotated[list[str], typer.Option(help="Only these; repeat for several.")] = [],  # noqa: B006
-    param: Annotated[list[str], typer.Option(metavar="D.NAME=VALUE", help="A hyper-parameter: knn.k=10.")] = [],  # noqa: B006
+    param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(help="Only these sets; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift; repeat for both.")] = [],  # noqa: B006
     data: Data = None,
@@ -60,7 +52,9 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that lies there, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a cell was skipped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
-    plugin: Plugins = [],  # noqa: B006
+    plugin: Annotated[
+        list[str], typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
+    ] = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Run every detector of a suite against every set of it, and print the leaderboard.
@@ -69,21 +63,21 @@ def run(
     """
     from oodbench.suite import load_suite
 
-    _find_in_working_folder(*plugin, model or "")
+    find_in_working_folder(*plugin, model or "")
     chosen = load_suite(suite)
-    detectors = (detector or chosen.detectors if plugin else detector) + _add_plugins(plugin)
+    detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
     chosen = chosen.customised(
         model=model,
         detectors=detectors,
-        parameters=_parameters(param),
+        parameters=read_parameters(param),
         datasets=dataset,
         protocols=protocol,
         seed=seed,
         batch_size=batch_size,
     )
     sets = [chosen.in_distribution, *(name for name, _ in chosen.names_and_kinds())]
-    _check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
-    _check_device(device)
+    check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
+    check_device(device)
     from oodbench import engine
     from oodbench.progress import terminal_progress
 
@@ -139,7 +133,7 @@ def list_names(
             row |= {"paper" if family == "detectors" else "source": record.source, "class": record.target}
             row |= {"distribution": record.distribution, "version": record.version, "error": record.error}
             rows.append(row)
-            if _debug and record.traceback:
+            if debugging() and record.traceback:
                 print(record.traceback, file=sys.stderr)
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -193,9 +187,9 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; a killed training goes on where it stopped. The last line is the file."""
-    _find_in_working_folder(model)
-    _check_names([], [dataset], [model], {})
-    _check_device(device)
+    find_in_working_folder(model)
+    check_names([], [dataset], [model], {})
+    check_device(device)
     from oodbench.datasets.load import load_dataset
     from oodbench.models import train as training
 
@@ -210,55 +204,6 @@ def train(
         seed=seed,
     )
     print(out)
-
-
-def _find_in_working_folder(*targets: str) -> None:
-    """Let ``module:object`` be a module that lies there; last, for it must not hide an installed package."""
-    if any(":" in target for target in targets):
-        sys.path.append(str(Path.cwd()))
-
-
-def _add_plugins(targets: list[str]) -> list[str]:
-    from oodbench import registry
-
-    return [registry.add_plugin(target) for target in targets]
-
-
-def _check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
-    """A misspelt name is said before torch is imported; another package's hyper-parameters are known only after."""
-    from oodbench import registry
-
-    for name in detectors:
-        record = registry.find("detectors", name)
-        if record.distribution == "oodbench":
-            registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
-    for name in datasets:
-        base = name.split("+")[0].split(":")[0]
-        if base != "folder":
-            registry.find("datasets", base)
-    for name in models:
-        if ":" not in name:
-            registry.find("models", name)
-
-
-def _check_device(name: str) -> None:
-    if name.split(":")[0] not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"unknown device '{name}' (auto, cpu, cuda or cuda:N)")
-
-
-def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
-    """``knn.k=10`` -> {"knn": {"k": 10}}; a value that is no JSON stays text."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        detector, dot, parameter = name.rpartition(".")
-        if not (equals and dot and detector and parameter):
-            raise UsageError(f"--param takes DETECTOR.NAME=VALUE, not '{text}'")
-        try:
-            found.setdefault(detector, {})[parameter] = json.loads(value)
-        except ValueError:
-            found.setdefault(detector, {})[parameter] = value
-    return found
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -279,6 +224,9 @@ def _print_table(folders: list[Any]) -> None:
     print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns, notes=notes))
 
 
+app.command("check")(cli_check.check)
+
+
 def main() -> None:
     """The console script: one line for what the user can mend, a traceback only with ``--debug``."""
     try:
@@ -288,7 +236,7 @@ def main() -> None:
             print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise
     except Exception as error:
-        if _debug:
+        if debugging():
             raise
         hint = "" if isinstance(error, OodbenchError) else " (--debug shows where)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)

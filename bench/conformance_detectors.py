@@ -192,6 +192,8 @@ def learns_from_shift(subject: Subject) -> str:
         except Unsuitable:
             return "learns nothing from one, and says so"
         raise Failed("takes shift_images without a shift_head to learn from them")
+    head = subject.shifted.head
+    require(not head.chooses or 0 <= head.setting_ < len(subject.fitted.grid), "its head chose no setting of its grid")
     scores = [subject.shifted.score(subject.classifier, images) for images in (INSIDE, easy_shift(60, seed=3))]
     found = metrics.auroc(*scores)
     require(found > LEARNT_AUROC, f"AUROC {found:.3f} on noise as it learnt from, where {LEARNT_AUROC} is easy")

@@ -55,13 +55,17 @@ class Subject:
                 self._loaded[split] = error
         return self._loaded[split]
 
+    @property
+    def missing(self) -> MissingData | None:
+        """What a split says that is not there."""
+        return next((found for split in SPLITS if isinstance(found := self.loaded(split), MissingData)), None)
+
     @cached_property
     def splits(self) -> dict[str, ImageSet]:
         """The splits that are there. Raises Skipped where no file is."""
         there = {split: found for split in SPLITS if isinstance(found := self.loaded(split), ImageSet)}
         if not there:
-            missing = next((e for e in self._loaded.values() if isinstance(e, MissingData)), None)
-            raise Skipped(str(missing) if missing else "could not be loaded")
+            raise Skipped("its files are not there" if self.missing else "could not be loaded")
         return there
 
 
@@ -73,6 +77,8 @@ def loads(subject: Subject) -> str:
             raise Failed(f"its split {split} does not load: {reason(images)}")
     if all(isinstance(images, UsageError) for images in found.values()):
         raise Failed(f"has neither a split train nor test: {found['test']}")
+    if subject.missing and not any(isinstance(images, ImageSet) for images in found.values()):
+        raise Skipped(str(subject.missing))
     there = [f"{split} {len(images):,}" for split, images in subject.splits.items()]
     absent = [f"no {split}" for split, images in found.items() if isinstance(images, Exception)]
     return ", ".join([*there, *absent]) + " images"

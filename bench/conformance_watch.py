@@ -30,11 +30,12 @@ def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Ten
     spied = _spied(type(detector), watched)(**detector.parameters())
     spied.name = detector.name
     given = {"training images": train.clone(), "labels": labels.clone(), "test images": test.clone()}
-    network, surroundings = _of_classifier(classifier), _of_surroundings()
-    spied.fit(classifier, given["training images"], given["labels"])
-    spied.score(classifier, given["test images"])
-    watched.of_classifier += _changed(network, _of_classifier(classifier))
-    watched.of_others += _changed(surroundings, _of_surroundings())
+    with other_randomness():  # a state that no seed of the detector's own has left behind
+        network, surroundings = _of_classifier(classifier), _of_surroundings()
+        spied.fit(classifier, given["training images"], given["labels"])
+        spied.score(classifier, given["test images"])
+        watched.of_classifier += _changed(network, _of_classifier(classifier))
+        watched.of_others += _changed(surroundings, _of_surroundings())
     watched.of_others += _changed({"training images": train, "labels": labels, "test images": test}, given)
     return watched
 

@@ -1,0 +1,84 @@
+"""``oodbench check`` as a user meets it: which family a name is of, what it prints, its exit codes."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from oodbench import registry
+from oodbench.conformance import family_of
+from oodbench.conformance_detectors import CHECKS
+from oodbench.errors import UsageError
+
+
+def test_a_name_of_both_families_is_asked_about(monkeypatch):
+    record = registry.Record("datasets", "msp", "nowhere:msp", distribution="other")
+    monkeypatch.setitem(registry._added, ("datasets", "msp"), record)
+    with pytest.raises(UsageError, match="'msp' is a detector and a data set; say which with --family"):
+        family_of("msp")
+    assert family_of("digits:3+noise@1") == "datasets"
+    assert family_of("folder:anything") == "datasets"
+    assert family_of("knn") == "detectors"
+
+
+def oodbench_check(*arguments, cwd: Path | None = None):
+    command = [sys.executable, "-P", "-m", "oodbench.cli", "check", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_check_prints_each_outcome_and_the_count():
+    done = oodbench_check("msp")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == list(CHECKS)
+    assert {line.split()[0] for line in lines[:-1]} <= {"pass", "skip"}
+    skipped = 0 if torch.cuda.is_available() else 1
+    assert lines[-1] == f"msp: {len(CHECKS) - skipped} checks passed, 0 failed, {skipped} skipped"
+
+
+def test_check_of_a_plugin_that_breaks_its_contract(tmp_path):
+    (tmp_path / "loud.py").write_text(
+        textwrap.dedent('''
+        import oodbench
+
+
+        class Loud(oodbench.Detector):
+            """Scores an image by the others of its batch."""
+
+            signals = ("logits",)
+
+            def __init__(self, power=1.0):
+                self.power = power
+
+            def statistics(self, probe):
+                return (probe.logits.mean() - probe.logits.max(1).values) ** self.power
+        ''')
+    )
+    done = oodbench_check("--plugin", "loud:Loud", "--param", "loud.power=3", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    rows = json.loads(done.stdout)
+    assert {"batch-size"} <= {row["check"] for row in rows if row["outcome"] == "fail"}
+    assert {row["name"] for row in rows} == {"loud"}
+    assert {row["family"] for row in rows} == {"detectors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["enregy"], "unknown detector or data set 'enregy'; did you mean 'energy'?"),
+        ([], "check what?"),
+        (["knn", "--param", "knn.kk=3"], "did you mean 'k'?"),
+        (["knn", "--param", "msp.k=3"], "this is about knn"),
+        (["digits", "--param", "digits.k=3"], "has no parameters"),
+        (["msp", "--family", "models"], "unknown family 'models'"),
+    ],
+)
+def test_wrong_usage(arguments, says):
+    done = oodbench_check(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
