@@ -10,6 +10,7 @@
 """
 
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ class Detector:
         variants: names for the columns of ``statistics`` after the first, which is the detector's own score: each makes
             a row ``NAME:VARIANT`` of its own, over the one fit.
         quick: hyper-parameters that make its training short, for ``oodbench check``.
+        caches: whether what ``prepare`` leaves may come from the cache: False where it reads files that may change.
         grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
@@ -51,6 +53,7 @@ class Detector:
     name: str = ""
     variants: ClassVar[tuple[str, ...]] = ()
     quick: ClassVar[dict[str, Any]] = {}
+    caches: bool = True
     signals: ClassVar[tuple[str, ...] | None] = None
     grid: ClassVar[Sequence[dict[str, Any]]] = ()
     unsupervised_head: ClassVar[str] = "identity"
@@ -120,6 +123,11 @@ class Detector:
         return type(self).prepare is not Detector.prepare
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether it makes a classifier of its own."""
+        return type(self).probabilities is not Detector.probabilities
+
+    @property
     def declared_signals(self) -> frozenset[str]:
         """``signals``, or all of them where none are declared."""
         return SIGNALS if self.signals is None else frozenset(self.signals)
@@ -127,6 +135,22 @@ class Detector:
     def parameters(self) -> dict[str, Any]:
         """Hyper-parameters by name: the constructor's arguments."""
         return {name: getattr(self, name) for name in _arguments(type(self))}
+
+    def changed(self) -> dict[str, list[Any]]:
+        """{name: [value, default]} of the hyper-parameters that are not their class's defaults."""
+        found = {}
+        for name, value in self.parameters().items():
+            default = inspect.signature(type(self)).parameters[name].default
+            if default is not inspect.Parameter.empty and _json(value) != _json(default):
+                found[name] = [value, default]
+        return found
+
+    def columns_of(self, statistics: np.ndarray, variant: str = "") -> np.ndarray:
+        """What the head of one row sees of statistics (N, S, D): all columns, or its own one where there are variants."""
+        if not self.variants:
+            return statistics
+        place = ("", *self.variants).index(variant)
+        return statistics[:, :, place : place + 1]
 
     def grouped_statistics(self, probe: Probe) -> np.ndarray:
         """``statistics`` as float64 (N, S, D), S = len(settings). Raises BadData for another shape or dtype."""
@@ -138,7 +162,13 @@ class Detector:
                 f"statistics(probe) gave shape {tuple(values.shape)} for {len(probe)} images and"
                 f" {len(self.settings)} settings; it returns (N,) or (N, D)"
             )
-        return values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
+        grouped = values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
+        if self.variants and grouped.shape[2] != 1 + len(self.variants):
+            raise BadData(
+                f"statistics(probe) gave {grouped.shape[2]} columns a setting; they are its own score and one for each of"
+                f" its variants {', '.join(self.variants)}"
+            )
+        return grouped
 
     def fit(
         self,
@@ -246,6 +276,10 @@ def _arguments(kind: type) -> list[str]:
     if kind.__init__ is object.__init__:  # type: ignore[misc]  # an inspection, not a call
         return []
     return list(inspect.signature(kind).parameters)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:

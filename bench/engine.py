@@ -6,7 +6,7 @@ set that is missing and a score that is not a number become cells with a status 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import torch
 from oodbench import metrics, passes, protocols, timing
 from oodbench.detector import Detector
 from oodbench.errors import BadData, MissingData, Unsuitable, reason
-from oodbench.heads import HEADS, Head
+from oodbench.fitting import Fitting
 from oodbench.image_set import ImageSet
-from oodbench.inputs import Inputs, Pairing
+from oodbench.inputs import Inputs, Pairing, Row
 from oodbench.progress import Progress
 from oodbench.protocols import Split
 from oodbench.results import Cell, RunFolder, Status, cost_key, provenance
+from oodbench.shift import Trial, Trials
 from oodbench.store import StatisticsStore, merged
 from oodbench.suite import Suite, load_suite
 
@@ -109,23 +110,25 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
     for pairing in inputs.pairings:
         found = f"skipped: {reason(pairing.error)}" if pairing.error else f"{len(pairing.images or ()):,} images"
         lines.append(f"outside   {pairing.name} ({pairing.kind}), {found}")
+    if inputs.source is not None:
+        lines.append(f"transfer  learns from {inputs.source.name}")
     for name in suite.detectors:
         fails = f", fails: {reason(inputs.broken[name])}" if name in inputs.broken else ""
-        lines.append(f"detector  {name}: {', '.join(inputs.protocols_of(name))}{fails}")
-    return [*lines, f"{len(inputs.pairings) * sum(len(inputs.protocols_of(name)) for name in suite.detectors)} cells"]
+        protocols_of: dict[str, list[str]] = {}
+        for row in inputs.rows_of(name):
+            protocols_of.setdefault(row.name, []).append(row.protocol)
+        lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
+    return [*lines, f"{sum(len(inputs.rows(pairing)) for pairing in inputs.pairings)} cells"]
 
 
 class _Run:
-    """What is fitted, and what is known of the in-distribution test images."""
+    """The cells of a run, and what is known of the in-distribution test images."""
 
     def __init__(self, inputs: Inputs, folder: RunFolder, progress: Progress, workers: int) -> None:
         self.inputs, self.folder, self.progress, self.workers = inputs, folder, progress, workers
         self.suite, self.inside, self.detectors = inputs.suite, inputs.inside, inputs.detectors
-        self.broken = dict(inputs.broken)  # by detector: why none of its cells can be had
-        self.heads = {name: HEADS[detector.unsupervised_head]() for name, detector in self.detectors.items()}
-        self.signals = passes.signals_of(list(self.detectors.values()))
-        self._is_fitted = False
-        self.inside_store: StatisticsStore | None = None  # once opened
+        self.fitting = Fitting(inputs, progress, workers)
+        self.trials: Trials | None = None  # once opened
         self.about = provenance(str(inputs.device)) | {"batch_size": self.suite.batch_size, "limit": inputs.limit}
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
@@ -138,6 +141,8 @@ class _Run:
             "in-distribution images": self.inside.fingerprint,
             "training images": inputs.train.fingerprint,
         }
+        if inputs.source is not None:
+            shared["transfer_from"] = inputs.source.name
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in self.detectors.items()}
         folder.settle(shared, {"suite": self.suite.model_dump(mode="json"), "provenance": self.about})
 
@@ -145,112 +150,96 @@ class _Run:
 
     def run_cells(self) -> None:
         """Every cell that is not finished yet."""
-        wanted = [(name, protocol) for name in self.suite.detectors for protocol in self.inputs.protocols_of(name)]
-        todo = [
-            (pairing, [(n, p) for n, p in wanted if not self.folder.finished(self._cell(pairing, n, p))])
-            for pairing in self.inputs.pairings
-        ]
-        if done := len(wanted) * len(todo) - sum(len(cells) for _, cells in todo):
+        wanted = [(pairing, self.inputs.rows(pairing)) for pairing in self.inputs.pairings]
+        todo = [(pairing, [r for r in rows if not self.folder.finished(self._cell(pairing, r))]) for pairing, rows in wanted]
+        if done := sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in todo):
             self.progress.say(f"{done} cells lie finished in {self.folder.path}; going on with the rest")
-        self._expect([len(pairing.images) for pairing, cells in todo if cells and pairing.images is not None])
-        for pairing, cells in todo:
-            if pairing.images is not None and cells:
-                self._open()
+        at_hand = [(pairing, rows) for pairing, rows in todo if rows and pairing.images is not None]
+        names = {row.detector for _, rows in at_hand for row in rows}
+        self._expect([len(pairing.images) for pairing, _ in at_hand if pairing.images is not None])
+        for pairing, rows in todo:
+            if pairing.images is not None and rows:
+                self._open(names)
                 self.progress.stage(f"{pairing.name}: {len(pairing.images):,} images")
                 try:
-                    self._run_pairing(pairing, pairing.images, cells)
+                    self._run_pairing(pairing, pairing.images, rows)
                 except BadData as error:  # an image that is only decoded now
                     pairing.error = error
                     self.progress.say(f"{pairing.name}: {reason(error)}")
-            for name, protocol in cells if pairing.error else ():
-                self._write_reason(pairing, name, protocol, pairing.error)
+            for row in rows if pairing.error else ():
+                self._write_reason(pairing, row, pairing.error)
 
     def _expect(self, sizes: list[int]) -> None:
         """Tell the progress bar about how much work sets of these sizes are, fitting and calibrating included."""
         if not sizes:
             return
         alone = {d: [d.setting] for d in self.detectors.values()}
-        grids = {d: d.shift_settings for d in self.detectors.values() if d.shift_head and "per-shift" in self.suite.protocols}
+        grids = {d: d.shift_settings for d in self.detectors.values() if d.shift_head} if self._learns else {}
         test, validation = (passes.effort(jobs, self.inputs.classifier) for jobs in (alone, merged(alone, grids)))
         self.progress.expect(len(self.inputs.train))
         for size in [len(self.inside), *sizes]:
             few = min(protocols.VALIDATION_SIZE, size // 2)
             self.progress.expect(few * validation + (size - few) * test)
 
-    def _cell(self, pairing: Pairing, name: str, protocol: str, status: Status = "ok", **fields: Any) -> Cell:
+    @property
+    def _learns(self) -> bool:
+        """Whether heads may learn from shifts."""
+        return any(protocol != "unsupervised" for protocol in self.suite.protocols)
+
+    def _cell(self, pairing: Pairing, row: Row, status: Status = "ok", **fields: Any) -> Cell:
         dataset, level = pairing.dataset_and_level
-        sets = [images for images in (self.inputs.train, self.inside, pairing.images) if images is not None]
+        detector = self.detectors.get(row.detector)
+        source = self.inputs.source if row.protocol == "transfer" else None
+        sets = [self.inputs.train, self.inside, pairing.images, source.images if source else None]
         return Cell(
             model=self.suite.model or "",
             weights_hash=self.inputs.weights_hash,
             in_distribution=self.suite.in_distribution,
             in_fingerprint=self.inside.fingerprint,
             train_fingerprint=self.inputs.train.fingerprint,
-            detector=name,
-            parameters=self.detectors[name].parameters() if name in self.detectors else self.suite.parameters.get(name, {}),
-            protocol=protocol,
+            detector=row.detector,
+            variant=row.variant,
+            parameters=detector.parameters() if detector else self.suite.parameters.get(row.detector, {}),
+            changed=self._changed(detector, row) if detector else {},
+            protocol=row.protocol,
+            transfer_from=source.name if source else "",
+            transfer_fingerprint=source.images.fingerprint if source and source.images is not None else "",
             dataset=dataset,
             level=level,
             kind=pairing.kind,
             fingerprint=pairing.images.fingerprint if pairing.images is not None else "",
             seed=self.suite.seed,
-            sizes={f"{images.name} ({images.split})": (len(images), images.official_size) for images in sets},
+            sizes={f"{s.name} ({s.split})": (len(s), s.official_size) for s in sets if s is not None},
             status=status,
             provenance=self.about,
             **fields,
         )
 
-    def _write_reason(self, pairing: Pairing, name: str, protocol: str, error: Exception | None) -> None:
+    def _changed(self, detector: Detector, row: Row) -> dict[str, list[Any]]:
+        """Hyper-parameters that are not the defaults, but for those that the head chooses."""
+        chosen = detector.setting if row.protocol != "unsupervised" and len(detector.shift_settings) > 1 else {}
+        return {name: pair for name, pair in detector.changed().items() if name not in chosen}
+
+    def _write_reason(self, pairing: Pairing, row: Row, error: Exception | None) -> None:
         """A cell without figures."""
         status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
-        cell = self._cell(pairing, name, protocol, status, reason=reason(error or BadData("no reason")))
+        cell = self._cell(pairing, row, status, reason=reason(error or BadData("no reason")))
         if not self.folder.write(cell):
-            self.progress.say(f"{name} on {pairing.name} keeps its figures of before: {cell.reason}")
+            self.progress.say(f"{row.name} on {pairing.name} keeps its figures of before: {cell.reason}")
 
-    # Fitting
-
-    def _open(self) -> None:
-        """Once, before the first cell that needs it: fit, and pass over the in-distribution test images."""
-        if self.inside_store is not None:
+    def _open(self, names: Collection[str]) -> None:
+        """Once, before the first cell that needs it: fit these detectors, and pass over the in-distribution test images."""
+        if self.trials is not None:
             return
-        self._fit()
+        self.fitting.fit(names)
+        self.fitting.judge_probabilities(names)
         # Validation rows of every set are a beginning of this order, so their batches serve all sets.
-        order = protocols.stratified_order(len(self.inside), _labels(self.inside), self.suite.seed)
-        validation = min(protocols.VALIDATION_SIZE, len(order) // 2) if "per-shift" in self.suite.protocols else 0
-        self.inside_store = self._store(self.inside, order[:validation])
+        order = protocols.stratified_order(len(self.inside), protocols.labels_of(self.inside), self.suite.seed)
+        inside = self._store(self.inside, order[: min(protocols.VALIDATION_SIZE, len(order) // 2) if self._learns else 0])
         if "unsupervised" in self.suite.protocols:
             self.progress.stage(f"{self.inside.name}: {len(self.inside):,} in-distribution test images")
-            self.inside_store.ensure({d: [d.setting] for d in self._sound()}, np.arange(len(self.inside)))
-
-    def _fit(self) -> None:
-        """Once: one pass over the training images for all, and one over the held-out ones for heads that calibrate."""
-        if self._is_fitted:
-            return
-        self._is_fitted = True
-        for detector in self.detectors.values():
-            try:
-                detector.check(self.inputs.classifier)
-            except Exception as error:
-                self._break(detector, error)
-        train, classifier = self.inputs.train, self.inputs.classifier
-        held_out = protocols.held_out(len(train), _labels(train), self.suite.seed)
-        options: dict[str, Any] = {"workers": self.workers, "on_error": self._break}
-        self.progress.stage(f"fitting on {len(train):,} training images")
-        if observing := [detector for detector in self._sound() if detector.observes]:
-            size = self.suite.batch_size
-            advance = self.progress.advance
-            passes.observe(observing, classifier, train, train.labels, held_out, size, on_batch=advance, **options)
-        if wanting := {d: [d.setting] for d in self._sound() if self.heads[d.name].calibrates}:
-            pieces = passes.pieces_of(np.flatnonzero(held_out), self.suite.batch_size)
-            for detector, values in passes.statistics(wanting, classifier, train, pieces, **options)[0].items():
-                self.heads[detector.name].calibrate(values)
-
-    def _sound(self) -> list[Detector]:
-        return [detector for name, detector in self.detectors.items() if name not in self.broken]
-
-    def _break(self, detector: Detector, error: Exception) -> None:
-        self.broken[detector.name] = error
-        self.progress.say(f"{detector.name}: {reason(error)}")
+            inside.ensure(({d: [d.setting] for d in self.fitting.sound(names)}, np.arange(len(self.inside))))
+        self.trials = Trials(self.inputs, self.fitting.heads, inside, self._store)
 
     def _store(self, images: ImageSet, first: np.ndarray) -> StatisticsStore:
         return StatisticsStore(
@@ -258,84 +247,58 @@ class _Run:
             self.inputs.classifier,
             first,
             batch_size=self.suite.batch_size,
-            signals=self.signals,
+            signals=self.fitting.signals,
             workers=self.workers,
             on_batch=self.progress.advance,
         )
 
     # One set
 
-    def _run_pairing(self, pairing: Pairing, images: ImageSet, cells: list[tuple[str, str]]) -> None:
-        """One pass over the set: first the validation rows, whose statistics fit the heads, then the test rows."""
-        assert self.inside_store is not None
-        inside = self.inside_store
-        split: Split | None = None
-        too_small: Exception | None = None
-        if "per-shift" in self.suite.protocols:
-            try:
-                split = protocols.per_shift(self.inside, images, self.suite.seed)
-            except Unsuitable as error:
-                too_small = error
-        sound = [(self.detectors[name], protocol) for name, protocol in cells if name not in self.broken]
-        unsupervised = {d: [d.setting] for d, protocol in sound if protocol == "unsupervised"}
-        learning = {d: d.shift_settings for d, protocol in sound if protocol == "per-shift" and split}
-        outside = self._store(images, split.out_validation if split else np.empty(0, dtype=np.int64))
-        heads: dict[str, Head | Exception] = {}
-        if split:
-            outside.ensure(merged(unsupervised, learning), split.out_validation)
-            inside.ensure(learning, split.in_validation)
-            heads = {d.name: _shift_head(d, inside, outside, split, pairing.kind) for d in learning}
-            chosen = {
-                d: [settings[head.setting_]] for d, settings in learning.items() if isinstance(head := heads[d.name], Head)
-            }
-            outside.ensure(merged(unsupervised, chosen), split.out_test)
-            inside.ensure(chosen, split.in_test)
-        outside.ensure(unsupervised, np.arange(len(images)))
-        whole = protocols.whole(self.inside, images)
-        for name, protocol in cells:
-            if name in self.broken:
-                self._write_reason(pairing, name, protocol, self.broken[name])
-            elif protocol == "unsupervised":
-                self._write_cell(pairing, name, protocol, self.heads[name], outside, whole)
-            elif split is None:
-                self._write_reason(pairing, name, protocol, too_small)
+    def _run_pairing(self, pairing: Pairing, images: ImageSet, rows: list[Row]) -> None:
+        assert self.trials is not None
+        wanted: dict[str, list[Detector]] = {}
+        for row in rows:
+            if row.detector not in self.fitting.broken:
+                wanted.setdefault(row.protocol, []).append(self.detectors[row.detector])
+        trials, outside = self.trials.of(pairing, images, wanted)
+        for row in rows:
+            if row.detector in self.fitting.broken:
+                self._write_reason(pairing, row, self.fitting.broken[row.detector])
+            elif isinstance(trial := trials[row.protocol], Trial):
+                self._write_cell(pairing, row, trial, outside)
             else:
-                self._write_cell(pairing, name, protocol, heads[name], outside, split)
+                self._write_reason(pairing, row, trial)
 
-    def _write_cell(
-        self,
-        pairing: Pairing,
-        name: str,
-        protocol: str,
-        head: Head | Exception,
-        outside: StatisticsStore,
-        split: Split,
-    ) -> None:
-        assert self.inside_store is not None
-        detector = self.detectors[name]
+    def _write_cell(self, pairing: Pairing, row: Row, trial: Trial, outside: StatisticsStore) -> None:
+        assert self.trials is not None
+        detector, split = self.detectors[row.detector], trial.split
+        head, settings = trial.heads[detector], trial.settings[detector]
         start = time.perf_counter()
         try:
             if isinstance(head, Exception):
                 raise head
-            settings = detector.shift_settings if protocol == "per-shift" else [detector.setting]
             setting = settings[head.setting_]
-            in_scores = head.score(self.inside_store.get(detector, [setting], split.in_test))
-            out_scores = head.score(outside.get(detector, [setting], split.out_test))
+            sides = (self.trials.inside, split.in_test), (outside, split.out_test)
+            in_scores, out_scores = (
+                head.score(detector.columns_of(store.get(detector, [setting], rows), row.variant)) for store, rows in sides
+            )
             figures = self._figures(in_scores, out_scores, outside.images, split)
         except Exception as error:
-            self.progress.say(f"{name} on {pairing.name}: {reason(error)}")
-            self._write_reason(pairing, name, protocol, error)
+            self.progress.say(f"{row.name} on {pairing.name}: {reason(error)}")
+            self._write_reason(pairing, row, error)
             return
         cell = self._cell(
             pairing,
-            name,
-            protocol,
+            row,
             n_in=len(in_scores),
             n_out=len(out_scores),
             metrics=asdict(figures),
             setting=setting,
-            head=detector.shift_head if protocol == "per-shift" else detector.unsupervised_head,
-            wall_seconds=outside.seconds(detector, settings) + time.perf_counter() - start,
+            head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
+            wall_seconds=outside.seconds(detector, settings if row.protocol == "per-shift" else [setting])
+            + time.perf_counter()
+            - start,
+            extras=self.fitting.extras.get(row.detector, {}),
         )
         self.folder.write(cell, {"in_scores": in_scores, "out_scores": out_scores, **dict(split)})
 
@@ -355,14 +318,15 @@ class _Run:
     def measure_costs(self) -> None:
         """Standalone cost of every detector and setting among the finished cells that is not in costs.json yet."""
         costs = self.folder.costs()
-        jobs: dict[str, timing.Job] = {}
+        wanted: dict[str, timing.Job] = {}
         for cell in self.folder.cells():
             key = cost_key(cell.detector, cell.parameters, cell.setting)
             if cell.status == "ok" and key not in costs and cell.detector in self.detectors:
-                jobs[key] = timing.Job(self.detectors[cell.detector], cell.setting or {})
+                wanted[key] = timing.Job(self.detectors[cell.detector], cell.setting or {})
+        self.fitting.fit({job.detector.name for job in wanted.values()})
+        jobs = {key: job for key, job in wanted.items() if job.detector.name not in self.fitting.broken}
         if not jobs:
             return
-        self._fit()
         self.progress.stage(f"measuring what {len(jobs)} settings cost by themselves")
         self.progress.expect(timing.REPEATS * timing.BATCH_SIZE)
         rows = np.resize(np.arange(len(self.inside)), timing.BATCH_SIZE)
@@ -371,23 +335,3 @@ class _Run:
             jobs, self.inputs.classifier, images, on_step=lambda: self.progress.advance(timing.BATCH_SIZE)
         )
         self.folder.write_costs(costs | measured)
-
-
-def _labels(images: ImageSet) -> np.ndarray | None:
-    return None if images.labels is None else images.labels.numpy()
-
-
-def _shift_head(
-    detector: Detector, inside: StatisticsStore, outside: StatisticsStore, split: Split, kind: str
-) -> Head | Exception:
-    """The head fitted on validation rows of both sides, or why it could not be."""
-    assert detector.shift_head is not None
-    head = HEADS[detector.shift_head]()
-    settings = detector.shift_settings
-    try:
-        fit = inside.get(detector, settings, split.in_fit), outside.get(detector, settings, split.out_fit)
-        choose = inside.get(detector, settings, split.in_choose), outside.get(detector, settings, split.out_choose)
-        head.fit(fit, choose, "auroc" if kind == "adversarial" else "tnr95")
-    except Exception as error:
-        return error
-    return head

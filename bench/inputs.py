@@ -7,7 +7,7 @@ detector that cannot be built are kept with the reason, for their cells to say i
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,20 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
 from oodbench.registry import unknown
+from oodbench.results import row_name
 from oodbench.suite import Suite
+
+
+class Row(NamedTuple):
+    """A row of the leaderboard: a detector, or one of its variants, under one protocol."""
+
+    detector: str
+    protocol: str
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return row_name(self.detector, self.variant)
 
 
 @dataclass
@@ -46,7 +59,8 @@ class Inputs:
 
     detectors: by name; broken: why a detector could not be built, by name.
     classifier, weights_hash, device: after ``load_model``.
-    train, inside: the in-distribution training and test images; pairings: the other sets, in the suite's order.
+    train, inside: the in-distribution training and test images; pairings: the sets tested, in the suite's order.
+    source: the set that transfer learns from, one of the pairings or not; None without that protocol.
     size: pixels a side, of all images.
     """
 
@@ -72,6 +86,7 @@ class Inputs:
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         self.inside = protocols.limited(inside, limit, suite.seed)
         self.pairings = [self._load_pairing(name, kind, progress) for name, kind in suite.names_and_kinds()]
+        self.source = self._load_source(progress) if "transfer" in suite.protocols else None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
         self.device = torch.device("cpu")
@@ -88,12 +103,22 @@ class Inputs:
             self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
             self.weights_hash = self.classifier.weights_hash
 
-    def protocols_of(self, name: str) -> list[str]:
-        """The protocols under which a detector has a row: per-shift only if it learns something there."""
+    def rows_of(self, name: str) -> list[Row]:
+        """The rows of one detector: its own under each protocol where it learns something, its variants' unsupervised."""
         if name not in self.detectors:
-            return [*self.suite.protocols[:1]]  # one row, to say why
-        learns = self.detectors[name].shift_head is not None
-        return [protocol for protocol in self.suite.protocols if protocol == "unsupervised" or learns]
+            return [Row(name, protocol) for protocol in self.suite.protocols[:1]]  # one row, to say why
+        detector, rows = self.detectors[name], []
+        for protocol in self.suite.protocols:
+            if protocol == "unsupervised":
+                rows += [Row(name, protocol, variant) for variant in ("", *detector.variants)]
+            elif detector.shift_head is not None:
+                rows.append(Row(name, protocol))
+        return rows
+
+    def rows(self, pairing: Pairing) -> list[Row]:
+        """What has a cell on this set: under transfer nothing on the very set that it learns from."""
+        rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
+        return [row for row in rows if row.protocol != "transfer" or pairing is not self.source]
 
     def _load_set(self, name: str, split: str, size: int | None) -> ImageSet:
         from oodbench.datasets.load import load_dataset
@@ -111,6 +136,12 @@ class Inputs:
             progress.say(f"{name}: {reason(error)}")
             return Pairing(name, kind or "far-ood", None, error)
 
+    def _load_source(self, progress: Progress) -> Pairing:
+        name = self.suite.transfer_from
+        assert name is not None  # the suite was checked
+        known = next((pairing for pairing in self.pairings if pairing.name == name), None)
+        return known or self._load_pairing(name, self.suite.kinds()[name], progress)
+
     def _refuse_in_distribution(self, images: ImageSet) -> None:
         """The same pictures on both sides would be told apart by nothing. Also computes the fingerprint, reading all."""
         if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.inside, images):
@@ -127,9 +158,13 @@ def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
         if parameters:
             raise UsageError(f"{name} does not take {parameters}: {reason(error)}") from error
         raise
-    for head in (detector.unsupervised_head, detector.shift_head):
+    for role, head in (("unsupervised_head", detector.unsupervised_head), ("shift_head", detector.shift_head)):
         if head is not None and head not in HEADS:
             raise BadData(unknown(f"head of {name}", head, HEADS, f"known: {', '.join(HEADS)}"))
+        if head is not None and HEADS[head].learns_from_shift != (role == "shift_head"):
+            fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
+            raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
+    _check_variants(name, detector)
     try:
         json.dumps(detector.parameters(), allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
@@ -137,3 +172,12 @@ def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
             f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"
         ) from error
     return detector
+
+
+def _check_variants(name: str, detector: Detector) -> None:
+    variants = detector.variants
+    sound = not isinstance(variants, str) and all(isinstance(v, str) and v and ":" not in v for v in variants)
+    if not sound or len(set(variants)) < len(variants):
+        raise BadData(f"{name}: variants = {variants!r}; they are a tuple of different names without a colon")
+    if variants and detector.unsupervised_head != "identity":
+        raise BadData(f"{name}: has variants, so each column is a score and its unsupervised_head is identity")

@@ -181,6 +181,38 @@ def statistics(
     return found, {detector: seconds[detector] for detector in found}
 
 
+def probabilities(
+    detectors: Sequence[Detector],
+    classifier: Classifier | None,
+    images: ImageSet,
+    batch_size: int,
+    *,
+    signals: frozenset[str],
+    workers: int = 0,
+    on_batch: OnBatch = lambda n: None,
+    on_error: OnError = raise_it,
+) -> tuple[dict[Detector, np.ndarray], np.ndarray | None]:
+    """One pass: float64 class probabilities (N, classes) by detector, where it gives some, and the network's softmax."""
+    parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
+    network: list[np.ndarray] = []
+    for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
+        probe = Probe(classifier, batch, signals)
+        with probe.mode():
+            if classifier is not None:
+                network.append(probe.softmax.cpu().numpy())
+            for detector in list(parts):
+                try:
+                    given = detector.probabilities(probe)
+                    if given is not None:
+                        parts[detector].append(given.detach().double().cpu().numpy())
+                except Exception as error:
+                    del parts[detector]
+                    on_error(detector, error)
+        on_batch(len(piece))
+    found = {detector: np.concatenate(part) for detector, part in parts.items() if part}
+    return found, np.concatenate(network) if network else None
+
+
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Statistics of all batches (N, S, D). Raises BadData where they do not fit together or are not finite."""
     widths = {part.shape[2] for part in parts}
@@ -235,7 +267,8 @@ def fit(
 
     def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
         with _explained(classifier, source):
-            return statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
+            found = statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
+        return detector.columns_of(found)
 
     head = HEADS[detector.unsupervised_head]()
     if shift_images is not None:
@@ -264,7 +297,7 @@ def score(
     pieces = pieces_of(np.arange(len(images)), batch_size)
     with _explained(classifier, images):
         found = statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
-    return head.score(found)
+    return head.score(detector.columns_of(found))
 
 
 @contextmanager

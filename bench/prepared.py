@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 
 
 def prepare(detector: Detector, classifier: Classifier | None, train_set: TrainingSet, progress: Progress) -> None:
-    """Fitted state as ``detector.prepare`` leaves it: from the cache, or trained now and put there.
+    """Fitted state as ``detector.prepare`` leaves it: from the cache, or trained now and put there, if it ``caches``.
 
     Training draws from torch's generators seeded with ``train_set.seed``, which are as before afterwards. Either way the
     detector ends with its fitted state alone, so that whatever else it would need shows the first time.
@@ -41,7 +41,7 @@ def prepare(detector: Detector, classifier: Classifier | None, train_set: Traini
     key = key_of(detector, classifier, train_set)
     path = cache_root() / "prepared" / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)[:80]}-{key[:16]}.safetensors"
     device = classifier.device if classifier else torch.device("cpu")
-    if path.exists():
+    if detector.caches and path.exists():
         try:
             _restore(detector, path, key, device)
         except BadData as error:
@@ -59,6 +59,8 @@ def prepare(detector: Detector, classifier: Classifier | None, train_set: Traini
     trained = state.fitted_state(detector)
     if not trained:
         raise BadData(f"{name}: prepare left no fitted state; keep what it trains in attributes that end in _")
+    if not detector.caches:
+        return
     data = state.to_bytes({"schema_version": SCHEMA_VERSION, "key": key}, trained, path.name)
     try:
         state.write_atomically(path, data)

@@ -2,10 +2,11 @@
 
 ``unsupervised``: a detector sees in-distribution images only; whole sets are test samples.
 ``per-shift``: the papers': a held-out part of the very shift that it is tested on fits and chooses its head.
+``transfer``: that part of one named shift fits and chooses its head, which is tested on all other sets.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
         return images
     import torch
 
-    return images.select(torch.from_numpy(np.sort(stratified_order(len(images), _labels(images), seed)[:limit])))
+    return images.select(torch.from_numpy(np.sort(stratified_order(len(images), labels_of(images), seed)[:limit])))
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     Raises Unsuitable where a side has too few images to split.
     """
     in_base, out_base = inside.base_index.numpy(), outside.base_index.numpy()
-    in_order = in_base[stratified_order(len(inside), _labels(inside), seed)]
-    out_order = out_base[stratified_order(len(outside), _labels(outside), seed)]
+    in_order = in_base[stratified_order(len(inside), labels_of(inside), seed)]
+    out_order = out_base[stratified_order(len(outside), labels_of(outside), seed)]
     in_order, out_order = _unique(in_order), _unique(out_order)
     size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
     common = in_order[np.isin(in_order, out_order)] if shares_images(inside, outside) else ()
@@ -102,24 +103,51 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     return split
 
 
+def transfer(learnt: Split, inside: ImageSet, source: ImageSet, outside: ImageSet) -> Split:
+    """What heads that learnt from ``source``, by its ``per_shift`` split, are tested on: all of ``outside`` and of inside.
+
+    But for copies of the images that they learnt from. ``out_fit`` and ``out_choose`` are rows of ``source``.
+
+    Raises Unsuitable where nothing is left.
+    """
+    fresh = np.ones(len(outside), dtype=bool)
+    for images, rows in ((inside, learnt.in_validation), (source, learnt.out_validation)):
+        if shares_images(images, outside):
+            fresh &= ~np.isin(outside.base_index.numpy(), images.base_index.numpy()[rows])
+    if not fresh.any():
+        raise Unsuitable(f"all of {outside.name} are copies of images of {source.name} that transfer learns from")
+    split = replace(learnt, out_test=np.flatnonzero(fresh))
+    check_no_leak(split, inside, outside, source)
+    return split
+
+
 def shares_images(a: ImageSet, b: ImageSet) -> bool:
     """Whether two sets were made from one base set."""
-    return (a.base or a.fingerprint) == (b.base or b.fingerprint)
+    return _base(a) == _base(b)
 
 
-def check_no_leak(split: Split, inside: ImageSet, outside: ImageSet) -> None:
-    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows."""
-    tag = 0 if shares_images(inside, outside) else 1  # equal rows of different bases are different images
-    learnt: set[tuple[int, int]] = set()
-    tested: set[tuple[int, int]] = set()
+def check_no_leak(split: Split, inside: ImageSet, outside: ImageSet, source: ImageSet | None = None) -> None:
+    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows.
+
+    ``source``: the set that ``out_fit`` and ``out_choose`` are rows of; ``outside`` itself by default.
+    """
+    learnt: set[tuple[str, int]] = set()
+    tested: set[tuple[str, int]] = set()
     for name, rows in split:
-        side, images = (0, inside) if name.startswith("in_") else (tag, outside)
-        (tested if name.endswith("_test") else learnt).update((side, int(b)) for b in images.base_index[rows])
+        is_test = name.endswith("_test")
+        images = inside if name.startswith("in_") else outside if is_test or source is None else source
+        (tested if is_test else learnt).update((_base(images), int(row)) for row in images.base_index[rows])
     if leak := learnt & tested:
         raise OodbenchError(f"{len(leak)} images of {inside.name} and {outside.name} would be both fitted and tested on")
 
 
-def _labels(images: ImageSet) -> np.ndarray | None:
+def _base(images: ImageSet) -> str:
+    """Of what set ``base_index`` gives rows: equal rows of different bases are different images."""
+    return images.base or images.fingerprint
+
+
+def labels_of(images: ImageSet) -> np.ndarray | None:
+    """int64 (N,), or None."""
     return None if images.labels is None else images.labels.numpy()
 
 

@@ -149,6 +149,9 @@ def find(family: str, name: str) -> Record:
     """The record of a name; an unknown one raises UsageError with the nearest names."""
     known = records(family)
     if name not in known:
+        base, _, variant = name.partition(":")
+        if family == "detectors" and variant and base in known:
+            raise UsageError(f"'{name}' names a row of {base}, not a detector; ask for '{base}', which gives all its rows")
         raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
     if known[name].error:
         raise UsageError(known[name].error)

@@ -46,8 +46,12 @@ class Cell(BaseModel):
     in_fingerprint: str
     train_fingerprint: str
     detector: str
+    variant: str = ""  # which of the detector's variants; empty for its own score
     parameters: dict[str, Any]
+    changed: dict[str, list[Any]] = {}  # those that are not the detector's defaults: [value, default]
     protocol: str
+    transfer_from: str = ""  # under transfer: the set that the head learnt from, and its content
+    transfer_fingerprint: str = ""
     dataset: str  # without its level
     level: int | None
     kind: str
@@ -64,6 +68,8 @@ class Cell(BaseModel):
     setting: dict[str, Any] | None = None  # the grid's setting that the head chose, or the detector's own
     head: str | None = None
     wall_seconds: float | None = None
+    # Of the detector's own class probabilities on the in-distribution test images, and the network's: see calibration.py.
+    extras: dict[str, float] = {}
     provenance: dict[str, Any] = {}
 
     @property
@@ -71,9 +77,20 @@ class Cell(BaseModel):
         return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
 
     @property
+    def row(self) -> str:
+        """What tables call the detector, or the variant of it."""
+        return row_name(self.detector, self.variant)
+
+    @property
+    def remark(self) -> str:
+        """Why there are no figures, or with which hyper-parameters they were had that are not the detector's defaults."""
+        changes = (f"{name} {value} (default {default})" for name, (value, default) in self.changed.items())
+        return self.reason or (", ".join(changes) if self.status == "ok" else "")
+
+    @property
     def slot(self) -> str:
         """The file's stem: which place in the table this cell fills."""
-        return "~".join(_slug(part) for part in (self.detector, self.protocol, self.set_name))
+        return "~".join(_slug(part) for part in (self.row, self.protocol, self.set_name))
 
     @property
     def key(self) -> str:
@@ -83,9 +100,14 @@ class Cell(BaseModel):
 
 
 _KEY_FIELDS = {
-    "schema_version", "model", "weights_hash", "in_fingerprint", "train_fingerprint", "detector", "parameters",
-    "protocol", "dataset", "level", "kind", "fingerprint", "seed",
+    "schema_version", "model", "weights_hash", "in_fingerprint", "train_fingerprint", "detector", "variant", "parameters",
+    "protocol", "transfer_from", "transfer_fingerprint", "dataset", "level", "kind", "fingerprint", "seed",
 }  # fmt: skip
+
+
+def row_name(detector: str, variant: str) -> str:
+    """``gradcon``, or ``gradcon:recon`` for a variant."""
+    return f"{detector}:{variant}" if variant else detector
 
 
 def _slug(name: str) -> str:
@@ -241,7 +263,8 @@ class RunFolder:
         rows = []
         for cell in self.cells():
             cost = costs.get(cost_key(cell.detector, cell.parameters, cell.setting), {}) if cell.status == "ok" else {}
-            rows.append({**cell.model_dump(), **(cell.metrics or {}), **cost})
+            names = {"detector": cell.row, "reason": cell.remark}
+            rows.append({**cell.model_dump(), **names, **(cell.metrics or {}), **cost})
         return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
     def subsets(self) -> list[str]:

@@ -5,7 +5,7 @@ changes no batch, and a figure comes out the same bit for bit.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from oodbench.detector import Detector
 from oodbench.image_set import ImageSet
 
 Setting = dict[str, Any]
+Jobs = Mapping[Detector, Sequence[Setting]]
 
 
 class StatisticsStore:
@@ -51,31 +52,30 @@ class StatisticsStore:
         self._values: dict[tuple[Detector, str], np.ndarray] = {}  # (N, D), NaN where not yet computed
         self._seconds: dict[tuple[Detector, str], float] = {}
 
-    def ensure(self, jobs: Mapping[Detector, Sequence[Setting]], rows: np.ndarray) -> None:
-        """Compute what is missing of these settings for the batches that hold ``rows``, in as few passes as can be.
+    def ensure(self, *demands: tuple[Jobs, np.ndarray]) -> None:
+        """Compute what is missing of each demand, settings on the batches that hold some rows, in as few passes as can be.
 
         A detector that fails is noted in ``failures`` and asked nothing more.
         """
-        wanted = np.zeros(len(self.images), dtype=bool)
-        wanted[rows] = True
+        masks = [np.isin(np.arange(len(self.images)), rows) for _, rows in demands]
         # Batches that miss the same things go in one pass.
         groups: dict[tuple[tuple[Detector, str], ...], list[np.ndarray]] = {}
         for piece in self._pieces:
-            if wanted[piece].any():
-                missing = tuple(
-                    (detector, _key(setting))
-                    for detector, settings in jobs.items()
-                    for setting in settings
-                    if detector not in self.failures and not self._known(detector, setting, piece[0])
-                )
-                groups.setdefault(missing, []).append(piece)
+            wanted = merged(*(jobs for (jobs, _), mask in zip(demands, masks, strict=True) if mask[piece].any()))
+            missing = tuple(
+                (detector, _key(setting))
+                for detector, settings in wanted.items()
+                for setting in settings
+                if detector not in self.failures and not self._known(detector, setting, piece[0])
+            )
+            groups.setdefault(missing, []).append(piece)
         for missing, pieces in groups.items():
             if missing:
                 self._compute(missing, pieces)
 
     def get(self, detector: Detector, settings: Sequence[Setting], rows: np.ndarray) -> np.ndarray:
         """float64 (len(rows), S, D). Raises what the detector failed with."""
-        self.ensure({detector: settings}, rows)
+        self.ensure(({detector: settings}, rows))
         if detector in self.failures:
             raise self.failures[detector]
         return np.stack([self._values[detector, _key(setting)][rows] for setting in settings], axis=1)
@@ -106,7 +106,7 @@ def _key(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True)
 
 
-def merged(*jobs: Mapping[Detector, Iterable[Setting]]) -> dict[Detector, list[Setting]]:
+def merged(*jobs: Jobs) -> dict[Detector, list[Setting]]:
     """All settings of each detector, each once."""
     together: dict[Detector, list[Setting]] = {}
     for some in jobs:

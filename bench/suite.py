@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,7 +12,8 @@ from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly"]
-PROTOCOLS = ("unsupervised", "per-shift")
+Protocol = Literal["unsupervised", "per-shift", "transfer"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 class ShiftSet(BaseModel):
@@ -23,6 +24,11 @@ class ShiftSet(BaseModel):
     name: str
     kind: Kind | None = None  # None: the set's own default
     levels: list[int] = []
+    tested: bool = True  # False: only what transfer learns from
+
+    def names_and_kinds(self) -> list[tuple[str, Kind | None]]:
+        """One (name, kind) a level."""
+        return [(f"{self.name}@{level}" if level else self.name, self.kind) for level in (self.levels or [0])]
 
 
 class Suite(BaseModel):
@@ -38,7 +44,8 @@ class Suite(BaseModel):
     test_split: str = "test"
     size: int | None = Field(default=None, ge=1)
     resize: str = "bilinear"
-    protocols: list[Literal["unsupervised", "per-shift"]] = ["unsupervised", "per-shift"]
+    protocols: list[Protocol] = ["unsupervised", "per-shift"]
+    transfer_from: str | None = None  # the one of the sets, by name and level, that transfer learns from
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0)
@@ -46,8 +53,12 @@ class Suite(BaseModel):
     sets: list[ShiftSet] = Field(min_length=1)
 
     def names_and_kinds(self) -> list[tuple[str, Kind | None]]:
-        """One (name, kind) a set and level, in order."""
-        return [(f"{s.name}@{level}" if level else s.name, s.kind) for s in self.sets for level in (s.levels or [0])]
+        """One (name, kind) a set and level that is tested, in order."""
+        return [(name, kind) for one in self.sets if one.tested for name, kind in one.names_and_kinds()]
+
+    def kinds(self) -> dict[str, Kind | None]:
+        """Kind by name, of all sets and levels, those too that only transfer reads."""
+        return {name: kind for one in self.sets for name, kind in one.names_and_kinds()}
 
     def customised(
         self,
@@ -62,9 +73,10 @@ class Suite(BaseModel):
     ) -> "Suite":
         """The suite with what is given instead of its own. A set that the suite names keeps its kind and levels.
 
-        Raises UsageError for an unknown protocol, and for parameters of a detector that does not run.
+        What transfer learns from stays, tested or not. Raises UsageError for an unknown protocol, for transfer from a set
+        that is not among the suite's, and for parameters of a detector that does not run.
         """
-        known = {s.name: s for s in self.sets} | {n: ShiftSet(name=n, kind=kind) for n, kind in self.names_and_kinds()}
+        known = {s.name: s for s in self.sets} | {n: ShiftSet(name=n, kind=kind) for n, kind in self.kinds().items()}
         run = list(dict.fromkeys(detectors or self.detectors))
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
@@ -82,6 +94,11 @@ class Suite(BaseModel):
         given = {name: value for name, value in changes.items() if value is not None and value != []}
         own = {name: values for name, values in self.parameters.items() if name in run}
         merged = {name: own.get(name, {}) | given_parameters.get(name, {}) for name in run}
+        if "sets" in given:
+            given["sets"] = [one.model_copy(update={"tested": True}) for one in given["sets"]]
+            asked = {name for one in given["sets"] for name, _ in one.names_and_kinds()}
+            if self.transfer_from in known and self.transfer_from not in asked:
+                given["sets"].append(known[self.transfer_from].model_copy(update={"tested": False}))
         given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
         return _validated(self.model_copy(update=given).model_dump(), self.name)
 
@@ -115,8 +132,15 @@ def load_suite(name: str | Path) -> Suite:
 
 def _validated(values: dict[str, Any], name: object) -> Suite:
     try:
-        return Suite.model_validate(values)
+        suite = Suite.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"suite {name}: {place}: {first['msg']}") from error
+    kinds = suite.kinds()
+    if suite.transfer_from is not None and suite.transfer_from not in kinds:
+        listing = f"its sets are {', '.join(kinds)}"
+        raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, kinds, listing)}")
+    if "transfer" in suite.protocols and suite.transfer_from is None:
+        raise UsageError(f"suite {name}: transfer needs transfer_from, the one of its sets to learn from")
+    return suite
