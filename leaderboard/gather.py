@@ -1,4 +1,4 @@
-"""One frame from several run folders, and what must be said about the sets behind it."""
+"""One frame from several run folders, and what must be said of them below a table."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,23 +6,57 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from oodbench.results import RunFolder
+    from oodbench.results import Cell, RunFolder
+
+FIGURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # of extras: how tables call them
 
 
 def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     """The cells of all folders, a row each, and notes for tables.
 
     Where one name stands for several networks or in-distribution sets (another limit, say), the name gets a part of the
-    hash, so that no row mixes them.
+    hash, so that no row mixes them; so does transfer get the set that it learnt from.
     """
     frames = []
     for folder in folders:
         settings = folder.about()["settings"]
-        frames.append(folder.frame().assign(weights=settings["weights"], images=settings["in-distribution images"]))
+        content = {"weights": settings["weights"], "images": settings["in-distribution images"]}
+        frames.append(folder.frame().assign(**content, source=settings.get("transfer_from")))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
         frame.loc[ambiguous, name] = frame[name] + " #" + frame[content].str[:6]
+    transfer = frame["protocol"] == "transfer"
+    if frame[transfer]["source"].nunique() > 1:
+        frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
     subsets = sorted({line for folder in folders for line in folder.subsets()})
-    notes = [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
-    return frame.drop(columns=["weights", "images"]), notes
+    notes = []
+    for folder in folders:
+        where = f" ({folder.path})" if len(folders) > 1 else ""
+        cells = folder.cells()
+        notes += [note + where for note in [*_transfer_notes(cells), *_probability_notes(cells)]]
+    notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
+    return frame.drop(columns=["weights", "images", "source"]), notes
+
+
+def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:
+    names = dict.fromkeys(cell.transfer_from for cell in cells if cell.transfer_from)
+    return [f"transfer: heads learnt from {name} alone, which has no cell there and no part in the means." for name in names]
+
+
+def _probability_notes(cells: "Sequence[Cell]") -> list[str]:
+    """Accuracy and calibration of detectors that are classifiers too, and the network's, as the last cell of each says."""
+    found = {cell.detector: cell.extras for cell in cells if cell.extras}
+    notes = []
+    for detector, extras in found.items():
+        parts = []
+        for name, title in FIGURES.items():
+            network = extras.get(f"network_{name}")
+            beside = "" if network is None else f" (network {_short(network)})"
+            parts.append(f"{title} {_short(extras[name])}{beside}")
+        notes.append(f"{detector}, its own class probabilities: {', '.join(parts)}")
+    return notes
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"

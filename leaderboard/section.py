@@ -58,7 +58,7 @@ def section(frame: pd.DataFrame, metric: str) -> Section:
         sets=[c for c, mean in zip(figures, is_mean, strict=True) if not mean],
         summary=summary,
         breaks=[i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]],
-        notes=[*_cue_notes(cells), *_reason_notes(cells), *_repeat_notes(frame, cells)],
+        notes=[*_cue_notes(cells), *_setting_notes(cells), *_reason_notes(cells), *_repeat_notes(frame, cells)],
     )
 
 
@@ -105,7 +105,7 @@ def _caption(cells: pd.DataFrame, found: Tally, figures: list[Column], metric: s
     if any(" (" in text for column in figures for text in column.texts):
         parts.append("(k/n): only k of n cells have figures.")
     if (found.present.drop(columns="mean", level="group") == 0).any(axis=None):
-        parts.append("Blank: not run.")
+        parts.append("Blank: not run, or what transfer learnt from." if _has_transfer(cells) else "Blank: not run.")
     if cells["overhead"].notna().any():
         parts.append("Overhead: multiples of a bare forward pass.")
     return " ".join(parts)
@@ -127,6 +127,19 @@ def _cue_notes(cells: pd.DataFrame) -> list[str]:
                 f" {_listed(high)}: a plain cue of the images gives these sets away, which any detector can pick up."
             )
     return notes
+
+
+def _has_transfer(cells: pd.DataFrame) -> bool:
+    return bool(cells["protocol"].str.startswith("transfer").any())
+
+
+def _setting_notes(cells: pd.DataFrame) -> list[str]:
+    """What rows with figures remark: hyper-parameters that are not their detector's defaults."""
+    remarked = cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")]
+    return [
+        f"{_listed(of['detector'].unique().tolist(), at_most=3)}: {escape.plain(remark)}"
+        for remark, of in remarked.groupby("reason", sort=False)
+    ]
 
 
 def _reason_notes(cells: pd.DataFrame) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.registry import unknown
+from oodbench.suite import PROTOCOLS
 
 COLUMNS = (
     "model", "in_distribution", "detector", "protocol", "dataset", "kind", "level", "seed", "n_in", "n_out",
@@ -26,7 +27,6 @@ METRICS = {  # column: (what tables call it, whether higher is better)
     "detection_error": ("detection error", False),
 }
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
-PROTOCOLS = ("unsupervised", "per-shift", "transfer")
 CONTROL = "pixels"  # the detector that never sees the network
 
 GROUP = ["model", "in_distribution"]  # one table each
@@ -45,8 +45,9 @@ class Tally(NamedTuple):
     values: pd.DataFrame  # fractions; NaN where no cell has a figure
     cells: pd.DataFrame  # how many cells have one
     present: pd.DataFrame  # how many cells there are, with a figure or a reason why not
-    filled: pd.DataFrame  # how many places any detector has a figure for, on the same model and in-distribution set
-    expected: pd.DataFrame  # how many places there are there, whether or not anybody has a figure
+    # Of the same model and in-distribution set; transfer's own, for what it learns from is no place there:
+    filled: pd.DataFrame  # how many places any detector has a figure for
+    expected: pd.DataFrame  # how many places there are, whether or not anybody has a figure
 
 
 def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
@@ -59,17 +60,31 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
         raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     cells = unique_cells(frame)
     measured = cells[(cells["status"] == "ok") & cells[metric].notna()]
-    places, filled = (part.drop_duplicates([*GROUP, *PLACE]) for part in (cells, measured))
+    places, filled = (part.drop_duplicates([*GROUP, "scope", *PLACE]) for part in map(_scoped, (cells, measured)))
     kinds = sorted(set(places["kind"]), key=_rank(KINDS))
     datasets = places[SET].drop_duplicates().itertuples(index=False, name=None)
     sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
     columns = pd.MultiIndex.from_tuples([*sets, *(("mean", kind) for kind in [*kinds, "all"])], names=["group", "name"])
     values = _wide(_averages(measured, metric), columns)
     rows = _in_order(cells[ROW].drop_duplicates(), values[("mean", "all")], METRICS[metric][1])
-    index, group = pd.MultiIndex.from_frame(rows), pd.MultiIndex.from_frame(rows[GROUP])
+    index = pd.MultiIndex.from_frame(rows)
+    group = pd.MultiIndex.from_frame(rows[GROUP].assign(scope=_scope(rows["protocol"])))
     counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
-    shared_counts = (_wide(_counts(part, GROUP), columns).reindex(group).set_axis(index) for part in (filled, places))
+    shared_counts = (
+        _wide(_counts(part, [*GROUP, "scope"]), columns).reindex(group).set_axis(index) for part in (filled, places)
+    )
     return Tally(values.reindex(index), *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+
+
+def _scope(protocol: pd.Series) -> pd.Series:
+    """Whose places count for a row: transfer's own, or those of all protocols."""
+    return protocol.where(protocol.str.startswith("transfer"), "")
+
+
+def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells for the scope of all protocols, and transfer's again for its own."""
+    scoped = cells.assign(scope=_scope(cells["protocol"]))
+    return pd.concat([cells.assign(scope=""), scoped[scoped["scope"] != ""]])
 
 
 def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:

@@ -341,25 +341,15 @@ def test_package_is_lazy():
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
-def test_one_name_for_two_networks_is_told_apart(tmp_path):
-    from oodbench.leaderboard.gather import gather
-
-    class Folder:
-        def __init__(self, weights, auroc):
-            self.weights, self.auroc = weights, auroc
-
-        def about(self):
-            return {"settings": {"weights": self.weights, "in-distribution images": "feed"}}
-
-        def frame(self):
-            cell = {"model": "net", "in_distribution": "digits", "detector": "msp", "auroc": self.auroc}
-            return pd.DataFrame([cell]).reindex(columns=list(COLUMNS))
-
-        def subsets(self):
-            return ["digits (test) 5 of 10 images"]
-
-    frame, notes = gather([Folder("0123456789", 0.5), Folder("abcdef0123", 0.7)])
-    assert frame.model.tolist() == ["net #012345", "net #abcdef"]
-    assert frame.in_distribution.tolist() == ["digits", "digits"]
-    assert list(frame.columns) == list(COLUMNS)
-    assert notes == ["Parts of official sets, so not the whole sets' figures: digits (test) 5 of 10 images."]
+def test_a_transfer_is_whole_without_the_set_that_it_learnt_from():
+    rows = [cell(name, s, 0.9 if name == "x" else 0.8) for name in "xy" for s in "abc"]
+    rows += [cell(name, s, 0.7 if name == "x" else 0.6, protocol="transfer") for name in "xy" for s in "bc"]
+    found = means(frame(*rows)).set_index(["protocol", "detector"])
+    assert found.loc[("transfer", "x"), ["all", "all cells", "all expected"]].tolist() == pytest.approx([0.7, 2, 2])
+    assert found.loc[("unsupervised", "x"), ["all cells", "all expected"]].tolist() == [3, 3]
+    text = render(frame(*rows), "md")
+    assert "(2/3)" not in text
+    assert text.count("**70.0**") == 4  # the best transfer, on two sets and in both means
+    assert "Blank: not run, or what transfer learnt from." in text
+    rows[-1] |= {"status": "failed", "auroc": None, "reason": "no"}
+    assert "60.0 (1/2)" in render(frame(*rows), "md")

@@ -1,0 +1,89 @@
+"""Run folders gathered to one frame and its notes: no row mixes networks or transfers, and what must be said is said once."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from oodbench.leaderboard.gather import gather
+from oodbench.leaderboard.summary import COLUMNS
+from oodbench.leaderboard.table import render
+from oodbench.results import Cell, RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(cells, name, **settings) -> a run folder of these cells."""
+
+    def make(cells, name="run", weights="0123456789", **settings):
+        found = RunFolder(tmp_path / name)
+        settings |= {"weights": weights, "in-distribution images": "feed"}
+        found.settle(settings, {})
+        for cell in cells:
+            found.write(cell)
+        return found
+
+    return make
+
+
+def cell(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
+    of = {"model": "net", "weights_hash": "", "in_distribution": "digits", "in_fingerprint": "", "train_fingerprint": ""}
+    of |= {"parameters": {}, "level": None, "kind": "far-ood", "fingerprint": "", "seed": 0, "status": "ok"}
+    of |= {"sizes": {"digits (test)": (5, 10)}, "metrics": {"auroc": auroc}}
+    return Cell(**of | {"detector": detector, "protocol": protocol, "dataset": dataset} | more)
+
+
+def test_one_name_for_two_networks_is_told_apart(folder):
+    found, notes = gather([folder([cell("msp", 0.5)], "one"), folder([cell("msp", 0.7)], "two", weights="abcdef0123")])
+    assert found.model.tolist() == ["net #012345", "net #abcdef"]
+    assert found.in_distribution.tolist() == ["digits", "digits"]
+    assert list(found.columns) == list(COLUMNS)
+    assert notes == ["Parts of official sets, so not the whole sets' figures: digits (test) 5 of 10 images."]
+
+
+def test_what_a_transfer_learnt_from_is_said_and_two_are_told_apart(folder):
+    one = folder([cell("x", protocol="transfer", transfer_from="b")], "one", transfer_from="b")
+    found, notes = gather([one])
+    assert found.protocol.tolist() == ["transfer"]
+    assert notes[0] == "transfer: heads learnt from b alone, which has no cell there and no part in the means."
+    two = folder([cell("x", protocol="transfer", transfer_from="c")], "two", transfer_from="c")
+    found, notes = gather([one, two, folder([cell("x")], "plain")])
+    assert found.protocol.tolist() == ["transfer from b", "transfer from c", "unsupervised"]
+    assert notes[1].startswith("transfer: heads learnt from c alone")
+    assert notes[1].endswith(f" ({two.path})")
+
+
+def test_what_a_suite_changed_is_said_once(folder):
+    lowered = {"parameters": {"epochs": 5}, "changed": {"epochs": [5, 1000], "alpha": [0.5, 0.03]}}
+    cells = [cell("gradcon", variant=v, dataset=s, **lowered) for v in ("", "recon") for s in "ab"]
+    cells.append(cell("gradcon", dataset="c", status="failed", reason="no", **lowered))
+    found = folder(cells).frame()
+    remark = "alpha 0.5 (default 0.03), epochs 5 (default 1000)"
+    assert sorted(found.reason) == [remark] * 4 + ["no"]
+    assert set(found.detector) == {"gradcon", "gradcon:recon"}
+    text = render(found, width=None)
+    assert text.count(f"gradcon:recon, gradcon: {remark}") + text.count(f"gradcon, gradcon:recon: {remark}") == 1
+    assert "– 1 cell failed (gradcon): no" in text
+    assert remark in {row["reason"] for row in json.loads(render(found, "json"))}
+    assert remark in {row["reason"] for row in csv.DictReader(io.StringIO(render(found, "csv")))}
+
+
+def test_a_variant_costs_what_its_detector_costs(folder):
+    from oodbench.results import cost_key
+
+    found = folder([cell("gradcon", variant=v) for v in ("", "recon")])
+    found.write_costs({cost_key("gradcon", {}, None): {"ms_per_image": 2.0, "overhead": 3.0, "peak_memory_mb": None}})
+    assert found.frame().overhead.tolist() == [3, 3]
+
+
+def test_probabilities_of_a_detectors_own_are_said_once(folder):
+    extras = {"accuracy": 0.91, "ece": 0.0312, "nll": 1.25, "brier": 0.1}
+    network = {f"network_{name}": value / 2 for name, value in extras.items()}
+    cells = [cell("introspective", dataset=s, extras=extras | network) for s in "ab"] + [cell("own", extras=extras)]
+    _, notes = gather([folder(cells)])
+    assert notes[:2] == [
+        "introspective, its own class probabilities: accuracy .910 (network .455), ECE .031 (network .016),"
+        " NLL 1.250 (network .625), Brier score .100 (network .050)",
+        "own, its own class probabilities: accuracy .910, ECE .031, NLL 1.250, Brier score .100",
+    ]
