@@ -1,7 +1,7 @@
 """What the network makes of one batch of images: each thing computed once, when first asked for, shared by all detectors.
 
 A detector never runs the network behind the probe's back, so that N detectors cost one forward pass plus what is truly
-theirs. The forward pass keeps its graph only where some detector declared ``input_gradient``, and is never run twice
+theirs. The forward pass keeps its graph only where some detector declared a gradient, and is never run twice
 for that: several losses go backwards through the one graph.
 """
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
 
-SIGNALS = frozenset({"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient"})
-NEED_GRAPH = frozenset({"input_gradient"})  # these keep the graph of the forward pass
+SIGNALS = frozenset({"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms"})
+NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
 
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss an image (N,)
+LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images -> one loss an image (N,)
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -63,6 +64,7 @@ class Probe:
         self._signals = SIGNALS if signals is None else frozenset(signals)
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from
+        self._recording: Any = None  # of the forward pass, where parameter gradients will be asked for
         self._until = until
         self._memo: dict[Hashable, Any] = {}
         self._in_loss = False
@@ -146,6 +148,16 @@ class Probe:
         self._declared("input_gradient")
         return self._once(("gradient", key if key is not None else loss), lambda: self._backward(loss))
 
+    def gradient_norms(self, loss: str | LogitLoss = "ones", key: Hashable = None) -> Tensor:
+        """‖∇_θp lossₙ‖² for every parameter tensor p of the network, in their order: (N, parameters).
+
+        ``loss`` is a name of ``oodbench.gradients.losses`` or a function of logits (N, classes) and images to (N,);
+        memoised like ``input_gradient``. The activation gradients go back through the one graph, and no weight
+        gradient is computed (``oodbench.gradients``).
+        """
+        self._declared("gradient_norms")
+        return self._give(self._once(("norms", key if key is not None else loss), lambda: self._parameter_norms(loss)))
+
     def perturbed(self, epsilon: float, loss: Loss, key: Hashable = None, until: int | None = None) -> "Probe":
         """The probe of images − ε·sign(∂loss/∂images), with sign(0) = +1 and not clipped (Liang et al. 2018).
 
@@ -224,9 +236,16 @@ class Probe:
     def _run(self) -> dict[str, Any]:
         images = self.images
         if self._graph:
-            self._leaf = images = images.detach().clone().requires_grad_()
+            images = images.detach().clone()
+        if "input_gradient" in self._signals:
+            self._leaf = images.requires_grad_()
         seen: dict[str, Any] = {"features": None, "head": None, "layers": {}, "maps": {}}
         with ExitStack() as hooks, torch.set_grad_enabled(self._graph):
+            if "gradient_norms" in self._signals:
+                from oodbench.gradients import Recording
+
+                self._recording = Recording(self.classifier, images)
+                hooks.enter_context(self._recording.recorder)
             self._hook(hooks, seen)
             with suppress(_Reached):
                 seen["logits"] = self.classifier(images)
@@ -256,6 +275,13 @@ class Probe:
         if self._signals & {"layers", "maps"}:
             for name in self.classifier.layer_names:
                 hooks.callback(modules[name].register_forward_hook(keep_layer(name)).remove)
+
+    def _parameter_norms(self, loss: str | LogitLoss) -> Tensor:
+        from oodbench.gradients.losses import loss_of
+
+        logits = self._logits()
+        norms, _ = self._recording.backward(logits, loss_of(loss), {})
+        return torch.stack(list(norms.values()), 1)
 
     def _backward(self, loss: Loss) -> Tensor:
         self._forward()

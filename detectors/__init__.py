@@ -165,6 +165,14 @@ TABLE = {
         "training images",
         parameters="epochs alpha beta",
     ),
+    # From parameter gradients.
+    "purview": Entry(
+        "oodbench.detectors.purview:Purview",
+        "Squared gradient norm of every parameter tensor under a confounding label",
+        "Lee et al. 2023",
+        "held-out training images; a validation shift",
+        parameters="label",
+    ),
     # The control.
     "pixels": Entry(
         "oodbench.detectors.pixels:Pixels",

@@ -6,6 +6,7 @@ from torch import nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
+from oodbench.gradients import squared_norms
 from oodbench.probe import SIGNALS, Probe
 
 
@@ -13,6 +14,7 @@ from oodbench.probe import SIGNALS, Probe
 def counted(make_classifier):
     """A float64 classifier and the list of batch sizes that went through it."""
     classifier = make_classifier(dtype=torch.float64)
+    squared_norms(classifier, torch.rand(1, 3, 8, 8, dtype=torch.float64))  # tries the network, once
     passes: list[int] = []
     classifier.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
     return classifier, passes
@@ -117,6 +119,7 @@ def test_undeclared_signals_are_refused(counted, images, signal):
         {
             "input_gradient": lambda: probe.input_gradient(confidence),
             "stochastic": lambda: probe.stochastic(2),
+            "gradient_norms": probe.gradient_norms,
         }.get(signal, lambda: getattr(probe, signal))()
     assert len(probe.logits) == 5
 

@@ -90,7 +90,8 @@ class Recording:
         self._prefix = "module." if isinstance(classifier, Classifier) else ""
         full = {self._prefix + name: parameter for name, parameter in self._parameters.items()}
         self._slow = uncovered(classifier, full, images)
-        self.recorder = Recorder({name: p for name, p in full.items() if name not in self._slow}, len(images))
+        covered = {name: parameter for name, parameter in full.items() if name not in self._slow}
+        self.recorder = Recorder(covered, len(images), images if images.requires_grad else None)
 
     def backward(self, outputs: Tensor, loss: Loss, directions: Mapping[str, Tensor]) -> tuple[Norms, Norms]:
         """Squared norms by parameter, and inner products by direction; for as many losses as one likes."""

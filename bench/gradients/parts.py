@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**26  # temporaries of a part stay below this, or at one sample's
+CHUNK_BYTES = 2**24  # temporaries of a part stay below this, or at one sample's
 
 # Of the two ways to a convolution's norm, what moving one number costs, in multiply-adds of a matrix product; measured
 # on two AVX2 cores with float32.
@@ -118,7 +118,8 @@ class Correlation(Part):
 
     def inner_products(self, direction: Tensor) -> Tensor:
         x = F.pad(self.x, self.padding)
-        made = F.conv2d(x, direction, None, self.stride, 0, self.dilation, self.groups)
+        weight = direction.reshape(*direction.shape[:2], *self.kernel)
+        made = F.conv2d(x, weight, None, self.stride, 0, self.dilation, self.groups)
         height, width = self.g.shape[2:]  # a convolution of a transposed one's output may reach further
         return (made[:, :, :height, :width] * self.g).sum((1, 2, 3))
 

@@ -24,18 +24,19 @@ class Recorder(TorchFunctionMode):
     Args:
         parameters: by name, those whose gradients are wanted; none of the network's may require a gradient.
         samples: N, the batch size.
+        leaf: what the graph begins with already, if it does: images that require a gradient.
 
     After the pass ``uncovered`` holds the names that no rule covers: used twice, or in a function without a rule.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], samples: int) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], samples: int, leaf: Tensor | None = None) -> None:
         super().__init__()
         self.samples = samples
         self.uncovered: set[str] = set()
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._kept = list(parameters.values())  # alive, for ids name them
         self._used: set[str] = set()
-        self._leaves: list[Tensor] = []  # where the graph begins
+        self._leaves = [] if leaf is None else [leaf]  # where the graph begins
         self._bare: dict[str, Tensor] = {}  # parameters that were spread over the batch
         self._sink: Sink | None = None
 

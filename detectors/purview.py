@@ -1,0 +1,42 @@
+"""Purview: gradient norms under a confounding label.
+
+Lee, Lehman, Prabhushankar and AlRegib, Probing the Purview of Neural Networks via Gradient Analysis, IEEE Access 2023
+(arXiv 2304.02834); precursors at ICIP 2020 and 2021.
+"""
+
+import torch
+from torch import Tensor
+
+from oodbench.detector import Detector
+from oodbench.errors import UsageError
+from oodbench.gradients.losses import confounding
+from oodbench.probe import Probe
+
+
+class Purview(Detector):
+    """How much every parameter tensor would have to change for a label that no training image had.
+
+    J = Σ_c BCE(σ(z_c), y) with the confounding label y for every class, all ones as in the paper; for every parameter
+    tensor p, weights and biases apart and norm layers included, the column is log ‖∇_θp J‖², that image's own gradient
+    in eval mode.
+
+    The paper's classifier on them has two linear layers and no more is said: here a shift head of 40 hidden units, Adam,
+    early stopping on the validation samples that choose. Without a shift to learn from, the score is the mean square of
+    the columns, each standardised on held-out in-distribution images; the paper has none.
+
+    Parameter gradients (N, parameter tensors) -> (N, parameter tensors), float64
+    """
+
+    signals = ("gradient_norms",)
+    unsupervised_head = "standardised-square"
+    shift_head = "mlp"
+
+    def __init__(self, label: float = 1.0) -> None:
+        if not 0 <= label <= 1:
+            raise UsageError(f"purview: label = {label}; give one in [0, 1], for every class")
+        self.label = label
+
+    def statistics(self, probe: Probe) -> Tensor:
+        norms = probe.gradient_norms(confounding(self.label), key=("confounding", self.label))
+        # A gradient of exactly zero, of a layer whose units are all off, must stay finite.
+        return norms.double().clamp_min(torch.finfo(torch.float32).tiny).log()

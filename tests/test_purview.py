@@ -1,0 +1,50 @@
+"""Purview against backward passes of the plain loss, and its two heads on an easy shift."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import oodbench
+from oodbench.errors import UsageError
+from oodbench.probe import Probe
+
+
+@pytest.mark.parametrize("label", [1.0, 0.0])
+def test_columns_are_log_norms_of_every_parameter_tensor(make_classifier, label):
+    classifier = make_classifier(dtype=torch.float64)
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    detector = oodbench.load_detector("purview", label=label)
+    found = detector.statistics(Probe(classifier, images, detector.declared_signals))
+    parameters = list(classifier.module.parameters())
+    assert found.shape == (3, len(parameters))
+    for image, row in zip(images.split(1), found, strict=True):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        logits = classifier(image)
+        loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="sum")
+        expected = torch.stack([g.square().sum().log() for g in torch.autograd.grad(loss, parameters)])
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_shift_is_found(classifier, shifted):
+    train = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    shift = train * 0.1
+    detector = oodbench.load_detector("purview").fit(classifier, train, shift_images=shift[:100] if shifted else None)
+    inside, outside = (detector.score(classifier, images) for images in (1 - train[:50], shift[100:]))
+    assert oodbench.evaluate(inside, outside).auroc > 0.9
+
+
+def test_a_gradient_of_zero_stays_finite(classifier):
+    with torch.no_grad():
+        classifier.module.layer2[1].weight[:] = 0  # no gradient comes back from behind it
+    images = torch.rand(50, 3, 8, 8)
+    assert np.isfinite(oodbench.load_detector("purview").fit(classifier, images).score(classifier, images)).all()
+
+
+def test_a_label_outside_is_refused():
+    with pytest.raises(UsageError, match=r"label = 2; give one in \[0, 1\]"):
+        oodbench.load_detector("purview", label=2)
