@@ -41,7 +41,7 @@ def run(
     detector: Annotated[list[str], typer.Option(help="Only these; repeat for several.")] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(help="Only these sets; repeat for several.")] = [],  # noqa: B006
-    protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift; repeat for both.")] = [],  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift, transfer; repeat for several.")] = [],  # noqa: B006
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. A run there is resumed.")] = None,
     device: Device = "auto",
@@ -75,7 +75,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
     )
-    sets = [chosen.in_distribution, *(name for name, _ in chosen.names_and_kinds())]
+    sets = [chosen.in_distribution, *chosen.kinds()]
     check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
     check_device(device)
     from oodbench import engine

@@ -119,6 +119,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
     ("arguments", "code", "says"),
     [
         (["run", "--detector", "enregy"], 2, "unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"),
+        (
+            ["run", "--detector", "gradcon:recon"],
+            2,
+            "'gradcon:recon' names a row of gradcon, not a detector; ask for 'gradcon'",
+        ),
         (["run", "digit"], 2, "did you mean 'digits'?"),
         (["run", "nowhere.toml"], 2, "no suite file nowhere.toml"),
         (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),

@@ -210,6 +210,43 @@ def test_columns_must_divide_among_settings(images):
     assert grouped[1].tolist() == [[6, 7, 8], [9, 10, 11]]
 
 
+class Varied(Gives):
+    """Two columns, its own score and one variant's."""
+
+    variants = ("other",)
+    shift_head = "choose"
+
+
+def test_a_detector_with_variants_scores_by_its_first_column(images):
+    columns = torch.stack([torch.arange(40.0), -torch.arange(40.0)], 1)
+    assert Varied(columns).fit(None, images).score(None, images).tolist() == list(range(40))
+    grouped = np.arange(12).reshape(2, 3, 2)
+    detector = Varied(columns)
+    assert detector.columns_of(grouped).tolist() == grouped[:, :, :1].tolist()
+    assert detector.columns_of(grouped, "other").tolist() == grouped[:, :, 1:].tolist()
+    assert Gives(columns).columns_of(grouped) is grouped
+
+
+def test_a_detector_with_variants_gives_a_column_for_each(images):
+    with pytest.raises(
+        BadData, match="gave 3 columns a setting; they are its own score and one for each of its variants other"
+    ):
+        Varied(torch.zeros(40, 3)).score(None, images)
+
+
+def test_changed_parameters_are_those_that_differ_from_the_defaults():
+    class Tuned(LargestLogit):
+        """Three hyper-parameters, one without a default."""
+
+        def __init__(self, k, layers=(1, 2), rate=0.1):
+            self.k, self.layers, self.rate = k, layers, rate
+
+    assert Tuned(5).changed() == {}
+    assert Tuned(5, layers=[1, 2]).changed() == {}  # as it comes back from a file
+    assert Tuned(5, rate=0.2, layers=[1]).changed() == {"layers": [[1], (1, 2)], "rate": [0.2, 0.1]}
+    assert LargestLogit().changed() == {}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -210,3 +210,58 @@ def test_a_leak_through_a_derived_set_is_an_error():
     protocols.check_no_leak(
         replace(split, out_fit=split.in_test, out_choose=split.in_test, out_test=split.in_fit), inside, unrelated
     )
+
+
+# Transfer
+
+
+def transferred(inside, source, outside):
+    return protocols.transfer(protocols.per_shift(inside, source, 0), inside, source, outside)
+
+
+def test_transfer_learns_as_per_shift_does_and_tests_on_all_of_another_set():
+    inside, source, outside = make_set(60, classes=3), make_set(50, seed=1), make_set(40, seed=2)
+    learnt, split = protocols.per_shift(inside, source, 0), transferred(inside, source, outside)
+    for name, rows in learnt:
+        if name != "out_test":
+            np.testing.assert_array_equal(dict(split)[name], rows)
+    assert split.out_test.tolist() == list(range(40))
+
+
+def test_transfer_leaves_out_copies_of_what_was_learnt_from():
+    inside = make_set(60, classes=3)
+    mild, severe = copies_of(inside, torch.arange(60).flip(0)), copies_of(inside, torch.arange(60).repeat(2))
+    split = transferred(inside, severe, mild)
+    learnt = set(inside.base_index[split.in_validation].tolist())
+    assert learnt == set(severe.base_index[split.out_validation].tolist())
+    assert sorted(mild.base_index[split.out_test].tolist()) == sorted(set(range(60)) - learnt)
+    # Learnt from another set, tested on copies of in-distribution images, of which some were learnt from too.
+    other = make_set(50, seed=1)
+    split = transferred(inside, other, mild)
+    learnt = set(inside.base_index[split.in_validation].tolist())
+    assert len(learnt) == 25
+    assert sorted(mild.base_index[split.out_test].tolist()) == sorted(set(range(60)) - learnt)
+    # A set made from another anomalous one.
+    blurred = copies_of(other, torch.arange(50))
+    split = transferred(inside, other, blurred)
+    assert not set(other.base_index[split.out_validation].tolist()) & set(blurred.base_index[split.out_test].tolist())
+    assert len(split.out_test) == 25
+
+
+def test_transfer_without_anything_left_is_unsuitable():
+    inside, source = make_set(60), make_set(50, seed=1)
+    learnt = protocols.per_shift(inside, source, 0)
+    copies = copies_of(source, torch.from_numpy(learnt.out_validation[:5]))
+    with pytest.raises(Unsuitable, match="all of darker are copies of images of set1 that transfer learns from"):
+        protocols.transfer(learnt, inside, source, copies)
+
+
+def test_a_leak_of_a_transfer_is_an_error():
+    inside, source, outside = make_set(60), make_set(50, seed=1), make_set(40, seed=2)
+    split = transferred(inside, source, outside)
+    protocols.check_no_leak(split, inside, outside, source)
+    with pytest.raises(OodbenchError, match="both fitted and tested on"):
+        protocols.check_no_leak(replace(split, out_test=split.out_fit), inside, source, source)
+    copies = copies_of(source, torch.from_numpy(split.out_choose[:1]))
+    with pytest.raises(OodbenchError, match="1 images of set0 and darker"):
+        protocols.check_no_leak(replace(split, out_test=np.array([0])), inside, copies, source)
