@@ -15,7 +15,7 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors._autoencoders import Autoencoder, VariationalAutoencoder, resized
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, reason
 from oodbench.gradients import norms_and_products
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.paths import cache_root
@@ -94,7 +94,10 @@ class GradCon(Detector):
             measured = f", loss {float(total) / len(images):.4g}"
             best.offer(self._validated(module, validation, reference), module, reference)
             if epoch + 1 < self.epochs and time.monotonic() - stored > CHECKPOINT_SECONDS:
-                checkpoint.store(epoch + 1)
+                try:
+                    checkpoint.store(epoch + 1)
+                except OodbenchError as error:
+                    progress.say(f"{title}: goes on, but could not be resumed: {reason(error)}")
                 stored = time.monotonic()
         checkpoint.remove()
         if not best.weights:

@@ -332,6 +332,24 @@ def test_a_killed_training_goes_on_from_its_checkpoint(name, monkeypatch):
     assert not kept[-1].exists()
 
 
+def test_where_nothing_can_be_written_training_goes_on(monkeypatch):
+    said = []
+
+    def fail(self, epochs):
+        raise OodbenchError("cannot write there; free space")
+
+    class Told(Progress):
+        def say(self, line):
+            said.append(line)
+
+    monkeypatch.setattr(gradcon, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(Checkpoint, "store", fail)
+    detector = load_detector("gradcon", epochs=2)
+    detector.prepare(training_set(10), None, Told())
+    assert said == ["gradcon: goes on, but could not be resumed: cannot write there; free space"]
+    assert len(detector.reference_) == 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_and_loaded_it_scores_the_same(name, tmp_path):
     detector, images = trained(name), random_images(4, 1, 8)
