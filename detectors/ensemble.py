@@ -154,8 +154,8 @@ def _initialised(classifier: Classifier, seed: int) -> Classifier:
     with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for part in member.module.modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
     return member
 
 
