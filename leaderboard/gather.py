@@ -20,8 +20,8 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     frames = []
     for folder in folders:
         settings = folder.about()["settings"]
-        content = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        frames.append(folder.frame().assign(**content, source=settings.get("transfer_from")))
+        content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
+        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from")))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
