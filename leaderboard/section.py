@@ -137,7 +137,7 @@ def _setting_notes(cells: pd.DataFrame) -> list[str]:
     """What rows with figures remark: hyper-parameters that are not their detector's defaults."""
     remarked = cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")]
     return [
-        f"{_listed(of['detector'].unique().tolist(), at_most=3)}: {escape.plain(remark)}"
+        f"{_listed(sorted(of['detector'].unique()), at_most=3)}: {escape.plain(remark)}"
         for remark, of in remarked.groupby("reason", sort=False)
     ]
 
