@@ -1,0 +1,25 @@
+"""The scripts that print what things cost still run; their figures are not judged here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def printed(script: str, *options: str) -> str:
+    command = [sys.executable, "-P", str(Path(__file__).with_name(script)), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr  # 1: a bar is missed, which they are meant for at their real size
+    return done.stdout
+
+
+def test_the_shared_pass_is_measured():
+    text = printed("shared_pass.py", "--suite", "digits", "--repeats", "1", "--limit", "40")
+    assert re.search(r"median: \d+\.\d\d of the bar", text), text
+
+
+def test_gradient_norms_are_measured():
+    text = printed("gradient_norms.py", "--repeats", "1", "--batch-size", "2", "--large-batch", "8")
+    assert re.search(r"oodbench.gradients +\d+\.\d\d ", text), text
+    assert len(re.findall(r"e-\d\d   \d+ parameter tensors", text)) == 6, text
+    assert re.search(r"oodbench.gradients +\d+ MiB", text), text
