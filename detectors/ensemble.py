@@ -1,7 +1,6 @@
 """Deep ensembles (Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017, arXiv 1612.01474)."""
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,12 +14,11 @@ from oodbench.detectors._uncertainty import COLUMNS, uncertainties
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.build import build
-from oodbench.models.train import _epoch, _precision, _seeded, cosine
+from oodbench.models.train import Training
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 STEP_COST = 3  # of a training step, in forward passes
 
 
@@ -55,6 +53,7 @@ class Ensemble(Detector):
         if not sound:
             raise UsageError(f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of model names")
         _training.require_above_zero("ensemble", epochs=epochs, lr=lr, batch_size=batch_size)
+        self.caches = isinstance(members, int)  # of members by name, no key knows the weights files
         self.members, self.epochs, self.lr, self.batch_size = members, epochs, lr, batch_size
 
     def check(self, classifier: Classifier | None) -> None:
@@ -80,29 +79,16 @@ class Ensemble(Detector):
         assert isinstance(self.members, int)
         labels = _training.labels_of(train_set, _classes(classifier, train_set), classifier)
         images = _labelled(train_set, labels)
-        steps = math.ceil(len(images) / self.batch_size)
-        precision = _precision(classifier.device)
         progress.expect((self.members - 1) * self.epochs * len(images) * STEP_COST)
         members = []
         for number in range(1, self.members):
             member = _initialised(classifier, train_set.seed + number)
-            parameters = member.module.requires_grad_().parameters()
-            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-            scaler = torch.amp.GradScaler(classifier.device.type, enabled=precision is torch.float16)
+            options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+            training = Training(member, images, seed=train_set.seed + number, **options)
+            work = len(images) / training.steps * STEP_COST
             for epoch in range(self.epochs):
-                rates = [cosine(self.lr, epoch * steps + step, self.epochs * steps) for step in range(steps)]
-                with _seeded(train_set.seed + number, epoch, classifier.device) as random, torch.enable_grad():
-                    loss, _ = _epoch(
-                        member,
-                        images,
-                        optimizer,
-                        scaler,
-                        rates,
-                        precision,
-                        True,
-                        random,
-                        lambda: progress.advance(len(images) / steps * STEP_COST),
-                    )
+                with torch.enable_grad():
+                    loss, _ = training.epoch(epoch, lambda: progress.advance(work))
                 _training.report(progress, f"ensemble, member {number + 1} of {self.members}", epoch, self.epochs, loss)
             members.append(member.requires_grad_(False).eval())
         return members

@@ -189,7 +189,7 @@ def test_settings_without_sense_are_refused(bright_set, tmp_path):
 
 def test_an_unwritable_folder_is_told_before_the_first_epoch(bright_set, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("oodbench.models.train._epoch", lambda *_: pytest.fail("trained for nothing"))
+    monkeypatch.setattr("oodbench.models.train.Training.epoch", lambda *_: pytest.fail("trained for nothing"))
     with pytest.raises(OodbenchError, match=r"cannot write .*choose another folder"):
         train(MODEL, bright_set, out=tmp_path / "file" / "net.safetensors", **SETTINGS)
 

@@ -1,7 +1,7 @@
 """Trains a classifier: SGD with Nesterov momentum, cosine schedule, crops and flips, checkpoint and resume."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,13 +54,11 @@ def train(
             raise UsageError(f"{option} is {value}; give a number above 0")
     classifier = build(name, _classes(train_set), seed).to(target)
     classifier.check(train_set.read([0, 1]).float() / 255)
-    module = classifier.module.requires_grad_(True)
-    optimizer = torch.optim.SGD(module.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    precision = _precision(target)
-    scaler = torch.amp.GradScaler(target.type, enabled=precision is torch.float16)
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    training = Training(classifier, train_set, seed=seed, augment=augment, **options)
     checkpoint = Checkpoint(
         out.with_name(f"{out.name}.checkpoint"),
-        {"module": module, "optimizer": optimizer, "scaler": scaler},
+        {"module": classifier.module, "optimizer": training.optimizer, "scaler": training.scaler},
         {
             "model": name,
             "images": train_set.fingerprint,
@@ -71,69 +69,93 @@ def train(
             "weight decay": weight_decay,
             "seed": seed,
             "augment": augment and ("crops and flips" if train_set.flips else "crops"),
-            "precision": str(precision),
+            "precision": str(training.precision),
         },
     )
     first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
     checkpoint.store(first)  # before the first epoch, so that an unwritable folder costs nobody's time
 
-    steps = math.ceil(len(train_set) / batch_size)
-    with _bar(name, epochs, steps, first, progress) as (on_step, on_epoch):
+    with _bar(name, epochs, training.steps, first, progress) as (on_step, on_epoch):
         for epoch in range(first, epochs):
-            rates = [cosine(lr, epoch * steps + step, epochs * steps) for step in range(steps)]
-            with _seeded(seed, epoch, target) as generator:
-                loss, reached = _epoch(classifier, train_set, optimizer, scaler, rates, precision, augment, generator, on_step)
+            loss, reached = training.epoch(epoch, on_step)
             if not math.isfinite(loss):
                 raise OodbenchError(f"training {name} diverged in epoch {epoch + 1} (loss {loss}); lower lr, now {lr:g}")
             checkpoint.store(epoch + 1)
-            module.eval()
+            classifier.module.eval()
             on_epoch(epoch + 1, loss, reached if test_set is None else accuracy(classifier, test_set, batch_size))
 
     from safetensors.torch import save
 
-    state.write_atomically(out, save({key: value.cpu().contiguous().clone() for key, value in module.state_dict().items()}))
+    state.write_atomically(
+        out, save({key: value.cpu().contiguous().clone() for key, value in classifier.module.state_dict().items()})
+    )
     checkpoint.remove()
     return classifier.requires_grad_(False).eval()
 
 
-def _epoch(
-    classifier: Classifier,
-    images: ImageSet,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    rates: Sequence[float],
-    precision: torch.dtype | None,
-    augment: bool,
-    generator: torch.Generator,
-    on_step: Callable[[], None],
-) -> tuple[float, float]:
-    """One step for each learning rate, over all images once; (mean loss, accuracy) as they were on the way."""
-    assert images.labels is not None
-    device = classifier.device
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    classifier.module.train()
-    # Batches of nearly equal size: a last batch of one image would have no variance to normalise by.
-    order = torch.randperm(len(images), generator=generator).tensor_split(len(rates))
-    for rate, rows in zip(rates, order, strict=True):
-        batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
-        if augment:
-            batch = augmented(batch, images.flips, generator)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = classifier(batch.float() / 255)
+class Training:
+    """Of a classifier, in place: SGD with Nesterov momentum on a cosine schedule, an epoch at a time.
+
+    In mixed precision on CUDA. ``images`` are labelled; ``augment`` shifts them, and mirrors them where their set allows it.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: ImageSet,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+        augment: bool = True,
+    ) -> None:
+        self.steps = math.ceil(len(images) / batch_size)  # an epoch
+        self.precision = _precision(classifier.device)
+        parameters = classifier.module.requires_grad_(True).parameters()
+        self.optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+        self.scaler = torch.amp.GradScaler(classifier.device.type, enabled=self.precision is torch.float16)
+        self._classifier, self._images = classifier, images
+        self._epochs, self._lr, self._seed, self._augment = epochs, lr, seed, augment
+
+    def epoch(self, number: int, on_step: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """Go over all images once, the ``number``-th time from 0; (mean loss, accuracy) as they were on the way."""
+        images, device = self._images, self._classifier.device
+        assert images.labels is not None
+        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._classifier.module.train()
+        with _seeded(self._seed, number, device) as generator:
+            # Batches of nearly equal size: a last batch of one image would have no variance to normalise by.
+            order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
+            for step, rows in enumerate(order):
+                batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
+                if self._augment:
+                    batch = augmented(batch, images.flips, generator)
+                loss, logits = self._step(batch, labels, number * self.steps + step)
+                # Kept on the device: reading a number here would make the host wait at each step.
+                loss_sum += loss * len(rows)
+                correct += (logits.argmax(1) == labels).sum()
+                on_step()
+        return float(loss_sum) / len(images), float(correct) / len(images)
+
+    def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """One step on uint8 images (n, C, H, W); the loss and the logits before it."""
+        with torch.autocast(batch.device.type, self.precision, enabled=self.precision is not None):
+            logits = self._classifier(batch.float() / 255)
             if not isinstance(logits, Tensor):
-                raise Unsuitable(f"{classifier.name} gives {type(logits).__name__} while it trains, not logits; train another")
+                raise Unsuitable(
+                    f"{self._classifier.name} gives {type(logits).__name__} while it trains, not logits; train another"
+                )
             loss = F.cross_entropy(logits, labels)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        # Kept on the device: reading a number here would make the host wait at each step.
-        loss_sum += loss.detach() * len(rows)
-        correct += (logits.detach().argmax(1) == labels).sum()
-        on_step()
-    return float(loss_sum) / len(images), float(correct) / len(images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(self._lr, step, self._epochs * self.steps)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), logits.detach()
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
