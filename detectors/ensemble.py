@@ -1,6 +1,7 @@
 """Deep ensembles (Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017, arXiv 1612.01474)."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -81,11 +82,11 @@ class Ensemble(Detector):
         images = _labelled(train_set, labels)
         progress.expect((self.members - 1) * self.epochs * len(images) * STEP_COST)
         members = []
+        work = len(images) / math.ceil(len(images) / self.batch_size) * STEP_COST  # a step
         for number in range(1, self.members):
             member = _initialised(classifier, train_set.seed + number)
             options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
             training = Training(member, images, seed=train_set.seed + number, **options)
-            work = len(images) / training.steps * STEP_COST
             for epoch in range(self.epochs):
                 with torch.enable_grad():
                     loss, _ = training.epoch(epoch, lambda: progress.advance(work))
