@@ -18,6 +18,7 @@ _PUBLIC = {
     "evaluate": "oodbench.metrics:evaluate",
     "load_dataset": "oodbench.datasets.load:load_dataset",
     "load_detector": "oodbench.detector:load_detector",
+    "load_fitted": "oodbench.fitted:load_fitted",
     "load_model": "oodbench.models.load:load_model",
     "run": "oodbench.engine:run",
 }
@@ -38,6 +39,7 @@ __all__ = [
     "leaderboard",
     "load_dataset",
     "load_detector",
+    "load_fitted",
     "load_model",
     "models",
     "run",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from oodbench.detector import Detector, load_detector
     from oodbench.engine import run
     from oodbench.errors import OodbenchError
+    from oodbench.fitted import load_fitted
     from oodbench.image_set import ImageSet, Source
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model

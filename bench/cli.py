@@ -1,13 +1,14 @@
 """The command line. It imports torch and pandas only where a network runs or a table is made, so that it answers at once."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench import __version__, cli_check
+from oodbench import __version__, cli_check, cli_inference
 from oodbench.cli_common import (
     Data,
     Debug,
@@ -224,7 +225,9 @@ def _print_table(folders: list[Any]) -> None:
     print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns, notes=notes))
 
 
-app.command("check")(cli_check.check)
+app.command()(cli_inference.fit)
+app.command()(cli_inference.score)
+app.command()(cli_check.check)
 
 
 def main() -> None:
@@ -235,6 +238,9 @@ def main() -> None:
         if error.code == INTERRUPTED:  # what typer makes of Ctrl-C
             print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise
+    except BrokenPipeError:  # whoever read standard output has enough; Python would complain once more when it closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debugging():
             raise

@@ -31,7 +31,15 @@ from oodbench.suite import PROTOCOLS, ShiftSet, Suite, suite_names
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
-PAGE_OF = {"run": "run.md", "list": "run.md", "leaderboard": "results.md", "train": "model.md", "check": "detector.md"}
+PAGE_OF = {
+    "run": "run.md",
+    "list": "run.md",
+    "leaderboard": "results.md",
+    "train": "model.md",
+    "check": "detector.md",
+    "fit": "inference.md",
+    "score": "inference.md",
+}
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 

@@ -1,0 +1,146 @@
+"""``oodbench fit`` and ``oodbench score``: a detector with its threshold, and the verdict on new images."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from oodbench.cli_common import (
+    Data,
+    Debug,
+    Device,
+    Parameters,
+    add_plugins,
+    check_device,
+    check_names,
+    find_in_working_folder,
+    read_parameters_of,
+)
+from oodbench.errors import MissingData, UsageError
+
+if TYPE_CHECKING:
+    from oodbench.score_files import Row
+
+Plugins = Annotated[list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers.")]
+Format = Literal["table", "csv", "json"]
+
+
+def fit(
+    detector: Annotated[str, typer.Argument(help="A name of `oodbench list detectors`.")],
+    dataset: Annotated[str, typer.Option(help="The in-distribution set, with a train split.")],
+    out: Annotated[Path, typer.Option(help="Where it goes, safetensors.")],
+    model: Annotated[str | None, typer.Option(help="The network; none for a detector that reads images alone.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of in-distribution images to be flagged at most.")] = 0.05,
+    held_out: Annotated[str, typer.Option(help="Split that the threshold is drawn from; train keeps a tenth of it.")] = "test",
+    param: Parameters = [],  # noqa: B006
+    size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    data: Data = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of what is held out, and of training.")] = 0,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Fit a detector, and store it with the threshold that flags at most a given share of held-out images.
+
+    The last line is the file; `oodbench score` takes it.
+    """
+    find_in_working_folder(*plugin, model or "")
+    add_plugins(plugin)
+    parameters = read_parameters_of(detector, param)
+    check_names([detector], [dataset], [model] if model else [], {detector: parameters})
+    check_device(device)
+    if not 0 < false_alarms < 1:
+        raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it")
+    from oodbench import thresholds
+    from oodbench.models.device import resolve_device
+    from oodbench.progress import terminal_progress
+
+    with terminal_progress() as progress:
+        fitted = thresholds.fit(
+            detector,
+            model=model,
+            dataset=dataset,
+            weights=weights,
+            false_alarms=false_alarms,
+            parameters=parameters,
+            held_out_split=held_out,
+            size=size,
+            data=data,
+            device=str(resolve_device(device)),
+            seed=seed,
+            progress=progress,
+        )
+    fitted.save(out)
+    alarms, cost = fitted.about.false_alarms, fitted.cost
+    times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
+    print(
+        f"threshold     {fitted.threshold:.6g}, from {alarms.drawn_from:,} held-out images\n"
+        f"false alarms  at most {alarms.asked:.2%} asked; {alarms.measured:.2%} of {alarms.measured_on:,} other held-out images"
+        f" (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
+        f"cost          {cost['ms_per_image']:.3g} ms an image{times}\n"
+        f"{out}"
+    )
+
+
+def score(
+    file: Annotated[Path, typer.Argument(help="What `oodbench fit` wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, and folders of them.")],
+    format: Annotated[Format, typer.Option(help="json writes a line an image.")] = "table",
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, where they have moved.")] = None,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Import the file's model `module:function`.")] = False,
+    data: Data = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Path, score and verdict of each image, `ok` or `anomalous`. Exits with 1 where an image cannot be read."""
+    check_device(device)
+    if not file.is_file():
+        raise MissingData(f"no such file: {file}; make one with oodbench fit")
+    find_in_working_folder(*plugin, ":" if trust_model else "")
+    add_plugins(plugin)
+    from oodbench.fitted import load_fitted
+    from oodbench.score_files import ANOMALOUS, score_files
+
+    fitted = load_fitted(file, weights=weights, data=data, device=device, batch_size=batch_size, trust_model=trust_model)
+    unreadable = anomalous = count = 0
+
+    def counted() -> Iterable["Row"]:
+        nonlocal unreadable, anomalous, count
+        for row in score_files(fitted, images, batch_size):
+            count += 1
+            unreadable += row.score is None
+            anomalous += row.verdict == ANOMALOUS
+            yield row
+
+    _print_rows(counted(), format)
+    note = f"{anomalous:,} of {count:,} images are anomalous: their score is above {fitted.threshold:.6g}"
+    print(note + (f"; {unreadable:,} cannot be read" if unreadable else ""), file=sys.stderr)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _print_rows(rows: Iterable["Row"], format: Format) -> None:
+    """Rows alone, on standard output; csv and json as they come."""
+    if format == "json":
+        for row in rows:
+            print(json.dumps(row._asdict(), ensure_ascii=False), flush=True)
+    elif format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "score", "verdict", "reason"])
+        for row in rows:
+            writer.writerow(["" if value is None else value for value in row])
+            sys.stdout.flush()
+    else:
+        from tabulate import tabulate
+
+        table = [[row.path, "–" if row.score is None else f"{row.score:.6g}", row.verdict or f"– {row.reason}"] for row in rows]
+        print(tabulate(table, ["path", "score", "verdict"], "simple", disable_numparse=True))

@@ -1,0 +1,194 @@
+"""Fits a detector, and finds the threshold above which an image is flagged.
+
+The detector is fitted on the training split. The threshold comes from images that neither its fit nor the network's
+training saw, by default a seeded half of the ``test`` split, and the other half measures how often it errs: on images
+that a network was trained on it is surer than on new ones, and a threshold drawn from them flags too many later.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from oodbench import passes, protocols, timing
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector, load_detector
+from oodbench.errors import BadData, UsageError
+from oodbench.fitted import About, FalseAlarms, Fitted, Input, Model, Training, sha256_of
+from oodbench.image_set import ImageSet
+from oodbench.prepared import prepare
+from oodbench.progress import Progress
+from oodbench.results import provenance
+from oodbench.training_set import TrainingSet
+
+CONFIDENCE = 0.95
+
+
+def fit(
+    detector: str,
+    *,
+    model: str | None,
+    dataset: str,
+    weights: str | Path | None = None,
+    false_alarms: float = 0.05,
+    parameters: Mapping[str, Any] | None = None,
+    held_out_split: str = "test",
+    size: int | None = None,
+    resize: str = "bilinear",
+    data: str | Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit a detector on the training split of a set, and find the threshold that flags ``false_alarms`` of held-out images.
+
+    Args:
+        model: None for a detector that reads images alone.
+        held_out_split: what the threshold is drawn from; ``train`` keeps a seeded tenth of the training images from the fit,
+            for sets without another split.
+        size, resize: as in ``load_dataset``.
+
+    Raises UsageError where so few images are held out that they cannot tell a rate as small as this.
+    """
+    from oodbench.models.load import load_model
+
+    progress = progress or Progress()
+    if not 0 < false_alarms < 1:
+        raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
+    progress.stage(f"loading {dataset}")
+    train, held_out = _sets(dataset, held_out_split, size=size, resize=resize, data=data, seed=seed)
+    thresholding, measuring = _halves(held_out, seed)
+    if false_alarms * len(thresholding) < 1:
+        raise UsageError(
+            f"{len(thresholding)} held-out images cannot tell a false-alarm rate of {false_alarms:g}:"
+            f" ask for at least {np.ceil(1e4 / len(thresholding)) / 1e4:g}, or hold more images out"
+        )
+    made = load_detector(detector, **(parameters or {}))
+    classifier, about_model = None, None
+    if model is not None:
+        progress.stage(f"loading {model}")
+        path = _weights_file(model, weights, data)
+        classifier = load_model(model, weights, data=data, device=device, require_weights=True, progress=False)
+        classifier.check(train.read(range(min(2, len(train)))) / 255)
+        about_model = Model(
+            name=model,
+            weights=str(path.absolute()) if path else None,
+            weights_sha256=sha256_of(path) if path else None,
+            weights_hash=classifier.weights_hash,
+        )
+    elif made.declared_signals - {"images"}:
+        raise UsageError(f"{detector} reads a network; name it with --model")
+    progress.stage(f"fitting {detector} on {len(train):,} images")
+    _fit(made, classifier, train, seed, data, progress)
+    progress.stage(f"scoring {len(held_out):,} held-out images")
+    scores = made.score(classifier, held_out)
+    if np.ptp(scores) == 0:
+        raise BadData(f"all scores of {detector} are {scores[0]:g}: they tell nothing apart; choose another detector")
+    threshold = threshold_of(scores[thresholding], false_alarms)
+    progress.stage("measuring its cost")
+    return Fitted(
+        made,
+        classifier,
+        About(
+            threshold=threshold,
+            false_alarms=_measured(scores[measuring], threshold, false_alarms, len(thresholding)),
+            input=Input(size=tuple(train.images.shape[2:]), resize=resize),
+            model=about_model,
+            training=Training(
+                dataset=dataset,
+                split="train",
+                images=len(train),
+                fingerprint=train.fingerprint,
+                held_out_split=held_out_split,
+                held_out_fingerprint=held_out.fingerprint,
+                seed=seed,
+            ),
+            cost=_cost(made, classifier, held_out),
+            provenance=provenance(str(classifier.device if classifier else "cpu")),
+        ),
+    )
+
+
+def threshold_of(scores: np.ndarray, share: float) -> float:
+    """The smallest threshold that at most this share of scores (n,) is above."""
+    above = int(np.floor(share * len(scores) + 1e-9))  # .29 · 100 is a little less than 29
+    return float(np.sort(scores)[len(scores) - 1 - above])
+
+
+def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, ImageSet]:
+    """Training images, and held-out ones of the same size."""
+    from oodbench.datasets.load import load_dataset
+
+    train = load_dataset(dataset, split="train", **options)
+    if held_out_split == "train":
+        mask = torch.from_numpy(protocols.held_out(len(train), _labels(train), options["seed"]))
+        return train.select(torch.nonzero(~mask).flatten()), train.select(torch.nonzero(mask).flatten())
+    height, width = train.images.shape[2:]
+    held_out = load_dataset(dataset, split=held_out_split, **options)
+    if tuple(held_out.images.shape[2:]) != (height, width):
+        raise UsageError(
+            f"{dataset}: its splits are {height}×{width} and {'×'.join(map(str, held_out.images.shape[2:]))} pixels;"
+            " give both one size with --size"
+        )
+    if protocols.shares_images(train, held_out):
+        raise BadData(f"{dataset}: its train and {held_out_split} splits are the same images; name another --held-out split")
+    return train, held_out
+
+
+def _fit(
+    detector: Detector,
+    classifier: Classifier | None,
+    train: ImageSet,
+    seed: int,
+    data: str | Path | None,
+    progress: Progress,
+) -> None:
+    """``Detector.fit``; what it trains of its own is put into the cache before, with progress and the data root."""
+    if detector.prepares:
+        detector.check(classifier)
+        held_out = protocols.held_out(len(train), _labels(train), seed)
+        prepare(detector, classifier, TrainingSet(train, train.labels, held_out, seed, data), progress)
+    detector.fit(classifier, train, train.labels, seed=seed)
+
+
+def _labels(images: ImageSet) -> np.ndarray | None:
+    return None if images.labels is None else images.labels.numpy()
+
+
+def _halves(images: ImageSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two seeded, stratified halves."""
+    order = protocols.stratified_order(len(images), _labels(images), seed)
+    return order[::2], order[1::2]
+
+
+def _measured(scores: np.ndarray, threshold: float, asked: float, drawn_from: int) -> FalseAlarms:
+    from scipy.stats import binomtest
+
+    flagged = int((scores > threshold).sum())
+    interval = binomtest(flagged, len(scores)).proportion_ci(CONFIDENCE)
+    return FalseAlarms(
+        asked=asked,
+        drawn_from=drawn_from,
+        measured=flagged / len(scores),
+        measured_low=float(interval.low),
+        measured_high=float(interval.high),
+        measured_on=len(scores),
+    )
+
+
+def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -> dict[str, float | None]:
+    """Standalone, as the leaderboard states it."""
+    head = detector.head
+    setting = detector.grid[head.setting_] if head.chooses else detector.setting
+    rows = np.resize(np.arange(len(images)), timing.BATCH_SIZE)
+    (_, batch), *_ = passes.batches(images, classifier, [rows])
+    return timing.standalone_costs({"it": timing.Job(detector, setting)}, classifier, batch)["it"]
+
+
+def _weights_file(model: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
+    """The file that ``load_model`` reads, where it reads one that the user put there."""
+    from oodbench.models.weights import places
+
+    return Path(weights) if weights is not None else next((p for p in places(model, data) if p.exists()), None)

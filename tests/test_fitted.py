@@ -1,0 +1,333 @@
+"""A fitted detector with its threshold: what is saved scores the same, errs as rarely as it says, and trusts no file."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+import oodbench
+from oodbench import protocols, registry, state, thresholds
+from oodbench.detector import Detector
+from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.fitted import Fitted, load_fitted
+
+FIT = {"model": "resnet8-digits", "dataset": "digits"}
+MYNET = """
+    import torch
+
+    import oodbench
+
+
+    def build():
+        print("imported")
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+        return oodbench.Classifier(module, name="mynet")
+"""
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Fitted]:
+    """Fitted detectors by name, each made once."""
+    return {}
+
+
+@pytest.fixture
+def fitted(made):
+    def fit(name: str) -> Fitted:
+        if name not in made:
+            made[name] = thresholds.fit(name, **FIT)
+        return made[name]
+
+    return fit
+
+
+@pytest.fixture
+def file(fitted, tmp_path) -> Path:
+    fitted("knn").save(tmp_path / "knn.safetensors")
+    return tmp_path / "knn.safetensors"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return oodbench.load_dataset("digits")
+
+
+def rewritten(path: Path, change) -> Path:
+    """The file after ``change(header, state)``."""
+    header, found = state.load(path)
+    change(header, found)
+    state.save(path, header, found)
+    return path
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=60),
+    st.integers(1, 99).map(lambda percent: percent / 100),
+)
+def test_the_threshold_is_the_smallest_that_keeps_the_share(scores, share):
+    scores = np.array(scores, dtype=float)
+    found = thresholds.threshold_of(scores, share)
+    count = round(share * 100) * len(scores)  # exact, in hundredths
+    assert (scores > found).sum() * 100 <= count
+    for lower in [value for value in np.unique(scores) if value < found]:
+        assert (scores > lower).sum() * 100 > count
+    assert found in scores
+
+
+def test_29_of_100_is_29():
+    assert thresholds.threshold_of(np.arange(100.0), 0.29) == 70  # 0.29 · 100 is 28.999999999999996
+
+
+@pytest.mark.parametrize("name", ["msp", "energy", "knn", "mahalanobis-fe", "react", "pixels"])
+def test_false_alarms_hold_on_images_that_neither_fit_nor_threshold_saw(name, fitted, digits):
+    found = fitted(name)
+    thresholding, unseen = thresholds._halves(digits, seed=0)
+    assert not set(thresholding) & set(unseen)
+    alarms = found.about.false_alarms
+    assert (alarms.asked, alarms.drawn_from, alarms.measured_on) == (0.05, len(thresholding), len(unseen))
+    _, flagged = found(digits.images[torch.from_numpy(thresholding)])
+    assert flagged.sum() == int(0.05 * len(thresholding))  # as many as may be
+    _, flagged = found(digits.images[torch.from_numpy(unseen)])
+    assert alarms.measured == flagged.mean()
+    assert alarms.measured_low < alarms.measured < alarms.measured_high
+    # An exchangeable image is flagged with a probability of at most (14 + 1) / (289 + 1); the threshold itself varies too.
+    assert flagged.sum() <= binom.ppf(0.999, len(unseen), 0.05 + 3 * (0.05 * 0.95 / len(thresholding)) ** 0.5)
+
+
+def test_the_rate_holds_on_average_over_seeds(digits):
+    rates = [thresholds.fit("knn", **FIT, seed=seed).about.false_alarms.measured for seed in range(6)]
+    assert np.mean(rates) < 0.05 + 3 * (0.05 * 0.95 / len(digits)) ** 0.5
+    assert np.mean(rates) > 0.02  # nor does it flag next to nothing
+
+
+def test_the_fit_sees_training_images_alone(monkeypatch):
+    seen = []
+    fit = Detector.fit
+    monkeypatch.setattr(Detector, "fit", lambda self, c, images, *a, **k: seen.append(images) or fit(self, c, images, *a, **k))
+    thresholds.fit("knn", **FIT)
+    kept = thresholds.fit("knn", **FIT, held_out_split="train").about
+    train = oodbench.load_dataset("digits", split="train")
+    assert seen[0].fingerprint == train.fingerprint
+    assert len(seen[1]) + kept.false_alarms.drawn_from + kept.false_alarms.measured_on == len(train)
+    held_out = np.flatnonzero(protocols.held_out(len(train), train.labels.numpy(), 0))
+    assert not set(seen[1].base_index.tolist()) & set(held_out.tolist())
+
+
+def test_what_the_file_says(fitted, file):
+    about = load_fitted(file).about
+    assert about == fitted("knn").about
+    train = oodbench.load_dataset("digits", split="train")
+    assert about.training.fingerprint == train.fingerprint
+    assert (about.training.images, about.training.held_out_split) == (len(train), "test")
+    assert about.input.model_dump() == {"size": (8, 8), "resize": "bilinear", "channels": 3}
+    assert about.model.weights_hash == oodbench.load_model("resnet8-digits").weights_hash
+    assert about.provenance["torch"] == torch.__version__
+    found = load_fitted(file)
+    assert (found.threshold, found.false_alarms, found.cost) == (about.threshold, 0.05, about.cost)
+    assert found.cost["ms_per_image"] > 0
+    assert found.cost["overhead"] > 0
+
+
+def test_a_rate_that_so_few_images_cannot_tell():
+    with pytest.raises(
+        UsageError, match=r"289 held-out images cannot tell a false-alarm rate of 0.001: ask for at least 0.0035"
+    ):
+        thresholds.fit("msp", **FIT, false_alarms=0.001)
+    with pytest.raises(UsageError, match="give a share between 0 and 1"):
+        thresholds.fit("msp", **FIT, false_alarms=5)
+
+
+def test_a_detector_of_a_network_needs_one():
+    with pytest.raises(UsageError, match="knn reads a network; name it with --model"):
+        thresholds.fit("knn", model=None, dataset="digits")
+    found = thresholds.fit("pixels", model=None, dataset="digits")
+    assert found.about.model is None
+    assert found.cost["overhead"] is None
+
+
+# New images
+
+
+def test_images_of_any_size_are_resized_as_in_training(fitted, digits):
+    found = fitted("knn")
+    large = torch.nn.functional.interpolate(digits.images[:6].float(), 24).to(torch.uint8)
+    wanted = torch.stack([oodbench.datasets.load.Fitted(large, (8, 8), "bilinear")[[row]][0] for row in range(6)])
+    np.testing.assert_array_equal(found(large)[0], found(wanted)[0])
+    np.testing.assert_array_equal(found(digits.images[:6, :1])[0], found(digits.images[:6])[0])  # grey
+    np.testing.assert_array_equal(found(digits.images[:6].numpy())[0], found(digits.images[:6])[0])
+    np.testing.assert_allclose(found(digits.images[:6].float() / 255)[0], found(digits.images[:6])[0], rtol=1e-6)
+    scores, flagged = found(digits)
+    assert scores.dtype == np.float64
+    assert flagged.dtype == bool
+    np.testing.assert_array_equal(flagged, scores > found.threshold)
+
+
+def test_images_that_it_does_not_take(fitted):
+    with pytest.raises(BadData, match=r"images are floats \(3, 9, 9\); give uint8, which is resized"):
+        fitted("knn")(torch.zeros(2, 3, 9, 9))
+    with pytest.raises(BadData, match="1 of 2 images are not finite"):
+        fitted("knn")(torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), torch.nan)]))
+    with pytest.raises(BadData, match="gives uint8"):
+        fitted("knn")(torch.zeros(2, 4, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name", ["knn", "odin", "mahalanobis-fe"])
+def test_in_a_new_process_it_scores_the_same(name, fitted, digits, tmp_path):
+    fitted(name).save(tmp_path / "file")
+    scores, flagged = fitted(name)(digits.images[:50])
+    np.save(tmp_path / "images.npy", digits.images[:50].numpy())
+    code = textwrap.dedent("""
+        import json, numpy, sys, oodbench
+        fitted = oodbench.load_fitted(sys.argv[1] + "/file")
+        scores, flagged = fitted(numpy.load(sys.argv[1] + "/images.npy"))
+        print(json.dumps([scores.tolist(), flagged.tolist(), fitted.threshold]))
+    """)
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [scores.tolist(), flagged.tolist(), fitted(name).threshold]
+
+
+def test_what_trains_something_of_its_own_keeps_it(tmp_path, digits):
+    found = thresholds.fit("gradcon", model=None, dataset="digits", parameters={"epochs": 1})
+    found.save(tmp_path / "file")
+    np.testing.assert_array_equal(load_fitted(tmp_path / "file")(digits.images[:20])[0], found(digits.images[:20])[0])
+
+
+# What a file may not do
+
+
+@pytest.fixture
+def mynet(tmp_path, monkeypatch):
+    """A file that names a model of the user's own module, and the classifier."""
+    (tmp_path / "mynet_for_a_test.py").write_text(textwrap.dedent(MYNET))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = thresholds.fit("msp", model="mynet_for_a_test:build", dataset="digits")
+    found.save(tmp_path / "file")
+    sys.modules.pop("mynet_for_a_test")
+    return tmp_path / "file", found.classifier
+
+
+def test_a_model_that_the_file_names_is_not_imported(mynet, capsys, digits):
+    file, classifier = mynet
+    capsys.readouterr()
+    with pytest.raises(UsageError, match="to load it would run that code; if you trust the file, say --trust-model"):
+        load_fitted(file)
+    assert capsys.readouterr().out == ""
+    assert "mynet_for_a_test" not in sys.modules
+    with_classifier = load_fitted(file, classifier)
+    trusted = load_fitted(file, trust_model=True)
+    np.testing.assert_array_equal(with_classifier(digits)[0], trusted(digits)[0])
+
+
+def test_other_weights_are_refused(file, make_classifier, tmp_path):
+    with pytest.raises(
+        BadData, match=r"was fitted on resnet8-digits with weights [0-9a-f]{16}, not [0-9a-f]{16}; name its own"
+    ):
+        load_fitted(file, make_classifier())
+    rewritten(file, lambda header, found: header["fitted"]["model"].update(weights_hash="0" * 16))
+    with pytest.raises(BadData, match="with weights 0000000000000000, not"):
+        load_fitted(file)
+
+
+def test_weights_are_found_again_and_known_by_content(tmp_path, digits):
+    from safetensors.torch import load_file, save_file
+
+    weights = tmp_path / "w.safetensors"
+    save_file({k: v.contiguous() for k, v in oodbench.load_model("resnet8-digits").module.state_dict().items()}, weights)
+    found = thresholds.fit("msp", **FIT, weights=weights)
+    found.save(tmp_path / "file")
+    assert found.about.model.weights == str(weights)
+    np.testing.assert_array_equal(load_fitted(tmp_path / "file")(digits)[0], found(digits)[0])
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    np.testing.assert_array_equal(load_fitted(tmp_path / "file", weights=moved)(digits)[0], found(digits)[0])
+    tensors = load_file(moved)
+    save_file({name: tensor * 2 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, weights)
+    with pytest.raises(BadData, match="is no longer the file that"):
+        load_fitted(tmp_path / "file")
+    with pytest.raises(BadData, match="was fitted on resnet8-digits with weights"):
+        load_fitted(tmp_path / "file", weights=weights)
+
+
+def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkeypatch, digits):
+    rewritten(file, lambda header, found: header.update(detector="os:system"))
+    with pytest.raises(UsageError, match=r"holds the detector 'os:system', which nobody here registers; install its package"):
+        load_fitted(file)
+    (tmp_path / "loud_for_a_test.py").write_text(
+        "import oodbench\n\n\nclass Loud(oodbench.Detector):\n    'Minus the largest logit.'\n    signals = ('logits',)\n\n"
+        "    def statistics(self, probe):\n        return -probe.logits.max(1).values\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_added", {})
+    registry.add_plugin("loud_for_a_test:Loud")
+    found = thresholds.fit("loud", **FIT)
+    found.save(tmp_path / "loud")
+    np.testing.assert_array_equal(load_fitted(tmp_path / "loud")(digits)[0], found(digits)[0])
+    registry._added.clear()
+    with pytest.raises(UsageError, match="holds the detector 'loud', which nobody here registers"):
+        load_fitted(tmp_path / "loud")
+
+
+def fields(**changes):
+    def change(header, found):
+        header["fitted"].update(changes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda header, found: header.pop("fitted"), "holds no threshold; make such a file with oodbench fit"),
+        (lambda header, found: header.update(fitted=3), "schema version None"),
+        (fields(schema_version=99), "has schema version 99, this oodbench reads 1; fit it again"),
+        (fields(threshold="high"), "threshold: Input should be a valid number"),
+        (fields(threshold=float("nan")), "threshold: Input should be a finite number"),
+        (fields(surprise=1), "surprise: Extra inputs are not permitted"),
+        (fields(input={"size": [10**9, 10**9], "resize": "bilinear"}), "do not use this file"),
+        (fields(input={"size": [8, 8], "resize": "nearest"}), "do not use this file"),
+        (lambda header, found: header.update(parameters={"k": "many"}), "does not hold what knn needs"),
+        (lambda header, found: header.update(parameters={"kk": 3}), "does not hold what knn needs"),
+        (lambda header, found: header.update(parameters=None), "does not hold what knn needs"),
+        (lambda header, found: header.update(head="guillotine"), "does not hold what knn needs"),
+        (lambda header, found: found.update(bank_=torch.zeros(3, 5)), "does not hold what knn needs"),
+        (lambda header, found: [found.pop(name) for name in list(found)], "does not hold what knn needs"),
+        (lambda header, found: found.update(score=1), "sets 'score', which is no fitted state"),
+        (lambda header, found: found.update(__class__=1), "sets '__class__', which is no fitted state"),
+    ],
+)
+def test_a_file_that_is_not_what_fit_writes_is_refused_in_one_line(file, change, says):
+    with pytest.raises(OodbenchError) as raised:
+        load_fitted(rewritten(file, change))
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
+    whole = file.read_bytes()
+    for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(BadData, match="is not a file of oodbench, or it is truncated"):
+            load_fitted(file)
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    for write in (lambda: file.write_bytes(pickle.dumps(Evil())), lambda: torch.save({"x": Evil()}, file)):
+        write()
+        with pytest.raises(BadData, match="is not a file of oodbench"):
+            load_fitted(file)
+    assert not (tmp_path / "evil").exists()
+    with pytest.raises(BadData, match="no such file"):
+        load_fitted(tmp_path / "nowhere")
