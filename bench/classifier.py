@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import BadData, Unsuitable
+from oodbench.errors import BadData, OodbenchError, Unsuitable
 
 # What a layered detector reads, by how the network is built: the first pattern of which every module exists wins.
 # ResNets give their stem and stages, DenseNets their first convolution, transitions and final norm (Lee et al. 2018).
@@ -17,6 +17,7 @@ LAYER_PATTERNS: tuple[tuple[str, ...], ...] = (
     ("conv1", "trans1", "trans2", "relu"),  # our DenseNet-BC
     ("features.conv0", "features.transition1", "features.transition2", "features.transition3", "features.norm5"),
 )
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Classifier(nn.Module):
@@ -112,19 +113,18 @@ class Classifier(nn.Module):
         return digest.hexdigest()[:16]
 
     def check(self, images: Tensor) -> None:
-        """One forward pass of (N, C, H, W) images that must give finite logits (N, classes).
+        """Forward passes of (N, C, H, W) images that must give finite logits (N, classes), the same each time.
 
-        Raises Unsuitable for a network that wants other images, BadData for one whose outputs are no logits.
+        Raises Unsuitable for a network that wants other images or more than images, whose outputs are no logits, or whose
+        logits change from pass to pass or with the other images of a batch; BadData for logits that are not finite.
         """
-        try:
-            with torch.inference_mode():
-                logits = self(images.to(self.device, self.dtype))
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
+        training = [name for name, module in self.module.named_modules() if module.training]
+        if training:
             raise Unsuitable(
-                f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {first};"
-                " choose another model, or resize with the suite's size"
-            ) from error
+                f"{self.name}: '{training[0] or type(self.module).__name__}' stays in training mode after eval();"
+                " its train(mode) must obey"
+            )
+        logits = self._checked_pass(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise Unsuitable(
@@ -133,3 +133,35 @@ class Classifier(nn.Module):
             )
         if not torch.isfinite(logits).all():
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
+        # What rounding may change: half the digits. Dropout changes all of them.
+        slack = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
+        if not torch.allclose(self._checked_pass(images), logits, rtol=0, atol=slack):
+            raise Unsuitable(
+                f"{self.name} gives the same images other logits each time; turn off what is random in it"
+                " (dropout: F.dropout(x, training=self.training))"
+            )
+        if len(images) > 1 and not torch.allclose(self._checked_pass(images[:1]), logits[:1], rtol=0, atol=slack):
+            raise Unsuitable(
+                f"{self.name} gives an image other logits in another batch; make it use running statistics"
+                " (BatchNorm: track_running_stats=True)"
+            )
+
+    def _checked_pass(self, images: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():
+                return self(images.to(self.device, self.dtype))
+        except OodbenchError:
+            raise
+        except Exception as error:  # a forward of anyone's may raise anything
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, TypeError) and "argument" in said:
+                raise Unsuitable(
+                    f"{self.name} does not take images alone: {said}; wrap it in a module whose forward(images) gives the rest"
+                ) from error
+            if self.dtype in HALF:
+                remedy = f"convert it from {str(self.dtype).removeprefix('torch.')} to float32 with module.float()"
+            else:
+                remedy = "choose another model, or resize with the suite's size"
+            raise Unsuitable(
+                f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
+            ) from error

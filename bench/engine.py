@@ -332,6 +332,9 @@ class _Run:
         rows = np.resize(np.arange(len(self.inside)), timing.BATCH_SIZE)
         (_, images), *_ = passes.batches(self.inside, self.inputs.classifier, [rows])
         measured = timing.standalone_costs(
-            jobs, self.inputs.classifier, images, on_step=lambda: self.progress.advance(timing.BATCH_SIZE)
+            jobs,
+            None if self.inputs.unsuitable else self.inputs.classifier,
+            images,
+            on_step=lambda: self.progress.advance(timing.BATCH_SIZE),
         )
         self.folder.write_costs(costs | measured)

@@ -29,8 +29,12 @@ class Fitting:
     def __init__(self, inputs: Inputs, progress: Progress, workers: int) -> None:
         self.inputs, self.progress, self.workers = inputs, progress, workers
         self.detectors, self.broken = inputs.detectors, dict(inputs.broken)
+        if inputs.unsuitable:
+            progress.say(reason(inputs.unsuitable))
+            readers = [name for name, detector in self.detectors.items() if detector.declared_signals - {"images"}]
+            self.broken |= dict.fromkeys(readers, inputs.unsuitable)
         self.heads: dict[Detector, Head] = {d: HEADS[d.unsupervised_head]() for d in self.detectors.values()}
-        self.signals = passes.signals_of(list(self.detectors.values()))
+        self.signals = passes.signals_of(self.sound(self.detectors))
         self.extras: dict[str, dict[str, float]] = {}
         self._begun: set[str] = set()
 
@@ -76,7 +80,7 @@ class Fitting:
         """Accuracy and calibration of those that give class probabilities, and the network's, on the labelled test images."""
         inside, classifier = self.inputs.inside, self.inputs.classifier
         giving = [detector for detector in self.sound(names) if detector.gives_probabilities]
-        if not giving or inside.labels is None:
+        if not giving or inside.labels is None or self.inputs.unsuitable:
             return
         self.progress.stage(f"{inside.name}: class probabilities of {len(inside):,} images")
         self.progress.expect(len(inside))

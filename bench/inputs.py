@@ -15,7 +15,7 @@ import torch
 from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, UsageError, reason
+from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
@@ -58,7 +58,7 @@ class Inputs:
     """A suite, loaded.
 
     detectors: by name; broken: why a detector could not be built, by name.
-    classifier, weights_hash, device: after ``load_model``.
+    classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, if so.
     train, inside: the in-distribution training and test images; pairings: the sets tested, in the suite's order.
     source: the set that transfer learns from, one of the pairings or not; None without that protocol.
     size: pixels a side, of all images.
@@ -90,9 +90,10 @@ class Inputs:
         self.classifier: Classifier | None = None
         self.weights_hash = ""
         self.device = torch.device("cpu")
+        self.unsuitable: Unsuitable | None = None
 
     def load_model(self, weights: str | Path | None, device: torch.device) -> None:
-        """Raises where the weights are absent, or the network does not take these images."""
+        """Raises where the weights are absent, or the network's logits are not finite."""
         from oodbench.models.load import load_model
 
         if self.suite.model is not None:
@@ -100,7 +101,10 @@ class Inputs:
             self.classifier = load_model(
                 self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=False
             )
-            self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
+            try:
+                self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
+            except Unsuitable as error:
+                self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
 
     def rows_of(self, name: str) -> list[Row]:

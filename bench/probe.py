@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.classifier import Classifier
+from oodbench.classifier import HALF, Classifier
 from oodbench.errors import Unsuitable
 
 SIGNALS = frozenset({"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms"})
@@ -213,6 +213,12 @@ class Probe:
     def _declared(self, signal: str, *implied_by: str) -> None:
         if not self._signals & {signal, *implied_by}:
             raise Unsuitable(f"asked the probe for '{signal}' without declaring it: add it to the detector's signals")
+        if signal in NEED_GRAPH and self.images.dtype in HALF:
+            dtype = str(self.images.dtype).removeprefix("torch.")
+            raise Unsuitable(
+                f"needs a network in float32 or float64, for {dtype} loses its gradients and small steps on pixels to rounding;"
+                " convert it with module.float()"
+            )
 
     def _give(self, tensor: Tensor) -> Tensor:
         # A copy, for a detector that writes into it must not change what the others see.

@@ -1,0 +1,239 @@
+"""Networks that something is wrong with: one line says what a detector needs, and the cells are skipped with it."""
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import oodbench
+from oodbench import registry, thresholds
+from oodbench.classifier import Classifier
+from oodbench.conformance_task import TinyResNet, easy_task
+from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.probe import NEED_GRAPH
+from oodbench.suite import Suite
+
+DETECTORS = [name for name, record in registry.records("detectors").items() if record.distribution == "oodbench"]
+GRADIENTS = {name for name in DETECTORS if oodbench.load_detector(name).declared_signals & NEED_GRAPH}
+IMAGES, LABELS = easy_task(80, seed=0)
+
+
+class NoLinearHead(nn.Module):
+    """Ends in a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.head(self.conv1(x).relu().mean((2, 3), keepdim=True)).flatten(1)
+
+
+class HeadInTheMiddle(NoLinearHead):
+    """Its last linear layer does not give the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, x):
+        maps = self.conv1(x).relu()
+        return self.head(maps * self.gate(maps.mean((2, 3)))[:, :, None, None]).mean((2, 3))
+
+
+class FunctionalDropout(TinyResNet):
+    """Drops features in eval mode too."""
+
+    def forward(self, x):
+        return super().forward(F.dropout(x))
+
+
+class StaysInTraining(nn.Dropout):
+    """A layer that eval() does not reach."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class BatchStatistics(TinyResNet):
+    """Normalises with the statistics of the batch, also in eval mode."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.layer1[1] = nn.BatchNorm2d(12, track_running_stats=False)
+
+
+class GivesTuple(TinyResNet):
+    """Logits, and something else."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class GivesDict(TinyResNet):
+    """Logits by name."""
+
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class WantsMore(TinyResNet):
+    """Needs a mask beside the images."""
+
+    def forward(self, x, mask):
+        return super().forward(x * mask)
+
+
+class WantsAnotherSize(TinyResNet):
+    """Says so with an assertion, as timm's transformers do."""
+
+    def forward(self, x):
+        assert x.shape[2] == 224, "Input height (8) doesn't match model (224)."
+
+
+def staying() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), StaysInTraining(0.5), nn.Linear(192, 8))
+
+
+def network(make) -> Classifier:
+    """Of 8 classes, for 8x8 images, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = make(8) if issubclass(make, TinyResNet) else make()
+    layers = [name for name in ("conv1", "layer1", "layer2") if hasattr(module, name)]
+    return Classifier(module, (0.5,) * 3, (0.25,) * 3, layers=layers, name=make.__name__)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """run(classifier, *detectors) -> (status, reason) by detector, on the embedded sets."""
+
+    def run(classifier, *detectors, **parameters):
+        module = types.ModuleType("bad_model_for_a_test")
+        module.build = lambda: classifier
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        suite = Suite(
+            name="bad",
+            model="bad_model_for_a_test:build",
+            in_distribution="digits",
+            detectors=list(detectors),
+            parameters=parameters,
+            sets=[{"name": "photos"}],
+        )
+        folder = oodbench.run(suite, out=tmp_path / "run", limit=40)
+        return {cell.detector: (cell.status, cell.reason) for cell in folder.cells()}
+
+    return run
+
+
+UNUSABLE = [
+    (FunctionalDropout, "gives the same images other logits each time; turn off what is random in it"),
+    (BatchStatistics, "gives an image other logits in another batch; make it use running statistics"),
+    (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns the logits alone"),
+    (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns the logits alone"),
+    (WantsMore, r"does not take images alone: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
+    (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), UNUSABLE, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_no_detector_can_read_is_said_in_one_line(make, says):
+    with pytest.raises(Unsuitable, match=f"^{make.__name__} {says}") as raised:
+        network(make).check(IMAGES[:2])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_layer_that_stays_in_training_mode_is_named():
+    with pytest.raises(Unsuitable, match=r"Sequential: '1' stays in training mode after eval\(\); its train\(mode\) must obey"):
+        Classifier(staying()).check(IMAGES[:2])
+
+
+@pytest.mark.parametrize("make", [TinyResNet, NoLinearHead, HeadInTheMiddle])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_sound_networks_pass(make, dtype):
+    network(make).to(dtype).check(IMAGES[:8])
+
+
+def test_dropout_layers_are_put_into_eval_mode():
+    module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 8)).train()
+    classifier = Classifier(module)
+    classifier.check(IMAGES[:4])
+    assert torch.equal(classifier(IMAGES), classifier(IMAGES))
+
+
+def test_logits_that_are_not_finite_are_bad_data():
+    classifier = network(TinyResNet)
+    classifier.module.linear.weight.data.fill_(torch.nan)
+    with pytest.raises(BadData, match="logits that are not finite"):
+        classifier.check(IMAGES[:2])
+
+
+@pytest.mark.parametrize(("make", "says"), UNUSABLE, ids=lambda value: getattr(value, "__name__", ""))
+def test_its_cells_are_skipped_and_the_control_runs(run, make, says):
+    found = run(network(make), "msp", "knn", "odin", "purview", "mahalanobis-fe", "pixels")
+    assert found.pop("pixels") == ("ok", "")
+    assert {status for status, _ in found.values()} == {"skipped"}
+    assert len({reason for _, reason in found.values()}) == 1
+    with pytest.raises(Unsuitable, match=says):
+        raise Unsuitable(found["msp"][1])
+
+
+def test_without_a_linear_head_logits_and_layers_still_serve(run):
+    quick = {name: registry.load("detectors", name).quick for name in DETECTORS}
+    found = run(network(NoLinearHead), *DETECTORS, **{name: given for name, given in quick.items() if given})
+    served = {name for name, (status, _) in found.items() if status == "ok"}
+    assert {"msp", "maxlogit", "energy", "entropy", "klm", "odin", "mahalanobis-fe", "lid", "gram", "pixels"} <= served
+    for name in DETECTORS:
+        status, why = found[name]
+        assert (
+            status == "ok"
+            or (status == "skipped" and "has no final linear layer; name one with Classifier" in why)
+            or (name == "ensemble" and status == "skipped")
+        ), f"{name}: {status}, {why}"
+    assert found["knn"][0] == found["gradnorm"][0] == "skipped"
+
+
+def test_a_linear_layer_that_does_not_give_the_logits_is_no_head(run):
+    found = run(network(HeadInTheMiddle), "msp", "knn")
+    assert found["msp"][0] == "ok"
+    assert found["knn"][0] == "skipped"
+    assert "its logits do not come from 'gate', its last linear layer; name the one that gives them" in found["knn"][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_in_half_precision_what_takes_gradients_says_what_it_needs(run, dtype):
+    quick = {name: registry.load("detectors", name).quick for name in DETECTORS}
+    names = [name for name in DETECTORS if not name.startswith("gradcon")]  # they train for a while, and read images alone
+    assert {"odin", "mahalanobis-p", "purview"} <= GRADIENTS
+    found = run(network(TinyResNet).to(dtype), *names, **{name: quick[name] for name in names if quick[name]})
+    for name in names:
+        status, why = found[name]
+        if name in GRADIENTS:
+            assert status == "skipped", f"{name}: {status}, {why}"
+            short = str(dtype).removeprefix("torch.")
+            assert why.startswith(f"needs a network in float32 or float64, for {short} loses its gradients"), f"{name}: {why}"
+        else:
+            assert status == "ok" or (name == "ensemble" and status == "skipped"), f"{name}: {status}, {why}"
+
+
+@pytest.mark.parametrize("make", [GivesTuple, GivesDict, WantsMore])
+@pytest.mark.parametrize("name", ["msp", "knn", "odin", "vim", "purview"])
+def test_from_python_too_it_is_one_line(make, name):
+    with pytest.raises(Unsuitable) as raised:
+        oodbench.load_detector(name, **({"k": 5} if name == "knn" else {})).fit(network(make), IMAGES, LABELS).score(
+            network(make), IMAGES
+        )
+    assert str(raised.value).startswith(make.__name__)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_threshold_is_found_for_a_network_that_answers_at_random(monkeypatch):
+    module = types.ModuleType("random_model_for_a_test")
+    module.build = lambda: network(FunctionalDropout)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(OodbenchError, match="gives the same images other logits each time"):
+        thresholds.fit("msp", model="random_model_for_a_test:build", dataset="digits")
