@@ -113,7 +113,22 @@ SPATIAL = {
 }
 
 
-WAYS = [(name, way) for name in SPATIAL for way in ("by cost", *(("product", "gram") if name[:4] in ("conv", "tran") else ()))]
+WAYS = [
+    (name, way)
+    for name in SPATIAL
+    for way in ("by cost", *(("product", "gram", "grouped") if name[:4] in ("conv", "tran") else ()))
+]
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_spatial_layers_in_float32(name):
+    """As they run: ways that only float32 takes are among them."""
+    torch.manual_seed(0)
+    network = Network(SPATIAL[name]).double()
+    images = torch.rand(4, 3, 8, 8)
+    expected = squared_norms(network, images.double())
+    for parameter, norms in squared_norms(network.float(), images).items():
+        torch.testing.assert_close(norms.double(), expected[parameter], rtol=1e-4, atol=1e-9, msg=parameter)
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**24  # temporaries of a part stay below this, or at one sample's
+CHUNK_BYTES = 2**26  # temporaries of a part stay below this, or at one sample's
 
-# Of the two ways to a convolution's norm, what moving one number costs, in multiply-adds of a matrix product; measured
-# on two AVX2 cores with float32.
-STORE_COST = 30
-WINDOW_COST = 70
+# What a convolution's norm costs each of three ways, in multiply-adds of a large matrix product; fitted to measurements
+# with float32 on AVX2 cores, maps of 4x4 to 32x32 and 16 to 512 channels.
+THIN_COST = 12  # a matrix product of few rows or columns is bound by memory
+STORE_COST, GROUP_COST, WINDOW_COST = 30, 200, 70  # a number written, an output of many groups, an entry of a window
 
 
 class Part:
@@ -93,14 +93,15 @@ class Lookup(Part):
 class Correlation(Part):
     """Of a convolution's weight (O, I / groups, kh, kw): x (N, I, H, W) went in, g (N, O, H', W') came back.
 
-    ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Two ways to its norm:
+    ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Three ways to its norm:
 
     - The *product*: for each of the kh·kw offsets the matrix g xᵀ, over all places p. Rows of g are widened with zeros to
       those of x, so that an offset is a shift of the flattened map, a view and no unfolded copy.
     - The *Gram matrices*, where the map is small: Σ_{p,q} (g_p·g_q)(X_p·X_q), and the Gram matrix of patches X is the sum
       of kh·kw windows of that of pixels, again with nothing unfolded.
+    - The *groups*, where channels are few: samples are groups of one convolution, whose weight gradient is that of each.
 
-    With a stride, x falls apart into s² phases; an offset stays within one of them.
+    For the first two x falls apart into s² phases, and an offset stays within one of them.
     """
 
     def __init__(
@@ -109,31 +110,40 @@ class Correlation(Part):
         g: Tensor,
         kernel: tuple[int, int],
         stride: tuple[int, int],
-        padding: tuple[int, int, int, int],  # left, right, top, bottom
+        padding: tuple[int, int],  # left, top
         dilation: tuple[int, int],
         groups: int,
     ) -> None:
-        self.x, self.g, self.kernel, self.padding = x, g, kernel, padding
+        self.x, self.g, self.kernel = x, g, kernel
         self.stride, self.dilation, self.groups = stride, dilation, groups
+        # What patches reach is neither more nor less than this, whatever was put at the other two edges.
+        height, width = (
+            (n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(g.shape[2:], stride, dilation, kernel, strict=True)
+        )
+        left, top = padding
+        self.padding = (left, width - x.shape[3] - left, top, height - x.shape[2] - top)
 
     def inner_products(self, direction: Tensor) -> Tensor:
-        x = F.pad(self.x, self.padding)
         weight = direction.reshape(*direction.shape[:2], *self.kernel)
-        made = F.conv2d(x, weight, None, self.stride, 0, self.dilation, self.groups)
-        height, width = self.g.shape[2:]  # a convolution of a transposed one's output may reach further
-        return (made[:, :, :height, :width] * self.g).sum((1, 2, 3))
+        made = F.conv2d(F.pad(self.x, self.padding), weight, None, self.stride, 0, self.dilation, self.groups)
+        return (made * self.g).sum((1, 2, 3))
 
     def squared_norms(self) -> Tensor:
-        by_gram = self._gram_cost < self._product_cost
-        way, numbers = (self._gram, self._gram_size) if by_gram else (self._product, self._product_size)
-        return _in_chunks(way, numbers, self.x, self.g)
+        ways = {self._product: self._product_cost, self._gram: self._gram_cost, self._grouped: self._grouped_cost}
+        way = min(ways, key=ways.__getitem__)
+        return _in_chunks(way, self._gram_size if way == self._gram else self._product_size, self.x, self.g)
 
-    # Sizes
+    # Costs and sizes of a sample
 
     @property
     def _channels(self) -> tuple[int, int]:
         """A group's: (in, out)."""
         return self.x.shape[1] // self.groups, self.g.shape[1] // self.groups
+
+    @property
+    def _weights(self) -> int:
+        """Numbers in a sample's gradient."""
+        return self.groups * math.prod(self._channels) * math.prod(self.kernel)
 
     @cached_property
     def _offsets(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -155,44 +165,41 @@ class Correlation(Part):
     @property
     def _product_cost(self) -> float:
         inputs, outputs = self._channels
-        cost = 0.0
-        for shifts in self._offsets.values():
-            _, width = self._phase_size(shifts)
-            cost += len(shifts) * inputs * outputs * (self.g.shape[2] * width + STORE_COST)
-        return self.groups * cost
-
-    @property
-    def _product_size(self) -> int:
-        inputs, outputs = self._channels
-        return self.groups * inputs * outputs + 2 * self.x[0].numel() + 2 * self.g[0].numel()
+        thin = 1 + THIN_COST * (1 / inputs + 1 / outputs)
+        return self._weights * (math.prod(self.g.shape[2:]) * thin + STORE_COST)
 
     @property
     def _gram_cost(self) -> float:
         inputs, outputs = self._channels
         places = math.prod(self.g.shape[2:])
-        cost = float(places**2 * outputs)
-        for shifts in self._offsets.values():
-            pixels = math.prod(self._phase_size(shifts))
-            cost += pixels**2 * inputs + WINDOW_COST * len(shifts) * places**2
-        return self.groups * cost
+        pixels = sum(math.prod(self._phase_size(shifts)) ** 2 for shifts in self._offsets.values())
+        windows = WINDOW_COST * math.prod(self.kernel) * places**2
+        return self.groups * (places**2 * outputs + pixels * inputs + windows)
+
+    @property
+    def _grouped_cost(self) -> float:
+        if self.x.device.type != "cpu" or self.x.dtype != torch.float32:
+            return math.inf  # only oneDNN does many groups at once
+        return self._weights * (math.prod(self.g.shape[2:]) + GROUP_COST)
+
+    @property
+    def _product_size(self) -> int:
+        return self._weights + 2 * self.x[0].numel() + 2 * self.g[0].numel()
 
     @property
     def _gram_size(self) -> int:
         pixels = max(math.prod(self._phase_size(shifts)) for shifts in self._offsets.values())
         return self.groups * (2 * math.prod(self.g.shape[2:]) ** 2 + 2 * pixels**2) + 2 * self.x[0].numel()
 
-    # The two ways
+    # The three ways
 
     def _phases(self, x: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
         """(x's map of the phase (N·groups, I, h, w), its shifts)."""
         x = F.pad(x, self.padding)
         x = x.reshape(-1, self._channels[0], *x.shape[2:])
         for (row, column), shifts in self._offsets.items():
-            phase = x[:, :, row :: self.stride[0], column :: self.stride[1]]
             height, width = self._phase_size(shifts)
-            # A transposed convolution may reach beyond what it has put out: there are zeros.
-            missing = max(0, width - phase.shape[3]), max(0, height - phase.shape[2])
-            phase = F.pad(phase, (0, missing[0], 0, missing[1])) if any(missing) else phase
+            phase = x[:, :, row :: self.stride[0], column :: self.stride[1]]
             yield phase[:, :, :height, :width].contiguous(), shifts
 
     def _product(self, x: Tensor, g: Tensor) -> Tensor:
@@ -208,7 +215,7 @@ class Correlation(Part):
                 start = down * width + right
                 window = flat[:, :, start : start + length]
                 if inputs == outputs == 1:  # depthwise: a matrix product of vectors gains nothing
-                    total += (rows * window).sum(2).square().view(len(g), -1).sum(1)
+                    total += _squares((rows * window).sum(2).view(len(g), -1))
                 else:
                     total += _squares(torch.bmm(rows, window.transpose(1, 2)).view(len(g), -1))
         return total
@@ -227,6 +234,18 @@ class Correlation(Part):
         assert of_patches is not None
         of_gradients = torch.bmm(rows.transpose(1, 2), rows)
         return (of_patches.flatten(1) * of_gradients.flatten(1)).view(len(g), -1).sum(1).clamp_min(0)
+
+    def _grouped(self, x: Tensor, g: Tensor) -> Tensor:
+        left, right, top, bottom = self.padding
+        edges = [top, left]
+        if (left, top) != (right, bottom):
+            x, edges = F.pad(x, self.padding), [0, 0]
+        x, g = (tensor.reshape(1, -1, *tensor.shape[2:]) for tensor in (x, g))
+        groups = self.groups * x.shape[1] // self.x.shape[1]
+        weight = x.new_empty(g.shape[1], self._channels[0], *self.kernel)  # for its shape
+        options = (self.stride, edges, self.dilation, False, [0, 0], groups, (False, True, False))
+        gradients = torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
+        return _squares(gradients.view(groups // self.groups, -1))
 
 
 def _squares(products: Tensor) -> Tensor:

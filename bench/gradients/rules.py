@@ -61,14 +61,12 @@ def conv2d(
 ) -> Use:
     stride, dilation, kernel = _pair(stride), _pair(dilation), _pair(weight.shape[2:])
     if isinstance(padding, str):  # "same" puts the odd zero at the end
-        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        edges = (reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2)
+        top, left = (d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True))
     else:
-        down, across = _pair(padding)
-        edges = (across, across, down, down)
+        top, left = _pair(padding)
 
     def parts(g: Tensor) -> dict[str, Part]:
-        return {"weight": Correlation(input, g, kernel, stride, edges, dilation, groups), "bias": _bias(g)}
+        return {"weight": Correlation(input, g, kernel, stride, (left, top), dilation, groups), "bias": _bias(g)}
 
     return Use(input, {"weight": weight, "bias": bias}, parts)
 
@@ -106,11 +104,10 @@ def conv_transpose2d(
     dilation: Any = 1,
 ) -> Use:
     """A convolution with what went in and what came back in exchanged roles."""
-    down, across = _pair(padding)
-    edges = (across, across, down, down)
+    top, left = _pair(padding)
 
     def parts(g: Tensor) -> dict[str, Part]:
-        weights = Correlation(g, input, _pair(weight.shape[2:]), _pair(stride), edges, _pair(dilation), groups)
+        weights = Correlation(g, input, _pair(weight.shape[2:]), _pair(stride), (left, top), _pair(dilation), groups)
         return {"weight": weights, "bias": _bias(g)}
 
     return Use(input, {"weight": weight, "bias": bias}, parts)
