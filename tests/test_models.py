@@ -54,9 +54,10 @@ def test_a_network_has_its_size_layers_and_head(name):
     modules = dict(classifier.module.named_modules())
     for layer in calls:
         modules[layer].register_forward_hook(lambda *_, layer=layer: calls.update({layer: calls[layer] + 1}))
-    classifier.check(torch.rand(2, 3, 16, 16))
+    classifier(torch.rand(2, 3, 16, 16))
     assert calls
     assert set(calls.values()) == {1}
+    classifier.check(torch.rand(2, 3, 16, 16))
     assert build(name, 7).head.out_features == 7
 
 
