@@ -1,7 +1,7 @@
 """``oodbench check``: conformance of a detector or data set, anyone's."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,9 @@ from oodbench.errors import UsageError
 
 def check(
     name: Annotated[str | None, typer.Argument(help="A detector or data set; by default that of --plugin.")] = None,
-    family: Annotated[str | None, typer.Option(help="detectors or datasets, where both have the name.")] = None,
+    family: Annotated[
+        Literal["detectors", "datasets"] | None, typer.Option(help="Which is meant, where both have the name.")
+    ] = None,
     param: Parameters = [],  # noqa: B006
     plugin: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
@@ -19,8 +21,6 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Whether a detector or data set keeps its contract, check by check. Exits with 1 where a check fails."""
-    if family not in (None, "detectors", "datasets"):
-        raise UsageError(f"unknown family '{family}' (detectors or datasets)")
     if plugin:
         find_in_working_folder(plugin)
         added = add_plugins([plugin])[0]

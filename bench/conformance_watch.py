@@ -81,11 +81,11 @@ def _of_classifier(classifier: Classifier) -> dict[str, Any]:
 
 
 def _of_surroundings() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     return {
         "torch's random state": torch.get_rng_state(),
         "CUDA's random state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.zeros(0),
-        "numpy's random state": (kind, keys.tolist(), rest),
+        "numpy's random state": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
         "python's random state": random.getstate(),
         "torch's default dtype": torch.get_default_dtype(),
         "torch's gradient mode": torch.is_grad_enabled(),

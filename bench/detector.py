@@ -173,14 +173,14 @@ class Detector:
     def fit(
         self,
         classifier: Classifier | None,
-        images: Tensor,
+        images: Tensor | ImageSet,
         labels: Tensor | None = None,
         *,
-        shift_images: Tensor | None = None,
+        shift_images: Tensor | ImageSet | None = None,
         batch_size: int = 128,
         seed: int = 0,
     ) -> "Detector":
-        """Fit on in-distribution training images (N, C, H, W), floats in [0, 1] or uint8, with labels (N,).
+        """Fit on in-distribution training images (N, C, H, W), floats in [0, 1] or uint8, or an ImageSet, with labels (N,).
 
         A seeded tenth is held out for thresholds and calibration. With ``shift_images`` (M, C, H, W) of one shift, a
         detector that learns from shifts fits its supervised head on that tenth against them.
@@ -190,8 +190,8 @@ class Detector:
         passes.fit(self, classifier, images, labels, shift_images=shift_images, batch_size=batch_size, seed=seed)
         return self
 
-    def score(self, classifier: Classifier | None, images: Tensor, *, batch_size: int = 128) -> np.ndarray:
-        """float64 scores (N,), higher = more anomalous, of images (N, C, H, W), floats in [0, 1] or uint8.
+    def score(self, classifier: Classifier | None, images: Tensor | ImageSet, *, batch_size: int = 128) -> np.ndarray:
+        """float64 scores (N,), higher = more anomalous, of images (N, C, H, W), floats in [0, 1] or uint8, or an ImageSet.
 
         Raises NotFitted before ``fit`` where the detector needs it, and BadData for images that are not finite.
         """

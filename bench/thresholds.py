@@ -59,6 +59,7 @@ def fit(
         raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     progress.stage(f"loading {dataset}")
     train, held_out = _sets(dataset, held_out_split, size=size, resize=resize, data=data, seed=seed)
+    height, width = train.images.shape[2:]
     thresholding, measuring = _halves(held_out, seed)
     if false_alarms * len(thresholding) < 1:
         raise UsageError(
@@ -94,7 +95,7 @@ def fit(
         About(
             threshold=threshold,
             false_alarms=_measured(scores[measuring], threshold, false_alarms, len(thresholding)),
-            input=Input(size=tuple(train.images.shape[2:]), resize=resize),
+            input=Input(size=(height, width), resize=resize),
             model=about_model,
             training=Training(
                 dataset=dataset,

@@ -74,7 +74,7 @@ def test_check_of_a_plugin_that_breaks_its_contract(tmp_path):
         (["knn", "--param", "knn.kk=3"], "did you mean 'k'?"),
         (["knn", "--param", "msp.k=3"], "this is about knn"),
         (["digits", "--param", "digits.k=3"], "has no parameters"),
-        (["msp", "--family", "models"], "unknown family 'models'"),
+        (["msp", "--family", "models"], "'models' is not one of 'detectors', 'datasets'"),
     ],
 )
 def test_wrong_usage(arguments, says):
