@@ -180,7 +180,7 @@ SEQUENTIAL = {
     "layer norm": Tokens(nn.Linear(3, 6), settled(nn.LayerNorm(6))),
     "conv1d": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 5, 4, stride=2, padding=1, dilation=2), nn.Flatten(2)),
     "conv1d, groups": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3, groups=3), nn.Flatten(2)),
-    "batch norm 1d": nn.Sequential(nn.Flatten(), nn.Linear(192, 6), settled(nn.BatchNorm1d(6)), nn.ReLU(), nn.Linear(6, 3)),
+    "batch norm 1d": nn.Sequential(nn.Flatten(), nn.Linear(192, 6), settled(nn.BatchNorm1d(6)), nn.Tanh(), nn.Linear(6, 3)),
     "embedding": Embedded(),
 }
 

@@ -5,7 +5,7 @@ the cheapest way to them, and the gradients themselves are formed only where the
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 CHUNK_BYTES = 2**26  # temporaries of a part stay below this, or at one sample's
 
 # What a convolution's norm costs each of three ways, in multiply-adds of a large matrix product; fitted to measurements
-# with float32 on AVX2 cores, maps of 4x4 to 32x32 and 16 to 512 channels.
-THIN_COST = 12  # a matrix product of few rows or columns is bound by memory
-STORE_COST, GROUP_COST, WINDOW_COST = 30, 200, 70  # a number written, an output of many groups, an entry of a window
+# with float32 on one AVX2 core, maps of 4x4 to 32x32 and 16 to 512 channels.
+THIN_COST, STORE_COST = 12, 30  # of the product: what a side of one channel adds, relatively; a number written
+WINDOW_COST = 30  # of the Gram matrices: an entry of a window
+GROUP_SHARE, GROUP_COST = 0.85, 75  # of the groups: a multiply-add; an output
 
 
 class Part:
@@ -180,7 +181,7 @@ class Correlation(Part):
     def _grouped_cost(self) -> float:
         if self.x.device.type != "cpu" or self.x.dtype != torch.float32:
             return math.inf  # only oneDNN does many groups at once
-        return self._weights * (math.prod(self.g.shape[2:]) + GROUP_COST)
+        return self._weights * (GROUP_SHARE * math.prod(self.g.shape[2:]) + GROUP_COST)
 
     @property
     def _product_size(self) -> int:
@@ -227,10 +228,11 @@ class Correlation(Part):
         for phase, shifts in self._phases(x):
             flat = phase.flatten(2)
             pixels = torch.bmm(flat.transpose(1, 2), flat).view(-1, *phase.shape[2:], *phase.shape[2:])
-            for down, right in shifts:
-                lines, columns = slice(down, down + height), slice(right, right + width)
-                window = pixels[:, lines, columns, lines, columns]
-                of_patches = window.clone() if of_patches is None else of_patches.add_(window)
+            # The windows of a phase are a grid, so that their sum is one down and then one across.
+            downs, rights = ({shift[axis] for shift in shifts} for axis in (0, 1))
+            lines = _sum(pixels[:, down : down + height, :, down : down + height] for down in downs)
+            windows = _sum(lines[:, :, right : right + width, :, right : right + width] for right in rights)
+            of_patches = windows if of_patches is None else of_patches.add_(windows)
         assert of_patches is not None
         of_gradients = torch.bmm(rows.transpose(1, 2), rows)
         return (of_patches.flatten(1) * of_gradients.flatten(1)).view(len(g), -1).sum(1).clamp_min(0)
@@ -246,6 +248,14 @@ class Correlation(Part):
         options = (self.stride, edges, self.dilation, False, [0, 0], groups, (False, True, False))
         gradients = torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
         return _squares(gradients.view(groups // self.groups, -1))
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    first, *others = tensors
+    total = first.clone()
+    for other in others:
+        total += other
+    return total
 
 
 def _squares(products: Tensor) -> Tensor:

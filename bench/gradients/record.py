@@ -48,7 +48,8 @@ class Recorder(TorchFunctionMode):
         if not names:
             return func(*args, **kwargs)
         if rule := RULES.get(func):
-            return self._recorded(names, rule(self.samples, *args, **kwargs), func(*args, **kwargs))
+            use = rule(self.samples, *args, **kwargs)
+            return self._recorded(names, use, use.call() if use.call else func(*args, **kwargs))
         if func in ELEMENTWISE or func is Tensor.expand:
             args = self._spread(func, args)
         made = func(*args, **kwargs)
