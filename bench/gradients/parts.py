@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**26  # temporaries of a part stay below this, or at one sample's
+CHUNK_BYTES = 2**24  # temporaries of a part stay below this, or at one sample's
 
 # What a convolution's norm costs each of three ways, in multiply-adds of a large matrix product; fitted to measurements
 # with float32 on one AVX2 core, maps of 4x4 to 32x32 and 16 to 512 channels.
