@@ -121,6 +121,8 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         source = checkout if package[1] == "." else package[1]
         options = "--quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --upgrade"
         return f"{sys.executable} -m pip install {options} --target {site} {source}"
+    if script := re.match(r"python (tests/benchmarks/\S+)$", line):
+        return f"{sys.executable} -P {ROOT / script[1]} --repeats 1 --batch-size 2 --large-batch 8"
     if "oodbench train" in line:
         return f"{line} --epochs 1"
     if "oodbench run" in line and "--dry-run" not in line:
