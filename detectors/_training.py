@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
@@ -27,13 +27,6 @@ def require_network(classifier: Classifier | None) -> Classifier:
     if classifier is None:
         raise Unsuitable("needs a classifier, and this suite has none")
     return classifier
-
-
-def require_above_zero(detector: str, **values: float) -> None:
-    """Raise UsageError for a hyper-parameter that is not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise UsageError(f"{detector}: {name} = {value}; give a number above 0")
 
 
 def labels_of(train_set: TrainingSet, classes: int, classifier: Classifier) -> Tensor:

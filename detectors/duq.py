@@ -9,7 +9,7 @@ from torch import Tensor
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
-from oodbench.errors import UsageError
+from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -55,12 +55,12 @@ class DUQ(Detector):
         weight_decay: float = 5e-4,
         batch_size: int = 128,
     ) -> None:
-        above = {"length_scale": length_scale, "epochs": epochs, "lr": lr, "batch_size": batch_size}
-        _training.require_above_zero("duq", embedding_size=1 if embedding_size is None else embedding_size, **above)
-        if penalty < 0 or weight_decay < 0:
-            raise UsageError(f"duq: penalty = {penalty}, weight_decay = {weight_decay}; give numbers of at least 0")
-        if not 0 <= gamma <= 1:
-            raise UsageError(f"duq: gamma = {gamma}; give one from 0 to 1")
+        require_whole("duq", 1, epochs=epochs, batch_size=batch_size)
+        if embedding_size is not None:
+            require_whole("duq", 1, embedding_size=embedding_size)
+        require_finite("duq", "above 0", length_scale=length_scale, lr=lr)
+        require_finite("duq", "of at least 0", penalty=penalty, weight_decay=weight_decay)
+        require_finite("duq", "from 0 to 1", gamma=gamma)
         self.embedding_size, self.length_scale, self.penalty, self.gamma = embedding_size, length_scale, penalty, gamma
         self.epochs, self.lr, self.weight_decay, self.batch_size = epochs, lr, weight_decay, batch_size
 

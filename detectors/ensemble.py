@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
+from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
@@ -53,7 +54,8 @@ class Ensemble(Detector):
             sound = isinstance(members, int) and not isinstance(members, bool) and members >= 2
         if not sound:
             raise UsageError(f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of model names")
-        _training.require_above_zero("ensemble", epochs=epochs, lr=lr, batch_size=batch_size)
+        require_whole("ensemble", 1, epochs=epochs, batch_size=batch_size)
+        require_finite("ensemble", "above 0", lr=lr)
         self.caches = isinstance(members, int)  # of members by name, no key knows the weights files
         self.members, self.epochs, self.lr, self.batch_size = members, epochs, lr, batch_size
 

@@ -15,7 +15,8 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors._autoencoders import Autoencoder, VariationalAutoencoder, resized
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, reason
+from oodbench.detectors._parameters import require_finite, require_whole
+from oodbench.errors import BadData, OodbenchError, Unsuitable, reason
 from oodbench.gradients import norms_and_products
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.paths import cache_root
@@ -58,11 +59,8 @@ class GradCon(Detector):
     _kept: tuple[list[Tensor], Autoencoder] | None = None  # weights_ and the network made of them
 
     def __init__(self, epochs: int = 1000, alpha: float = 0.03, beta: float = 0.12) -> None:
-        if not isinstance(epochs, int) or epochs < 1:
-            raise UsageError(f"gradcon: epochs = {epochs}; give a whole number of at least 1")
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"gradcon: {name} = {value}; give a finite number of at least 0")
+        require_whole("gradcon", 1, epochs=epochs)
+        require_finite("gradcon", "of at least 0", alpha=alpha, beta=beta)
         self.epochs, self.alpha, self.beta = epochs, alpha, beta
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:

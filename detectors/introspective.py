@@ -11,6 +11,7 @@ from torch import Tensor
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
+from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 from oodbench.progress import Progress
@@ -65,9 +66,9 @@ class Introspective(Detector):
         for name, value, known in (("loss", loss, LOSSES), ("contrast", contrast, CONTRASTS)):
             if value not in known:
                 raise UsageError(f"introspective: {name} = {value!r}; give {' or '.join(known)}")
-        _training.require_above_zero("introspective", epochs=epochs, lr=lr, batch_size=batch_size, temperature=temperature)
-        if epsilon < 0:
-            raise UsageError(f"introspective: epsilon = {epsilon}; give one of at least 0, in pixel units of [0, 1]")
+        require_whole("introspective", 1, epochs=epochs, batch_size=batch_size)
+        require_finite("introspective", "above 0", lr=lr, temperature=temperature)
+        require_finite("introspective", "of at least 0", epsilon=epsilon)  # in pixel units of [0, 1]
         self.loss, self.contrast = loss, contrast
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         self.temperature, self.epsilon = temperature, epsilon

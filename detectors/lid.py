@@ -6,6 +6,7 @@ from torch import Tensor
 
 from oodbench.detector import Detector
 from oodbench.detectors._moments import squared_distances
+from oodbench.detectors._parameters import require_seed, require_whole
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
@@ -43,9 +44,9 @@ class LID(Detector):
     resolution_: list[float]  # the least distance that counts
 
     def __init__(self, k: int = 20, size: int = 100, seed: int = 0) -> None:
-        if not isinstance(k, int) or k < 2:
-            raise UsageError(f"lid: k = {k}; give a whole number of at least 2")
-        if not isinstance(size, int) or size <= k:
+        require_whole("lid", 2, k=k, size=size)
+        require_seed("lid", seed)
+        if size <= k:
             raise UsageError(f"lid: size = {size}; give a whole number above k = {k}, for an image is not its own neighbour")
         self.k, self.size, self.seed = k, size, seed
         self._random = np.random.default_rng(seed)

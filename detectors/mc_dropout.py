@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from oodbench.detector import Detector
+from oodbench.detectors._parameters import require_finite, require_seed, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
-from oodbench.errors import UsageError
 from oodbench.probe import Probe
 
 
@@ -25,10 +25,9 @@ class MCDropout(Detector):
     variants = COLUMNS
 
     def __init__(self, passes: int = 10, p: float = 0.5, seed: int = 0) -> None:
-        if not isinstance(passes, int) or passes < 2:
-            raise UsageError(f"mc-dropout: passes = {passes}; give a whole number of at least 2")
-        if not 0 < p < 1:
-            raise UsageError(f"mc-dropout: p = {p}; give a probability between 0 and 1")
+        require_whole("mc-dropout", 2, passes=passes)
+        require_finite("mc-dropout", "between 0 and 1", p=p)
+        require_seed("mc-dropout", seed)
         self.passes, self.p, self.seed = passes, p, seed
 
     def statistics(self, probe: Probe) -> Tensor:

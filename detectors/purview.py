@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.errors import UsageError
+from oodbench.detectors._parameters import require_finite
 from oodbench.gradients.losses import confounding
 from oodbench.probe import Probe
 
@@ -32,8 +32,7 @@ class Purview(Detector):
     shift_head = "mlp"
 
     def __init__(self, label: float = 1.0) -> None:
-        if not 0 <= label <= 1:
-            raise UsageError(f"purview: label = {label}; give one in [0, 1], for every class")
+        require_finite("purview", "from 0 to 1", label=label)
         self.label = label
 
     def statistics(self, probe: Probe) -> Tensor:

@@ -209,11 +209,11 @@ def test_it_says_what_it_needs(classifier):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"embedding_size": 0}, "embedding_size = 0; give a number above 0"),
+        ({"embedding_size": 0}, "embedding_size = 0; give a whole number of at least 1"),
         ({"length_scale": 0}, "length_scale = 0"),
         ({"epochs": 0}, "epochs = 0"),
         ({"penalty": -1}, "penalty = -1"),
-        ({"gamma": 1.5}, r"gamma = 1\.5; give one from 0 to 1"),
+        ({"gamma": 1.5}, r"gamma = 1\.5; give a finite number from 0 to 1"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(parameters, message):

@@ -245,7 +245,7 @@ def test_it_says_what_it_needs(classifier):
     [
         ({"loss": "bce"}, "loss = 'bce'; give mse or cross-entropy"),
         ({"contrast": "one"}, "contrast = 'one'; give ones or exact"),
-        ({"epochs": 0}, "epochs = 0; give a number above 0"),
+        ({"epochs": 0}, "epochs = 0; give a whole number of at least 1"),
         ({"temperature": 0}, "temperature = 0"),
         ({"epsilon": -0.1}, "epsilon = -0.1"),
     ],

@@ -1,0 +1,38 @@
+"""Checks of hyper-parameters, which may come from a command line: whole numbers, finite numbers, ranges."""
+
+import sys
+from typing import Any, Literal
+
+from oodbench.errors import UsageError
+
+Range = Literal["above 0", "of at least 0", "from 0 to 1", "between 0 and 1"]
+MOST_SEED = 2**32 - 1  # what every generator of numpy and torch takes
+
+
+def require_whole(detector: str, least: int, **values: object) -> None:
+    """Raise UsageError for a hyper-parameter that is no whole number of at least ``least``."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{detector}: {name} = {value!r}; give a whole number of at least {least}")
+
+
+def require_finite(detector: str, within: Range, **values: Any) -> None:
+    """Raise UsageError for a hyper-parameter that is no finite number in this range; ``between`` leaves out the ends."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and abs(value) <= sys.float_info.max and _lies(value, within)):
+            raise UsageError(f"{detector}: {name} = {value!r}; give a finite number {within}")
+
+
+def require_seed(detector: str, seed: object) -> None:
+    """Raise UsageError for a seed that is no whole number from 0 to 2³² − 1."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+        raise UsageError(f"{detector}: seed = {seed!r}; give a whole number from 0 to {MOST_SEED}")
+
+
+def _lies(value: float, within: Range) -> bool:
+    if within == "above 0":
+        return value > 0
+    if within == "of at least 0":
+        return value >= 0
+    return 0 <= value <= 1 if within == "from 0 to 1" else 0 < value < 1

@@ -1,0 +1,57 @@
+"""Hyper-parameters that are no number, or none that will do, are refused in one line that names them."""
+
+import pytest
+
+import oodbench
+from oodbench.errors import UsageError
+
+NAN, INFINITY = float("nan"), float("inf")
+WRONG = [
+    ("duq", "epochs", 1.5, "a whole number of at least 1"),
+    ("duq", "batch_size", True, "a whole number of at least 1"),
+    ("duq", "embedding_size", "wide", "a whole number of at least 1"),
+    ("duq", "lr", INFINITY, "a finite number above 0"),
+    ("duq", "length_scale", None, "a finite number above 0"),
+    ("duq", "penalty", NAN, "a finite number of at least 0"),
+    ("duq", "gamma", "high", "a finite number from 0 to 1"),
+    ("introspective", "batch_size", 0.5, "a whole number of at least 1"),
+    ("introspective", "lr", "fast", "a finite number above 0"),
+    ("introspective", "temperature", [1000], "a finite number above 0"),
+    ("introspective", "epsilon", 10**400, "a finite number of at least 0"),
+    ("introspective", "epsilon", NAN, "a finite number of at least 0"),
+    ("ensemble", "epochs", 1.5, "a whole number of at least 1"),
+    ("ensemble", "lr", INFINITY, "a finite number above 0"),
+    ("gradcon", "epochs", "a\nb", "a whole number of at least 1"),
+    ("gradcon", "alpha", "x", "a finite number of at least 0"),
+    ("gradcon-vae", "beta", INFINITY, "a finite number of at least 0"),
+    ("purview", "label", "abc", "a finite number from 0 to 1"),
+    ("purview", "label", True, "a finite number from 0 to 1"),
+    ("mc-dropout", "passes", 2.5, "a whole number of at least 2"),
+    ("mc-dropout", "p", "x", "a finite number between 0 and 1"),
+    ("mc-dropout", "seed", 2**32, "a whole number from 0 to 4294967295"),
+    ("lid", "k", "20", "a whole number of at least 2"),
+    ("lid", "size", 99.5, "a whole number of at least 2"),
+    ("lid", "seed", -1, "a whole number from 0 to 4294967295"),
+    ("lid", "seed", 0.5, "a whole number from 0 to 4294967295"),
+]
+
+
+@pytest.mark.parametrize(("detector", "name", "value", "remedy"), WRONG)
+def test_what_is_no_such_number_is_refused_by_name(detector, name, value, remedy):
+    with pytest.raises(UsageError) as caught:
+        oodbench.load_detector(detector, **{name: value})
+    family = detector.removesuffix("-vae")
+    assert str(caught.value) == f"{family}: {name} = {value!r}; give {remedy}"
+    assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_ranges_are_taken():
+    for detector, parameters in (
+        ("duq", {"gamma": 1, "penalty": 0, "weight_decay": 0, "embedding_size": 1}),
+        ("introspective", {"epsilon": 0, "lr": 1, "epochs": 1}),
+        ("gradcon", {"epochs": 1, "alpha": 0, "beta": 0.0}),
+        ("purview", {"label": 0}),
+        ("mc-dropout", {"passes": 2, "seed": 2**32 - 1}),
+        ("lid", {"k": 2, "size": 3, "seed": 2**32 - 1}),
+    ):
+        assert oodbench.load_detector(detector, **parameters).parameters().items() >= parameters.items()
