@@ -65,6 +65,8 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f"probabilities are negative, not finite, or do not sum to 1 (smallest {values.min():.3g}, sums"
             f" {sums.min():.3g} to {sums.max():.3g}); normalise them"
         )
+    if classes.dtype.kind not in "iu":  # of bools too, which would select rows instead of classes
+        raise BadData(f"labels are {classes.dtype}; give whole numbers, the index of each image's class")
     if classes.min() < 0 or classes.max() >= values.shape[1]:
         raise BadData(f"labels lie in {classes.min()} to {classes.max()}, and there are {values.shape[1]} classes")
     return values, classes

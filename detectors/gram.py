@@ -10,6 +10,7 @@ from oodbench.probe import Probe
 POWERS = 5
 OFFSET = 1e-6  # the authors', added to a bound before it divides
 LEAST = 1e-12  # of a divisor
+NOTHING = 1e-6  # E[δ] under this is rounding of float32
 
 
 class Gram(Detector):
@@ -25,8 +26,10 @@ class Gram(Detector):
         δ_l = Σ_{r, i} relu(m − g) / |m + 1e-6| + relu(g − M) / |M + 1e-6|
 
     and the score is Σ_l δ_l / E[δ_l] / max_c p_c. E is the mean over held-out training images, which the bounds do not see;
-    the authors take it over a part of the test set. They read every convolution; here the layers of the classifier are read.
-    A class that no training image is predicted as gets the bounds of all classes together, for the paper leaves it open.
+    the authors take it over a part of the test set. Where no held-out image leaves the bounds of a layer, E would be 0 and
+    that layer outweigh all: it then counts as it is, E = 1, for it is in units of its bounds already. The authors read every
+    convolution; here the layers of the classifier are read. A class that no training image is predicted as gets the bounds
+    of all classes together, for the paper leaves it open.
 
     maps [(N, channels, …)], logits (N, classes) -> (N,), float64, at least 0, and 0 for images within all bounds
     """
@@ -36,7 +39,7 @@ class Gram(Detector):
     low_: Tensor  # m: (classes, columns), the columns of all layers, each 5·channels
     high_: Tensor  # M: (classes, columns)
     widths_: list[int]  # columns of each layer
-    expected_: Tensor  # E[δ]: (layers,)
+    expected_: Tensor  # E[δ], 1 where it is 0: (layers,)
 
     _low: Tensor | None = None
     _high: Tensor | None = None
@@ -78,7 +81,8 @@ class Gram(Detector):
         ends = torch.tensor(self.widths_).cumsum(0).to(columns.device)
         layers = torch.bucketize(columns, ends, right=True)
         of_layer = torch.stack([deviations[layers == layer].sum() for layer in range(len(self.widths_))])
-        self.expected_ = of_layer / self._held_out
+        expected = of_layer / self._held_out
+        self.expected_ = torch.where(expected < NOTHING, 1.0, expected)
         self._low = self._high = None
         self._outside, self._held_out = [], 0
 
@@ -86,7 +90,7 @@ class Gram(Detector):
         values = torch.cat([row_sums(layer) for layer in probe.maps], 1)
         deviations = _deviations(values, self.low_[probe.prediction], self.high_[probe.prediction])
         by_layer = torch.stack([part.sum(1) for part in deviations.split(self.widths_, 1)], 1)  # (N, layers)
-        return (by_layer / self.expected_.clamp_min(LEAST)).sum(1) / probe.softmax.max(1).values
+        return (by_layer / self.expected_).sum(1) / probe.softmax.max(1).values
 
 
 def row_sums(maps: Tensor) -> Tensor:

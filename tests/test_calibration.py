@@ -86,6 +86,11 @@ def test_certainty_is_finite():
         ([[0.5, 0.6]], [0], r"do not sum to 1 \(smallest 0.5, sums 1.1 to 1.1\); normalise them"),
         ([[1.5, -0.5]], [0], "are negative, not finite, or do not sum to 1"),
         ([[np.nan, 1.0]], [0], "not finite"),
+        ([[0.5, 0.5]], [0.5], "labels are float64; give whole numbers, the index of each image's class"),
+        ([[0.5, 0.5]], [1.0], "labels are float64; give whole numbers"),
+        ([[0.5, 0.5]], ["cat"], "labels are <U3; give whole numbers"),
+        ([[0.5, 0.5]], [None], "labels are object; give whole numbers"),
+        ([[0.5, 0.5]], [True], "labels are bool; give whole numbers"),
         ([[0.5, 0.5]], [2], "labels lie in 2 to 2, and there are 2 classes"),
     ],
 )

@@ -190,3 +190,17 @@ def test_images_that_are_all_alike_are_no_trouble(network):
 def test_what_cannot_be_done_is_said(network):
     with pytest.raises(Unsuitable, match="saw no training image to fit on"):
         oodbench.load_detector("gram").fit(network, TRAIN[:1])
+
+
+def test_a_layer_whose_held_out_images_stay_within_its_bounds_does_not_outweigh_all(make_classifier):
+    network = make_classifier(seed=3, dtype=torch.float64)
+    few = TRAIN[:10].repeat(40, 1, 1, 1)  # held-out images are those that were fitted on
+    detector = oodbench.load_detector("gram").fit(network, few)
+    assert detector.expected_.tolist() == [1, 1, 1]
+    probe = Probe(network, TEST.double(), detector.signals)
+    values = torch.cat([row_sums(layer) for layer in probe.maps], 1)
+    classes = probe.prediction
+    low, high = detector.low_[classes], detector.high_[classes]
+    deltas = (low - values).clamp_min(0) / (low + 1e-6).abs() + (values - high).clamp_min(0) / (high + 1e-6).abs()
+    np.testing.assert_allclose(detector.score(network, TEST), deltas.sum(1) / probe.softmax.max(1).values)
+    assert (detector.score(network, few) == 0).all()
