@@ -34,7 +34,8 @@ class Ensemble(Detector):
     trained on the training images, held-out ones apart, as ``oodbench train`` does: SGD with Nesterov momentum .9, weight
     decay 5e-4, a cosine schedule, crops, and flips where the set allows them. (The paper's adversarial training, which it
     calls optional, is left out.) Or ``members`` is a list of models by name, with weights under
-    the data root, which join the classifier; then nothing is trained and no labels are needed.
+    the data root, which join the classifier; then nothing is trained and no labels are needed. No member is a
+    ``module:function``: a saved ensemble builds its members by name, and a file must not name code to run.
 
     images (N, C, H, W), logits (N, classes) -> (N, 3), float64, in nats and squared probability
     """
@@ -54,6 +55,8 @@ class Ensemble(Detector):
             sound = isinstance(members, int) and not isinstance(members, bool) and members >= 2
         if not sound:
             raise UsageError(f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of model names")
+        if isinstance(members, list):
+            _refuse_code(members)
         require_whole("ensemble", 1, epochs=epochs, batch_size=batch_size)
         require_finite("ensemble", "above 0", lr=lr)
         self.caches = isinstance(members, int)  # of members by name, no key knows the weights files
@@ -124,6 +127,16 @@ class Ensemble(Detector):
                 if (network.device, network.dtype) != (classifier.device, classifier.dtype):
                     network.to(classifier.device).module.to(classifier.dtype)
             return self._networks
+
+
+def _refuse_code(members: list[str]) -> None:
+    """Raise UsageError for a ``module:function``: whoever loads a file with that name in it would import and call it."""
+    for name in members:
+        if ":" in name and name.partition(":")[0] not in ("timm", "torchvision"):
+            raise UsageError(
+                f"ensemble: the member {name!r} is code to run; name a built-in, timm: or torchvision: model, or one that a"
+                " package registers"
+            )
 
 
 def _fixed(module: nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """Deep ensembles: members that are trained or loaded, their disagreement member by member, and their state."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import oodbench
-from oodbench import protocols
+from oodbench import protocols, state
 from oodbench.conformance_task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.ensemble import Ensemble
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
@@ -279,6 +280,25 @@ def test_a_parameter_that_nothing_initialises_is_named():
 def test_bad_members_are_refused(members):
     with pytest.raises(UsageError, match="give a whole number of at least 2, or a list of model names"):
         oodbench.load_detector("ensemble", members=members)
+
+
+def test_a_member_that_is_code_is_refused_at_once():
+    for name in ("subprocess:getoutput", "os:getcwd", ":x", "a:timm:b"):
+        with pytest.raises(UsageError, match="is code to run; name a built-in, timm: or torchvision: model, or one that a"):
+            oodbench.load_detector("ensemble", members=["resnet32-cifar10", name])
+    assert Ensemble(["timm:resnet18", "torchvision:resnet18", "resnet20-cifar10"]).members[0] == "timm:resnet18"
+
+
+def test_a_file_cannot_have_a_members_module_imported(detector, tmp_path, monkeypatch):
+    (tmp_path / "evil_for_a_test.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "fitted.safetensors"
+    detector.save(file)
+    header, found = state.load(file)
+    state.save(file, {**header, "parameters": {**header["parameters"], "members": ["evil_for_a_test:build"]}}, found)
+    with pytest.raises(UsageError, match="the member 'evil_for_a_test:build' is code to run"):
+        oodbench.Detector.load(file)
+    assert "evil_for_a_test" not in sys.modules
 
 
 @pytest.mark.parametrize("parameter", ["epochs", "lr", "batch_size"])

@@ -278,6 +278,20 @@ def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkey
         load_fitted(tmp_path / "loud")
 
 
+def test_a_detector_that_names_a_model_does_not_have_it_imported(fitted, tmp_path, monkeypatch):
+    (tmp_path / "evil_for_a_test.py").write_text(f"open({str(tmp_path / 'evil')!r}, 'w')\n\n\ndef build(): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fitted("msp").save(tmp_path / "file")
+
+    def forge(header, found):
+        header.update(detector="ensemble", parameters={"members": ["evil_for_a_test:build"]}, head=None)
+        found.update(weights_=[torch.zeros(1)])
+
+    with pytest.raises(OodbenchError, match="the member 'evil_for_a_test:build' is code to run"):
+        load_fitted(rewritten(tmp_path / "file", forge))
+    assert not (tmp_path / "evil").exists()
+
+
 def fields(**changes):
     def change(header, found):
         header["fitted"].update(changes)
