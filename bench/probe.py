@@ -133,8 +133,11 @@ class Probe:
         """Logits of ``passes`` networks thinned by dropout, BatchNorm in eval mode: float64 (passes, N, classes).
 
         A pass drops the same units for every image, drawn by its seed, so that an image's logits do not depend on its
-        batch. Where the network has no dropout, features are dropped with probability ``p`` before its head, and no
-        further forward pass is needed.
+        batch. What drops are the modules of ``DROPOUTS`` that the forward pass goes through; ``F.dropout`` and the dropout
+        inside ``nn.MultiheadAttention`` are not reached. Where there is none, features are dropped with probability ``p``
+        before the network's head, and no further forward pass is needed.
+
+        Raises Unsuitable where dropout sees tokens before images, so that masks would differ between images of a batch.
         """
         self._declared("stochastic")
         return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
@@ -185,21 +188,35 @@ class Probe:
         return kept[names[place]]
 
     def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
-        """Raises Unsuitable where the network has no dropout and no head of its own."""
+        """Raises Unsuitable where the network has no dropout and no head of its own, and like ``stochastic``."""
+        seeds = [seed * 1_000_003 + number for number in range(passes)]
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-        logits = []
-        for number in range(passes):
-            random = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            if not dropouts:
-                features = self.features
-                weight, bias = (part.double() for part in self.classifier.weight_and_bias)
-                logits.append(F.linear(features.double() * _mask(features.shape[1:], p, random).to(weight), weight, bias))
-                continue
-            with ExitStack() as hooks, torch.no_grad():
-                for module in dropouts:
-                    hooks.callback(module.register_forward_hook(_dropping(random)).remove)
-                logits.append(self.classifier(self.images).double())
-        return torch.stack(logits)
+        first, reached = self._dropped(self.images, seeds[0], dropouts) if dropouts else (None, False)
+        if first is None or not reached:  # a dropout of a branch that is not used is none
+            features = self.features.double()
+            weight, bias = (part.double() for part in self.classifier.weight_and_bias)
+            masks = [_mask(features.shape[1:], p, torch.Generator().manual_seed(each)).to(weight) for each in seeds]
+            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks])
+        # The last image, for where masks do differ the first one's are as if it were alone. A lone image comes twice.
+        last = self.images[-1:]
+        alone, _ = self._dropped(last, seeds[0], dropouts)
+        among = first if len(self) > 1 else self._dropped(torch.cat([last, last]), seeds[0], dropouts)[0]
+        slack = torch.finfo(self.images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
+        if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
+            raise Unsuitable(
+                f"{self.classifier.name}: with dropout an image's logits change with the others of its batch, for its dropout"
+                " sees another dimension first; build it with images first (batch_first=True)"
+            )
+        return torch.stack([first, *(self._dropped(self.images, each, dropouts)[0] for each in seeds[1:])])
+
+    def _dropped(self, images: Tensor, seed: int, dropouts: Iterable[nn.Module]) -> tuple[Tensor, bool]:
+        """Logits of one thinned network, float64 (N, classes), and whether the pass went through a dropout."""
+        random, reached = torch.Generator().manual_seed(seed), list[nn.Module]()
+        with ExitStack() as hooks, torch.no_grad():
+            for module in dropouts:
+                hooks.callback(module.register_forward_hook(_dropping(random, reached)).remove)
+            logits = self.classifier(images).double()
+        return logits, bool(reached)
 
     def _head_gives_logits(self) -> bool:
         given, logits = self._forward()["head"], self._forward().get("logits")
@@ -303,14 +320,16 @@ class Probe:
 
 
 def _mask(shape: Iterable[int], p: float, random: torch.Generator) -> Tensor:
-    """0 with probability p, else 1 / (1 − p)."""
-    return (torch.rand(tuple(shape), generator=random) >= p) / (1 - p)
+    """0 with probability p, else 1 / (1 − p): float64."""
+    kept = (torch.rand(tuple(shape), generator=random, dtype=torch.float32) >= p).double()
+    return kept / (1 - p) if p < 1 else kept
 
 
-def _dropping(random: torch.Generator) -> Callable[..., Tensor]:
-    """A forward hook on a dropout module that drops the same units, or whole channels, for every image."""
+def _dropping(random: torch.Generator, reached: list[nn.Module]) -> Callable[..., Tensor]:
+    """A forward hook on a dropout module that drops the same units, or whole channels, for every image, and is noted."""
 
     def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        reached.append(module)
         units = output.shape[1:] if isinstance(module, nn.Dropout) else (output.shape[1], *[1] * (output.dim() - 2))
         return output * _mask((1, *units), module.p, random).to(output)
 

@@ -14,9 +14,11 @@ class MCDropout(Detector):
     Variants: ``mutual-information``, H(p̄) − mean H(p_t), what the passes disagree on; ``variance``, that of the softmax
     over passes, summed over classes.
 
-    Where the network has dropout, its own layers drop, with their own probabilities; elsewhere features are dropped with
-    probability ``p`` before the head, which the paper does not do: the network was not trained for it. A pass drops the
-    same units for every image, by ``seed``, so that a score does not depend on the batch.
+    Where the forward pass goes through dropout modules, these drop, with their own probabilities; elsewhere features are
+    dropped with probability ``p`` before the head, which the paper does not do: the network was not trained for it.
+    ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` are not reached, and stay off. A pass drops the same units
+    for every image, by ``seed``, so that a score does not depend on the batch; a network whose dropout sees tokens before
+    images (``batch_first=False``) does not suit.
 
     logits (T, N, classes) -> (N, 3), float64, in nats and squared probability
     """

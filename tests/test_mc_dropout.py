@@ -9,7 +9,7 @@ from torch import nn
 import oodbench
 from oodbench.classifier import Classifier
 from oodbench.detectors._uncertainty import uncertainties
-from oodbench.errors import UsageError
+from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
 
@@ -126,6 +126,66 @@ def test_constant_and_extreme_images_are_finite(dropout):
     detector = oodbench.load_detector("mc-dropout")
     images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8), torch.full((3, 8, 8), 0.5)])
     assert torch.isfinite(detector.statistics(Probe(quadrants(dropout), images, detector.signals))).all()
+
+
+class Tokens(nn.Module):
+    """A transformer layer on the rows of (N, 3, 8, 8), tokens or images first."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Linear(24, 16), nn.Linear(16, 4)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.3, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, images):
+        tokens = self.embed(images.transpose(1, 2).flatten(2))  # (N, 8, 16)
+        return self.head(self.layer(tokens).mean(1) if self.batch_first else self.layer(tokens.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])  # 8 is also the number of tokens
+def test_dropout_whose_masks_would_differ_between_images_does_not_suit(size):
+    detector, images = oodbench.load_detector("mc-dropout"), bright(size, 0)
+    network = Classifier(Tokens(batch_first=False), name="tokens")
+    with pytest.raises(
+        Unsuitable, match=r"^tokens: with dropout an image's logits change with the others of its batch"
+    ) as error:
+        detector.statistics(Probe(network, images, detector.signals))
+    assert "\n" not in str(error.value)
+    network = Classifier(Tokens(batch_first=True), name="tokens")
+    whole = detector.statistics(Probe(network, images, detector.signals))
+    alone = [detector.statistics(Probe(network, images[row : row + 1], detector.signals)) for row in range(size)]
+    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-4, atol=1e-6)
+    assert (whole[:, 1:] > 0).all()
+
+
+def test_dropout_of_an_unused_branch_is_none():
+    class Auxiliary(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body, self.auxiliary = body, nn.Dropout(0.5)
+
+        def forward(self, images):
+            logits = self.body(images)
+            return (logits, self.auxiliary(logits)) if self.training else logits
+
+    detector, images = oodbench.load_detector("mc-dropout"), bright(8, 0)
+    plain = quadrants(None)
+    unused = Classifier(Auxiliary(plain.module), mean=(0.5,) * 3, std=(0.2,) * 3)
+    found, wanted = (detector.statistics(Probe(network, images, detector.signals)) for network in (unused, plain))
+    assert torch.equal(found, wanted)
+    assert (found[:, 1:] > 0).any()
+
+
+def test_masks_have_the_precision_of_the_network():
+    network, images = quadrants(0.3).double(), bright(6, 0).double()
+    logits = Probe(network, images, {"stochastic"}).stochastic(1, seed=2)[0]
+    features = ((nn.functional.avg_pool2d(images, 4) - 0.5) / 0.2).flatten(1)
+    keep = torch.rand(12, generator=torch.Generator().manual_seed(2 * 1_000_003)) >= 0.3
+    expected = nn.functional.linear(features * keep / 0.7, *network.weight_and_bias)
+    torch.testing.assert_close(logits, expected, rtol=1e-13, atol=1e-13)
+    assert torch.isfinite(Probe(quadrants(1.0), images.float(), {"stochastic"}).stochastic(1)).all()
 
 
 def test_bad_hyper_parameters_are_refused_by_name():
