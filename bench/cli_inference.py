@@ -35,7 +35,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Where it goes, safetensors.")],
     model: Annotated[str | None, typer.Option(help="The network; none for a detector that reads images alone.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
-    false_alarms: Annotated[float, typer.Option(help="Share of in-distribution images to be flagged at most.")] = 0.05,
+    false_alarms: Annotated[float, typer.Option(help="Share of new in-distribution images to be flagged at most.")] = 0.05,
     held_out: Annotated[str, typer.Option(help="Split that the threshold is drawn from; train keeps a tenth of it.")] = "test",
     param: Parameters = [],  # noqa: B006
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
@@ -45,7 +45,7 @@ def fit(
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Fit a detector, and store it with the threshold that flags at most a given share of held-out images.
+    """Fit a detector, and store it with the threshold that flags, on average, at most a given share of new images.
 
     The last line is the file; `oodbench score` takes it.
     """

@@ -47,7 +47,7 @@ class Model(_Part):
 
 
 class FalseAlarms(_Part):
-    """Shares of in-distribution images that are flagged: what was asked, and what other held-out images show."""
+    """Shares of in-distribution images that are flagged: what was asked at most, and what other held-out images show."""
 
     asked: float = Field(gt=0, lt=1)
     drawn_from: int  # held-out images that the threshold was drawn from
@@ -55,6 +55,7 @@ class FalseAlarms(_Part):
     measured_low: float  # exact 95 % interval of Clopper and Pearson
     measured_high: float
     measured_on: int
+    exceeds: bool = False  # whether the whole interval lies above what was asked
 
 
 class Training(_Part):

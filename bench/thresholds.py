@@ -15,7 +15,7 @@ import torch
 from oodbench import passes, protocols, timing
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, UsageError
+from oodbench.errors import BadData, UsageError, reason
 from oodbench.fitted import About, FalseAlarms, Fitted, Input, Model, Training, sha256_of
 from oodbench.image_set import ImageSet
 from oodbench.prepared import prepare
@@ -42,7 +42,7 @@ def fit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fit a detector on the training split of a set, and find the threshold that flags ``false_alarms`` of held-out images.
+    """Fit a detector on the training split of a set, and find the threshold that flags ``false_alarms`` of new images at most.
 
     Args:
         model: None for a detector that reads images alone.
@@ -61,12 +61,8 @@ def fit(
     train, held_out = _sets(dataset, held_out_split, size=size, resize=resize, data=data, seed=seed)
     height, width = train.images.shape[2:]
     thresholding, measuring = _halves(held_out, seed)
-    if false_alarms * len(thresholding) < 1:
-        raise UsageError(
-            f"{len(thresholding)} held-out images cannot tell a false-alarm rate of {false_alarms:g}:"
-            f" ask for at least {np.ceil(1e4 / len(thresholding)) / 1e4:g}, or hold more images out"
-        )
-    made = load_detector(detector, **(parameters or {}))
+    rank_of(len(thresholding), false_alarms)  # before anything is trained
+    made = _made(detector, parameters or {})
     classifier, about_model = None, None
     if model is not None:
         progress.stage(f"loading {model}")
@@ -88,13 +84,19 @@ def fit(
     if np.ptp(scores) == 0:
         raise BadData(f"all scores of {detector} are {scores[0]:g}: they tell nothing apart; choose another detector")
     threshold = threshold_of(scores[thresholding], false_alarms)
+    measured = _measured(scores[measuring], threshold, false_alarms, len(thresholding))
+    if measured.exceeds:
+        progress.say(
+            f"{detector} flags more than the {false_alarms:.2%} asked: {measured.measured:.2%} of {measured.measured_on:,}"
+            f" other held-out images (95 % interval from {measured.measured_low:.2%}); hold more images out, or ask for less"
+        )
     progress.stage("measuring its cost")
     return Fitted(
         made,
         classifier,
         About(
             threshold=threshold,
-            false_alarms=_measured(scores[measuring], threshold, false_alarms, len(thresholding)),
+            false_alarms=measured,
             input=Input(size=(height, width), resize=resize),
             model=about_model,
             training=Training(
@@ -113,9 +115,35 @@ def fit(
 
 
 def threshold_of(scores: np.ndarray, share: float) -> float:
-    """The smallest threshold that at most this share of scores (n,) is above."""
-    above = int(np.floor(share * len(scores) + 1e-9))  # .29 · 100 is a little less than 29
-    return float(np.sort(scores)[len(scores) - 1 - above])
+    """The smallest of the scores (n,) that a new exchangeable image is above with a probability of at most ``share``.
+
+    It is the k-th largest, k = ⌊share · (n + 1)⌋. For the new score is above the k-th largest of the others only where it is
+    among the k largest of all n + 1, which has a probability of k / (n + 1), less where scores tie: the rank of split
+    conformal prediction (Vovk et al. 2005). This is the mean over draws of held-out images; with one draw's threshold the
+    rate is above or below it. Raises UsageError where k is 0.
+    """
+    return float(np.sort(scores)[len(scores) - rank_of(len(scores), share)])
+
+
+def rank_of(count: int, share: float) -> int:
+    """Which of so many held-out scores, the largest being the first, is the threshold. Raises UsageError where none is."""
+    rank = int(np.floor(share * (count + 1) + 1e-9))  # .29 · 100 is a little less than 29
+    if rank < 1:
+        raise UsageError(
+            f"{count:,} held-out images cannot tell a false-alarm rate of {share:g}: ask for at least"
+            f" {np.ceil(1e6 / (count + 1)) / 1e6:g}, or hold out twice {int(np.ceil(1 / share - 1e-9)) - 1:,} images"
+        )
+    return rank
+
+
+def _made(detector: str, parameters: Mapping[str, Any]) -> Detector:
+    """Raises UsageError for values that it does not take."""
+    try:
+        return load_detector(detector, **parameters)
+    except (TypeError, ValueError) as error:
+        if parameters:
+            raise UsageError(f"{detector} does not take {dict(parameters)}: {reason(error)}") from error
+        raise
 
 
 def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, ImageSet]:
@@ -176,6 +204,7 @@ def _measured(scores: np.ndarray, threshold: float, asked: float, drawn_from: in
         measured_low=float(interval.low),
         measured_high=float(interval.high),
         measured_on=len(scores),
+        exceeds=bool(interval.low > asked),
     )
 
 
