@@ -267,8 +267,11 @@ class Probe:
             if "gradient_norms" in self._signals:
                 from oodbench.gradients import Recording
 
-                self._recording = Recording(self.classifier, images)
-                hooks.enter_context(self._recording.recorder)
+                try:
+                    self._recording = Recording(self.classifier, images)
+                    hooks.enter_context(self._recording.recorder)
+                except Unsuitable as error:  # for who asks for the norms to hear
+                    self._recording = error
             self._hook(hooks, seen)
             with suppress(_Reached):
                 seen["logits"] = self.classifier(images)
@@ -303,6 +306,8 @@ class Probe:
         from oodbench.gradients.losses import loss_of
 
         logits = self._logits()
+        if isinstance(self._recording, Unsuitable):
+            raise self._recording
         norms, _ = self._recording.backward(logits, loss_of(loss), {})
         return torch.stack(list(norms.values()), 1)
 

@@ -254,6 +254,110 @@ def test_what_no_rule_covers_goes_through_torch_func():
     assert_exact(network, torch.rand(64, 3, 8, 8, dtype=torch.float64), uncovered=())
 
 
+class By(nn.Module):
+    """A network that is one function of itself and its images, with these parts."""
+
+    def __init__(self, function, **parts) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self, images)
+
+
+def tokens_first(branch):
+    """Six tokens before the batch, and a branch beside a linear embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x.reshape(len(x), 6, 32)).transpose(0, 1)
+        return self.head((x + branch(self, self.side(x).tanh())).mean(0))
+
+    return forward
+
+
+def routed(self, x: Tensor) -> Tensor:
+    """Each image through one of two experts; none of noise through the second."""
+    x = x.flatten(1)
+    bright = x.mean(1) > 0.9
+    made = x.new_zeros(len(x), 4)
+    made[~bright], made[bright] = self.first(x[~bright]), self.second(x[bright])
+    return made
+
+
+def last_state(self, x: Tensor) -> Tensor:
+    return self.head(self.lstm(x.flatten(2).transpose(1, 2))[0][:, -1])
+
+
+EMBEDDING = {"embedding": nn.Linear(32, 8), "side": nn.Linear(8, 8), "head": nn.Linear(8, 4)}
+ODD = {
+    "one layer in two places": (lambda layer: nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer))(nn.Linear(192, 192)),
+    "nothing covered": By(lambda self, x: x.flatten(1) @ self.weight, weight=torch.randn(192, 4)),
+    "weight norm": nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(192, 4))),
+    "by keyword": By(
+        lambda self, x: torch.add(self.linear(x.flatten(1)), other=self.bare), linear=nn.Linear(192, 4), bare=torch.randn(4)
+    ),
+    "without gradient": By(
+        lambda self, x: self.head(torch.no_grad()(self.stem)(x.flatten(1)).tanh()), stem=nn.Linear(192, 8), head=nn.Linear(8, 4)
+    ),
+    "LSTM": By(last_state, lstm=nn.LSTM(3, 5, batch_first=True), head=nn.Linear(5, 4)),
+    "experts": By(routed, first=nn.Linear(192, 4), second=nn.Linear(192, 4)),
+    # Beside the others' norms theirs is next to nothing, and all the same it must be right.
+    "tokens first behind a small scale": By(tokens_first(lambda self, y: y * 1e-6), **EMBEDDING),
+    # Random images never reach it, so trying the network tells nothing of it.
+    "tokens first in a branch for bright images": By(
+        tokens_first(lambda self, y: y * (self.embedding.bias.sum() * 0 + self.seen)), **EMBEDDING
+    ),
+    "scripted": torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("size", [1, 5, 6])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks(name, size):
+    network = ODD[name].double().eval()
+    images = torch.rand(size, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    if "bright" in name:
+        network.seen = 0.0
+        squared_norms(network, images)
+        network.seen = 1.0
+    if name == "experts":
+        images[0] = 1
+    before = [id(parameter) for part in network.modules() for parameter in part.parameters(recurse=False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = squared_norms(network, images)
+    assert before == [id(parameter) for part in network.modules() for parameter in part.parameters(recurse=False)]
+    for parameter, gradients in reference(network, images, confounding(1.0)).items():
+        expected = gradients.reshape(size, -1).square().sum(1)
+        torch.testing.assert_close(found[parameter], expected, rtol=1e-9, atol=0, msg=parameter)
+
+
+def test_a_network_that_no_gradient_can_be_had_of_is_refused():
+    network = By(
+        lambda self, x: self.head(torch.from_numpy(self.stem(x.flatten(1)).numpy())),
+        stem=nn.Linear(192, 8),
+        head=nn.Linear(8, 4),
+    )
+    with (
+        pytest.warns(UserWarning, match="no rule covers"),
+        pytest.raises(Unsuitable, match="no gradient of a parameter can be had of By"),
+    ):
+        squared_norms(network, torch.rand(2, 3, 8, 8))
+
+
+def test_trying_a_network_changes_no_buffer():
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.num_batches_tracked += 1
+        return self.norm(x).mean((2, 3))
+
+    network = By(forward, norm=nn.BatchNorm2d(3).eval())
+    squared_norms(network, torch.rand(2, 3, 8, 8))
+    assert network.norm.num_batches_tracked == 1
+
+
 def small_vit():
     return tv.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
 

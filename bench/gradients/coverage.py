@@ -1,5 +1,12 @@
-"""Which parameters of a network the rules get right: tried once a network, against autograd, image by image."""
+"""Which parameters of a network the rules get right: held against autograd, image by image, before they are trusted.
 
+A rule assumes that a function's first dimension is the batch, or begins with it. Where a network breaks that (tokens
+first, windows first) norms come out wrong. So each network is tried once, on three random images in float64, and each
+parameter's norms compared with those of one backward pass an image. A gradient that is zero there proves nothing: such
+a parameter is compared on the first real images that give it one.
+"""
+
+import copy
 import warnings
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
@@ -7,64 +14,122 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from oodbench.errors import Unsuitable
 from oodbench.gradients.record import Recorder
-from oodbench.gradients.slow import one_by_one
+from oodbench.gradients.slow import of_one_image
 
 SAMPLES = 3  # few, and rarely a network's number of tokens or frames: a dimension taken for the batch shows
-TOLERANCE = 1e-2  # a wrong rule is wrong by far more; float32 rounding turns a ReLU now and then
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], frozenset[str]]] = WeakKeyDictionary()
+# By dtype, how far a norm may be off, and what is rounding beside the network's largest. A wrong rule is off by far more
+# than either; in float32 a ReLU turns now and then.
+TOLERANCES = {torch.float64: (1e-6, 1e-24), torch.float32: (1e-2, 1e-10)}
+COARSE = (0.2, 1e-4)  # half precision
 
 
-def uncovered(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> frozenset[str]:
-    """Names of parameters that must go another way, for images of this shape. Says so once, in a warning.
+class Coverage:
+    """What is known of one network, for images of one shape.
 
-    A rule assumes that a function's first dimension is the batch, or begins with it. Where a network breaks that (tokens
-    first, windows first), norms come out wrong, so each parameter's norms are compared for three random images with
-    those of one backward pass an image.
+    Attributes:
+        slow: names of parameters that must go another way.
+        proved: names of those whose norms were compared.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.slow: set[str] = set()
+        self.proved: set[str] = set()
+        self._name = name
+
+    def compare(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
+        """Take in norms by rules and by autograd, (n,) by name; the names that turned out wrong."""
+        least = rounding(expected)
+        wrong = set()
+        for name, norms in expected.items():
+            relative, _ = TOLERANCES.get(norms.dtype, COARSE)
+            if torch.allclose(found[name], norms, rtol=relative, atol=least):
+                if float(norms.max()) > least:
+                    self.proved.add(name)
+            else:
+                wrong.add(name)
+        self.leave(wrong)
+        return wrong
+
+    def leave(self, names: set[str]) -> None:
+        """These are not covered; said in a warning."""
+        if new := names - self.slow:
+            self.slow |= new
+            some = sorted(new)
+            listed = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+            warnings.warn(
+                f"no rule covers {listed} of {self._name}: their per-sample gradients come from torch.func or single"
+                " images, which is exact and slow",
+                stacklevel=5,
+            )
+
+
+def rounding(norms: Mapping[str, Tensor]) -> float:
+    """What of a network's squared norms (n,) is rounding, beside the largest of them."""
+    largest = max(norms.values(), key=lambda found: float(found.max()), default=torch.zeros(1))
+    return TOLERANCES.get(largest.dtype, COARSE)[1] * float(largest.max())
+
+
+_known: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Coverage]] = WeakKeyDictionary()
+
+
+def coverage_of(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Coverage:
+    """What is known of a network's parameters; where nothing is yet, after a trial.
+
+    Raises Unsuitable where a gradient is not one image's own.
     """
     key = images.shape[1:], images.dtype, tuple(parameters)
     known = _known.setdefault(module, {})
     if key not in known:
         known[key] = _tried(module, parameters, images)
-        if known[key]:
-            warnings.warn(
-                f"no rule covers {names_of(known[key])} of {_name(module)}: their per-sample gradients come from"
-                " torch.func, which is exact and slow",
-                stacklevel=4,
-            )
     return known[key]
 
 
-def _tried(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> frozenset[str]:
-    random = torch.Generator().manual_seed(0)
-    few = torch.rand(SAMPLES, *images.shape[1:], generator=random).to(images)
-    recorder = Recorder(parameters, SAMPLES)
+def norms_one_by_one(
+    module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor
+) -> dict[str, Tensor]:
+    """Squared norms (n,) by name, from a backward pass an image."""
+    rows = []
+    for image, cotangent in zip(images.split(1), cotangents.split(1), strict=True):
+        gradients = of_one_image(module, parameters, image, cotangent)
+        rows.append({name: gradient.square().sum() for name, gradient in gradients.items()})
+    return {name: torch.stack([row[name] for row in rows]) for name in parameters}
+
+
+def _tried(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Coverage:
+    coverage = Coverage(str(getattr(module, "name", type(module).__name__)))
+    random = torch.rand(SAMPLES, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    try:
+        # A copy: buffers that change on the way are not the network's own.
+        double = copy.deepcopy(module).double()
+        named = dict(double.named_parameters())
+        _try(coverage, double, {name: named[name] for name in parameters}, random.to(images.device, torch.float64))
+    except Unsuitable:
+        raise
+    except Exception:  # a network that cannot be copied, or that insists on its dtype
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        try:
+            _try(coverage, module, parameters, random.to(images))
+        except Unsuitable:
+            raise
+        except Exception:  # nor be recorded
+            coverage.leave(set(parameters))
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return coverage
+
+
+def _try(coverage: Coverage, module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> None:
+    recorder = Recorder(parameters, len(images))
     with torch.enable_grad(), recorder:
-        outputs = module(few)
-    cotangents = torch.randn(outputs.shape, generator=random).to(outputs)
-    found = {name: few.new_zeros(SAMPLES) for name in parameters}
+        outputs = module(images)
+    cotangents = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs)
+    found = {name: outputs.new_zeros(len(images)) for name in parameters}
     recorder.backward(outputs, cotangents, lambda name, part: found.__setitem__(name, part.squared_norms()))
-    wrong = set(recorder.uncovered)
-    trusted = {name: parameter for name, parameter in parameters.items() if name not in wrong}
-    norms: dict[str, list[Tensor]] = {name: [] for name in trusted}
-    for gradients in one_by_one(module, trusted, few, cotangents):
-        for name, gradient in gradients.items():
-            norms[name].append(gradient.square().sum())
-    expected = {name: torch.stack(values) for name, values in norms.items()}
-    # What is next to nothing beside the largest is rounding.
-    least = 1e-9 * max((float(values.max()) for values in expected.values()), default=0.0)
-    wrong.update(
-        name for name, values in expected.items() if not torch.allclose(found[name], values, rtol=TOLERANCE, atol=least)
-    )
-    return frozenset(wrong)
-
-
-def names_of(names: frozenset[str]) -> str:
-    """The first three of many, for a message."""
-    some = sorted(names)
-    return ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
-
-
-def _name(module: nn.Module) -> str:
-    return str(getattr(module, "name", type(module).__name__))
+    covered = {name: parameter for name, parameter in parameters.items() if name not in recorder.uncovered}
+    expected = norms_one_by_one(module, covered, images, cotangents)
+    coverage.compare(found, expected)
+    coverage.leave(recorder.uncovered)

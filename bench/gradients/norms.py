@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import UsageError
-from oodbench.gradients.coverage import uncovered
+from oodbench.gradients.coverage import SAMPLES, coverage_of, norms_one_by_one, rounding
 from oodbench.gradients.losses import Loss, loss_of
 from oodbench.gradients.parts import Part
 from oodbench.gradients.record import Recorder
-from oodbench.gradients.slow import by_torch_func
+from oodbench.gradients.slow import slowly
 from oodbench.registry import unknown
 
 Norms = dict[str, Tensor]
@@ -41,7 +41,8 @@ def squared_norms(
         Classifier, of the network inside. A parameter that the loss does not depend on has zeros.
 
     The images go through the network once, and activation gradients back once: no loop over samples, and no per-sample
-    gradient is kept. Parameters that no rule covers go through ``torch.func``, which a warning says once.
+    gradient is kept. Parameters that no rule covers go through ``torch.func``, which a warning says once; a network's first
+    use tries it on three random images besides, so forward hooks of one's own see those too.
 
     Raises Unsuitable where a gradient is not one image's own (BatchNorm without running statistics), UsageError for an
     unknown loss or parameter.
@@ -80,39 +81,56 @@ def norms_and_products(
 class Recording:
     """One forward pass of images (N, C, H, W), through which losses go backwards: run it within ``with self.recorder:``.
 
-    The network must be in eval mode, and none of its parameters require a gradient.
+    The network must be in eval mode, and none of its parameters require a gradient. Raises Unsuitable where a gradient is
+    not one image's own.
     """
 
     def __init__(self, classifier: nn.Module, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> None:
-        self._classifier, self._images = classifier, images
-        self._parameters = named_parameters(classifier) if parameters is None else parameters
+        self._classifier, self._images = classifier, images.detach()
         # As the module itself names them: a Classifier's network is its attribute ``module``.
         self._prefix = "module." if isinstance(classifier, Classifier) else ""
-        full = {self._prefix + name: parameter for name, parameter in self._parameters.items()}
-        self._slow = uncovered(classifier, full, images)
-        covered = {name: parameter for name, parameter in full.items() if name not in self._slow}
+        parameters = named_parameters(classifier) if parameters is None else parameters
+        self._parameters = {self._prefix + name: parameter for name, parameter in parameters.items()}
+        self._coverage = coverage_of(classifier, self._parameters, self._images)
+        covered = {name: p for name, p in self._parameters.items() if name not in self._coverage.slow}
         self.recorder = Recorder(covered, len(images), images if images.requires_grad else None)
 
     def backward(self, outputs: Tensor, loss: Loss, directions: Mapping[str, Tensor]) -> tuple[Norms, Norms]:
         """Squared norms by parameter, and inner products by direction; for as many losses as one likes."""
         with torch.enable_grad():
-            (cotangents,) = torch.autograd.grad(loss(outputs, self._images).sum(), outputs, retain_graph=True)
+            leaf = outputs.detach().requires_grad_()
+            (cotangents,) = torch.autograd.grad(loss(leaf, self._images).sum(), leaf)
         norms: Norms = {name: outputs.new_zeros(len(outputs)) for name in self._parameters}
+        directions = {self._prefix + name: direction for name, direction in directions.items()}
         products: Norms = {name: outputs.new_zeros(len(outputs)) for name in directions}
 
-        def take(full: str, part: Part, rows: slice = slice(None)) -> None:
-            name = full.removeprefix(self._prefix)
+        def take(name: str, part: Part, rows: slice = slice(None)) -> None:
             norms[name][rows] = part.squared_norms()
             if name in directions:
                 products[name][rows] = part.inner_products(directions[name])
 
         self.recorder.backward(outputs, cotangents, take)
-        if slow := self._slow | self.recorder.uncovered:
-            parameters = {full: self._parameters[full.removeprefix(self._prefix)] for full in sorted(slow)}
-            for rows, parts in by_torch_func(self._classifier, parameters, self._images, cotangents.detach()):
-                for full, part in parts.items():
-                    take(full, part, rows)
-        return norms, products
+        self._prove(norms, cotangents)
+        slow = {n: p for n, p in self._parameters.items() if n in self._coverage.slow | self.recorder.uncovered}
+        for rows, parts in slowly(self._classifier, slow, self._images, cotangents) if slow else ():
+            for name, part in parts.items():
+                take(name, part, rows)
+        return (
+            {name.removeprefix(self._prefix): found for name, found in norms.items()},
+            {name.removeprefix(self._prefix): found for name, found in products.items()},
+        )
+
+    def _prove(self, norms: Norms, cotangents: Tensor) -> None:
+        """Compare what had no gradient when the network was tried, and has one now, on the images where it is largest."""
+        if len(cotangents) == 1:  # no dimension can be taken for the batch, now
+            return
+        known = self._coverage.proved | self._coverage.slow | self.recorder.uncovered
+        least = rounding(norms)
+        for name in [name for name, found in norms.items() if name not in known and float(found.max()) > least]:
+            rows = norms[name].topk(min(SAMPLES, len(cotangents))).indices
+            one = {name: self._parameters[name]}
+            expected = norms_one_by_one(self._classifier, one, self._images[rows], cotangents[rows])
+            self._coverage.compare({name: norms[name][rows]}, expected)
 
 
 def named_parameters(classifier: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:

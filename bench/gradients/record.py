@@ -44,6 +44,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # no gradient comes back from here
+            return func(*args, **kwargs)
         names = {self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names}
         if not names:
             return func(*args, **kwargs)
@@ -76,7 +78,7 @@ class Recorder(TorchFunctionMode):
 
     def _recorded(self, names: set[str], use: Use, out: Tensor) -> Tensor:
         samples = len(out)
-        fits = samples == self.samples or (not use.per_sample and samples % self.samples == 0)
+        fits = samples == self.samples or (not use.per_sample and samples > 0 and samples % self.samples == 0)
         slots = {slot: self._names[id(p)] for slot, p in use.parameters.items() if p is not None and id(p) in self._names}
         again = self._used.intersection(names)
         self._used.update(names)
@@ -106,6 +108,8 @@ class Recorder(TorchFunctionMode):
     def _spread(self, func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with a bare parameter replaced by one copy a sample, where that changes nothing but its gradient."""
         bare = [arg for arg in args if id(arg) in self._names]
+        if not bare:  # given by keyword
+            return args
         others = [arg for arg in args if isinstance(arg, Tensor) and id(arg) not in self._names]
         name = self._names[id(bare[0])]
         if func is Tensor.expand:

@@ -1,4 +1,4 @@
-"""Per-sample gradients the slow ways: one image at a time, and ``torch.func`` for what no rule covers."""
+"""Per-sample gradients the slow ways, for what no rule covers: ``torch.func``, else one backward pass an image."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,45 +10,83 @@ from torch.func import functional_call, grad, vmap
 from oodbench.errors import Unsuitable, reason
 from oodbench.gradients.parts import CHUNK_BYTES, Explicit
 
-
-def one_by_one(
-    module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor
-) -> Iterator[dict[str, Tensor]]:
-    """The reference: for each image (1, …) alone, the gradients of ⟨cotangent, output⟩ by plain autograd, by name."""
-    with torch.enable_grad():
-        own = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
-        for image, cotangent in zip(images.split(1), cotangents.split(1), strict=True):
-            output = functional_call(module, own, (image,))
-            found = torch.autograd.grad(output, list(own.values()), cotangent, allow_unused=True)
-            yield {
-                name: torch.zeros_like(own[name]) if gradient is None else gradient
-                for name, gradient in zip(own, found, strict=True)
-            }
+Gradients = dict[str, Tensor]
 
 
-def by_torch_func(
+def of_one_image(module: nn.Module, parameters: Mapping[str, Tensor], image: Tensor, cotangent: Tensor) -> Gradients:
+    """The reference: gradients of ⟨cotangent, output⟩ for an image (1, …), by plain autograd, shaped like parameters."""
+    frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
+    found: tuple[Tensor | None, ...] = (None,) * len(parameters)
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            output = module(image)
+        if parameters and output.requires_grad:
+            found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    pairs = zip(parameters.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if gradient is None else gradient for (name, p), gradient in pairs}
+
+
+def slowly(
     module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor
 ) -> Iterator[tuple[slice, dict[str, Explicit]]]:
-    """(rows, gradients by name) of a few images at a time, as many as memory is well used by.
+    """(rows, gradients by name) of a few images at a time.
 
-    Raises Unsuitable where ``torch.func`` cannot follow the network's forward pass.
+    By ``torch.func``; where it cannot follow the network's forward pass, by a backward pass an image. Raises Unsuitable
+    where that fails too.
     """
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    few = max(1, 4 * CHUNK_BYTES // max(1, size))
+    together = True
+    for start in range(0, len(images), few):
+        rows = slice(start, start + few)
+        found: Gradients = {}
+        if together:
+            try:
+                found = _by_torch_func(module, parameters, images[rows], cotangents[rows])
+            except Exception:  # it refuses, in many ways, what autograd does not
+                together = False
+        if not together:
+            found = _by_loop(module, parameters, images[rows], cotangents[rows])
+        yield rows, {name: Explicit(gradient) for name, gradient in found.items()}
+
+
+def _by_torch_func(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor) -> Gradients:
+    """(n, *shape) by name."""
+
+    # Every place where a parameter stands, each once: functional_call's own way to tie weights leaves a module that stands
+    # in two places with another tensor than before.
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    places = {
+        f"{path}.{name}".lstrip("."): names[id(parameter)]
+        for path, part in module.named_modules()
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+        if id(parameter) in names
+    }
+
+    def loss(own: Gradients, image: Tensor, cotangent: Tensor) -> Tensor:
+        put = {place: own[name] for place, name in places.items()}
+        return (functional_call(module, put, (image[None],), tie_weights=False)[0] * cotangent).sum()
+
     own = {name: parameter.detach() for name, parameter in parameters.items()}
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # it is said already that this is slow
+        found = vmap(grad(loss), in_dims=(None, 0, 0))(own, images, cotangents)
+    return {name: gradient.detach() for name, gradient in found.items()}
 
-    def loss(own: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
-        return (functional_call(module, own, (image[None],))[0] * cotangent).sum()
 
-    size = sum(parameter.numel() * parameter.element_size() for parameter in own.values())
-    rows = max(1, 4 * CHUNK_BYTES // max(1, size))
-    for start in range(0, len(images), rows):
-        few = slice(start, start + rows)
-        try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "There is a performance drop")  # it is said already that this is slow
-                found = vmap(grad(loss), in_dims=(None, 0, 0))(own, images[few], cotangents[few])
-        except RuntimeError as error:
-            raise Unsuitable(
-                f"{type(module).__name__} has parameters that no rule of oodbench.gradients covers, and torch.func"
-                f" cannot follow its forward pass ({reason(error)}); leave out detectors on parameter gradients"
-            ) from error
-        yield few, {name: Explicit(gradient.detach()) for name, gradient in found.items()}
+def _by_loop(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor) -> Gradients:
+    """(n, *shape) by name."""
+    try:
+        apart = zip(images.split(1), cotangents.split(1), strict=True)
+        each = [of_one_image(module, parameters, image, cotangent) for image, cotangent in apart]
+    except Exception as error:
+        raise Unsuitable(
+            f"no gradient of a parameter can be had of {getattr(module, 'name', type(module).__name__)} ({reason(error)});"
+            " leave out detectors on parameter gradients"
+        ) from error
+    return {name: torch.stack([gradients[name] for gradients in each]) for name in parameters}
