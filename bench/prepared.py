@@ -1,15 +1,13 @@
 """What detectors train of their own, kept in the cache folder, so that the same training runs once.
 
 ``<cache>/prepared/NAME-<hash>.safetensors`` holds the fitted state that ``Detector.prepare`` left. The hash is over all
-that decides it: class, its code, hyper-parameters, weights, training images with labels, held-out rows, seed, version.
+that decides it: class, its code, hyper-parameters, the network's weights, structure, code and device, training images with
+labels and whether they may be flipped, held-out rows, seed, version.
 """
 
-import ast
 import hashlib
-import inspect
 import json
 import re
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import __version__, state
+from oodbench import __version__, code_hash, state
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.errors import BadData, OodbenchError, reason
@@ -77,27 +75,19 @@ def key_of(detector: Detector, classifier: Classifier | None, train_set: Trainin
     kind = type(detector)
     decides = {
         "detector": f"{kind.__module__}:{kind.__qualname__}",
-        "code": _code(kind),
+        "code": code_hash.of_class(kind, Detector),
         "parameters": detector.parameters(),
         "weights": classifier.weights_hash if classifier else None,
+        "network": code_hash.of_network(classifier) if classifier else None,
+        "device": classifier.device.type if classifier else "cpu",
         "images": _content(train_set.images),
+        "flips": train_set.images.flips if isinstance(train_set.images, ImageSet) else None,
         "labels": None if train_set.labels is None else _content(train_set.labels),
         "held out": hashlib.sha256(np.packbits(train_set.held_out).tobytes()).hexdigest(),
         "seed": train_set.seed,
         "oodbench": __version__,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _code(kind: type) -> str:
-    """Of the modules that the class and its bases come from, comments and layout apart: an edited plug-in trains anew."""
-    digest = hashlib.sha256()
-    for base in kind.__mro__:
-        if base in (Detector, object):
-            continue
-        with suppress(OSError, TypeError, SyntaxError):  # no source to be had: typed into a session
-            digest.update(ast.dump(ast.parse(inspect.getsource(sys.modules[base.__module__]))).encode())
-    return digest.hexdigest()
 
 
 def _content(images: Tensor | ImageSet) -> str:

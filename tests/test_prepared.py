@@ -1,12 +1,15 @@
 """What detectors train of their own: trained once for the same inputs, the same from the cache, and never a crash of it."""
 
 import importlib
+import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import oodbench
 from oodbench import protocols, state
@@ -129,7 +132,7 @@ def test_the_key_is_all_that_decides(make_classifier, train_set):
     different = [
         key(Trains(noise=0.2)), key(Other()), key(classifier=make_classifier(1)), key(classifier=None), key(images=changed),
         key(images=train_set.images.double()), key(images=stored), key(images=stored.images), key(labels=relabelled),
-        key(labels=None), key(held_out=others), key(seed=1),
+        key(labels=None), key(held_out=others), key(seed=1), key(images=replace(stored, flips=False)),
     ]  # fmt: skip
     assert len({*same, *different}) == 1 + len(different)
 
@@ -146,6 +149,106 @@ def test_an_edited_plugin_trains_anew(tmp_path, monkeypatch, classifier, train_s
     assert keys[0] == keys[1]  # a comment
     assert keys[0] != keys[2]
     del sys.modules["mine"]
+
+
+class Functional(nn.Module):
+    """An activation that no weight and no repr tells."""
+
+    def __init__(self, activation, gain=1.0, offset=None):
+        super().__init__()
+        self.first, self.last = nn.Linear(192, 6), nn.Linear(6, 4)
+        self.activation, self.gain = activation, gain
+        self.register_buffer("offset", torch.zeros(6) if offset is None else offset, persistent=False)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.fill_(0.01 * (number + 1))
+
+    def forward(self, images):
+        return self.last(self.activation(self.gain * self.first(images.flatten(1)) + self.offset))
+
+
+class Squared(Functional):
+    """The same structure and weights, another forward."""
+
+    def forward(self, images):
+        return super().forward(images) ** 2
+
+
+def test_networks_of_the_same_weights_are_told_apart(train_set):
+    def stacked(activation):
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), activation, nn.Linear(6, 4))
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter.fill_(0.1)
+        return oodbench.Classifier(layers)
+
+    def functional(*arguments, kind=Functional, **names):
+        return oodbench.Classifier(kind(*arguments), name="net", **names)
+
+    two = partial(nn.functional.leaky_relu, negative_slope=0.2)
+    networks = [
+        stacked(nn.ReLU()), stacked(nn.Tanh()), functional(torch.tanh), functional(torch.relu), functional(lambda x: x * 2),
+        functional(lambda x: x * 3), functional(two), functional(partial(two, negative_slope=0.1)), functional(torch.tanh, 2.0),
+        functional(torch.tanh, 1.0, torch.ones(6)), functional(torch.tanh, kind=Squared), functional(torch.tanh, head="first"),
+        functional(torch.tanh, layers=["first"]),
+    ]  # fmt: skip
+    weights = {network.weights_hash for network in networks}
+    assert len(weights) == 2
+    keys = [key_of(Trains(), network, train_set) for network in networks]
+    assert len(set(keys)) == len(keys)
+    again = [stacked(nn.ReLU()), functional(torch.tanh), functional(partial(nn.functional.leaky_relu, negative_slope=0.2))]
+    assert [key_of(Trains(), network, train_set) for network in again] == [keys[0], keys[2], keys[6]]
+
+
+def test_a_key_is_the_same_in_another_process(train_set):
+    code = (
+        "import torch, oodbench\nfrom torch import nn\nfrom oodbench import code_hash\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.act, self.names, self.own = torch.relu, {'a': 1}, object()\n"
+        "    def forward(self, x):\n        return ACT(x)\n"
+        "print(code_hash.of_network(oodbench.Classifier(Net())))\n"
+    )
+
+    def printed(text):
+        return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
+
+    assert printed(code) == printed(code) != printed(code.replace("ACT", "torch.tanh"))
+
+
+def test_the_device_decides(monkeypatch, classifier, train_set):
+    before = key_of(Trains(), classifier, train_set)
+    monkeypatch.setattr(oodbench.Classifier, "device", torch.device("meta"))
+    assert key_of(Trains(), classifier, train_set) != before
+
+
+def test_an_edited_helper_trains_anew(tmp_path, monkeypatch, classifier, train_set):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "helped"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    text = (
+        "import oodbench\nfrom . import _rates\nfrom helped._more import x\n\n\nclass Mine(oodbench.Detector):\n    rate = 1\n"
+    )
+    (package / "mine.py").write_text(text)
+    keys = []
+    for rate, deep in ((1, 1), (2, 1), (2, 2), (2, 2)):
+        (package / "_rates.py").write_text(f"rate = {rate}\n")
+        (package / "_more.py").write_text("from ._deep import x\n")
+        (package / "_deep.py").write_text(f"x = {deep}  # {len(keys)}\n")
+        for name in [name for name in sys.modules if name.split(".")[0] == "helped"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        keys.append(key_of(importlib.import_module("helped.mine").Mine(), classifier, train_set))
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3]
+
+
+def test_helpers_of_built_in_detectors_count():
+    from oodbench.code_hash import _module_code
+
+    read = [part.split()[0] for part in _module_code("oodbench.detectors.duq", set())]
+    assert "oodbench.detectors._training" in read
+    assert not [name for name in read if not name.startswith("oodbench.detectors.")]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another key", "hostile"])

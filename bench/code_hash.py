@@ -1,0 +1,134 @@
+"""Hashes of what a class or a network computes, which no weights tell: code, structure and plain attributes."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oodbench.classifier import Classifier
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+DEPTH = 6  # of lists within lists: a list may hold itself
+
+
+def of_class(kind: type, *but: type) -> str:
+    """SHA-256 of the modules that a class and its bases come from, and of those that they import from their own package.
+
+    Comments and layout apart. ``but`` are bases that do not count.
+    """
+    return _digest(_class_code(kind, but, set()))
+
+
+def of_network(classifier: Classifier) -> str:
+    """SHA-256 of structure, plain attributes (functions among them), code, head and layers; of torch's own classes the names.
+
+    Two networks of one ``weights_hash`` may compute different things: another activation, or another ``forward``.
+    """
+    return _digest(_network(classifier))
+
+
+def _digest(parts: Iterator[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _network(classifier: Classifier) -> Iterator[str]:
+    yield f"{classifier.head_name} {classifier.layer_names}"
+    yield ADDRESS.sub("", repr(classifier.module))
+    own, seen = vars(nn.Module()).keys(), set[str]()
+    for name, module in classifier.module.named_modules():
+        yield f"{name} {type(module).__module__}.{type(module).__qualname__}"
+        for key, value in sorted(vars(module).items()):
+            if key not in own:
+                yield f"{key} = {_plain(value)}"
+        for key in sorted(module._non_persistent_buffers_set):  # these are in no state_dict
+            yield f"{key} = {_plain(module._buffers.get(key))}"
+        if isinstance(module, torch.jit.ScriptModule):
+            with suppress(AttributeError, RuntimeError):  # no forward of its own
+                yield str(module.code)
+        yield from _class_code(type(module), (), seen)
+
+
+def _class_code(kind: type, but: tuple[type, ...], seen: set[str]) -> Iterator[str]:
+    for base in kind.__mro__:
+        if base in but or base.__module__.split(".")[0] in ("torch", "builtins"):
+            continue
+        if _source(base.__module__) is not None:
+            yield from _module_code(base.__module__, seen)
+        else:  # typed into a session
+            yield from (f"{name} {_plain(value)}" for name, value in sorted(vars(base).items()) if inspect.isfunction(value))
+
+
+def _module_code(name: str, seen: set[str]) -> Iterator[str]:
+    if name in seen or (source := _source(name)) is None:
+        return
+    seen.add(name)
+    tree = ast.parse(source)
+    yield f"{name} {ast.dump(tree)}"
+    package = name if name in sys.modules and hasattr(sys.modules[name], "__path__") else name.rpartition(".")[0]
+    for other in _imported(tree, package):
+        yield from _module_code(other, seen)
+
+
+def _imported(tree: ast.AST, package: str) -> list[str]:
+    """What may be modules of this package among the imports, in order of name."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            above = "." * node.level + (node.module or "")
+            with suppress(ImportError):  # beyond the top
+                start = importlib.util.resolve_name(above, package)
+                names.update((start, *(f"{start}.{alias.name}" for alias in node.names)))
+    return sorted(name for name in names if package and name.startswith(f"{package}."))
+
+
+def _source(name: str) -> str | None:
+    """Of a module, loaded or not; None where there is none to be had."""
+    with suppress(OSError, TypeError, ImportError, ValueError, AttributeError, SyntaxError):
+        if name in sys.modules:
+            source = inspect.getsource(sys.modules[name])
+        else:
+            spec: Any = importlib.util.find_spec(name)
+            source = spec.loader.get_source(name)
+        ast.parse(source)
+        return str(source)
+    return None
+
+
+def _plain(value: Any, depth: int = 0) -> str:
+    """The same text for the same value, in any process; of other objects the type alone."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+        return repr(value)
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
+    if isinstance(value, list | tuple) and depth < DEPTH:
+        return f"[{', '.join(_plain(part, depth + 1) for part in value)}]"
+    if isinstance(value, dict) and depth < DEPTH:
+        return f"{{{', '.join(f'{_plain(key, depth + 1)}: {_plain(part, depth + 1)}' for key, part in value.items())}}}"
+    if isinstance(value, functools.partial):
+        return f"partial {_plain([value.func, list(value.args), value.keywords], depth + 1)}"
+    if isinstance(code := getattr(value, "__code__", None), CodeType):
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()] if depth < DEPTH else []
+        return f"{_compiled(code)} {_plain([getattr(value, '__defaults__', None), cells], depth + 1)}"
+    kind = value if hasattr(value, "__qualname__") or hasattr(value, "__name__") else type(value)
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind.__name__)}"
+
+
+def _compiled(code: CodeType) -> str:
+    inner = [_compiled(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
