@@ -251,7 +251,7 @@ def step(
     value = objective(module, images, reference, alpha, generator)
     optimizer.zero_grad()
     value.backward()
-    reference.add([weight.grad for weight in module.decoder_weights().values()])
+    reference.add([weight.grad for weight in module.decoder_weights().values() if weight.grad is not None])
     optimizer.step()
     return value.detach()
 

@@ -124,7 +124,7 @@ class EvalBatchNorm(torch.autograd.Function):
         return F.batch_norm(input, *others)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = ctx.saved_tensors
         return g * scale.view(-1, *[1] * (g.dim() - 2)), *[None] * 8
 

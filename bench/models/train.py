@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,13 @@ def train(
             raise UsageError(f"{option} is {value}; give a number above 0")
     classifier = build(name, _classes(train_set), seed).to(target)
     classifier.check(train_set.read([0, 1]).float() / 255)
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+    }
     training = Training(classifier, train_set, seed=seed, augment=augment, **options)
     checkpoint = Checkpoint(
         out.with_name(f"{out.name}.checkpoint"),
