@@ -273,5 +273,5 @@ def test_each_set_is_documented_with_its_address():
 
 def test_the_leaderboard_in_the_readme_has_a_row_for_each_detector():
     rows = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
-    named = {row[0].removesuffix(" (control)") for row in rows if len(row) > 2 and row[1] in PROTOCOLS}
+    named = {row[0].removesuffix(" (control)").split(":")[0] for row in rows if len(row) > 2 and row[1] in PROTOCOLS}
     assert named == set(DETECTORS)
