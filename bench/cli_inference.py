@@ -58,6 +58,8 @@ def fit(
         raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
     from oodbench import thresholds
     from oodbench.models.device import resolve_device
     from oodbench.progress import terminal_progress
@@ -132,7 +134,7 @@ def _print_rows(rows: Iterable["Row"], format: Format) -> None:
     """Rows alone, on standard output; csv and json as they come."""
     if format == "json":
         for row in rows:
-            print(json.dumps(row._asdict(), ensure_ascii=False), flush=True)
+            print(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), flush=True)
     elif format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["path", "score", "verdict", "reason"])

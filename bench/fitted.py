@@ -18,7 +18,8 @@ from oodbench.classifier import Classifier
 from oodbench.datasets.resize import FILTERS
 from oodbench.datasets.resize import fit as fit_size
 from oodbench.detector import Detector, as_images
-from oodbench.errors import BadData, Unsuitable, UsageError, reason
+from oodbench.errors import BadData, UsageError, reason
+from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 
 SCHEMA_VERSION = 1
@@ -164,7 +165,7 @@ def load_fitted(
         trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
 
     Nothing else in the file is run: it is safetensors and JSON, and its detector must be a registered one. Raises BadData
-    for a file that is not whole, or that was fitted on other weights than those found.
+    for a file that is not whole, that was fitted on other weights than those found, or whose scores are not finite.
     """
     from oodbench.models.device import resolve_device
 
@@ -186,13 +187,22 @@ def load_fitted(
             " with --plugin MODULE:CLASS"
         )
     try:
-        fitted = Fitted(Detector.load(path, target), classifier, about, batch_size)
+        detector = Detector.load(path, target)
+        _check_head(detector)
+        fitted = Fitted(detector, classifier, about, batch_size)
         fitted(torch.full((1, 3, *about.input.size), 127, dtype=torch.uint8))
-    except Unsuitable:
-        raise
     except Exception as error:  # state that does not fit the detector may raise anything
-        raise BadData(f"{path} does not hold what {detector_name} needs ({reason(error)}); fit it again") from error
+        why = reason(error).removesuffix("; fit it again")
+        why = why if why.startswith(f"{path} ") else f"{path} does not hold what {detector_name} needs ({why})"
+        raise BadData(f"{why}; fit it again") from error
     return fitted
+
+
+def _check_head(detector: Detector) -> None:
+    """Another kind's state may give scores too, which mean nothing."""
+    names = [name for name in (detector.unsupervised_head, detector.shift_head) if name]
+    if type(detector.head) not in [HEADS[name] for name in names]:
+        raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
 
 
 def _read(path: Path) -> tuple[About, str]:

@@ -289,7 +289,7 @@ def fit(
 def score(
     detector: Detector, classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
 ) -> np.ndarray:
-    """``Detector.score``: one pass at the head's setting."""
+    """``Detector.score``: one pass at the head's setting. Raises BadData for scores that are not finite."""
     images = as_images(images)
     detector.require_fitted()
     head = detector.head
@@ -297,7 +297,14 @@ def score(
     pieces = pieces_of(np.arange(len(images)), batch_size)
     with _explained(classifier, images):
         found = statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
-    return head.score(detector.columns_of(found))
+    with np.errstate(all="ignore"):  # what overflows is said below
+        scores = head.score(detector.columns_of(found))
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise BadData(
+            f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
+            " though its statistics are: its head is broken; fit it again"
+        )
+    return scores
 
 
 @contextmanager

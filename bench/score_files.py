@@ -56,6 +56,8 @@ def _read(fitted: Fitted, path: Path) -> Tensor | OodbenchError:
         return BadData(f"holds no images ({' '.join(sorted(SUFFIXES))})")
     if not path.exists():
         return BadData("no such file")
+    if not path.is_file():  # to open a pipe would wait for ever
+        return BadData("is no regular file")
     try:
         return fit_size(decode(path), fitted.about.input.size, fitted.about.input.resize)
     except OodbenchError as error:

@@ -18,8 +18,8 @@ import oodbench
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
 
 
-def run(*arguments, cwd=None):
-    return subprocess.run([*OODBENCH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+def run(*arguments, cwd=None, timeout=None):
+    return subprocess.run([*OODBENCH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,49 @@ def test_what_cannot_be_read_is_a_row_with_a_reason(fit, images):
     table = run("score", fit[1], images / "nowhere.png", images / "c.png")
     assert table.returncode == 1
     assert "no such file" in table.stdout
+
+
+def test_only_regular_files_are_opened(fit, images):
+    os.mkfifo(images / "b" / "pipe.png")
+    os.mkfifo(images / "pipe")
+    (images / "link.png").symlink_to(images / "c.png")
+    done = run("score", fit[1], images, images / "pipe", "/dev/zero", "--format", "json", timeout=120)
+    assert done.returncode == 1
+    rows = {row["path"]: row for row in map(json.loads, done.stdout.splitlines())}
+    for path in (images / "b" / "pipe.png", images / "pipe", "/dev/zero"):
+        assert rows.pop(str(path)) == {"path": str(path), "score": None, "verdict": None, "reason": "is no regular file"}
+    assert len(rows) == 5
+    assert rows[str(images / "link.png")]["score"] == rows[str(images / "c.png")]["score"]
+
+
+def test_a_score_that_is_no_number_is_no_verdict(fit, images, tmp_path):
+    """A detector that is NaN on some images alone: the file loads, and those images are rows without a verdict."""
+    (tmp_path / "nans.py").write_text(
+        "import numpy as np\n\nimport oodbench\n\n\nclass Dark(oodbench.Detector):\n    'NaN where it is bright.'\n"
+        "    signals = ('images',)\n    unsupervised_head = 'standardised-sum'\n\n    def statistics(self, probe):\n"
+        "        return probe.images.flatten(1).mean(1)\n\n    def columns_of(self, statistics, variant=''):\n"
+        "        return np.where(statistics > .9, np.nan, statistics)\n"
+    )
+    own = ["--plugin", "nans:Dark"]
+    done = run("fit", "dark", *own, "--dataset", "digits", "--out", "dark", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    Image.fromarray(np.full((8, 8, 3), 255, dtype=np.uint8)).save(images / "white.png")
+    done = run("score", "dark", images, *own, "--format", "json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "NaN" not in done.stdout.replace("(NaN or infinity)", "")
+    rows = {Path(row["path"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert rows["white.png"]["verdict"] is None
+    assert rows["white.png"]["reason"].startswith("1 of 1 scores of dark are not finite")
+    assert sum(row["verdict"] is not None for row in rows.values()) == len(rows) - 1 == 4
+
+
+def test_a_file_goes_into_a_folder_that_is_there(tmp_path):
+    done = run("fit", "msp", "--model", "resnet8-digits", "--dataset", "digits", "--out", tmp_path / "a" / "b" / "x")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"oodbench: --out {tmp_path / 'a' / 'b' / 'x'}: there is no folder {tmp_path / 'a' / 'b'}; make it, or name another\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_no_text_or_would_move_the_cursor(fit, images):

@@ -283,8 +283,12 @@ def fields(**changes):
         (fields(input={"size": [8, 8], "resize": "nearest"}), "do not use this file"),
         (lambda header, found: header.update(parameters={"k": "many"}), "does not hold what knn needs"),
         (lambda header, found: header.update(parameters={"kk": 3}), "does not hold what knn needs"),
-        (lambda header, found: header.update(parameters=None), "does not hold what knn needs"),
-        (lambda header, found: header.update(head="guillotine"), "does not hold what knn needs"),
+        (lambda header, found: header.update(parameters=None), "does not hold a fitted Detector (TypeError: "),
+        (
+            lambda header, found: header.update(head="guillotine"),
+            "hold a fitted Detector (KeyError: 'guillotine'); fit it again",
+        ),
+        (lambda header, found: header.update(head="choose"), "needs (its head is Choose, not identity); fit it again"),
         (lambda header, found: found.update(bank_=torch.zeros(3, 5)), "does not hold what knn needs"),
         (lambda header, found: [found.pop(name) for name in list(found)], "does not hold what knn needs"),
         (lambda header, found: found.update(score=1), "sets 'score', which is no fitted state"),
@@ -296,6 +300,36 @@ def test_a_file_that_is_not_what_fit_writes_is_refused_in_one_line(file, change,
         load_fitted(rewritten(file, change))
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert str(raised.value).count(str(file)) == 1
+    assert str(raised.value).count("fit it again") <= 1
+
+
+@pytest.fixture
+def purview(tmp_path) -> Path:
+    """A file whose head has state."""
+    thresholds.fit("purview", **FIT).save(tmp_path / "purview")
+    return tmp_path / "purview"
+
+
+@pytest.mark.parametrize(("name", "value"), [("head:mean_", float("nan")), ("head:scale_", 1e308)])
+def test_scores_that_are_not_finite_are_no_verdict(purview, digits, name, value):
+    whole = load_fitted(purview)
+    setattr(whole.detector.head, name.removeprefix("head:"), [value] * len(whole.detector.head.mean_))
+    with pytest.raises(BadData, match=r"^20 of 20 scores of purview are not finite \(NaN or infinity\), though"):
+        whole(digits.images[:20])
+    rewritten(purview, lambda header, found: found.update({name: [value] * len(found[name])}))
+    with pytest.raises(BadData, match=r"purview does not hold what purview needs \(1 of 1 scores of purview are not finite"):
+        load_fitted(purview)
+
+
+@pytest.mark.parametrize("head", ["identity", "standardised-sum", "choose-logistic", None])
+def test_a_head_of_another_kind_is_refused_with_the_files_name(purview, head):
+    def change(header, found):
+        assert header["head"] == "standardised-square"
+        header.update(head=head)
+
+    with pytest.raises(BadData, match=r"purview does not hold what purview needs \(.*\); fit it again$"):
+        load_fitted(rewritten(purview, change))
 
 
 def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
