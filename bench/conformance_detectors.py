@@ -9,14 +9,26 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import metrics, passes, state, timing
+from oodbench import metrics, passes, protocols, state, timing
 from oodbench.conformance import Failed, Skipped, require, separate_cache
-from oodbench.conformance_subject import INSIDE, INSIDE_LABELS, LABELS, OUTSIDE, TRAIN, Subject, columns, probing, subject
+from oodbench.conformance_subject import (
+    INSIDE,
+    INSIDE_LABELS,
+    LABELS,
+    MANY,
+    OUTSIDE,
+    TRAIN,
+    Subject,
+    columns,
+    probing,
+    subject,
+)
 from oodbench.conformance_task import easy_shift, extreme_images, trained_classifier
 from oodbench.conformance_watch import other_randomness
 from oodbench.detector import Detector, load_detector
@@ -95,9 +107,12 @@ def batch_size(subject: Subject) -> str:
     classifier, double = subject.double
     exact = double.score(classifier, INSIDE)
     _same(double.score(classifier, INSIDE, batch_size=7), exact, 1e-6, "in batches of 7, in float64")
+    among = torch.cat([MANY[:100], INSIDE, MANY[100:]])
+    found = detector.score(subject.classifier, among, batch_size=len(among))[100:160]
+    _same(found, whole, rtol, f"in one batch among {len(MANY)} others")
     again = subject.fit(batch_size=33, labels=LABELS.to(torch.int32))
     _same(again.score(subject.classifier, INSIDE), whole, rtol, "fitted in batches of 33")
-    return f"batches of 1, 7 and {len(INSIDE)}"
+    return f"batches of 1, 7, {len(INSIDE)} and {len(among)}"
 
 
 def dtype(subject: Subject) -> str:
@@ -135,6 +150,29 @@ def classifier_untouched(subject: Subject) -> str:
     faults = subject.watched.of_classifier
     require(not faults, f"a fit and a score changed the classifier: {', '.join(faults)}")
     return "weights, buffers, modes, requires_grad, hooks"
+
+
+def no_pass_of_its_own(subject: Subject) -> str:
+    """The network runs for the probe alone: what a detector runs by itself no other shares, and no cost shows."""
+    ran = subject.watched.own_passes
+    where = f"ran {ran[0]} behind the probe's back, {_count(len(ran), 'call')} in all" if ran else ""
+    require(not ran, f"{where}; ask the probe, with the signals declared")
+    return "the network ran for the probe alone"
+
+
+def held_out(subject: Subject) -> str:
+    """Noise for held-out training images changes nothing that was fitted, where a head is calibrated on these images."""
+    detector = subject.fitted
+    heads = [HEADS[name] for name in (detector.unsupervised_head, detector.shift_head) if name]
+    if not (detector.observes or detector.prepares) or not (detector.prepares or any(head.calibrates for head in heads)):
+        raise Skipped("fits nothing, or no head is calibrated on what it did not fit")
+    rows = torch.from_numpy(protocols.held_out(len(TRAIN), LABELS.numpy(), 0))
+    images = TRAIN.clone()
+    images[rows] = easy_shift(int(rows.sum()), seed=4)
+    wanted, found = (state.fitted_state(one) for one in (detector, subject.fit(images=images)))
+    changed = [name for name in wanted if name not in found or not _equal(wanted[name], found[name])]
+    require(not changed, f"fitted {', '.join(changed)} on held-out images too; leave out those of probe.held_out")
+    return f"{int(rows.sum())} held-out images take no part in the fit"
 
 
 def labels_unseen(subject: Subject) -> str:
@@ -275,6 +313,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "dtype": dtype,
     "device": device,
     "classifier-untouched": classifier_untouched,
+    "no-pass-of-its-own": no_pass_of_its_own,
+    "held-out": held_out,
     "labels-unseen": labels_unseen,
     "save-and-load": save_and_load,
     "finite": finite,
@@ -297,6 +337,15 @@ def _same(found: np.ndarray, wanted: np.ndarray, rtol: float, what: str) -> None
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise Failed(f"{what}, {bad.sum()} of {bad.size} scores differ, that of image {row} by {np.max(far[row]):.3g}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Of two values of fitted state."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_equal(*pair) for pair in zip(one, other, strict=True))
+    return type(one) is type(other) and bool(one == other)
 
 
 def _count(number: int, what: str) -> str:

@@ -21,6 +21,7 @@ from oodbench.probe import Probe
 TRAIN, LABELS = easy_task(400, seed=0)
 INSIDE, INSIDE_LABELS = easy_task(60, seed=1)
 OUTSIDE = easy_shift(60, seed=2)
+MANY = torch.cat([easy_task(100, seed=5)[0], easy_shift(100, seed=6)])  # for company
 
 
 class Subject:

@@ -1,27 +1,43 @@
 """Watches a detector fit and score, and says what it changed that is not its own."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from oodbench import classifier as network
+from oodbench import conformance_task, gradients, probe
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.probe import Probe
 
+PROBE = probe.__file__
+# Whose frames lie between the network and who runs it.
+RUN_FOR_OTHERS = tuple(
+    str(path)
+    for path in (
+        *(Path(str(package.__file__)).parent for package in (torch, gradients)),
+        *(module.__file__ for module in (network, conformance_task)),
+    )
+)
+
 
 @dataclass
 class Watched:
-    """What a fit and a score left changed, in words, and how many batches were scored with labels in the probe."""
+    """What a fit and a score left changed, in words, how many batches were scored with labels in the probe, and own passes."""
 
     of_classifier: list[str] = field(default_factory=list)
     of_others: list[str] = field(default_factory=list)
     labels_seen: int = 0
+    own_passes: list[str] = field(default_factory=list)  # modules of the network that ran, and not for the probe
 
 
 def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Tensor, test: Tensor) -> Watched:
@@ -45,11 +61,11 @@ def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
 
     def statistics(self: Detector, probe: Probe) -> Tensor:
         watched.labels_seen += probe.labels is not None
-        with _images_kept(probe, watched):
+        with _images_kept(probe, watched), _passes_seen(probe, watched):
             return kind.statistics(self, probe)
 
     def observe(self: Detector, probe: Probe) -> None:
-        with _images_kept(probe, watched):
+        with _images_kept(probe, watched), _passes_seen(probe, watched):
             kind.observe(self, probe)
 
     members: dict[str, Any] = {"statistics": statistics, "__doc__": kind.__doc__, "__module__": kind.__module__}
@@ -64,6 +80,47 @@ def _images_kept(probe: Probe, watched: Watched) -> Iterator[None]:
     yield
     if not torch.equal(before, probe.images) and "the probe's images" not in watched.of_others:
         watched.of_others.append("the probe's images")
+
+
+@contextmanager
+def _passes_seen(probe: Probe, watched: Watched) -> Iterator[None]:
+    """Notes each module of the network that runs, where it is not this probe that runs it, or one made of it."""
+    if probe._classifier is None:
+        yield
+        return
+
+    def note(name: str, own: nn.Module) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if module is own and not _run_by(probe):  # a copy, as of an ensemble's members, takes the hook along
+                watched.own_passes.append(name)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in probe._classifier.named_modules():
+            hooks.callback(module.register_forward_pre_hook(note(name or "the whole network", module)).remove)
+        yield
+
+
+def _run_by(probe: Probe) -> bool:
+    """Whether the innermost caller that is neither the network, torch nor a rule of gradients is a method of this probe."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == PROBE and isinstance(runs := frame.f_locals.get("self"), Probe):
+            return any(runs is one for one in _with_steps(probe))
+        if file != PROBE and not file.startswith(RUN_FOR_OTHERS):
+            return False
+        frame = frame.f_back
+    return True  # a thread of autograd's
+
+
+def _with_steps(probe: Probe) -> Iterator[Probe]:
+    """A probe and those of its perturbed images."""
+    yield probe
+    for value in list(probe._memo.values()):
+        if isinstance(value, Probe) and value is not probe:
+            yield from _with_steps(value)
 
 
 def _of_classifier(classifier: Classifier) -> dict[str, Any]:
