@@ -7,6 +7,7 @@ the cheapest way to them, and the gradients themselves are formed only where the
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,19 @@ WINDOW_COST = 30  # of the Gram matrices: an entry of a window
 GROUP_SHARE, GROUP_COST = 0.85, 75  # of the groups: a multiply-add; an output
 
 
-class Part:
+class Part(Protocol):
     """‖∇ₙ‖² and ⟨∇ₙ, D⟩ of N samples."""
 
     def squared_norms(self) -> Tensor:
         """(N,)"""
-        raise NotImplementedError
+        ...
 
     def inner_products(self, direction: Tensor) -> Tensor:
         """With a direction of the parameter's shape: (N,)."""
-        raise NotImplementedError
+        ...
 
 
-class Explicit(Part):
+class Explicit:
     """The gradients themselves, (N, *shape): of biases, of norm layers, of whatever is small."""
 
     def __init__(self, gradients: Tensor) -> None:
@@ -46,7 +47,7 @@ class Explicit(Part):
         return self.gradients @ direction.flatten()
 
 
-class Outer(Part):
+class Outer:
     """Σₜ gₜ xₜᵀ over T places, of a linear layer's weight (O, I): x (N, T, I) went in, g (N, T, O) came back.
 
     Its squared norm is Σ_{t,u} (gₜ·g_u)(xₜ·x_u), from the two Gram matrices, where places are fewer than channels.
@@ -71,7 +72,7 @@ def _gram_norms(x: Tensor, g: Tensor) -> Tensor:
     return (torch.bmm(x, x.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp_min(0)
 
 
-class Lookup(Part):
+class Lookup:
     """Of an embedding's weight (V, D): g (N, T, D) came back at the rows ``index`` (N, T); where < 0, nothing did.
 
     Two places meet where they read the same row: ‖∇‖² = Σ_{t,u} [indexₜ = index_u] gₜ·g_u.
@@ -91,7 +92,7 @@ class Lookup(Part):
         return (direction[self.index.clamp_min(0)] * self.g).sum((1, 2))
 
 
-class Correlation(Part):
+class Correlation:
     """Of a convolution's weight (O, I / groups, kh, kw): x (N, I, H, W) went in, g (N, O, H', W') came back.
 
     ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Three ways to its norm:
