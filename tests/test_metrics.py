@@ -241,6 +241,7 @@ def test_bootstrap_against_a_loop_over_resampled_samples(data):
         expected.append(slow_components(*sides)[0].mean())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "CHUNK_ELEMENTS", data.draw(st.sampled_from([1, 100, 2**20])))
+        metrics._drawn.cache_clear()
         found = metrics.bootstrap_auroc(inside, outside, clusters, seed=7, replicates=20)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
