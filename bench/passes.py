@@ -14,6 +14,7 @@ from torch import Tensor
 
 from oodbench import protocols
 from oodbench.classifier import Classifier
+from oodbench.decoding import decoded_batches
 from oodbench.detector import Detector, as_images
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
@@ -51,27 +52,10 @@ def batches(
             stored = stored.to(device)
         source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
     else:
-        assert isinstance(images, ImageSet)
-        loader = torch.utils.data.DataLoader(
-            _Batches(images, pieces), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
-        )
-        source = iter(loader)
+        source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda")
     for piece, batch in zip(pieces, source, strict=True):
         batch = batch.to(device, non_blocking=True)
         yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
-
-
-class _Batches(torch.utils.data.Dataset[Tensor]):
-    """Whole batches of a set that decodes on demand, for a DataLoader's workers."""
-
-    def __init__(self, images: ImageSet, pieces: Sequence[np.ndarray]) -> None:
-        self._images, self._pieces = images, pieces
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def __getitem__(self, place: int) -> Tensor:
-        return self._images.read(self._pieces[place])
 
 
 def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:

@@ -7,11 +7,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from oodbench.decoding import decoded_batches
 from oodbench.errors import BadData
 from oodbench.image_set import Images
+from oodbench.progress import Progress
 
 # PIL's filters are antialiased when they shrink, and round to uint8.
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+
+MANY = 5_000  # images from which on decoding says how far it is, and is worth starting processes for
+CHUNK = 2**22  # bytes of pixels that a worker hands over at a time
+
+
+def decoded(images: Images, workers: int, progress: Progress, name: str = "images") -> Tensor:
+    """All of images that decode on demand, of one size: uint8 (N, C, H, W), the same by any number of workers.
+
+    ``workers`` processes decode a set of ``MANY`` images or more; with 0, and smaller sets, this process does.
+    """
+    many = len(images) >= MANY
+    if many:
+        progress.stage(f"decoding {len(images):,} images of {name}")
+        progress.expect(len(images))
+    result = torch.empty(tuple(images.shape), dtype=torch.uint8)
+    step = max(1, CHUNK // max(1, result[:1].numel()))
+    pieces = [np.arange(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+    for piece, batch in zip(pieces, decoded_batches(images, pieces, workers if many else 0), strict=True):
+        result[int(piece[0]) : int(piece[-1]) + 1] = batch
+        if many:
+            progress.advance(len(piece))
+    return result
 
 
 class Fitted:

@@ -1,0 +1,80 @@
+"""Sets that decode on demand: in this process and in workers, the same pixels and the same one-line errors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oodbench.datasets import resize
+from oodbench.datasets.files import ImageFiles
+from oodbench.datasets.resize import Fitted, decoded
+from oodbench.decoding import decoded_batches
+from oodbench.errors import BadData
+from oodbench.progress import Progress
+
+COUNT = 9
+
+
+class Heard(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.stages, self.expected, self.done = [], 0, 0
+
+    def stage(self, title):
+        self.stages.append(title)
+
+    def expect(self, units):
+        self.expected += units
+
+    def advance(self, units):
+        self.done += units
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """Nine images of varying sizes, fitted to 12x10."""
+    random = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(COUNT)]
+    for i, path in enumerate(paths):
+        Image.fromarray(random.integers(0, 256, (10 + i, 20 - i, 3), dtype=np.uint8)).save(path)
+    return Fitted(ImageFiles(paths), (12, 10), "bilinear")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoding_gives_the_same_by_any_number_of_workers(fitted, monkeypatch, workers):
+    expected = torch.stack([fitted[[row]][0] for row in range(COUNT)])
+    monkeypatch.setattr(resize, "MANY", 1)
+    monkeypatch.setattr(resize, "CHUNK", 4 * 3 * 12 * 10)
+    heard = Heard()
+    found = decoded(fitted, workers, heard, "nine")
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, expected)
+    assert heard.stages == ["decoding 9 images of nine"]
+    assert heard.expected == heard.done == COUNT
+
+
+def test_a_small_set_starts_no_process_and_says_nothing(fitted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        resize, "decoded_batches", lambda i, p, workers: asked.append(workers) or decoded_batches(i, p, workers)
+    )
+    heard = Heard()
+    assert len(decoded(fitted, 2, heard)) == COUNT
+    assert asked == [0]
+    assert heard.stages == []
+    monkeypatch.setattr(resize, "MANY", COUNT)
+    assert len(decoded(fitted, 2, heard)) == COUNT
+    assert asked == [0, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_one_line_from_a_worker_too(fitted, workers):
+    path = fitted._images.paths[7]
+    path.write_bytes(path.read_bytes()[:60])
+    batches = decoded_batches(fitted, [np.arange(4), np.arange(4, COUNT)], workers)
+    assert len(next(batches)) == 4
+    with pytest.raises(BadData, match="truncated") as caught:
+        next(batches)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
