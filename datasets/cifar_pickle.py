@@ -6,11 +6,14 @@ strings, numbers and uint8 arrays. Not even numpy's own functions are handed out
 
 import io
 import pickle
+import pickletools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from oodbench.datasets.layout import why
 from oodbench.errors import BadData
 
 
@@ -20,12 +23,24 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises BadData, naming the file, for anything that such a file does not hold.
     """
     try:
-        value = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = path.read_bytes()
+        _check_memo(content)
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
         return {_plain(key): _plain(item) for key, item in value.items()}
     except Exception as error:  # a broken pickle raises whatever its last opcode ran into
-        raise BadData(f"{path} is no CIFAR file, or it is truncated ({error}); unpack the official archive again") from error
+        raise BadData(
+            f"{path} is no CIFAR file, or it is truncated ({why(error)}); unpack the official archive again"
+        ) from error
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a place in the memo beyond what the file can fill: the unpickler makes room for all up to it, which 5 bytes
+    can make 64 GB."""
+    for count, (opcode, place, _) in enumerate(pickletools.genops(content)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and place > count:
+            raise pickle.UnpicklingError(f"it keeps something in place {place} of a memo of {count}")
 
 
 def _plain(value: Any) -> Any:
@@ -65,6 +80,21 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[f"{module}.{name}"]
 
 
+class _Function:
+    """One of the functions below. Not the function itself: a pickle may set attributes of what it is given."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: object) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it changes a function, which no CIFAR file does")
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no CIFAR file does")
@@ -82,9 +112,9 @@ def _dtype(code: str | bytes, *_align_and_copy: object) -> _Uint8:
 
 
 _KNOWN = {
-    "_codecs.encode": _encode,  # how Python 3 writes bytes in protocol 2
-    "numpy.core.multiarray._reconstruct": _array,
-    "numpy._core.multiarray._reconstruct": _array,
+    "_codecs.encode": _Function(_encode),  # how Python 3 writes bytes in protocol 2
+    "numpy.core.multiarray._reconstruct": _Function(_array),
+    "numpy._core.multiarray._reconstruct": _Function(_array),
     "numpy.ndarray": None,  # an argument of _reconstruct, never called
-    "numpy.dtype": _dtype,
+    "numpy.dtype": _Function(_dtype),
 }

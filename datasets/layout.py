@@ -1,10 +1,13 @@
 """What the readers of official layouts share: splits, absence, files in folders."""
 
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from oodbench.errors import BadData, MissingData, UsageError
 
+MAX_TEXT = 2**24  # bytes of a table of labels; the largest official one has half a million
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -23,14 +26,27 @@ def missing(name: str, split: str, path: Path, address: str) -> MissingData:
     )
 
 
+def require_regular(path: Path) -> None:
+    """Raise BadData for a pipe, a device or a folder in place of a file: reading one may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadData(f"{path} is no regular file; replace it with one, or remove it")
+
+
+def why(error: BaseException) -> str:
+    """What went wrong in one short line, whatever a file made a library say."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def image_files(folder: Path) -> list[Path]:
     """Files of ``folder`` with the suffix of an image, sorted by name; hidden ones and other suffixes are left out."""
-    return sorted(p for p in _entries(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    found = (e.name for e in _entries(folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES and not e.is_dir())
+    return [folder / name for name in sorted(found)]
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders in ``folder``, sorted by name, hidden ones left out."""
-    return sorted(p for p in _entries(folder) if p.is_dir())
+    return [folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())]
 
 
 def labelled_files(folders: Iterable[tuple[Path, int]]) -> tuple[list[Path], list[int]]:
@@ -40,15 +56,19 @@ def labelled_files(folders: Iterable[tuple[Path, int]]) -> tuple[list[Path], lis
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a small text file that are not blank. Raises BadData where it cannot be read as UTF-8."""
+    """The lines of a small text file that are not blank. Raises BadData where it is no such file, or not UTF-8."""
     try:
+        require_regular(path)
+        if path.stat().st_size > MAX_TEXT:
+            raise BadData(f"{path} has more than {MAX_TEXT:,} bytes, too many for a table of labels; unpack it again")
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{path} cannot be read as text ({error}); unpack it again") from error
+        raise BadData(f"{path} cannot be read as text ({why(error)}); unpack it again") from error
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise BadData(f"{folder} cannot be listed ({error.strerror or error}); make it a folder you may read") from error

@@ -1,12 +1,13 @@
 """SVHN, cropped digits of house numbers (Netzer et al. 2011), from the official MATLAB files."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 
-from oodbench.datasets.layout import missing, require_split
+from oodbench.datasets.layout import missing, require_split, why
+from oodbench.datasets.mat_file import read_arrays
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
@@ -26,16 +27,17 @@ def svhn(root: Path, split: str) -> ImageSet:
     address = f"{SOURCE.homepage}{split}_32x32.mat"
     if not path.is_file():
         raise missing("svhn", split, path, address)
+    most = SOURCE.official_size[split]
     try:
-        content = loadmat(path, variable_names=("X", "y"))
-        images, digits = content["X"], content["y"]
-    except Exception as error:  # scipy raises whatever it ran into
+        content = read_arrays(path, {"X": most * 32 * 32 * 3, "y": most})
+    except (OSError, ValueError, zlib.error) as error:
         raise BadData(
-            f"{path} is no MATLAB v5 file with X and y, or it is truncated ({error}); download {address} again"
+            f"{path} is no MATLAB 5 file with X and y, or it is truncated ({why(error)}); download {address} again"
         ) from error
-    if not _is_numeric(images) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+    images, digits = content.get("X"), content.get("y")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise BadData(f"{path}: X is {_describe(images)}, not uint8 (32, 32, 3, N); download {address} again")
-    if not _is_numeric(digits) or digits.size != images.shape[3] or not np.isin(digits, np.arange(1, 11)).all():
+    if digits is None or digits.size != images.shape[3] or not np.isin(digits, np.arange(1, 11)).all():
         raise BadData(
             f"{path}: y is {_describe(digits)}, not a digit of 1 to 10 for each of {images.shape[3]} images;"
             f" download {address} again"
@@ -52,9 +54,5 @@ def svhn(root: Path, split: str) -> ImageSet:
     )
 
 
-def _is_numeric(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "uif"
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+def _describe(value: np.ndarray | None) -> str:
+    return "not there" if value is None else f"{value.dtype} {value.shape}"

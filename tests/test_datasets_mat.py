@@ -1,0 +1,136 @@
+"""MATLAB files: the same arrays as scipy reads, and none that claims more than there can be."""
+
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from oodbench.datasets.mat_file import read_arrays
+
+LIMITS = {"X": 10**6, "y": 10**4}
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kind", ["u1", "i2", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (1, 7), (1, 1), (300, 1)])
+def test_arrays_are_those_that_scipy_reads(tmp_path, compressed, kind, shape):
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(kind)
+    path = tmp_path / "a.mat"
+    other = {"cell": np.array([[1, "a"]], dtype=object), "struct": {"a": 1}, "text": "abc", "logical": values > 50}
+    savemat(path, {"X": values, **other, "y": np.arange(3, dtype=np.uint8)}, do_compression=compressed)
+    expected, found = loadmat(path), read_arrays(path, LIMITS)
+    assert set(found) == {"X", "y"}
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        assert np.array_equal(array, expected[name])
+
+
+def element(kind, data, order="<"):
+    return struct.pack(f"{order}II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+
+def small(kind, data, order="<"):
+    """Up to 4 bytes, packed into the tag."""
+    return struct.pack(f"{order}I", len(data) << 16 | kind) + data.ljust(4, b"\0")
+
+
+def array_of(values, name=b"X", order="<", kind=9, stored=2, dimensions=None, flags=0):
+    shape = values.shape if dimensions is None else dimensions
+    body = element(6, struct.pack(f"{order}II", kind | flags, 0), order)
+    body += element(5, struct.pack(f"{order}{len(shape)}i", *shape), order)
+    body += (small(1, name, order) if len(name) <= 4 else element(1, name, order)) + element(stored, values.tobytes("F"), order)
+    return body
+
+
+def mat(*elements, order="<"):
+    mark = b"IM" if order == "<" else b"MI"
+    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(f"{order}H", 0x0100) + mark + b"".join(elements)
+
+
+def squeezed(body):
+    packed = zlib.compress(body)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_numbers_stored_in_a_smaller_type_and_in_the_other_byte_order(tmp_path):
+    path = tmp_path / "a.mat"
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    path.write_bytes(mat(element(14, array_of(values, kind=6)), squeezed(element(14, array_of(values, b"y", kind=6)))))
+    for array in read_arrays(path, LIMITS).values():
+        assert array.dtype == np.float64
+        assert np.array_equal(array, values)
+    big = array_of(values.astype(">u2"), order=">", kind=11, stored=4)
+    path.write_bytes(mat(element(14, big, ">"), order=">"))
+    assert np.array_equal(read_arrays(path, LIMITS)["X"], values)
+    assert np.array_equal(loadmat(path)["X"], values), "scipy agrees that this is such a file"
+
+
+ONE = np.ones((1, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "truncated"),
+        (mat()[:-2] + b"??", "no header"),
+        (mat(struct.pack("<II", 14, 2**32 - 1)), "claims 4,294,967,295 of 0 bytes"),
+        (mat(element(2, b"12345678")), "type 2"),
+        (mat(element(14, array_of(ONE, dimensions=(2**31 - 1, 2**31 - 1)))), "claims the shape"),
+        (mat(element(14, array_of(ONE, dimensions=(-1, 1)))), "claims the shape"),
+        (mat(element(14, array_of(ONE, dimensions=(-1, -1)))), "claims the shape"),
+        (mat(element(14, array_of(ONE, dimensions=(0, 2**31 - 1)))), "type 2 holds 1 bytes"),
+        (mat(element(14, array_of(ONE, dimensions=()))), "claims the shape"),
+        (mat(element(14, array_of(ONE, dimensions=(1,) * 40))), "holds 160 bytes"),
+        (mat(element(14, array_of(ONE, dimensions=(1, 5)))), "holds 1 of"),
+        (mat(element(14, array_of(ONE, flags=0x800))), "no array of real numbers"),
+        (mat(element(14, array_of(ONE, kind=1))), "no array of real numbers"),
+        (mat(element(14, array_of(ONE, kind=8))), "says int8"),
+        (mat(element(14, array_of(ONE, stored=4))), "no whole number"),
+        (mat(element(14, array_of(ONE, stored=99))), "type 99"),
+        (mat(element(14, array_of(ONE, name=b"x" * 64))), "holds 64 bytes"),
+        (mat(element(14, array_of(ONE)), element(14, array_of(ONE))), "two arrays X"),
+        (mat(squeezed(element(14, array_of(ONE)[:-8]))), "truncated|too early"),
+        (mat(squeezed(squeezed(element(14, array_of(ONE))))), "no array"),
+        (mat(squeezed(element(14, array_of(ONE)) + b"\0" * 10**6)), "no end"),
+    ],
+)
+def test_files_that_claim_what_they_do_not_hold(tmp_path, content, says):
+    path = tmp_path / "a.mat"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_arrays(path, LIMITS)
+
+
+def test_a_flipped_bit_in_a_compressed_array_is_noticed(tmp_path):
+    path = tmp_path / "a.mat"
+    values = np.random.default_rng(0).integers(0, 256, (50, 40), dtype=np.uint8)
+    content = bytearray(mat(squeezed(element(14, array_of(values)))))
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises((ValueError, zlib.error)):
+        read_arrays(path, LIMITS)
+
+
+def test_a_bomb_stays_small(tmp_path):
+    """1 MB of file that inflates to 1 GB: refused for its claim, or no more of it inflated than may be asked for."""
+    packer = zlib.compressobj()
+    zeros = b"\0" * 2**20
+    claimed = array_of(np.zeros((0, 1), np.uint8), dimensions=(2**30, 1))[:-8] + struct.pack("<II", 2, 2**30)
+    body = packer.compress(struct.pack("<II", 14, 2**30) + claimed)
+    packed = body + b"".join(packer.compress(zeros) for _ in range(1024)) + packer.flush()
+    path = tmp_path / "a.mat"
+    path.write_bytes(mat(struct.pack("<II", 15, len(packed)) + packed))
+    assert path.stat().st_size < 2 * 2**20
+    tracemalloc.start()
+    for limits in (LIMITS, {"y": 1}):
+        if "X" in limits:
+            with pytest.raises(ValueError, match="claims the shape"):
+                read_arrays(path, limits)
+        else:
+            assert read_arrays(path, limits) == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
