@@ -11,8 +11,9 @@ run: $(INSTALLED)
 	$(BIN)/oodbench run
 
 # The console script, for `python -m` puts the root on the import path, where our datasets/ hides Hugging Face's.
+# A worker a core, of which each needs a gigabyte or two; tests/conftest.py gives each one thread. Plain `pytest` has none.
 test: $(INSTALLED_TEST)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # Types are checked on an installed wheel: checkers do not follow the editable mapping of the four folders.
 lint: $(INSTALLED_TEST)

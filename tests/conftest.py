@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: there is a worker a core, and processes that tests start inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import oodbench
@@ -16,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache or data; one cache for all tests, so that models are trained once."""
+    """No test reads or writes the user's cache or data; one cache for all tests of a worker: models are trained once."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("OODBENCH_CACHE", str(cache))
     monkeypatch.delenv("OODBENCH_DATA", raising=False)
@@ -24,7 +28,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def data_root() -> Path:
+def data_root(tmp_path_factory) -> Path:
     """A data root with real pieces of CIFAR-10 and others, and ResNet weights.
 
     $OODBENCH_TEST_DATA, or unpacked from ``../shared/data`` beside the checkout; without either its tests skip.
@@ -35,7 +39,8 @@ def data_root() -> Path:
     if not unpack.exists():
         pytest.skip("no real images: set OODBENCH_TEST_DATA to a data root that holds them")
     root = ROOT / ".test-data"
-    subprocess.run([sys.executable, str(unpack), str(root)], check=True, stdout=subprocess.DEVNULL)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "unpack.lock"):  # one worker unpacks, the others wait and find it
+        subprocess.run([sys.executable, str(unpack), str(root)], check=True, stdout=subprocess.DEVNULL)
     return root
 
 
