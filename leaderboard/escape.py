@@ -9,6 +9,8 @@ LATEX = {
     '"': r"\textquotedbl{}", "×": r"$\times$", "–": "--", "…": r"\dots{}",
 }  # fmt: skip
 
+ASCII = str.maketrans(dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)) | {"×": "x", "–": "-", "…": "...", "∞": "inf"})
+
 
 def plain(text: Any) -> str:
     """One line of printable characters: line ends and tabs are blanks, terminal controls and overrides become �."""
@@ -19,6 +21,15 @@ def shortened(text: Any, length: int = 40) -> str:
     """``plain`` text of ``length`` characters at most."""
     line = plain(text)
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text as it is where the encoding has all its characters, else in ASCII as far as there is something like it."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(ASCII).encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def markdown(text: Any) -> str:

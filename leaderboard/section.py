@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.summary import CONTROL, COST, GROUP, METRICS, Tally, costs, tally, unique_cells
+from oodbench.leaderboard.summary import CONTROL, COST, GROUP, METRICS, Tally, base, corruptions_of, costs, tally, unique_cells
 
+Rows = list[tuple[str, str]]  # protocol and detector of each row
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
 
 
@@ -40,29 +41,37 @@ def section(frame: pd.DataFrame, metric: str) -> Section:
     cells = unique_cells(frame)
     rows = list(found.values.index.to_frame()[["protocol", "detector"]].itertuples(index=False, name=None))
     title = "{}, in-distribution {}".format(*frame[GROUP].iloc[0])
-    labels = [
-        Column("", ("detector",), [f"{name} (control)" if name == CONTROL else name for _, name in rows]),
-        Column("", ("protocol",), [protocol for protocol, _ in rows]),
-    ]
     figures = [_figures(found, place, rows, METRICS[metric][1]) for place in range(found.values.shape[1])]
     is_mean = found.values.columns.get_level_values("group") == "mean"
     cost = costs(cells).reindex(found.values.index)
-    summary = [c for c, mean in zip(figures, is_mean, strict=True) if mean] + [
+    means = [c for c, mean in zip(figures, is_mean, strict=True) if mean]
+    paid = [
         Column("cost", ("ms/image",), [_three_digits(v) for v in cost[COST[0]]]),
         Column("cost", ("overhead",), [f"{_three_digits(v)}×" if pd.notna(v) else "" for v in cost[COST[1]]]),
     ]
     return Section(
         title=title,
         caption=_caption(cells, found, figures, metric),
-        labels=labels,
+        labels=row_labels(rows),
         sets=[c for c, mean in zip(figures, is_mean, strict=True) if not mean],
-        summary=summary,
-        breaks=[i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]],
+        summary=[means[-1], *means[:-1], *paid],  # what rows are sorted by, first
+        breaks=row_breaks(rows),
         notes=[*_cue_notes(cells), *_setting_notes(cells), *_reason_notes(cells), *_repeat_notes(frame, cells)],
     )
 
 
-def _figures(found: Tally, place: int, rows: list[tuple[str, str]], higher_is_better: bool) -> Column:
+def row_labels(rows: Rows) -> list[Column]:
+    return [
+        Column("", ("detector",), [f"{name} (control)" if name == CONTROL else name for _, name in rows]),
+        Column("", ("protocol",), [protocol for protocol, _ in rows]),
+    ]
+
+
+def row_breaks(rows: Rows) -> list[int]:
+    return [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
+
+
+def _figures(found: Tally, place: int, rows: Rows, higher_is_better: bool) -> Column:
     """A column of figures; the best of a protocol is that of a detector, not the control, with all its cells.
 
     Cells that nobody has are said once, in a mean's heading; where a row lacks others, it says so itself.
@@ -98,8 +107,7 @@ def _three_digits(value: float) -> str:
 def _caption(cells: pd.DataFrame, found: Tally, figures: list[Column], metric: str) -> str:
     name, higher_is_better = METRICS[metric]
     parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), best mean over all sets first."]
-    if (cells["kind"] == "corruption").any():
-        parts.append("Corruptions: mean over levels; in the mean over all sets, all corruptions of one base count as one set.")
+    parts += _mean_remarks(cells)
     if (seeds := cells["seed"].nunique()) > 1:
         parts.append(f"Means of {seeds} seeds.")
     if any(" (" in text for column in figures for text in column.texts):
@@ -109,6 +117,19 @@ def _caption(cells: pd.DataFrame, found: Tally, figures: list[Column], metric: s
     if cells["overhead"].notna().any():
         parts.append("Overhead: multiples of a bare forward pass.")
     return " ".join(parts)
+
+
+def _mean_remarks(cells: pd.DataFrame) -> list[str]:
+    """What stands behind the figures of corruptions and attacks, and how they weigh in means over sets."""
+    corrupted, attacked = (cells[cells["kind"] == kind]["dataset"].unique().tolist() for kind in ("corruption", "adversarial"))
+    remarks = []
+    if corrupted:
+        each = (escape.plain(corruptions_of(of, corrupted)) for of in dict.fromkeys(base("corruption", n) for n in corrupted))
+        remarks.append(f"Corruptions, means over levels: {'; '.join(each)}.")
+    alike = [f"all {name} one base" for name, of in (("corruptions of", corrupted), ("attacks on", attacked)) if of]
+    if alike:
+        remarks.append(f"In means over sets {' and '.join(alike)} count as one set.")
+    return remarks
 
 
 def _cue_notes(cells: pd.DataFrame) -> list[str]:

@@ -1,10 +1,10 @@
 """What a leaderboard says: figures by set, means over sets, and how many cells stand behind each.
 
 A frame holds a row a cell, in ``COLUMNS``. A mean is taken step by step, so that no set weighs more for having more
-cells: seeds, then levels of one corruption, then corruptions of one base set, then sets.
+cells: seeds, then levels of one corruption, then corruptions of one base set, and attacks on it, then sets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -28,6 +28,13 @@ METRICS = {  # column: (what tables call it, whether higher is better)
 }
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
 CONTROL = "pixels"  # the detector that never sees the network
+
+# Of CIFAR-10-C and its like, as its authors' files are called (Hendrycks & Dietterich, ICLR 2019).
+MAIN = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 GROUP = ["model", "in_distribution"]  # one table each
 ROW = [*GROUP, "protocol", "detector"]
@@ -167,10 +174,38 @@ def require_columns(frame: pd.DataFrame) -> None:
 
 
 def base(kind: str, dataset: str) -> str:
-    """The set that a dataset counts as in a mean: all corruptions of one base are one, any other stands for itself."""
-    if kind != "corruption" or dataset.startswith("folder:"):
-        return dataset
-    return dataset.replace("/", "+").split("+")[0]  # cifar10+haze, cifar10c/fog
+    """The set that a dataset counts as in a mean: all corruptions of one base are one, and all attacks on it are one.
+
+    Any other stands for itself.
+    """
+    return _taken_apart(dataset)[0] if kind in ("corruption", "adversarial") else dataset
+
+
+def corruption(dataset: str) -> str:
+    """What a corrupted set is called beside others of its base: ``haze`` of ``cifar10+haze``, ``fog`` of ``cifar10c/fog``."""
+    return _taken_apart(dataset)[1] or dataset
+
+
+def _taken_apart(dataset: str) -> tuple[str, str]:
+    """Base and the rest: a slash is part of a folder's path, and before a part of any other set."""
+    separator = "+" if dataset.startswith("folder:") or "/" not in dataset.partition("+")[0] else "/"
+    of, _, change = dataset.partition(separator)
+    return of, change
+
+
+def corruptions_of(of: str, datasets: Iterable[str]) -> str:
+    """What a mean over the corruptions of one base is over, and whether they are official files or generated."""
+    mine = {name for name in datasets if base("corruption", name) == of}
+    names = {corruption(name) for name in mine}
+    counted = "1 corruption" if len(names) == 1 else f"{len(names)} corruptions"
+    if all("+" in name for name in mine):
+        return f"{counted} of {of} (C-style, generated)"
+    main, extra = len(names & set(MAIN)), len(names & set(EXTRA))
+    if names == set(MAIN):
+        return f"the {len(MAIN)} main corruptions of {of}"
+    if main + extra == len(names):
+        return f"{counted} of {of} ({main} of the {len(MAIN)} main ones, {extra} of the {len(EXTRA)} extra ones)"
+    return f"{counted} of {of}"
 
 
 def _rank(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:

@@ -10,13 +10,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
 from oodbench.errors import UsageError
-from oodbench.leaderboard import escape
+from oodbench.leaderboard import escape, severity
 from oodbench.leaderboard.section import Column, Section, section
 from oodbench.leaderboard.summary import COLUMNS, GROUP, means, pivot, require_columns
 from oodbench.registry import unknown
@@ -27,6 +28,7 @@ TEXTS = ("model", "in_distribution", "detector", "protocol", "dataset", "kind", 
 WHOLE_NUMBERS = ("level", "seed", "n_in", "n_out")
 NO_CELLS = "No cells yet; oodbench run makes some."
 GAP = 2  # blanks between the columns of a terminal table
+PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
 def render(
@@ -53,9 +55,11 @@ def render(
         raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, csv, json, tex"))
     if frame.empty:
         return f"% {NO_CELLS}\n" if format == "tex" else f"{NO_CELLS}\n"
-    sections = [section(cells, metric) for _, cells in frame.groupby(GROUP, sort=False)]
-    sections[-1].notes.extend(notes)
-    return "\n".join(map(writers[format], sections))
+    tables = [section(cells, metric) for _, cells in frame.groupby(GROUP, sort=False)]
+    tables[-1].notes.extend(notes)
+    if format != "tex":  # LaTeX's usual fonts have no sparklines
+        tables += severity.sections(frame)
+    return "\n".join(map(writers[format], tables))
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -83,19 +87,15 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _terminal(table: Section, width: int | None) -> str:
-    """Blocks of columns that fit, each with the detectors' names again; the last holds means and cost."""
+    """Blocks of columns that fit, each with the detectors' names again."""
 
     def wrapped(text: str) -> str:
         return textwrap.fill(text, width or 10**6, subsequent_indent="  ", break_on_hyphens=False)
 
     labels, sets, summary = ([_clean(c) for c in columns] for columns in (table.labels, table.sets, table.summary))
     room = (width or math.inf) - sum(_width(c) for c in labels) - GAP
-    blocks = _packed(sets, room)
-    if _needs([*blocks[-1], *summary]) <= room:
-        blocks[-1] += summary
-    else:
-        blocks += _packed(summary, room)
     parts = [wrapped(escape.plain(table.title)), wrapped(table.caption)]
+    blocks = _blocks(sets, summary, lambda column: _width(column) + GAP, room)
     parts.append("\n\n".join(_block([*labels, *block], table.breaks) for block in blocks))
     parts += [wrapped(escape.plain(note)) for note in table.notes]
     return "\n".join(parts) + "\n"
@@ -120,17 +120,22 @@ def _width(column: Column) -> int:
     return max(map(len, (column.group, *column.lines, *column.texts)))
 
 
-def _needs(columns: list[Column]) -> int:
-    return sum(_width(c) + GAP for c in columns)
+def _blocks(sets: list[Column], summary: list[Column], size: Callable[[Column], float], room: float) -> list[list[Column]]:
+    """Columns side by side as ``room`` allows: all in one block, or means and cost first, then kind by kind, split late."""
 
+    def needed(columns: list[Column]) -> float:
+        return sum(map(size, columns))
 
-def _packed(columns: list[Column], room: float) -> list[list[Column]]:
-    """Columns in order, as many a block as fit, one at least."""
+    if needed([*sets, *summary]) <= room:
+        return [[*sets, *summary]]
     blocks: list[list[Column]] = [[]]
-    for column in columns:
-        if blocks[-1] and _needs([*blocks[-1], column]) > room:
+    for columns in [summary, *(list(of_kind) for _, of_kind in groupby(sets, lambda column: column.group))]:
+        if blocks[-1] and needed([*blocks[-1], *columns]) > room:
             blocks.append([])
-        blocks[-1].append(column)
+        for column in columns:
+            if blocks[-1] and needed([*blocks[-1], column]) > room:
+                blocks.append([])
+            blocks[-1].append(column)
     return blocks
 
 
@@ -151,20 +156,40 @@ def _alignment(columns: list[Column]) -> list[str]:
 
 
 def _markdown(table: Section) -> str:
-    columns = [*table.labels, *table.sets, *table.summary]
-    heads, texts = [], []
-    for column in columns:
-        heads.append(" ".join(escape.markdown(part) for part in (column.group, *column.lines) if part))
-        escaped = [escape.markdown(text) for text in column.texts]
-        texts.append([f"**{text}**" if place in column.best else text for place, text in enumerate(escaped)])
-    rows = list(zip(*texts, strict=True))
-    body = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True, colalign=_alignment(columns))
+    bodies = []
+    for block in _blocks(table.sets, table.summary, lambda _: 1, PAGE):
+        columns = [*table.labels, *block]
+        heads, texts = [], []
+        for column in columns:
+            heads.append(" ".join(escape.markdown(part) for part in (column.group, *column.lines) if part))
+            escaped = [escape.markdown(text) for text in column.texts]
+            texts.append([f"**{text}**" if place in column.best else text for place, text in enumerate(escaped)])
+        rows = list(zip(*texts, strict=True))
+        bodies.append(tabulate(rows, heads, tablefmt="pipe", disable_numparse=True, colalign=_alignment(columns)) + "\n")
     notes = "".join(f"- {escape.markdown(note.removeprefix('– '))}\n" for note in table.notes)
-    return f"### {escape.markdown(table.title)}\n\n{table.caption}\n\n{body}\n" + (f"\n{notes}" if notes else "")
+    caption = escape.markdown(table.caption)
+    return "\n".join([f"### {escape.markdown(table.title)}\n", f"{caption}\n", *bodies, *([notes] if notes else [])])
 
 
 def _latex(table: Section) -> str:
-    columns = [*table.labels, *table.sets, *table.summary]
+    blocks = _blocks(table.sets, table.summary, lambda _: 1, PAGE)
+    notes = "".join(rf"\par\footnotesize {escape.latex(note)}" + "\n" for note in table.notes)
+    floats = []
+    for place, block in enumerate(blocks):
+        caption = f"{table.title}. {table.caption}" if place == 0 else f"{table.title}, continued."
+        floats += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape.latex(caption)}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            _tabular([*table.labels, *block], table.breaks) + "}",
+            (notes if place == len(blocks) - 1 else "") + r"\end{table}",
+            "",
+        ]
+    return "\n".join(["% needs booktabs and graphicx", *floats])
+
+
+def _tabular(columns: list[Column], breaks: list[int]) -> str:
     heads, texts = [], []
     for column in columns:
         lines = [escape.latex(part) for part in (column.group, *column.lines) if part]
@@ -173,23 +198,10 @@ def _latex(table: Section) -> str:
         escaped = [escape.latex(text) for text in column.texts]
         texts.append([rf"\textbf{{{text}}}" if place in column.best else text for place, text in enumerate(escaped)])
     rows: list[Any] = list(zip(*texts, strict=True))
-    for place in reversed(table.breaks):
+    for place in reversed(breaks):
         rows.insert(place, SEPARATING_LINE)
     lines = tabulate(rows, heads, tablefmt="latex_raw", disable_numparse=True, colalign=_alignment(columns)).splitlines()
     rules = [place for place, line in enumerate(lines) if line == r"\hline"]
     for place in rules:
         lines[place] = r"\toprule" if place == rules[0] else r"\bottomrule" if place == rules[-1] else r"\midrule"
-    notes = "".join(rf"\par\footnotesize {escape.latex(note)}" + "\n" for note in table.notes)
-    return "\n".join(
-        [
-            "% needs booktabs and graphicx",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape.latex(f'{table.title}. {table.caption}')}}}",
-            r"\resizebox{\linewidth}{!}{%",
-            *lines[:-1],
-            lines[-1] + "}",
-            notes + r"\end{table}",
-            "",
-        ]
-    )
+    return "\n".join(lines)
