@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench import __version__, cli_check, cli_inference
+from oodbench import __version__, cli_check, cli_data, cli_inference
 from oodbench.cli_common import (
     Data,
     Debug,
@@ -228,6 +228,7 @@ def _print_table(folders: list[Any]) -> None:
 app.command()(cli_inference.fit)
 app.command()(cli_inference.score)
 app.command()(cli_check.check)
+app.add_typer(cli_data.commands, name="data")
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ def require_split(name: str, split: str, splits: Iterable[str]) -> None:
 def missing(name: str, split: str, path: Path, address: str) -> MissingData:
     """The error for a set that is not where it was looked for: which, where, and what to do."""
     return MissingData(
-        f"{name} ({split}) is not there: no {path.absolute()}; download {address} and unpack it so that this path exists,"
-        " or name the data root that holds it with --data DIR or OODBENCH_DATA"
+        f"{name} ({split}) is not there: no {path.absolute()}; get it with `oodbench data fetch {name}`, or get {address} and"
+        " unpack it so that this path exists, or name the data root that holds it with --data DIR or OODBENCH_DATA"
     )
 
 

@@ -1,0 +1,212 @@
+"""Unpack archives as if they were hostile: tar, plain or by gzip, and zip.
+
+Nothing is extracted by tarfile or zipfile. They only read, and what they read is written here, to new regular files under
+names that were checked: so no link is ever made or followed, no mode or owner is taken over, and nothing hangs on the
+extraction filters that Python has had since 3.11.4 only, which would let an absolute name pass as a relative one besides.
+"""
+
+import gzip
+import io
+import shutil
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from oodbench.errors import BadData, OodbenchError
+
+CHUNK = 1 << 20
+BLOCK = 512  # bytes of a tar header
+JUNK = ("._", ".DS_Store", "__MACOSX")  # what macOS leaves in archives; no set means it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold at most.
+
+    Attributes:
+        files: files and folders.
+        size: bytes of all files.
+        ratio: bytes of all files to a byte of the archive. Images hardly compress, and a zip bomb does a thousandfold.
+        any_ratio: bytes that an archive may hold whatever the ratio.
+    """
+
+    files: int = 1_000_000
+    size: int = 64 * 2**30
+    ratio: int = 100
+    any_ratio: int = 64 * 2**20
+
+    def bytes_of(self, archive: Path) -> int:
+        return min(self.size, max(self.any_ratio, self.ratio * archive.stat().st_size))
+
+
+LIMITS = Limits()
+
+
+def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits = LIMITS) -> None:
+    """Write what lies at or below ``places`` (paths inside the archive) to ``folder``, which must not hold them yet.
+
+    Every member is checked, those left out too. Raises BadData for an archive that is truncated or of another kind, that
+    has a member with an absolute name, ``..``, a link, a device, an encrypted file, two names that are one where case does
+    not count, or more than ``limits`` allow, and for one that lacks a place; OodbenchError where ``folder`` cannot be written.
+    What was written before is left there: give a temporary folder.
+    """
+    members = _zip if zipfile.is_zipfile(archive) else _tar
+    names = _Names(archive.name, limits.files)
+    left = limits.bytes_of(archive)
+    try:
+        for name, size, content in members(archive, left):
+            path = names.add(name, is_folder=content is None)
+            left -= size
+            if size < 0 or left < 0:
+                raise _refused(archive.name, f"it unpacks to more than {limits.bytes_of(archive):,} bytes")
+            if content is None or not _wanted(path, places):
+                continue
+            target = folder / path
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as file:
+                    _copy(content, file)
+            except OSError as error:
+                raise error if isinstance(error, gzip.BadGzipFile) else cannot_write(target, error) from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise BadData(
+            f"{archive.name} is no archive of tar or zip, or it is truncated ({error}); fetch it again or use another mirror"
+        ) from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed in a way that zipfile does not know
+        raise _refused(archive.name, str(error)) from error
+    for place in places:
+        if not (folder / place).exists():
+            raise BadData(f"{archive.name} holds no {place}; it is not the set's archive: fetch it again or use another mirror")
+
+
+def cannot_write(path: Path, error: OSError) -> OodbenchError:
+    return OodbenchError(
+        f"cannot write {path}: {error.strerror or error}; free space there or let it be written, or name another data root"
+        " with --data DIR"
+    )
+
+
+def _refused(archive: str, why: str) -> BadData:
+    return BadData(f"{archive} is refused: {why}; nothing of it was used: get it from its official address")
+
+
+def _wanted(path: PurePosixPath, places: tuple[str, ...]) -> bool:
+    if any(part.startswith(JUNK) for part in path.parts):
+        return False
+    return any(path.is_relative_to(place) for place in places)
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    shutil.copyfileobj(source, target, CHUNK)
+
+
+class _Names:
+    """Checks names of members, one after the other."""
+
+    def __init__(self, archive: str, most: int) -> None:
+        self._archive, self._most, self._count = archive, most, 0
+        self._folders: dict[str, str] = {}  # without case -> as it is written
+        self._files: dict[str, str] = {}
+
+    def add(self, name: str, is_folder: bool) -> PurePosixPath:
+        """The checked path of a member. Raises BadData for one that could leave its folder, or meet another."""
+        self._count += 1
+        if self._count > self._most:
+            raise _refused(self._archive, f"it holds more than {self._most:,} files")
+        path, windows = PurePosixPath(name), PureWindowsPath(name)  # what is inside in both readings is inside anywhere
+        if windows.anchor or ".." in windows.parts or "\\" in name or ":" in name:
+            raise _refused(self._archive, f"it would write outside its folder ({name[:80]!r})")
+        if not name.isprintable() or any(len(part.encode()) > 255 for part in path.parts) or len(path.parts) > 32:
+            raise _refused(self._archive, f"it has a name that is none of a data set ({name[:80]!r})")
+        if not path.parts and not is_folder:
+            raise _refused(self._archive, "it has a file without a name")
+        for depth in range(1, len(path.parts) + 1):
+            self._claim("/".join(path.parts[:depth]), is_folder or depth < len(path.parts))
+        return path
+
+    def _claim(self, spelled: str, is_folder: bool) -> None:
+        """Two files may not be one where case and the composition of accents do not count, nor a file and a folder."""
+        key = unicodedata.normalize("NFC", spelled).casefold()
+        other = self._files.get(key)
+        if is_folder and other is None:
+            other = self._folders.setdefault(key, spelled)
+            if other == spelled:
+                return
+        elif other is None and key not in self._folders:
+            self._files[key] = spelled
+            return
+        raise _refused(self._archive, f"it has {other or self._folders[key]!r} and {spelled!r}, which may be one file")
+
+
+def _zip(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """(name, bytes, content or None for a folder) of each member. zipfile reads no more bytes than a member states."""
+    with zipfile.ZipFile(archive) as opened:
+        if sum(info.file_size for info in opened.infolist()) > most:
+            raise _refused(archive.name, f"it unpacks to more than {most:,} bytes")
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refused(archive.name, f"{info.filename[:80]!r} is a link or a device")
+            if info.is_dir():
+                yield info.filename, 0, None
+                continue
+            with opened.open(info) as content:
+                yield info.filename, info.file_size, content
+
+
+def _tar(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """(name, bytes, content or None for a folder) of each member."""
+    with archive.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+    with gzip.open(archive) if compressed else archive.open("rb") as stream:
+        # Headers count too: a block each for the member and for what comes before it.
+        bounded = _Bounded(stream, archive.name, most + 8 * BLOCK * 1_000_000)
+        with tarfile.open(fileobj=bounded, mode="r:") as opened:
+            while member := opened.next():
+                opened.members = []  # it would remember them all
+                if member.isdir():
+                    yield member.name, 0, None
+                elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+                    content = opened.extractfile(member)
+                    assert content is not None  # of a regular file it is not
+                    yield member.name, member.size, content
+                else:
+                    raise _refused(archive.name, f"{member.name[:80]!r} is a link, a device or another thing that is no file")
+        if bounded.last != bytes(BLOCK):  # tarfile takes any end for the end
+            raise EOFError("the mark at the end is not there")
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that is read forwards, no more than ``most`` bytes of it, and little at once: headers state their sizes."""
+
+    def __init__(self, stream: IO[bytes], name: str, most: int) -> None:
+        self._stream, self._name, self._most = stream, name, most
+        self.last = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence != 0 or offset < 0 or offset > self._most:
+            raise _refused(self._name, "its members state sizes that cannot be")
+        return self._stream.seek(offset)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= CHUNK:
+            raise _refused(self._name, f"it has a header of more than {CHUNK:,} bytes")
+        if self._stream.tell() + size > self._most:
+            raise _refused(self._name, f"it unpacks to more than {self._most:,} bytes")
+        self.last = self._stream.read(size)
+        return self.last
