@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench import __version__, cli_check, cli_data, cli_inference
+from oodbench import __version__, cli_check, cli_inference
 from oodbench.cli_common import (
     Data,
     Debug,
@@ -98,7 +98,7 @@ def run(
             fresh=fresh,
             progress=progress,
         )
-    _print_table([folder])
+    _print_table(folder)
     print(folder.path)
     asked = {name for name, _ in chosen.names_and_kinds()}
     statuses = {
@@ -151,6 +151,7 @@ def leaderboard(
         Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold a row a cell.")
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="A file instead of standard output.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves: a .png, .svg or .pdf.")] = None,
     debug: Debug = False,
 ) -> None:
     """The leaderboard of one or more runs."""
@@ -161,16 +162,17 @@ def leaderboard(
     from oodbench.leaderboard.table import render
     from oodbench.results import RunFolder
 
-    folders = [RunFolder(path) for path in runs]
-    if format == "table" and out is None:
-        _print_table(folders)
-        return
-    frame, notes = gather(folders)
-    text = render(frame, format, notes=notes)
-    if out is None:
-        print(text, end="" if text.endswith("\n") else "\n")
+    frame, notes = gather([RunFolder(path) for path in runs])
+    if plot is not None:
+        from oodbench.leaderboard.severity_plot import draw
+
+        state.write_atomically(plot, draw(frame, plot.suffix.removeprefix(".")))
+    if out is not None:
+        state.write_atomically(out, render(frame, format, notes=notes).encode())
+    elif format in ("csv", "json"):
+        print(render(frame, format), end="")
     else:
-        state.write_atomically(out, text.encode())
+        _print_text(render(frame, format, width=_terminal_width(), notes=notes))
 
 
 @app.command()
@@ -215,20 +217,29 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
 
 
-def _print_table(folders: list[Any]) -> None:
-    import shutil
-
+def _print_table(folder: Any) -> None:
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.table import render
 
-    frame, notes = gather(folders)
-    print(render(frame, "table", width=shutil.get_terminal_size((160, 50)).columns, notes=notes))
+    frame, notes = gather([folder])
+    _print_text(render(frame, "table", width=_terminal_width(), notes=notes) + "\n")
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((160, 50)).columns
+
+
+def _print_text(text: str) -> None:
+    from oodbench.leaderboard import escape
+
+    print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")
 
 
 app.command()(cli_inference.fit)
 app.command()(cli_inference.score)
 app.command()(cli_check.check)
-app.add_typer(cli_data.commands, name="data")
 
 
 def main() -> None:
