@@ -29,6 +29,11 @@ def of_class(kind: type, *but: type) -> str:
     return _digest(_class_code(kind, but, set()))
 
 
+def of_module(name: str) -> str:
+    """SHA-256 of a module, and of those that it imports from its own package. Comments and layout apart."""
+    return _digest(_module_code(name, set()))
+
+
 def of_network(classifier: Classifier) -> str:
     """SHA-256 of structure, plain attributes (functions among them), code, head and layers; of torch's own classes the names.
 
