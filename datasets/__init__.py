@@ -1,10 +1,12 @@
 """The data sets: one family, one file. This table is their table of contents.
 
 Each name stands for a loader, ``loader(root: Path, split: str) -> ImageSet``, ours and third parties' alike (entry-point
-group ``oodbench.datasets``). It gives images as they are, grey or RGB, in their own size: a uint8 tensor (N, C, H, W), or
-an indexable (``oodbench.image_set.Images``) that decodes on demand; where sizes vary its ``shape`` is (N, C, 0, 0) and it
-is asked for one image at a time. It raises MissingData where the set is not below ``root``, and UsageError for a split
-that the set does not have. Resizing, colour, one class of a set and corruptions are the same for all: see ``load``.
+group ``oodbench.datasets``). A set with parts (``cifar10c/fog@3``) has ``loader(root, split, part, level)`` instead, where
+``part`` is empty for the set itself and ``level`` None where none is named. It gives images as they are, grey or RGB, in
+their own size: a uint8 tensor (N, C, H, W), or an indexable (``oodbench.image_set.Images``) that decodes on demand; where
+sizes vary its ``shape`` is (N, C, 0, 0) and it is asked for one image at a time. It raises MissingData where the set is not
+below ``root``, and UsageError for a split or part that the set does not have. Resizing, colour, one class of a set,
+corruptions and attacks are the same for all: see ``load``.
 
 ``folder:PATH`` needs no name here: any folder of images below the data root.
 """
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from oodbench.registry import Entry
 
 if TYPE_CHECKING:
-    from oodbench.datasets import corruptions, load
+    from oodbench.datasets import adversarial, corruptions, load
 
-__all__ = ["TABLE", "corruptions", "load"]
+__all__ = ["TABLE", "adversarial", "corruptions", "load"]
 
 TABLE = {
     "digits": Entry(
@@ -46,30 +48,71 @@ TABLE = {
         "100 classes of 32x32 photographs: near-OOD of CIFAR-10",
         "https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
+    "cifar10c": Entry(
+        "oodbench.datasets.cifar10c:cifar10c",
+        "CIFAR-10-C, 19 corruptions of CIFAR-10 at five levels: parts such as cifar10c/fog@3",
+        "https://zenodo.org/records/2535967",
+    ),
     "svhn": Entry(
         "oodbench.datasets.svhn:svhn",
         "House numbers of Street View, 32x32",
         "http://ufldl.stanford.edu/housenumbers/",
+    ),
+    "lsun-crop": Entry(
+        "oodbench.datasets.odin_sets:lsun_crop",
+        "Crops of scenes, the file of ODIN",
+        "https://github.com/facebookresearch/odin",
+    ),
+    "lsun-resize": Entry(
+        "oodbench.datasets.odin_sets:lsun_resize",
+        "Scenes made small, the file of ODIN",
+        "https://github.com/facebookresearch/odin",
     ),
     "tinyimagenet": Entry(
         "oodbench.datasets.tinyimagenet:tinyimagenet",
         "200 classes of ImageNet at 64x64; shares classes with CIFAR-10",
         "http://cs231n.stanford.edu/",
     ),
+    "tinyimagenet-crop": Entry(
+        "oodbench.datasets.odin_sets:tinyimagenet_crop",
+        "Crops of images of 200 classes of ImageNet, the file of ODIN",
+        "https://github.com/facebookresearch/odin",
+    ),
+    "tinyimagenet-resize": Entry(
+        "oodbench.datasets.odin_sets:tinyimagenet_resize",
+        "Images of 200 classes of ImageNet made small, the file of ODIN",
+        "https://github.com/facebookresearch/odin",
+    ),
     "textures": Entry(
         "oodbench.datasets.textures:textures",
         "Describable textures (DTD), 47 classes, sizes vary",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    ),
+    "places365": Entry(
+        "oodbench.datasets.places365:places365",
+        "Photographs of places, 256x256",
+        "http://places2.csail.mit.edu/",
     ),
     "gtsrb": Entry(
         "oodbench.datasets.gtsrb:gtsrb",
         "German traffic signs, 43 classes, sizes vary",
         "https://benchmark.ini.rub.de/gtsrb_news.html",
     ),
+    "curetsr": Entry(
+        "oodbench.datasets.curetsr:curetsr",
+        "CURE-TSR, photographs of traffic signs, 14 classes, sizes vary; twelve challenges at five levels: parts such as"
+        " curetsr/Haze@3",
+        "https://github.com/olivesgatech/CURE-TSR",
+    ),
+    "curetsr-unreal": Entry(
+        "oodbench.datasets.curetsr:curetsr_unreal",
+        "CURE-TSR, rendered traffic signs, with the same classes and parts",
+        "https://github.com/olivesgatech/CURE-TSR",
+    ),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("corruptions", "load"):
+    if name in ("adversarial", "corruptions", "load"):
         return importlib.import_module(f"oodbench.datasets.{name}")
     raise AttributeError(f"module 'oodbench.datasets' has no attribute '{name}'")

@@ -73,14 +73,17 @@ def _load(layout: Layout, root: Path, split: str) -> ImageSet:
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise BadData(f"{meta} holds no list of names under {layout.class_names}; unpack {layout.archive} again")
     parts = [_batch(path, layout, len(classes)) for path in present]
+    images = np.concatenate([images for images, _ in parts])
     return ImageSet(
         # Rows are channel-major: (N, 3072) -> (N, 3, 32, 32)
-        torch.from_numpy(np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)),
+        torch.from_numpy(images.reshape(-1, 3, 32, 32)),
         torch.from_numpy(np.concatenate([labels for _, labels in parts])),
         name=layout.name,
         split=split,
         kind="near-ood",
         classes=tuple(classes),
+        # Other sets are made from the rows of a whole split, CIFAR-10-C for one; the rows of a part are others.
+        base=f"{layout.name}/{split}" if len(images) == SIZES[split] else "",
         source=Source(
             layout.title,
             "https://www.cs.toronto.edu/~kriz/cifar.html",
