@@ -1,6 +1,7 @@
 """What the commands share: the application, options of several commands, and checks of names before torch is imported."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
         if record.distribution == "oodbench":
             registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
     for name in datasets:
-        base = name.split("+")[0].split(":")[0]
+        base = re.split("[+:/]", name)[0]
         if base != "folder":
             registry.find("datasets", base)
     for name in models:

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from oodbench import metrics, passes, protocols, timing
+from oodbench.datasets.load import parse
 from oodbench.detector import Detector
 from oodbench.errors import BadData, MissingData, Unsuitable, reason
 from oodbench.fitting import Fitting
 from oodbench.image_set import ImageSet
 from oodbench.inputs import Inputs, Pairing, Row
 from oodbench.progress import Progress
-from oodbench.protocols import Split
+from oodbench.protocols import Sides, Split
 from oodbench.results import Cell, RunFolder, Status, cost_key, provenance
-from oodbench.shift import Trial, Trials
+from oodbench.shift import Shift, Trial, Trials
 from oodbench.store import StatisticsStore, merged
 from oodbench.suite import Suite, load_suite
 
@@ -81,12 +82,13 @@ def run(
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     with folder.locked(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        inputs = Inputs(suite, progress, data=data, limit=limit)
+        inputs = Inputs(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
         inputs.load_model(weights, target)
+        inputs.load_pairings(progress)
         if fresh:
             folder.clear()
-        current = _Run(inputs, folder, progress, workers)
+        current = _Run(inputs, folder, progress)
         current.run_cells()
         if measure_costs:
             current.measure_costs()
@@ -100,6 +102,7 @@ def default_folder(suite: Suite) -> Path:
 def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None = None, limit: int | None = None) -> list[str]:
     """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written."""
     inputs = Inputs(suite, Progress(), data=data, limit=limit)
+    inputs.load_pairings(Progress(), attack=False)
     lines = [
         f"{suite.name}: {suite.title}",
         f"model     {suite.model or 'none'}",
@@ -109,6 +112,8 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
     ]
     for pairing in inputs.pairings:
         found = f"skipped: {reason(pairing.error)}" if pairing.error else f"{len(pairing.images or ()):,} images"
+        if parse(pairing.name).attack and not pairing.error:
+            found += f", to be attacked against {suite.model}" if suite.model else ", skipped: there is no network to attack"
         lines.append(f"outside   {pairing.name} ({pairing.kind}), {found}")
     if inputs.source is not None:
         lines.append(f"transfer  learns from {inputs.source.name}")
@@ -124,10 +129,10 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
 class _Run:
     """The cells of a run, and what is known of the in-distribution test images."""
 
-    def __init__(self, inputs: Inputs, folder: RunFolder, progress: Progress, workers: int) -> None:
-        self.inputs, self.folder, self.progress, self.workers = inputs, folder, progress, workers
+    def __init__(self, inputs: Inputs, folder: RunFolder, progress: Progress) -> None:
+        self.inputs, self.folder, self.progress = inputs, folder, progress
         self.suite, self.inside, self.detectors = inputs.suite, inputs.inside, inputs.detectors
-        self.fitting = Fitting(inputs, progress, workers)
+        self.fitting = Fitting(inputs, progress)
         self.trials: Trials | None = None  # once opened
         self.about = provenance(str(inputs.device)) | {"batch_size": self.suite.batch_size, "limit": inputs.limit}
         shared: dict[str, Any] = {
@@ -157,9 +162,11 @@ class _Run:
         at_hand = [(pairing, rows) for pairing, rows in todo if rows and pairing.images is not None]
         names = {row.detector for _, rows in at_hand for row in rows}
         self._expect([len(pairing.images) for pairing, _ in at_hand if pairing.images is not None])
+        if at_hand:
+            self._open(names)
+            self._say_what_it_will_cost(at_hand)
         for pairing, rows in todo:
             if pairing.images is not None and rows:
-                self._open(names)
                 self.progress.stage(f"{pairing.name}: {len(pairing.images):,} images")
                 try:
                     self._run_pairing(pairing, pairing.images, rows)
@@ -190,12 +197,14 @@ class _Run:
         dataset, level = pairing.dataset_and_level
         detector = self.detectors.get(row.detector)
         source = self.inputs.source if row.protocol == "transfer" else None
+        negatives = pairing.images.negatives if pairing.images is not None else None
+        inside = self.inside if negatives is None else negatives
         sets = [self.inputs.train, self.inside, pairing.images, source.images if source else None]
         return Cell(
             model=self.suite.model or "",
             weights_hash=self.inputs.weights_hash,
             in_distribution=self.suite.in_distribution,
-            in_fingerprint=self.inside.fingerprint,
+            in_fingerprint=inside.fingerprint,
             train_fingerprint=self.inputs.train.fingerprint,
             detector=row.detector,
             variant=row.variant,
@@ -208,6 +217,7 @@ class _Run:
             level=level,
             kind=pairing.kind,
             fingerprint=pairing.images.fingerprint if pairing.images is not None else "",
+            made=pairing.images.made if pairing.images is not None else {},
             seed=self.suite.seed,
             sizes={f"{s.name} ({s.split})": (len(s), s.official_size) for s in sets if s is not None},
             status=status,
@@ -228,9 +238,7 @@ class _Run:
             self.progress.say(f"{row.name} on {pairing.name} keeps its figures of before: {cell.reason}")
 
     def _open(self, names: Collection[str]) -> None:
-        """Once, before the first cell that needs it: fit these detectors, and pass over the in-distribution test images."""
-        if self.trials is not None:
-            return
+        """Before the first cell: fit these detectors, and pass over the in-distribution test images."""
         self.fitting.fit(names)
         self.fitting.judge_probabilities(names)
         # Validation rows of every set are a beginning of this order, so their batches serve all sets.
@@ -241,6 +249,25 @@ class _Run:
             inside.ensure(({d: [d.setting] for d in self.fitting.sound(names)}, np.arange(len(self.inside))))
         self.trials = Trials(self.inputs, self.fitting.heads, inside, self._store)
 
+    def _say_what_it_will_cost(self, at_hand: Sequence[tuple[Pairing, list[Row]]]) -> None:
+        """One line, the dearest detectors first: who waits for hours must know it before."""
+        jobs = {d: [d.setting] for d in self.fitting.sound({row.detector for _, rows in at_hand for row in rows})}
+        grids = {d: d.shift_settings for d in jobs if d.shift_head} if self._learns else {}
+        (_, images), *_ = passes.batches(
+            self.inside, self.inputs.classifier, [np.arange(min(timing.BATCH_SIZE, len(self.inside)))]
+        )
+        alone, grid = (timing.seconds_per_image(some, self.inputs.classifier, images) for some in (jobs, grids))
+        seconds = dict.fromkeys((d.name for d in alone), 0.0)
+        for pairing, rows in at_hand:
+            size = len(pairing.images or ())
+            learnt = min(protocols.VALIDATION_SIZE, size // 2)
+            for name, protocol in {(row.detector, row.protocol) for row in rows if row.detector in seconds}:
+                detector = self.detectors[name]
+                seconds[name] += size * alone[detector]
+                if protocol == "per-shift":
+                    seconds[name] += learnt * (grid.get(detector, 0.0) - alone[detector])
+        self.progress.say(f"{len(at_hand)} sets will take about {timing.spoken(seconds)}")
+
     def _store(self, images: ImageSet, first: np.ndarray) -> StatisticsStore:
         return StatisticsStore(
             images,
@@ -248,7 +275,7 @@ class _Run:
             first,
             batch_size=self.suite.batch_size,
             signals=self.fitting.signals,
-            workers=self.workers,
+            workers=self.inputs.workers,
             on_batch=self.progress.advance,
         )
 
@@ -260,17 +287,16 @@ class _Run:
         for row in rows:
             if row.detector not in self.fitting.broken:
                 wanted.setdefault(row.protocol, []).append(self.detectors[row.detector])
-        trials, outside = self.trials.of(pairing, images, wanted)
+        trials, shift = self.trials.of(pairing, images, wanted)
         for row in rows:
             if row.detector in self.fitting.broken:
                 self._write_reason(pairing, row, self.fitting.broken[row.detector])
             elif isinstance(trial := trials[row.protocol], Trial):
-                self._write_cell(pairing, row, trial, outside)
+                self._write_cell(pairing, row, trial, shift)
             else:
                 self._write_reason(pairing, row, trial)
 
-    def _write_cell(self, pairing: Pairing, row: Row, trial: Trial, outside: StatisticsStore) -> None:
-        assert self.trials is not None
+    def _write_cell(self, pairing: Pairing, row: Row, trial: Trial, shift: Shift) -> None:
         detector, split = self.detectors[row.detector], trial.split
         head, settings = trial.heads[detector], trial.settings[detector]
         start = time.perf_counter()
@@ -278,11 +304,11 @@ class _Run:
             if isinstance(head, Exception):
                 raise head
             setting = settings[head.setting_]
-            sides = (self.trials.inside, split.in_test), (outside, split.out_test)
+            sides = (shift.inside, split.in_test), (shift.outside, split.out_test)
             in_scores, out_scores = (
                 head.score(detector.columns_of(store.get(detector, [setting], rows), row.variant)) for store, rows in sides
             )
-            figures = self._figures(in_scores, out_scores, outside.images, split)
+            figures = self._figures(in_scores, out_scores, shift.sides, split)
         except Exception as error:
             self.progress.say(f"{row.name} on {pairing.name}: {reason(error)}")
             self._write_reason(pairing, row, error)
@@ -295,21 +321,21 @@ class _Run:
             metrics=asdict(figures),
             setting=setting,
             head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
-            wall_seconds=outside.seconds(detector, settings if row.protocol == "per-shift" else [setting])
+            wall_seconds=shift.outside.seconds(detector, settings if row.protocol == "per-shift" else [setting])
             + time.perf_counter()
             - start,
-            extras=self.fitting.extras.get(row.detector, {}),
+            extras=self.fitting.extras.get(row.detector, {}) | _against_clean(in_scores, out_scores, shift, split),
         )
         self.folder.write(cell, {"in_scores": in_scores, "out_scores": out_scores, **dict(split)})
 
-    def _figures(self, in_scores: np.ndarray, out_scores: np.ndarray, images: ImageSet, split: Split) -> metrics.Metrics:
+    def _figures(self, in_scores: np.ndarray, out_scores: np.ndarray, sides: Sides, split: Split) -> metrics.Metrics:
         if np.ptp(np.concatenate([in_scores, out_scores])) == 0:
             raise BadData(f"all scores are {in_scores[0]:g}: they tell nothing apart")
         clusters = {}
-        if protocols.shares_images(self.inside, images):
+        if protocols.shares_images(*sides):
             clusters = {
-                "in_clusters": self.inside.base_index[split.in_test].numpy(),
-                "out_clusters": images.base_index[split.out_test].numpy(),
+                "in_clusters": sides.inside.base_index[split.in_test].numpy(),
+                "out_clusters": sides.outside.base_index[split.out_test].numpy(),
             }
         return metrics.evaluate(in_scores, out_scores, seed=self.suite.seed, **clusters)
 
@@ -338,3 +364,11 @@ class _Run:
             on_step=lambda: self.progress.advance(timing.BATCH_SIZE),
         )
         self.folder.write_costs(costs | measured)
+
+
+def _against_clean(in_scores: np.ndarray, out_scores: np.ndarray, shift: Shift, split: Split) -> dict[str, float]:
+    """AUROC against the clean negatives alone, where half of them are noisy: noise that is plain to see makes them easy."""
+    noisy = shift.inside.images.noisy
+    if noisy is None:
+        return {}
+    return {"auroc_clean": metrics.auroc(in_scores[~noisy[split.in_test].numpy()], out_scores)}

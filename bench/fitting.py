@@ -26,8 +26,8 @@ class Fitting:
         extras: by name, what is said of the class probabilities of those that give some.
     """
 
-    def __init__(self, inputs: Inputs, progress: Progress, workers: int) -> None:
-        self.inputs, self.progress, self.workers = inputs, progress, workers
+    def __init__(self, inputs: Inputs, progress: Progress) -> None:
+        self.inputs, self.progress, self.workers = inputs, progress, inputs.workers
         self.detectors, self.broken = inputs.detectors, dict(inputs.broken)
         if inputs.unsuitable:
             progress.say(reason(inputs.unsuitable))

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,15 +43,19 @@ class ImageSet:
     """Images of one split.
 
     Attributes:
-        images: uint8 (N, C, H, W): a tensor, or ``Images`` that decode on demand.
+        images: uint8 (N, C, H, W): a tensor, or ``Images`` that decode on demand. An adversarial set that is not rounded to
+            8 bits holds a float32 tensor in [0, 1].
         labels: int64 (N,), or None.
         name, split: as the user names them, ``cifar10+noise@3`` and ``test``.
         kind: the default kind of the pairing (one of ``KINDS``); a suite may say another.
         classes: label names, or empty.
         base_index: int64 (N,), the row of the image that each was made from; its own row in an original set.
-        base: fingerprint of the set that ``base_index`` points into: two sets of one base share images.
+        base: what set ``base_index`` points into, a fingerprint or a name: two sets of one base share images.
         level: severity 1-5 of a corruption, or None.
         flips: whether a mirrored image keeps its class (not for digits and traffic signs).
+        negatives: what stands on the in-distribution side against this set; None for the in-distribution test images.
+        noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean ones.
+        made: what is known of how the set was made, as JSON values: an attack's settings, success rate and mean norms.
     """
 
     images: Tensor | Images
@@ -65,12 +69,16 @@ class ImageSet:
     base: str = ""
     level: int | None = None
     flips: bool = True
+    negatives: "ImageSet | None" = None
+    noisy: Tensor | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name = self.name or "image set"
         if len(self.images) == 0:
             raise BadData(f"{name} ({self.split}) holds no images; put images there or leave the set out")
-        if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.dim() != 4):
+        stored = (torch.uint8, torch.float32) if self.kind == "adversarial" else (torch.uint8,)
+        if isinstance(self.images, Tensor) and (self.images.dtype not in stored or self.images.dim() != 4):
             raise BadData(f"{name}: images are {self.images.dtype} {tuple(self.images.shape)}; a set holds uint8 (N, C, H, W)")
         if self.labels is not None and len(self.labels) != len(self.images):
             raise BadData(f"{name} has {len(self.images)} images and {len(self.labels)} labels; its files disagree")
@@ -98,8 +106,14 @@ class ImageSet:
             images=images,
             labels=None if self.labels is None else self.labels[rows],
             base_index=self.base_index[rows],
-            base=self.base or self.fingerprint,
+            base=self.identity,
+            noisy=None if self.noisy is None else self.noisy[rows],
         )
+
+    @property
+    def identity(self) -> str:
+        """Of what set ``base_index`` gives rows: equal rows of one base are one image, of different bases different ones."""
+        return self.base or self.fingerprint
 
     @cached_property
     def fingerprint(self) -> str:

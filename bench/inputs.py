@@ -14,6 +14,7 @@ import torch
 
 from oodbench import protocols
 from oodbench.classifier import Classifier
+from oodbench.datasets import load
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.heads import HEADS
@@ -21,7 +22,7 @@ from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
 from oodbench.registry import unknown
 from oodbench.results import row_name
-from oodbench.suite import Suite
+from oodbench.suite import ShiftSet, Suite
 
 
 class Row(NamedTuple):
@@ -58,16 +59,25 @@ class Inputs:
     """A suite, loaded.
 
     detectors: by name; broken: why a detector could not be built, by name.
+    train, inside: the in-distribution training and test images. size: pixels a side, of all images.
     classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, if so.
-    train, inside: the in-distribution training and test images; pairings: the sets tested, in the suite's order.
+    pairings: after ``load_pairings``, the sets tested, in the suite's order.
     source: the set that transfer learns from, one of the pairings or not; None without that protocol.
-    size: pixels a side, of all images.
     """
 
-    def __init__(self, suite: Suite, progress: Progress, *, data: str | Path | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        progress: Progress,
+        *,
+        data: str | Path | None = None,
+        limit: int | None = None,
+        workers: int = 0,
+    ) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
-        self.suite, self.data, self.limit = suite, data, limit
+        self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
+        self._originals: dict[tuple[Any, ...], ImageSet] = {}
         self.detectors: dict[str, Detector] = {}
         self.broken: dict[str, Exception] = {}
         for name in suite.detectors:
@@ -79,14 +89,15 @@ class Inputs:
                 self.broken[name] = error
                 progress.say(f"{name}: {reason(error)}")
         progress.stage("loading the sets")
-        self.train = self._load_set(suite.in_distribution, suite.train_split, suite.size)
+        self.size = suite.size
+        inside = ShiftSet(name=suite.in_distribution)
+        self.train = self._original(inside, suite.train_split, None, progress)
         self.size = suite.size or int(self.train.images.shape[-1])
-        inside = self._load_set(suite.in_distribution, suite.test_split, self.size)
-        if protocols.shares_images(self.train, inside):
+        self.inside = self._original(inside, suite.test_split, limit, progress)
+        if protocols.shares_images(self.train, self.inside):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
-        self.inside = protocols.limited(inside, limit, suite.seed)
-        self.pairings = [self._load_pairing(name, kind, progress) for name, kind in suite.names_and_kinds()]
-        self.source = self._load_source(progress) if "transfer" in suite.protocols else None
+        self.pairings: list[Pairing] = []
+        self.source: Pairing | None = None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
         self.device = torch.device("cpu")
@@ -107,6 +118,21 @@ class Inputs:
                 self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
 
+    def load_pairings(self, progress: Progress, attack: bool = True) -> None:
+        """After the model, for attacks are made against it; without ``attack``, what would be attacked stands in."""
+        sets = self.suite.each_set()
+        wanted = [one for one in sets.values() if one.tested]
+        transfers = self.suite.transfer_from if "transfer" in self.suite.protocols else None
+        if transfers is not None and not sets[transfers].tested:
+            wanted.append(sets[transfers])
+        for one in wanted:
+            pairing = self._load_pairing(one, progress, attack)
+            if one.tested:
+                self.pairings.append(pairing)
+            if one.name == transfers:
+                self.source = pairing
+        self._originals.clear()
+
     def rows_of(self, name: str) -> list[Row]:
         """The rows of one detector: its own under each protocol where it learns something, its variants' unsupervised."""
         if name not in self.detectors:
@@ -124,27 +150,41 @@ class Inputs:
         rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
         return [row for row in rows if row.protocol != "transfer" or pairing is not self.source]
 
-    def _load_set(self, name: str, split: str, size: int | None) -> ImageSet:
-        from oodbench.datasets.load import load_dataset
+    def _original(self, one: ShiftSet, split: str, limit: int | None, progress: Progress) -> ImageSet:
+        """A set before it is corrupted or attacked, read once for all that are made from it."""
+        parsed = load.parse(one.name)
+        key = parsed.original, split, one.first, limit
+        if key not in self._originals:
+            images = load.original(parsed, self.data, split, self.size, self.suite.resize, self.workers, progress)
+            if limit is not None:
+                images = protocols.limited(images, limit, self.suite.seed)
+            elif one.first is not None and one.first < len(images):
+                images = images.select(torch.arange(one.first))
+            self._originals[key] = images
+        return self._originals[key]
 
-        return load_dataset(name, data=self.data, split=split, size=size, resize=self.suite.resize, seed=self.suite.seed)
-
-    def _load_pairing(self, name: str, kind: str | None, progress: Progress) -> Pairing:
+    def _load_pairing(self, one: ShiftSet, progress: Progress, attack: bool) -> Pairing:
+        parsed = load.parse(one.name)
+        kind = one.kind or ("adversarial" if parsed.attack else "corruption" if parsed.corruption else None)
         try:
-            images = protocols.limited(self._load_set(name, "test", self.size), self.limit, self.suite.seed)
-            self._refuse_in_distribution(images)
-            return Pairing(name, kind or images.kind, images)
+            images = self._original(one, "test", self.limit, progress)
+            if attack or not parsed.attack:
+                images = load.changed(
+                    images,
+                    parsed,
+                    classifier=self.classifier,
+                    seed=self.suite.seed,
+                    settings=one.settings,
+                    progress=progress,
+                    batch_size=self.suite.batch_size,
+                )
+                self._refuse_in_distribution(images)
+            return Pairing(one.name, kind or images.kind, images)
         except UsageError:
             raise
         except Exception as error:
-            progress.say(f"{name}: {reason(error)}")
-            return Pairing(name, kind or "far-ood", None, error)
-
-    def _load_source(self, progress: Progress) -> Pairing:
-        name = self.suite.transfer_from
-        assert name is not None  # the suite was checked
-        known = next((pairing for pairing in self.pairings if pairing.name == name), None)
-        return known or self._load_pairing(name, self.suite.kinds()[name], progress)
+            progress.say(f"{one.name}: {reason(error)}")
+            return Pairing(one.name, kind or "far-ood", None, error)
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
         """The same pictures on both sides would be told apart by nothing. Also computes the fingerprint, reading all."""

@@ -7,6 +7,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,13 @@ def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
     import torch
 
     return images.select(torch.from_numpy(np.sort(stratified_order(len(images), labels_of(images), seed)[:limit])))
+
+
+class Sides(NamedTuple):
+    """What is told apart: images of the in-distribution side, and anomalous ones."""
+
+    inside: ImageSet
+    outside: ImageSet
 
 
 @dataclass(frozen=True)
@@ -99,51 +107,51 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
         return np.flatnonzero(fit), np.flatnonzero(choose), np.flatnonzero(~fit & ~choose)
 
     split = Split(*parts(in_base, in_order), *parts(out_base, out_order))
-    check_no_leak(split, inside, outside)
+    sides = Sides(inside, outside)
+    check_no_leak(split, sides, sides)
     return split
 
 
-def transfer(learnt: Split, inside: ImageSet, source: ImageSet, outside: ImageSet) -> Split:
-    """What heads that learnt from ``source``, by its ``per_shift`` split, are tested on: all of ``outside`` and of inside.
+def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
+    """What heads that learnt from one pair of sides, by its ``per_shift`` split, are tested on: all of another pair.
 
-    But for copies of the images that they learnt from. ``out_fit`` and ``out_choose`` are rows of ``source``.
+    But for copies of the images that they learnt from. ``in_fit``, ``in_choose``, ``out_fit`` and ``out_choose`` are rows
+    of ``learnt_from``.
 
-    Raises Unsuitable where nothing is left.
+    Raises Unsuitable where nothing is left of a side.
     """
-    fresh = np.ones(len(outside), dtype=bool)
-    for images, rows in ((inside, learnt.in_validation), (source, learnt.out_validation)):
-        if shares_images(images, outside):
-            fresh &= ~np.isin(outside.base_index.numpy(), images.base_index.numpy()[rows])
-    if not fresh.any():
-        raise Unsuitable(f"all of {outside.name} are copies of images of {source.name} that transfer learns from")
-    split = replace(learnt, out_test=np.flatnonzero(fresh))
-    check_no_leak(split, inside, outside, source)
+
+    def fresh(side: ImageSet) -> np.ndarray:
+        mask = np.ones(len(side), dtype=bool)
+        for images, rows in zip(learnt_from, (learnt.in_validation, learnt.out_validation), strict=True):
+            if shares_images(images, side):
+                mask &= ~np.isin(side.base_index.numpy(), images.base_index.numpy()[rows])
+        if not mask.any():
+            raise Unsuitable(f"all of {side.name} are copies of images of {learnt_from.outside.name} that transfer learns from")
+        return np.flatnonzero(mask)
+
+    split = replace(learnt, in_test=fresh(tested_on.inside), out_test=fresh(tested_on.outside))
+    check_no_leak(split, learnt_from, tested_on)
     return split
 
 
 def shares_images(a: ImageSet, b: ImageSet) -> bool:
     """Whether two sets were made from one base set."""
-    return _base(a) == _base(b)
+    return a.identity == b.identity
 
 
-def check_no_leak(split: Split, inside: ImageSet, outside: ImageSet, source: ImageSet | None = None) -> None:
-    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows.
-
-    ``source``: the set that ``out_fit`` and ``out_choose`` are rows of; ``outside`` itself by default.
-    """
+def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:
+    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows."""
     learnt: set[tuple[str, int]] = set()
     tested: set[tuple[str, int]] = set()
     for name, rows in split:
         is_test = name.endswith("_test")
-        images = inside if name.startswith("in_") else outside if is_test or source is None else source
-        (tested if is_test else learnt).update((_base(images), int(row)) for row in images.base_index[rows])
+        images = (tested_on if is_test else learnt_from)[0 if name.startswith("in_") else 1]
+        (tested if is_test else learnt).update((images.identity, int(row)) for row in images.base_index[rows])
     if leak := learnt & tested:
-        raise OodbenchError(f"{len(leak)} images of {inside.name} and {outside.name} would be both fitted and tested on")
-
-
-def _base(images: ImageSet) -> str:
-    """Of what set ``base_index`` gives rows: equal rows of different bases are different images."""
-    return images.base or images.fingerprint
+        raise OodbenchError(
+            f"{len(leak)} images of {tested_on.inside.name} and {tested_on.outside.name} would be both fitted and tested on"
+        )
 
 
 def labels_of(images: ImageSet) -> np.ndarray | None:

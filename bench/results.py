@@ -57,6 +57,7 @@ class Cell(BaseModel):
     kind: str
     fingerprint: str  # of the set; empty where it could not be read
     seed: int
+    made: dict[str, Any] = {}  # how the set was made, of an attack: its settings, success rate, mean norms
     # How it went.
     status: Status
     reason: str = ""
@@ -69,6 +70,7 @@ class Cell(BaseModel):
     head: str | None = None
     wall_seconds: float | None = None
     # Of the detector's own class probabilities on the in-distribution test images, and the network's: see calibration.py.
+    # And auroc_clean, against the clean negatives alone, where a set's negatives are clean and noisy.
     extras: dict[str, float] = {}
     provenance: dict[str, Any] = {}
 

@@ -11,7 +11,7 @@ from oodbench.errors import BadData, Unsuitable, reason
 from oodbench.heads import HEADS, Head
 from oodbench.image_set import ImageSet
 from oodbench.inputs import Inputs, Pairing
-from oodbench.protocols import Split
+from oodbench.protocols import Sides, Split
 from oodbench.store import Jobs, Setting, StatisticsStore, merged
 
 
@@ -29,16 +29,20 @@ class Trial(NamedTuple):
 
 
 class Shift:
-    """One anomalous set: its statistics, and the heads that learnt from its validation part.
+    """One anomalous set and what stands against it: their statistics, and the heads that learnt from the validation parts.
 
     split: its ``per_shift`` split, or why there is none.
     """
 
-    def __init__(self, kind: str, split: Split | Unsuitable, store: StatisticsStore) -> None:
-        self.kind, self.split, self.store = kind, split, store
+    def __init__(self, kind: str, split: Split | Unsuitable, inside: StatisticsStore, outside: StatisticsStore) -> None:
+        self.kind, self.split, self.inside, self.outside = kind, split, inside, outside
         self.heads: dict[Detector, Head | Exception] = {}
 
-    def learn(self, detectors: Iterable[Detector], inside: StatisticsStore, alongside: Jobs | None = None) -> Split:
+    @property
+    def sides(self) -> Sides:
+        return Sides(self.inside.images, self.outside.images)
+
+    def learn(self, detectors: Iterable[Detector], alongside: Jobs | None = None) -> Split:
         """Fit the shift heads of these detectors on the validation rows of both sides; returns the split.
 
         ``alongside`` is computed in the same pass over the validation rows. Raises Unsuitable where there is no split.
@@ -46,13 +50,13 @@ class Shift:
         if not isinstance(self.split, Split):
             raise self.split
         new = {detector: detector.shift_settings for detector in detectors if detector not in self.heads}
-        self.store.ensure((merged(alongside or {}, new), self.split.out_validation))
-        inside.ensure((new, self.split.in_validation))
+        self.outside.ensure((merged(alongside or {}, new), self.split.out_validation))
+        self.inside.ensure((new, self.split.in_validation))
         for detector in new:
-            self.heads[detector] = self._fitted(detector, self.split, inside)
+            self.heads[detector] = self._fitted(detector, self.split)
         return self.split
 
-    def _fitted(self, detector: Detector, split: Split, inside: StatisticsStore) -> Head | Exception:
+    def _fitted(self, detector: Detector, split: Split) -> Head | Exception:
         assert detector.shift_head is not None
         head = HEADS[detector.shift_head]()
 
@@ -60,8 +64,8 @@ class Shift:
             return detector.columns_of(store.get(detector, detector.shift_settings, rows))
 
         try:
-            fit = seen(inside, split.in_fit), seen(self.store, split.out_fit)
-            choose = seen(inside, split.in_choose), seen(self.store, split.out_choose)
+            fit = seen(self.inside, split.in_fit), seen(self.outside, split.out_fit)
+            choose = seen(self.inside, split.in_choose), seen(self.outside, split.out_choose)
             head.fit(fit, choose, "auroc" if self.kind == "adversarial" else "tnr95")
         except Exception as error:
             return error
@@ -71,7 +75,8 @@ class Shift:
 class Trials:
     """Makes the trials of one set after another.
 
-    heads: the unsupervised head of each detector. inside: statistics of the in-distribution test images.
+    heads: the unsupervised head of each detector. inside: statistics of the in-distribution test images, which stand
+    against every set that brings no negatives of its own.
     new_store: (images, rows that come in batches of their own) -> a store for them.
     """
 
@@ -87,8 +92,8 @@ class Trials:
 
     def of(
         self, pairing: Pairing, images: ImageSet, wanted: Mapping[str, list[Detector]]
-    ) -> tuple[dict[str, Trial | Unsuitable], StatisticsStore]:
-        """By protocol, the trial of the detectors that want it, or why there is none; and the statistics, all computed.
+    ) -> tuple[dict[str, Trial | Unsuitable], Shift]:
+        """By protocol, the trial of the detectors that want it, or why there is none; and the set, its statistics computed.
 
         One pass over the set: first the validation rows, whose statistics fit the heads, then the rows that are tested.
         """
@@ -99,36 +104,42 @@ class Trials:
             grids = {detector: detector.shift_settings for detector in detectors}
             try:
                 if protocol == "unsupervised":
-                    trials[protocol] = Trial(protocols.whole(self.inputs.inside, images), self.heads, alone)
+                    trials[protocol] = Trial(protocols.whole(*shift.sides), self.heads, alone)
                 elif protocol == "per-shift":
-                    trials[protocol] = Trial(shift.learn(detectors, self.inside, alone), shift.heads, grids)
+                    trials[protocol] = Trial(shift.learn(detectors, alone), shift.heads, grids)
                 else:
-                    source, split = self._transferred(detectors, images)
+                    source, split = self._transferred(detectors, shift.sides)
                     trials[protocol] = Trial(split, source.heads, grids)
             except Unsuitable as error:
                 trials[protocol] = error
         sound = [trial for trial in trials.values() if isinstance(trial, Trial)]
-        shift.store.ensure(*((trial.chosen(), trial.split.out_test) for trial in sound))
-        self.inside.ensure(*((trial.chosen(), trial.split.in_test) for trial in sound))
-        return trials, shift.store
+        shift.outside.ensure(*((trial.chosen(), trial.split.out_test) for trial in sound))
+        shift.inside.ensure(*((trial.chosen(), trial.split.in_test) for trial in sound))
+        return trials, shift
 
     def _shift(self, pairing: Pairing, images: ImageSet) -> Shift:
         is_source = pairing is self.inputs.source
         if is_source and self._source is not None:
             return self._source
+        inside = self.inputs.inside if images.negatives is None else images.negatives
         split: Split | Unsuitable = Unsuitable("nothing is learnt from this set")
         if is_source or "per-shift" in self.inputs.suite.protocols:
             try:
-                split = protocols.per_shift(self.inputs.inside, images, self.inputs.suite.seed)
+                split = protocols.per_shift(inside, images, self.inputs.suite.seed)
             except Unsuitable as error:
                 split = error
-        first = split.out_validation if isinstance(split, Split) else np.empty(0, dtype=np.int64)
-        shift = Shift(pairing.kind, split, self._new_store(images, first))
+        learns = isinstance(split, Split)
+        none = np.empty(0, dtype=np.int64)
+        outside_store = self._new_store(images, split.out_validation if learns else none)
+        inside_store = self.inside
+        if images.negatives is not None:
+            inside_store = self._new_store(images.negatives, split.in_validation if learns else none)
+        shift = Shift(pairing.kind, split, inside_store, outside_store)
         if is_source:
             self._source = shift
         return shift
 
-    def _transferred(self, detectors: Iterable[Detector], images: ImageSet) -> tuple[Shift, Split]:
+    def _transferred(self, detectors: Iterable[Detector], sides: Sides) -> tuple[Shift, Split]:
         """The set that transfer learns from, and what is tested here. Raises Unsuitable where that cannot be."""
         source = self.inputs.source
         assert source is not None  # the protocol is asked for
@@ -136,7 +147,7 @@ class Trials:
             if source.images is None:
                 raise source.error or BadData("it cannot be read")
             shift = self._shift(source, source.images)
-            learnt = shift.learn(detectors, self.inside)
+            learnt = shift.learn(detectors)
         except Exception as error:
             raise Unsuitable(f"transfer learns from {source.name}: {reason(error)}") from error
-        return shift, protocols.transfer(learnt, self.inputs.inside, source.images, images)
+        return shift, protocols.transfer(learnt, shift.sides, sides)

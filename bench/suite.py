@@ -1,6 +1,7 @@
 """Suites: TOML files that say which sets, detectors and protocols make a benchmark, ours in the package or anyone's."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,18 +18,24 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 class ShiftSet(BaseModel):
-    """One set against the in-distribution one; ``levels`` stands for one set a level, ``name@level``."""
+    """One set against the in-distribution one; ``levels`` stands for one set a level, ``name@level``.
+
+    ``first``: at most so many images, the first of the set that it is made from; a run's limit goes before it.
+    ``settings``: of an attack.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     kind: Kind | None = None  # None: the set's own default
     levels: list[int] = []
+    first: int | None = Field(default=None, ge=1)
+    settings: dict[str, Any] = {}
     tested: bool = True  # False: only what transfer learns from
 
-    def names_and_kinds(self) -> list[tuple[str, Kind | None]]:
-        """One (name, kind) a level."""
-        return [(f"{self.name}@{level}" if level else self.name, self.kind) for level in (self.levels or [0])]
+    def each(self) -> list["ShiftSet"]:
+        """One set a level, by its full name."""
+        return [self.model_copy(update={"name": f"{self.name}@{level}", "levels": []}) for level in self.levels] or [self]
 
 
 class Suite(BaseModel):
@@ -52,13 +59,13 @@ class Suite(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     sets: list[ShiftSet] = Field(min_length=1)
 
-    def names_and_kinds(self) -> list[tuple[str, Kind | None]]:
-        """One (name, kind) a set and level that is tested, in order."""
-        return [(name, kind) for one in self.sets if one.tested for name, kind in one.names_and_kinds()]
+    def each_set(self) -> dict[str, ShiftSet]:
+        """By full name, one set a level, in order; those too that only transfer reads."""
+        return {one.name: one for several in self.sets for one in several.each()}
 
-    def kinds(self) -> dict[str, Kind | None]:
-        """Kind by name, of all sets and levels, those too that only transfer reads."""
-        return {name: kind for one in self.sets for name, kind in one.names_and_kinds()}
+    def tested_sets(self) -> list[ShiftSet]:
+        """Those of ``each_set`` that have cells."""
+        return [one for one in self.each_set().values() if one.tested]
 
     def customised(
         self,
@@ -76,7 +83,7 @@ class Suite(BaseModel):
         What transfer learns from stays, tested or not. Raises UsageError for an unknown protocol, for transfer from a set
         that is not among the suite's, and for parameters of a detector that does not run.
         """
-        known = {s.name: s for s in self.sets} | {n: ShiftSet(name=n, kind=kind) for n, kind in self.kinds().items()}
+        known = {one.name: one for one in self.sets} | self.each_set()
         run = list(dict.fromkeys(detectors or self.detectors))
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
@@ -84,9 +91,10 @@ class Suite(BaseModel):
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
+        asked = {one.name: one for name in datasets or () for one in known.get(name, ShiftSet(name=name)).each()}
         changes: dict[str, Any] = {
             "model": model,
-            "sets": [known.get(name, ShiftSet(name=name)) for name in dict.fromkeys(datasets or ())],
+            "sets": list(asked.values()),
             "protocols": list(dict.fromkeys(protocols or ())),
             "seed": seed,
             "batch_size": batch_size,
@@ -96,7 +104,6 @@ class Suite(BaseModel):
         merged = {name: own.get(name, {}) | given_parameters.get(name, {}) for name in run}
         if "sets" in given:
             given["sets"] = [one.model_copy(update={"tested": True}) for one in given["sets"]]
-            asked = {name for one in given["sets"] for name, _ in one.names_and_kinds()}
             if self.transfer_from in known and self.transfer_from not in asked:
                 given["sets"].append(known[self.transfer_from].model_copy(update={"tested": False}))
         given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
@@ -137,10 +144,13 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"suite {name}: {place}: {first['msg']}") from error
-    kinds = suite.kinds()
-    if suite.transfer_from is not None and suite.transfer_from not in kinds:
-        listing = f"its sets are {', '.join(kinds)}"
-        raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, kinds, listing)}")
+    sets = suite.each_set()
+    if len(sets) < sum(len(one.each()) for one in suite.sets):
+        twice = Counter(one.name for several in suite.sets for one in several.each()).most_common(1)[0][0]
+        raise UsageError(f"suite {name}: names the set {twice} twice; leave one out, or write another suite")
+    if suite.transfer_from is not None and suite.transfer_from not in sets:
+        listing = f"its sets are {', '.join(sets)}"
+        raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, sets, listing)}")
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the one of its sets to learn from")
     return suite

@@ -4,7 +4,7 @@ Machines drift threefold within minutes, so each repeat is divided by the bare p
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def standalone_costs(
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     ratios: dict[str, list[float]] = {name: [] for name in jobs}
-    work = {name: partial(_statistics, job, classifier, images) for name, job in jobs.items()}
+    work = {name: partial(_statistics, job.detector, [job.setting], classifier, images) for name, job in jobs.items()}
     peaks = {name: _peak_memory(work[name], images.device) for name in jobs}
     for _ in range(repeats):
         for name in jobs:
@@ -62,15 +62,47 @@ def standalone_costs(
     }
 
 
+def seconds_per_image(
+    jobs: Mapping[Detector, Sequence[dict[str, Any]]], classifier: Classifier | None, images: Tensor
+) -> dict[Detector, float]:
+    """What each fitted detector takes an image at all of its settings, by one batch (N, C, H, W): a guess before long work.
+
+    The shared forward pass is in each. A detector that fails is left out; it will say so where it is run.
+    """
+    found = {}
+    for detector, settings in jobs.items():
+        try:
+            work = partial(_statistics, detector, settings, classifier, images)
+            found[detector] = _time(work, images.device) / len(images)
+        except Exception:
+            continue
+    return found
+
+
+def spoken(seconds: Mapping[str, float], dearest: int = 5) -> str:
+    """``21 min: odin 12 min, purview 5 min, 27 others 4 min``: a sum, and its largest parts by name."""
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
+    said = [f"{name} {_rounded(value)}" for name, value in parts[:dearest]]
+    if rest := parts[dearest:]:
+        said.append(f"{len(rest)} others {_rounded(sum(value for _, value in rest))}")
+    return f"{_rounded(sum(seconds.values()))}: {', '.join(said)}"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def _bare(classifier: Classifier, images: Tensor) -> None:
     with torch.inference_mode():
         classifier(images)
 
 
-def _statistics(job: Job, classifier: Classifier | None, images: Tensor) -> None:
-    probe = Probe(classifier, images, job.detector.declared_signals)
-    with probe.mode(), job.detector.computing([job.setting]):
-        job.detector.grouped_statistics(probe)
+def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
+    probe = Probe(classifier, images, detector.declared_signals)
+    with probe.mode(), detector.computing(settings):
+        detector.grouped_statistics(probe)
 
 
 def _time(work: Callable[[], None], device: torch.device) -> float:

@@ -1,12 +1,15 @@
 """``load_dataset``: from a name to images, all sets through the same resizing, colour and checks.
 
-Names: ``cifar10``; ``cifar10:airplane`` or ``cifar10:0``, one class; ``cifar10+noise@3``, a corruption at level 3;
-``cifar10:airplane+noise@3``; ``folder:PATH``, a folder below the data root, with ``folder:PATH:class`` and ``+noise@3`` too.
+Names: ``cifar10``; ``cifar10:airplane`` or ``cifar10:0``, one class; ``cifar10c/fog@3``, a part of a set that has parts;
+``cifar10+haze@3``, a corruption at level 3; ``cifar10+pgd``, an attack; ``cifar10:airplane+haze@3``; ``folder:PATH``, a
+folder below the data root, with ``folder:PATH:class`` and ``+haze@3`` too.
 """
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +17,11 @@ from torch import Tensor
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.datasets import corruptions
-from oodbench.datasets.resize import FILTERS, Fitted
-from oodbench.errors import BadData, OodbenchError, UsageError, reason
+from oodbench.datasets.resize import FILTERS, Fitted, decoded
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, reason
 from oodbench.image_set import Images, ImageSet
 from oodbench.paths import data_root
+from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
 IN_MEMORY = 2 * 2**30  # bytes of pixels up to which a set is decoded once, into one tensor
@@ -26,11 +30,15 @@ IN_MEMORY = 2 * 2**30  # bytes of pixels up to which a set is decoded once, into
 class Name(NamedTuple):
     """A set's name taken apart; what is not there is empty."""
 
+    original: str  # the name without the change
     base: str
     path: str = ""  # of a folder
     wanted_class: str = ""
+    part: str = ""
+    part_level: int | None = None
     corruption: str = ""
-    level: int | None = None
+    level: int | None = None  # of the corruption
+    attack: str = ""
 
 
 def load_dataset(
@@ -42,6 +50,10 @@ def load_dataset(
     resize: str = "bilinear",
     classifier: Classifier | None = None,
     seed: int = 0,
+    settings: Mapping[str, Any] = {},
+    first: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> ImageSet:
     """The images of a set by its name, uint8 (N, 3, H, W).
 
@@ -51,37 +63,92 @@ def load_dataset(
         size: height and width in pixels. None keeps the set's own size, and makes images 32x32 where a set's sizes vary.
         resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits; nothing is resampled that
             has its size already.
-        classifier: for sets that are made against a network, as attacks are; no present set looks at it.
-        seed: of the randomness of a corruption.
+        classifier: the network that an attack is made against.
+        seed: of the randomness of a corruption or attack.
+        settings: of an attack (``eps``, ``filtered``, …); see ``attacked``.
+        first: only so many images, the first.
+        workers: processes that decode a set of many files.
 
-    Raises UsageError for a name, split, class or level that there is not, MissingData where the set's files are absent,
-    BadData where they are broken.
+    Raises UsageError for a name, split, class, part or level that there is not, MissingData where the set's files are
+    absent, BadData where they are broken, Unsuitable for an attack without a network.
     """
     parsed = parse(name)
+    if first is not None and first < 1:
+        raise UsageError(f"first is {first}; give a number of images of at least 1")
+    progress = progress or Progress()
+    images = original(parsed, data, split, size, resize, workers, progress)
+    if first is not None and first < len(images):
+        images = images.select(torch.arange(first))
+    return changed(images, parsed, classifier=classifier, seed=seed, settings=settings, progress=progress)
+
+
+def parse(name: str) -> Name:
+    """Take a name apart. Raises UsageError for an unknown change, and for a level that is missing or not 1 to 5."""
+    unchanged, plus, change = name.partition("+")
+    if unchanged.endswith(":") and unchanged != "folder:":
+        raise UsageError(f"'{name}' names no class; leave out the colon, or write {unchanged}CLASS")
+    if unchanged.startswith("folder:"):
+        path, _, wanted_class = unchanged.removeprefix("folder:").partition(":")
+        parsed = Name(unchanged, "folder", path, wanted_class)
+    else:
+        whole, slash, part = unchanged.partition("/")
+        base, _, wanted_class = whole.partition(":")
+        part, at, level = part.partition("@")
+        if (slash and not part) or (at and not (level.isdecimal() and int(level) in corruptions.LEVELS)):
+            raise UsageError(f"'{name}' names no part of {base}; write {base}/PART@LEVEL, with a level from 1 to 5")
+        parsed = Name(unchanged, base, "", wanted_class, part, int(level) if at else None)
+    if not plus:
+        return parsed
+    changing, at, level = change.partition("@")
+    if changing in corruptions.CORRUPTIONS:
+        corruptions.require(changing, int(level) if level.isdecimal() else repr(level))
+        return parsed._replace(corruption=changing, level=int(level))
+    from oodbench.datasets import adversarial
+
+    adversarial.require(changing)
+    if at:
+        raise UsageError(f"'{name}': an attack has no level; write {unchanged}+{changing}")
+    return parsed._replace(attack=changing)
+
+
+def original(
+    parsed: Name, data: str | Path | None, split: str, size: int | None, resize: str, workers: int, progress: Progress
+) -> ImageSet:
+    """The set without its change: RGB, in one size. Arguments and errors as of ``load_dataset``."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UsageError(f"size is {size!r}; give a number of pixels, or None for the set's own size")
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
-    images = _uniform(_original(parsed, data_root(data), split), size, resize)
+    images = _uniform(as_loaded(parsed, data_root(data), split), size, resize, workers, progress)
     if parsed.wanted_class:
         images = one_class(images, parsed.wanted_class)
+    return replace(images, name=parsed.original, split=split)
+
+
+def changed(
+    images: ImageSet,
+    parsed: Name,
+    *,
+    classifier: Classifier | None,
+    seed: int,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    batch_size: int = 256,
+) -> ImageSet:
+    """The set under the corruption or attack of its name, or as it is. Errors as of ``load_dataset``."""
+    if settings and not parsed.attack:
+        raise UsageError(f"{images.name}: settings are for attacks ({', '.join(settings)}); leave them out")
     if parsed.corruption and parsed.level:
-        images = corrupted(images, parsed.corruption, parsed.level, seed)
-    return replace(images, name=name, split=split)
+        return corrupted(images, parsed.corruption, parsed.level, seed)
+    if parsed.attack:
+        from oodbench.datasets.attacked import attacked
 
-
-def parse(name: str) -> Name:
-    """Take a name apart. Raises UsageError for an unknown corruption, and for a level that is missing or not 1 to 5."""
-    original, plus, change = name.partition("+")
-    base, _, rest = original.partition(":")
-    path, _, wanted_class = rest.partition(":") if base == "folder" else ("", "", rest)
-    if original.endswith(":") and base != "folder":
-        raise UsageError(f"'{name}' names no class; write {base} for all of it, or {base}:CLASS")
-    if not plus:
-        return Name(base, path, wanted_class)
-    corruption, _, level = change.partition("@")
-    corruptions.require(corruption, int(level) if level.isdecimal() else repr(level))
-    return Name(base, path, wanted_class, corruption, int(level))
+        if classifier is None:
+            raise Unsuitable(f"{images.name}+{parsed.attack} is made against a network; name one (a suite's model)")
+        return attacked(
+            images, parsed.attack, classifier, seed=seed, settings=settings, progress=progress, batch_size=batch_size
+        )
+    return images
 
 
 def one_class(images: ImageSet, wanted: str) -> ImageSet:
@@ -107,24 +174,35 @@ def one_class(images: ImageSet, wanted: str) -> ImageSet:
 
 
 def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> ImageSet:
-    """The set under a corruption, labels kept. An image's randomness hangs on its row in the base set."""
+    """The set under a corruption, labels kept. An image's randomness hangs on its row in the base set.
+
+    Raises Unsuitable where the corruption changes nothing, as ``decolor`` of grey images.
+    """
     index = images.base_index
     pixels: Tensor | Images
     if isinstance(images.images, Tensor):
         pixels = corruptions.corrupt(images.images, corruption, level, seed, index)
+        if torch.equal(pixels, images.images):
+            raise Unsuitable(f"{corruption} leaves the images of {images.name} as they are: there is nothing to detect")
     else:
         pixels = corruptions.Corrupted(images.images, corruption, level, seed, index)
     return replace(
         images,
         images=pixels,
+        name=f"{images.name}+{corruption}@{level}",
         kind="corruption",
         level=level,
-        base=images.base or images.fingerprint,
-        source=replace(images.source, title=f"{images.source.title}, with {corruption} at level {level}, generated"),
+        base=images.identity,
+        source=replace(images.source, title=f"{images.source.title}, with {corruption} at level {level}: C-style, generated"),
     )
 
 
-def _original(name: Name, root: Path, split: str) -> ImageSet:
+def takes_parts(loader: object) -> bool:
+    """Whether a loader has parts: ``loader(root, split, part, level)``, and not ``loader(root, split)``."""
+    return callable(loader) and "part" in inspect.signature(loader).parameters
+
+
+def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     """What the loader of the base gives, after a check that it kept its contract."""
     if name.base == "folder":
         from oodbench.datasets.folder import folder
@@ -132,8 +210,10 @@ def _original(name: Name, root: Path, split: str) -> ImageSet:
         return folder(root, name.path, split)
     loader = registry.load("datasets", name.base)
     owner = registry.find("datasets", name.base).owner
+    if name.part and not takes_parts(loader):
+        raise UsageError(f"{name.base} has no parts, so no '{name.part}'; write {name.base}")
     try:
-        images = loader(root, split)
+        images = loader(root, split, name.part, name.part_level) if takes_parts(loader) else loader(root, split)
     except OodbenchError:
         raise
     except Exception as error:
@@ -150,7 +230,7 @@ def _original(name: Name, root: Path, split: str) -> ImageSet:
     return replace(images, labels=images.labels.to(torch.int64))
 
 
-def _uniform(images: ImageSet, size: int | None, resize: str) -> ImageSet:
+def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, progress: Progress) -> ImageSet:
     """The set in RGB and in one size, in memory unless it is too large."""
     pixels = images.images
     height, width = (size, size) if size else pixels.shape[2:]  # 0 where sizes vary
@@ -160,7 +240,4 @@ def _uniform(images: ImageSet, size: int | None, resize: str) -> ImageSet:
     fitted = Fitted(pixels, wanted, resize)
     if len(images) * 3 * wanted[0] * wanted[1] > IN_MEMORY:
         return replace(images, images=fitted)
-    decoded = torch.empty(fitted.shape, dtype=torch.uint8)
-    for row in range(len(images)):
-        decoded[row] = fitted[[row]][0]
-    return replace(images, images=decoded)
+    return replace(images, images=decoded(fitted, workers, progress, images.name))

@@ -48,7 +48,7 @@ def main():
     suite = load_suite(options.suite)
     classifier = load_model(suite.model, data=options.data, device=options.device)
     load = {"data": options.data, "size": suite.size}
-    names = [suite.in_distribution, *(name for name, _ in suite.names_and_kinds())]
+    names = [suite.in_distribution, *(one.name for one in suite.tested_sets())]
     test = [protocols.limited(load_dataset(name, **load), options.limit, suite.seed) for name in names]
     train = [load_dataset(suite.in_distribution, split=suite.train_split, **load)]
     print(f"{sum(map(len, test)):,} test and {len(train[0]):,} training images, {len(DETECTORS)} detectors, {suite.model}")
