@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench import __version__, cli_check, cli_inference
+from oodbench import __version__, cli_check, cli_data, cli_inference
 from oodbench.cli_common import (
     Data,
     Debug,
@@ -76,7 +76,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
     )
-    sets = [chosen.in_distribution, *chosen.kinds()]
+    sets = [chosen.in_distribution, *chosen.each_set()]
     check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
     check_device(device)
     from oodbench import engine
@@ -100,7 +100,7 @@ def run(
         )
     _print_table(folder)
     print(folder.path)
-    asked = {name for name, _ in chosen.names_and_kinds()}
+    asked = {one.name for one in chosen.tested_sets()}
     statuses = {
         cell.status
         for cell in folder.cells()
@@ -240,6 +240,7 @@ def _print_text(text: str) -> None:
 app.command()(cli_inference.fit)
 app.command()(cli_inference.score)
 app.command()(cli_check.check)
+app.add_typer(cli_data.commands, name="data")
 
 
 def main() -> None:
