@@ -1,7 +1,7 @@
 """One frame from several run folders, and what must be said of them below a table."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from oodbench.results import Cell, RunFolder
 
 FIGURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # of extras: how tables call them
+
+NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of a set's ``made``, in pixel units of [0, 1]
 
 
 def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
@@ -34,7 +36,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     for folder in folders:
         where = f" ({folder.path})" if len(folders) > 1 else ""
         cells = folder.cells()
-        notes += [note + where for note in [*_transfer_notes(cells), *_probability_notes(cells)]]
+        notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
     return frame.drop(columns=["weights", "images", "source"]), notes
 
@@ -44,9 +46,42 @@ def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:
     return [f"transfer: heads learnt from {name} alone, which has no cell there and no part in the means." for name in names]
 
 
+def _attack_notes(cells: "Sequence[Cell]") -> list[str]:
+    """How strong each attack was, and what figures are against clean negatives alone, where noisy ones stand beside them."""
+    made = {cell.set_name: cell.made for cell in cells if "success_rate" in cell.made}
+    notes = []
+    if made:
+        notes.append(
+            "Attacks are made against the network, not against the detectors; they fool it on so many of the images that it had"
+            f" right: {'; '.join(f'{name} {_strength(of)}' for name, of in made.items())}."
+        )
+    beside_noisy: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.metrics and "auroc_clean" in cell.extras:
+            beside_noisy.setdefault(cell.set_name, []).append(cell)
+    for name, of in beside_noisy.items():
+        changes = [cell.extras["auroc_clean"] - cell.metrics["auroc"] for cell in of if cell.metrics]
+        most = max(range(len(of)), key=lambda place: abs(changes[place]))
+        clean = of[most].extras["auroc_clean"]
+        notes.append(
+            f"{name}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
+            f" {100 * sum(changes) / len(of):+.1f} in the mean of {len(of)} rows, most for"
+            f" {of[most].row} ({of[most].protocol}): {100 * (clean - changes[most]):.1f} to {100 * clean:.1f}."
+        )
+    return notes
+
+
+def _strength(made: Mapping[str, Any]) -> str:
+    """Success rate, and the norms and the number of images that are known."""
+    norms = [f"mean {title} {_short(made[name])}" for name, title in NORMS.items() if name in made]
+    kept = [f"{made['kept']:,} images kept"] if "kept" in made else []
+    details = ", ".join(norms + kept)
+    return f"{100 * made['success_rate']:.1f} %" + (f" ({details})" if details else "")
+
+
 def _probability_notes(cells: "Sequence[Cell]") -> list[str]:
     """Accuracy and calibration of detectors that are classifiers too, and the network's, as the last cell of each says."""
-    found = {cell.detector: cell.extras for cell in cells if cell.extras}
+    found = {cell.detector: cell.extras for cell in cells if FIGURES.keys() <= cell.extras.keys()}
     notes = []
     for detector, extras in found.items():
         parts = []

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 ACROSS = 8  # panels side by side, at most
 # Inches.
-PANEL, GAP = (1.5, 1.1), (0.12, 0.3)
+PANEL, GAP = (1.5, 1.1), (0.12, 0.36)
 LEFT, MARGIN = 0.5, 0.15
 TITLE, PROTOCOL, TICKS = 0.35, 0.5, 0.1
-KEY, KEY_LINE = 1.4, 0.18  # a name in the legend
+KEY, KEY_LINE = 1.25, 0.18  # a name in the legend
 
 MEAN_LOOK: dict[str, Any] = {"color": "#222222", "linestyle": "-", "linewidth": 1.8, "markersize": 3.2, "markeredgewidth": 0.8}
 # Paul Tol's muted scheme, told apart by the colour-blind too; from the ninth corruption on, with dashes.

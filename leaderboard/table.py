@@ -93,9 +93,9 @@ def _terminal(table: Section, width: int | None) -> str:
         return textwrap.fill(text, width or 10**6, subsequent_indent="  ", break_on_hyphens=False)
 
     labels, sets, summary = ([_clean(c) for c in columns] for columns in (table.labels, table.sets, table.summary))
-    room = (width or math.inf) - sum(_width(c) for c in labels) - GAP
+    room = (width or math.inf) - _needed(labels)
     parts = [wrapped(escape.plain(table.title)), wrapped(table.caption)]
-    blocks = _blocks(sets, summary, lambda column: _width(column) + GAP, room)
+    blocks = _blocks(sets, summary, _needed, room)
     parts.append("\n\n".join(_block([*labels, *block], table.breaks) for block in blocks))
     parts += [wrapped(escape.plain(note)) for note in table.notes]
     return "\n".join(parts) + "\n"
@@ -116,16 +116,19 @@ def _broken(name: str) -> list[str]:
     return lines
 
 
-def _width(column: Column) -> int:
-    return max(map(len, (column.group, *column.lines, *column.texts)))
+def _needed(columns: list[Column]) -> int:
+    """Characters that columns take; a kind stands above the first of its own only."""
+    firsts = [i == 0 or column.group != columns[i - 1].group for i, column in enumerate(columns)]
+    return sum(
+        GAP + max(map(len, (column.group if first else "", *column.lines, *column.texts)))
+        for first, column in zip(firsts, columns, strict=True)
+    )
 
 
-def _blocks(sets: list[Column], summary: list[Column], size: Callable[[Column], float], room: float) -> list[list[Column]]:
+def _blocks(
+    sets: list[Column], summary: list[Column], needed: Callable[[list[Column]], int], room: float
+) -> list[list[Column]]:
     """Columns side by side as ``room`` allows: all in one block, or means and cost first, then kind by kind, split late."""
-
-    def needed(columns: list[Column]) -> float:
-        return sum(map(size, columns))
-
     if needed([*sets, *summary]) <= room:
         return [[*sets, *summary]]
     blocks: list[list[Column]] = [[]]
@@ -157,7 +160,7 @@ def _alignment(columns: list[Column]) -> list[str]:
 
 def _markdown(table: Section) -> str:
     bodies = []
-    for block in _blocks(table.sets, table.summary, lambda _: 1, PAGE):
+    for block in _blocks(table.sets, table.summary, len, PAGE):
         columns = [*table.labels, *block]
         heads, texts = [], []
         for column in columns:
@@ -172,7 +175,7 @@ def _markdown(table: Section) -> str:
 
 
 def _latex(table: Section) -> str:
-    blocks = _blocks(table.sets, table.summary, lambda _: 1, PAGE)
+    blocks = _blocks(table.sets, table.summary, len, PAGE)
     notes = "".join(rf"\par\footnotesize {escape.latex(note)}" + "\n" for note in table.notes)
     floats = []
     for place, block in enumerate(blocks):

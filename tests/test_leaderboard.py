@@ -357,3 +357,62 @@ def test_a_transfer_is_whole_without_the_set_that_it_learnt_from():
     assert "Blank: not run, or what transfer learnt from." in text
     rows[-1] |= {"status": "failed", "auroc": None, "reason": "no"}
     assert "60.0 (1/2)" in render(frame(*rows), "md")
+
+
+def test_attacks_on_one_base_weigh_as_one_set():
+    attacks = [cell("msp", f"digits+{name}", 0.9, "adversarial") for name in ("fgsm", "pgd", "cw")]
+    found = means(frame(cell("msp", "far", 0.5), *attacks)).iloc[0]
+    assert (found["all"], found["adversarial"]) == (pytest.approx(0.7), pytest.approx(0.9))
+    haze = cell("msp", "digits+haze", 0.1, "corruption", 1)
+    assert means(frame(cell("msp", "far", 0.5), *attacks, haze)).iloc[0]["all"] == pytest.approx((0.5 + 0.9 + 0.1) / 3)
+    text = " ".join(render(frame(*attacks, haze)).split())
+    assert "In means over sets all corruptions of one base and all attacks on one base count as one set." in text
+    assert "In means over sets all attacks on one base count as one set." in " ".join(render(frame(*attacks)).split())
+
+
+@pytest.fixture
+def wide():
+    """As many sets as the whole benchmark: two near, six far, eight corruptions and six attacks."""
+    cells = []
+    for name in ("mahalanobis-pfe", "pixels"):
+        cells += [cell(name, f"near-{i}", 0.6, "near-ood") for i in range(2)]
+        cells += [cell(name, f"some-far-{i}", 0.6) for i in range(6)]
+        cells += [cell(name, f"cifar10+corrupted-{i}", 0.6, "corruption", level) for i in range(8) for level in (1, 2)]
+        cells += [cell(name, f"cifar10+attack{i}", 0.6, "adversarial") for i in range(6)]
+    return frame(*cells)
+
+
+@pytest.mark.parametrize("width", [100, 130, 160])
+def test_a_split_table_begins_with_means_and_keeps_kinds_together(wide, width):
+    text = render(wide, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    blocks = [block for block in text[: text.index("Severity")].split("\n\n") if "mahalanobis-pfe" in block]
+    kinds = [block[block.index("--  ") :].splitlines()[1].split() for block in blocks]
+    assert kinds[0][:2] == ["mean", "cost"]
+    assert "all sets" in blocks[0]
+    assert [kind for block in kinds for kind in block].count("adversarial") == 1  # six columns side by side
+    names = ["".join(column) for column in _headings(blocks)]
+    assert [name.removeprefix("far-ood") for name in names if "some-far" in name] == [f"some-far-{i}" for i in range(6)]
+    assert [name.removeprefix("adversarial") for name in names if "attack" in name] == [f"cifar10+attack{i}" for i in range(6)]
+
+
+def _headings(blocks):
+    """The heading of each column, its lines put together."""
+    for block in blocks:
+        rule, *lines = block[block.index("---") :].splitlines()
+        heading = lines[1 : next(i for i, line in enumerate(lines) if line.startswith("---"))]
+        for found in re.finditer("-+", rule):
+            yield [line[found.start() : found.end()].strip() for line in heading]
+
+
+def test_markdown_and_latex_split_wide_tables(wide):
+    text = render(wide, "md")
+    tables = [part.splitlines() for part in text[: text.index("### Severity")].split("\n\n") if part.startswith("|")]
+    assert all(len(markdown_cells(table[0])) <= 16 for table in tables)
+    assert "mean all sets 30 cells" in tables[0][0]
+    sets = [name for table in tables for name in markdown_cells(table[0]) if "cifar10" in name]
+    assert len(sets) == len(set(sets)) == 14
+    text = render(wide, "tex")
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(tables)
+    assert text.count("continued.") == len(tables) - 1
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == len(tables)
