@@ -1,5 +1,6 @@
 """GTSRB, German traffic signs in 43 classes (Stallkamp et al. 2012)."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -58,14 +59,17 @@ def _final_test(root: Path, final: Path) -> tuple[list[Path], list[int]]:
     table = next((path for path in places if path.is_file()), None)
     if table is None:
         raise missing("gtsrb", "test", places[0], f"{ARCHIVES}/GTSRB_Final_Test_GT.zip")
-    labels = {}
+    labels: dict[str | None, int] = {}
     header, *lines = (line.split(";") for line in text_lines(table) or [""])
     for number, line in enumerate(lines, 2):
         row = dict(zip(header, line, strict=False))
         label = row.get("ClassId", "")
-        if not (label.isdecimal() and int(label) < len(CLASSES)):
-            raise BadData(f"{table}, line {number}: ClassId is '{label}', not 0 to 42; unpack GTSRB_Final_Test_GT.zip again")
-        labels[row.get("Filename")] = int(label)
+        if not (re.fullmatch("[0-9]{1,5}", label) and int(label) < len(CLASSES)):
+            raise BadData(
+                f"{table}, line {number}: ClassId is '{label[:20]}', not 0 to 42; unpack GTSRB_Final_Test_GT.zip again"
+            )
+        if labels.setdefault(row.get("Filename"), int(label)) != int(label):
+            raise BadData(f"{table}, line {number}: the file has two classes; unpack GTSRB_Final_Test_GT.zip again")
     paths = image_files(final)
     if strangers := [path for path in paths if path.name not in labels]:
         raise BadData(f"{strangers[0]} has no line in {table}; remove it or unpack GTSRB_Final_Test_GT.zip again")

@@ -3,6 +3,7 @@
 Some of its classes are CIFAR-10's too. OpenOOD cuts it to 7,793 images for that; here it is whole, as in the older papers.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
 ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+WNID = re.compile(r"n\d{2,8}", re.ASCII)
 SOURCE = Source(
     "Tiny ImageNet",
     "http://cs231n.stanford.edu/",
@@ -33,6 +35,10 @@ def tinyimagenet(root: Path, split: str) -> ImageSet:
         if not needed.exists():
             raise missing("tinyimagenet", split, needed, ARCHIVE)
     classes = tuple(line.strip() for line in text_lines(folder / "wnids.txt"))
+    if strange := [wnid for wnid in classes if not WNID.fullmatch(wnid)]:  # they become names of folders
+        raise BadData(f"{folder / 'wnids.txt'}: '{strange[0][:20]}' is no name as n01443537; unpack {ARCHIVE} again")
+    if len(set(classes)) < len(classes):
+        raise BadData(f"{folder / 'wnids.txt'} names a class twice; unpack {ARCHIVE} again")
     if split == "train":
         folders = [(folder / "train" / wnid / "images", label) for label, wnid in enumerate(classes)]
         paths, labels = labelled_files((path, label) for path, label in folders if path.is_dir())
@@ -62,8 +68,9 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], lis
         file, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0].strip()
         if wnid not in label_of:
-            raise BadData(f"{annotations}, line {number}: '{wnid}' is none of wnids.txt; unpack {ARCHIVE} again")
-        labels[file] = label_of[wnid]
+            raise BadData(f"{annotations}, line {number}: '{wnid[:20]}' is none of wnids.txt; unpack {ARCHIVE} again")
+        if labels.setdefault(file, label_of[wnid]) != label_of[wnid]:
+            raise BadData(f"{annotations}, line {number}: {file[:40]} has two classes; unpack {ARCHIVE} again")
     paths = image_files(folder / "images")
     if strangers := [path for path in paths if path.name not in labels]:
         raise BadData(f"{strangers[0]} has no line in {annotations.name}; remove it or unpack {ARCHIVE} again")
