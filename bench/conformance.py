@@ -83,7 +83,7 @@ def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Ite
 
 def family_of(name: str) -> Family:
     """Whether a name is a detector's or a data set's. Raises UsageError for one that neither or both have."""
-    base = name.split("+")[0].split(":")[0]
+    base = name.split("+")[0].split(":")[0].split("/")[0]
     known: dict[Family, set[str]] = {family: set(registry.records(family)) for family in FAMILIES}
     found: list[Family] = [f for f in FAMILIES if (name if f == "detectors" else base) in known[f]]
     if base == "folder" and not found:

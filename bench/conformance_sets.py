@@ -14,8 +14,8 @@ from torch import Tensor
 
 from oodbench import protocols, registry
 from oodbench.conformance import Failed, Skipped, require
-from oodbench.datasets.load import Name, load_dataset, parse
-from oodbench.errors import MissingData, UsageError, reason
+from oodbench.datasets.load import Name, load_dataset, parse, takes_parts
+from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 
 SPLITS = ("train", "test")
@@ -44,7 +44,21 @@ class Subject:
             from oodbench.datasets.folder import folder
 
             return folder(root, self.parsed.path, split)
-        return registry.load("datasets", self.parsed.base)(root, split)
+        loader = registry.load("datasets", self.parsed.base)
+        return loader(root, split, self.parsed.part, self.parsed.part_level) if takes_parts(loader) else loader(root, split)
+
+    @property
+    def base_name(self) -> str:
+        """The set, or its part, without a class and a change."""
+        if self.is_folder:
+            return f"folder:{self.parsed.path}"
+        level = f"@{self.parsed.part_level}" if self.parsed.part_level else ""
+        return f"{self.parsed.base}/{self.parsed.part}{level}" if self.parsed.part else self.parsed.base
+
+    @property
+    def lacks_part(self) -> bool:
+        """Whether it has parts, and none is named."""
+        return not self.is_folder and not self.parsed.part and takes_parts(registry.load("datasets", self.parsed.base))
 
     def loaded(self, split: str) -> ImageSet | Exception:
         """A split, or what it raised."""
@@ -73,9 +87,13 @@ def loads(subject: Subject) -> str:
     """Its splits train and test load, or say that they are missing, or that there is no such split."""
     found = {split: subject.loaded(split) for split in SPLITS}
     for split, images in found.items():
+        if isinstance(images, Unsuitable):
+            raise Skipped(str(images))
         if isinstance(images, Exception) and not isinstance(images, MissingData | UsageError):
             raise Failed(f"its split {split} does not load: {reason(images)}")
     if all(isinstance(images, UsageError) for images in found.values()):
+        if subject.lacks_part:
+            raise Skipped(str(found["test"]))
         raise Failed(f"has neither a split train nor test: {found['test']}")
     if subject.missing and not any(isinstance(images, ImageSet) for images in found.values()):
         raise Skipped(str(subject.missing))
@@ -138,7 +156,6 @@ def fingerprint(subject: Subject) -> str:
 
 def base_index(subject: Subject) -> str:
     """int64 (N,), each a row of the set that the images were made from."""
-    base_name = f"folder:{subject.parsed.path}" if subject.is_folder else subject.parsed.base
     for split, found in subject.splits.items():
         rows = found.base_index
         require(
@@ -146,12 +163,11 @@ def base_index(subject: Subject) -> str:
             f"{split}: base_index is {rows.dtype} {tuple(rows.shape)}",
         )
         require(int(rows.min()) >= 0, f"{split}: base_index has the row {int(rows.min())}")
-        if base_name != subject.name:
-            base = load_dataset(base_name, data=subject.data, split=split)
-            require(int(rows.max()) < len(base), f"{split}: base_index has row {int(rows.max())} of {len(base)} images")
-            require(
-                found.base == base.fingerprint, f"{split}: base is {found.base}, the base set's fingerprint {base.fingerprint}"
-            )
+        if subject.base_name != subject.name:
+            base = load_dataset(subject.base_name, data=subject.data, split=split)
+            strangers = set(rows.tolist()) - set(base.base_index.tolist())
+            require(not strangers, f"{split}: base_index has row {min(strangers, default=0)}, which is none of {base.name}")
+            require(found.base == base.identity, f"{split}: base is {found.base}, that of {base.name} {base.identity}")
         elif not found.base:
             require(int(rows.max()) < len(found), f"{split}: base_index has row {int(rows.max())} of {len(found)} images")
     return "in range"

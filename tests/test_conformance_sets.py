@@ -80,16 +80,16 @@ BROKEN_SETS = [
 
 @pytest.fixture
 def as_set(monkeypatch, tmp_path):
-    """as_set(loader) -> the outcomes of all checks of the set ``checkers`` that it loads."""
+    """as_set(loader) -> the outcomes of all checks of the set ``checkers`` that it loads, or of another name of it."""
     (tmp_path / "checkers").mkdir()
 
-    def check(loader):
+    def check(loader, name="checkers"):
         module = type(sys)("checkers_for_a_test")
         module.checkers = loader
         monkeypatch.setitem(sys.modules, module.__name__, module)
         record = registry.Record("datasets", "checkers", f"{module.__name__}:checkers")
         monkeypatch.setitem(registry._added, ("datasets", "checkers"), record)
-        return {outcome.check: outcome for outcome in conformance.check("checkers", data=tmp_path)}
+        return {outcome.check: outcome for outcome in conformance.check(name, data=tmp_path)}
 
     return check
 
@@ -131,3 +131,31 @@ def test_real_sets_pass(data_root):
         found = list(conformance.check(name, data=data_root))
         assert [o for o in found if o.outcome == "fail"] == []
         assert [o.outcome for o in found if o.check == "fingerprint"] == ["pass"]
+
+
+def in_parts(root, split, part, level):
+    """Two parts of a set that is nothing of its own."""
+    if split != "test":
+        raise UsageError(f"checkers has no split '{split}'; it has test")
+    if part not in ("left", "right"):
+        raise UsageError("checkers has no images of its own; name a part, as checkers/left@1")
+    if not (root / "checkers").exists():
+        raise MissingData("no checkers.zip; fetch it")
+    return replace(checkers(root, split), base="checkers of the test", base_index=torch.arange(64) + 1000 * (part == "right"))
+
+
+def test_a_set_with_parts_is_checked_by_part_class_and_change(as_set):
+    for name in ("checkers/left@1", "checkers/right@2", "checkers:c/right@2", "checkers/right@2+noise@1"):
+        found = as_set(in_parts, name)
+        assert "fail" not in {o.outcome for o in found.values()}, name
+        assert {c for c, o in found.items() if o.outcome == "skip"} == {"splits-apart"}, name
+    whole = as_set(in_parts, "checkers")
+    assert "fail" not in {o.outcome for o in whole.values()}
+    assert whole["loads"] == Outcome("loads", "skip", "checkers has no images of its own; name a part, as checkers/left@1")
+
+
+@pytest.mark.parametrize("name", ["cifar10c", "cifar10c/fog@3", "curetsr", "curetsr/Haze@3", "curetsr-unreal"])
+def test_sets_with_parts_of_which_no_file_is_there(name, tmp_path):
+    found = {outcome.check: outcome for outcome in conformance.check(name, data=tmp_path)}
+    assert "fail" not in {o.outcome for o in found.values()}
+    assert found["missing-files"].outcome == ("skip" if name == "cifar10c" else "pass")
