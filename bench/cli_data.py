@@ -12,7 +12,6 @@ import typer
 
 from oodbench.cli_common import Data, Debug, debugging
 from oodbench.datasets import catalogue
-from oodbench.datasets.pieces import Array, Challenges
 from oodbench.errors import OodbenchError, UsageError, reason
 from oodbench.paths import data_root
 from oodbench.progress import Progress
@@ -177,32 +176,35 @@ def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
         for fault in piece.faults(root):
             clean = False
             yield fault
-    if clean and item.family == "weights":
-        from oodbench.models import weights
-
-        try:
-            weights.read(next(path for path in weights.places(item.name, root) if path.is_file()))
-        except OodbenchError as error:
-            yield reason(error)
-    in_parts = any(isinstance(piece, Array | Challenges) for piece in item.pieces)  # whose pieces were read one by one
-    if clean and item.family == "dataset" and not in_parts:
-        yield from _unreadable(item, root)
+    if clean:
+        yield from _unreadable_weights(item, root) if item.family == "weights" else _unreadable_sets(item, root)
 
 
-def _unreadable(item: catalogue.Item, root: Path) -> Iterator[str]:
-    """Read each split as a run would; of image files the names and labels, for their headers were read before."""
+def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
+    """Read each split, in each of its parts, as a run would; of image files the names, for their headers were read before."""
     from oodbench.datasets.load import as_loaded, parse
 
     optional = {split for download in item.downloads if download.optional for split in download.splits}
-    for split in sorted(item.images.keys() - optional) or ["test"]:
-        try:
-            count = len(as_loaded(parse(item.name), root, split))
-        except OodbenchError as error:
-            yield reason(error)
-            continue
-        wanted = item.images.get(split, count)
-        if count != wanted:
-            yield f"{split} has {count:,} images as read, and the official set {wanted:,}"
+    splits = {piece.split for piece in item.pieces} - {""} or item.images.keys() - optional or {"test"}
+    for name in item.parts or (item.name,):
+        for split in sorted(splits):
+            try:
+                count = len(as_loaded(parse(name), root, split))
+            except OodbenchError as error:
+                yield reason(error)
+                continue
+            wanted = item.images.get(split, count)
+            if count != wanted:
+                yield f"{name} ({split}) has {count:,} images as read, and the official set {wanted:,}"
+
+
+def _unreadable_weights(item: catalogue.Item, root: Path) -> Iterator[str]:
+    from oodbench.models import weights
+
+    try:
+        weights.read(next(path for path in weights.places(item.name, root) if path.is_file()))
+    except OodbenchError as error:
+        yield reason(error)
 
 
 class Transfers(Progress):
@@ -252,7 +254,9 @@ def transfers() -> Iterator[Transfers]:
         TextColumn("· still"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True, expand=True) as live:
+    # Redirected, standard output would come out on standard error: right on one terminal, wrong where it is a pipe.
+    redirect, console = sys.stdout.isatty(), Console(stderr=True)
+    with RichProgress(*columns, console=console, transient=True, expand=True, redirect_stdout=redirect) as live:
         task = live.add_task("", total=None)
 
         class Live(Transfers):

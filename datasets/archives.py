@@ -7,18 +7,17 @@ extraction filters that Python has had since 3.11.4 only, which would let an abs
 
 import gzip
 import io
-import shutil
 import stat
 import tarfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from oodbench.errors import BadData, OodbenchError
+from oodbench.errors import BadData, OodbenchError, reason
 
 CHUNK = 1 << 20
 BLOCK = 512  # bytes of a tar header
@@ -58,28 +57,23 @@ def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits 
     """
     members = _zip if zipfile.is_zipfile(archive) else _tar
     names = _Names(archive.name, limits.files)
-    left = limits.bytes_of(archive)
+    left = most = limits.bytes_of(archive)
     try:
-        for name, size, content in members(archive, left):
+        for name, size, content in members(archive, most):
             path = names.add(name, is_folder=content is None)
             left -= size
             if size < 0 or left < 0:
-                raise _refused(archive.name, f"it unpacks to more than {limits.bytes_of(archive):,} bytes")
+                raise _refused(archive.name, f"it unpacks to more than {most:,} bytes")
             if content is None or not _wanted(path, places):
                 continue
-            target = folder / path
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as file:
-                    _copy(content, file)
-            except OSError as error:
-                raise error if isinstance(error, gzip.BadGzipFile) else cannot_write(target, error) from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+            _copy(content, folder / path)
+    except OodbenchError:
+        raise
+    except Exception as error:  # tarfile and zipfile raise whatever they ran into
         raise BadData(
-            f"{archive.name} is no archive of tar or zip, or it is truncated ({error}); fetch it again or use another mirror"
+            f"{archive.name} is no archive of tar or zip, or it is truncated or encrypted ({reason(error)}); fetch it again"
+            " or use another mirror"
         ) from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed in a way that zipfile does not know
-        raise _refused(archive.name, str(error)) from error
     for place in places:
         if not (folder / place).exists():
             raise BadData(f"{archive.name} holds no {place}; it is not the set's archive: fetch it again or use another mirror")
@@ -102,8 +96,26 @@ def _wanted(path: PurePosixPath, places: tuple[str, ...]) -> bool:
     return any(path.is_relative_to(place) for place in places)
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    shutil.copyfileobj(source, target, CHUNK)
+def _copy(content: IO[bytes], target: Path) -> None:
+    """Write a new file. Raises OodbenchError where it cannot be written, and whatever the archive raises where it is read."""
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.open("xb")
+    try:
+        while chunk := content.read(CHUNK):
+            with _writing(target):
+                file.write(chunk)
+    finally:
+        with _writing(target):
+            file.close()
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(target, error) from error
 
 
 class _Names:

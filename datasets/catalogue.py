@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oodbench import registry
-from oodbench.datasets.pieces import Array, Challenges, File, Images, Piece
+from oodbench.datasets.pieces import Challenges, File, Images, Piece
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -19,6 +19,7 @@ CORRUPTIONS_C = (
     *("glass_blur", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "saturate", "shot_noise", "snow"),
     *("spatter", "speckle_noise", "zoom_blur"),
 )
+LEVELS = range(1, 6)
 CHALLENGES = (
     *("Decolorization", "LensBlur", "CodecError", "Darkening", "DirtyLens", "Exposure"),
     *("GaussianBlur", "Noise", "Rain", "Shadow", "Snow", "Haze"),
@@ -66,9 +67,10 @@ class Item:
 
     Attributes:
         family: ``dataset`` or ``weights``.
-        images: images of the official set, by split.
+        images: images of the official set, by split; of each part, in a set of parts.
         form: the page where somebody must ask for it, where no program can get it.
         asked: what must be there of a set behind a form.
+        parts: the names by which a set is read that has no images of its own, or has more: ``cifar10c/fog@3``.
         embedded: whether it comes with the packages that are installed.
         owner: the package that registers it, where it is a third party's.
     """
@@ -79,6 +81,7 @@ class Item:
     downloads: tuple[Download, ...] = ()
     form: str = ""
     asked: tuple[Piece, ...] = ()
+    parts: tuple[str, ...] = ()
     embedded: bool = False
     owner: str = ""
 
@@ -167,22 +170,23 @@ def _svhn(split: str, md5: str, size: int) -> Download:
     )
 
 
-def _curetsr(name: str, kind: str) -> Item:
-    """61 folders a split, in the layout of today or in the older one."""
-    levels = [(t, level) for t in range(1, 1 + len(CHALLENGES)) for level in range(1, 6)]
+def _curetsr(name: str, kind: str, images: dict[str, int]) -> Item:
+    """61 folders a split: in the layout of today, in the older one, or in that as the authors' code names its splits."""
+    levels = [(number, challenge, level) for number, challenge in enumerate(CHALLENGES, 1) for level in LEVELS]
     pieces = []
     for split in ("train", "test"):
         today = f"CURE-TSR/{kind}_{split.capitalize()}"
-        now = (f"{today}/ChallengeFree", *(f"{today}/{CHALLENGES[t - 1]}-{level}" for t, level in levels))
-        older = (
-            f"CURE-TSR/{kind}ChallengeFree/{split}",
-            *(f"CURE-TSR/{kind}Challenge/{t:02d}_{level:02d}/{split}" for t, level in levels),
-        )
-        pieces.append(Challenges((now, older), split))
+        layouts = [(f"{today}/ChallengeFree", *(f"{today}/{challenge}-{level}" for _, challenge, level in levels))]
+        for older in (split, split.capitalize()):
+            under = (f"CURE-TSR/{kind}Challenge/{number:02d}_{level:02d}/{older}" for number, _, level in levels)
+            layouts.append((f"CURE-TSR/{kind}ChallengeFree/{older}", *under))
+        pieces.append(Challenges(tuple(layouts), images.get(split, 0), split))
     return Item(
         name,
+        images=images,
         form="https://ieee-dataport.org/open-access/cure-tsr-challenging-unreal-and-real-environments-traffic-sign-recognition",
         asked=tuple(pieces),
+        parts=(name, *(f"{name}/{challenge}@{level}" for challenge in CHALLENGES for level in LEVELS)),
     )
 
 
@@ -223,16 +227,14 @@ _ITEMS = [
     Item(
         "cifar10c",
         images={"test": 10_000},
+        parts=tuple(f"cifar10c/{name}@{level}" for name in CORRUPTIONS_C for level in LEVELS),
         downloads=(
             Download(
                 "https://zenodo.org/record/2535967/files/CIFAR-10-C.tar",
                 "md5:56bf5dcef84df0e2308c6dcbcbbd8499",
                 (
                     File("CIFAR-10-C/labels.npy", "test", 50_000),
-                    *(
-                        Array(f"CIFAR-10-C/{name}.npy", "test", 50_000 * 3072, shape=(50_000, 32, 32, 3))
-                        for name in CORRUPTIONS_C
-                    ),
+                    *(File(f"CIFAR-10-C/{name}.npy", "test", 50_000 * 3072) for name in CORRUPTIONS_C),
                 ),
                 ("CIFAR-10-C",),
                 size=2_918_471_680,
@@ -345,8 +347,8 @@ _ITEMS = [
             ),
         ),
     ),
-    _curetsr("curetsr", "Real"),
-    _curetsr("curetsr-unreal", "Unreal"),
+    _curetsr("curetsr", "Real", {"train": 7_292, "test": 3_334}),
+    _curetsr("curetsr-unreal", "Unreal", {}),
 ]
 _WEIGHTS = [
     Item(

@@ -262,9 +262,7 @@ def _cause(error: BaseException) -> str:
     """The innermost reason in a few words; requests wraps them several times over."""
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError) or "timed out" in str(error):
         return "no answer in time"
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror and not isinstance(inner, requests.RequestException):
-            return str(inner.strerror)
-        inner = inner.__cause__ or inner.__context__
-    return " ".join(str(error).split())[:160]
+    inner: BaseException = error
+    while deeper := inner.__cause__ or inner.__context__:
+        inner = deeper
+    return " ".join(str(getattr(inner, "strerror", None) or inner).split())[:160]

@@ -115,7 +115,7 @@ def _fetch_one(
             else:
                 _put(part, root / places[0], apart)
     except OSError as error:
-        raise archives.cannot_write(Path(error.filename or workshop), error) from error
+        raise archives.cannot_write(Path(error.filename or part), error) from error
     finally:
         shutil.rmtree(apart, ignore_errors=True)
     part.unlink(missing_ok=True)

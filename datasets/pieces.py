@@ -1,4 +1,4 @@
-"""What of a set must lie below the data root: files, arrays, folders of images, and how they differ from the official ones.
+"""What of a set must lie below the data root: files and folders of images, and how they differ from the official ones.
 
 ``differences`` is quick, for it reads names and sizes only; ``faults`` reads the files too. Both give lines that name the
 path and say what is wrong with it, none where all is well. Neither imports torch, and ``differences`` nothing heavy.
@@ -53,27 +53,6 @@ class File:
             found = digest_of(root / self.path, self.digest)
             if found != self.digest:
                 yield f"{self.path} is not the official file: {found} instead of {self.digest}"
-
-
-@dataclass(frozen=True)
-class Array(File):
-    """A ``.npy`` file of uint8 in this shape."""
-
-    shape: tuple[int, ...] = ()
-
-    def faults(self, root: Path) -> Iterator[str]:
-        import numpy as np
-
-        yield from (differences := super().differences(root))
-        if differences:
-            return
-        try:
-            array = np.load(root / self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            yield f"{self.path} is no array of numbers, or it is truncated ({error})"
-            return
-        if (array.dtype, array.shape) != (np.uint8, self.shape):
-            yield f"{self.path} is {array.dtype} {array.shape}, not uint8 {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +114,11 @@ class Challenges:
     Attributes:
         layouts: for each layout of the release, its folders below the data root, the one without a challenge first; the
             first layout of which a folder is there counts.
+        count: images in a folder of the official set, in the first layout; 0 where it is not known.
     """
 
     layouts: tuple[tuple[str, ...], ...]
+    count: int = 0
     split: str = ""
 
     @property
@@ -152,8 +133,13 @@ class Challenges:
         return bool(self.found(root))
 
     def differences(self, root: Path) -> list[str]:
-        layout = self.found(root)
-        return [f"no {folder}" for folder in layout or self.layouts[0] if not (root / folder).is_dir()]
+        layout = self.found(root) or self.layouts[0]
+        lines = [f"no {folder}" for folder in layout if not (root / folder).is_dir()]
+        if self.count and layout == self.layouts[0] and (root / layout[0]).is_dir():
+            count = len(image_names(root / layout[0]))
+            if count != self.count:
+                lines.append(f"{layout[0]}: {count:,} images, and the official set has {self.count:,}")
+        return lines
 
     def faults(self, root: Path) -> Iterator[str]:
         yield from self.differences(root)

@@ -1,0 +1,315 @@
+"""``oodbench data``: what it lists, fetches and verifies, by exit code and by what it prints."""
+
+import functools
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from scipy.io import savemat
+
+from oodbench import cli_data
+from oodbench.datasets import catalogue
+from oodbench.datasets.catalogue import CATALOGUE, Download, Item
+from oodbench.datasets.pieces import File
+from oodbench.errors import UsageError
+from oodbench.models.published import PUBLISHED
+
+OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
+
+
+def oodbench(*arguments, **environment):
+    command = [*OODBENCH, "data", *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def rows(root):
+    return {row["name"]: row for row in json.loads(oodbench("list", "--json", "--data", root).stdout)}
+
+
+def test_list_says_state_size_and_how_to_get_it(tmp_path):
+    (tmp_path / "CIFAR-10-C").mkdir()
+    (tmp_path / "CIFAR-10-C" / "fog.npy").write_bytes(b"a part")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(b"some")
+    found = rows(tmp_path)
+    assert list(found)[: len(CATALOGUE)] == list(CATALOGUE)
+    assert {name for name, row in found.items() if row["state"] == "present"} == {
+        *("digits", "digits-heldout", "photos", "uniform", "resnet20-cifar10")
+    }
+    assert found["cifar10c"]["state"] == "partial"
+    assert found["cifar10c"]["lacks"][0] == "no CIFAR-10-C/labels.npy"
+    assert "CIFAR-10-C/fog.npy has 6 bytes, and the official file 153,600,000 or more" in found["cifar10c"]["lacks"]
+    svhn = found["svhn"]
+    assert (svhn["state"], svhn["get"]) == ("absent", "`oodbench data fetch svhn`")
+    assert svhn["images"] == {"train": 73_257, "test": 26_032, "extra": 531_131}
+    assert svhn["download_bytes"] == 182_040_794 + 64_275_384  # extra is fetched only when asked for
+    assert found["curetsr"]["get"] == "on request: `oodbench data fetch curetsr` says where"
+    table = oodbench("list", OODBENCH_DATA=str(tmp_path)).stdout
+    assert str(tmp_path) in table
+    for name, row in found.items():
+        line = next(line for line in table.splitlines() if line.startswith(f"{name} "))
+        assert row["state"] in line
+        assert row["get"] in line
+
+
+def test_sets_of_other_packages_are_listed(tmp_path, monkeypatch, capsys):
+    from oodbench import registry
+
+    monkeypatch.setattr(registry, "discover", lambda group: [("checkers", "checkers:checkers", "oodbench-checkers", "0.1")])
+    cli_data.list_data(as_json=True, data=tmp_path)
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "checkers")
+    assert (row["state"], row["get"]) == ("unknown", "of oodbench-checkers 0.1: its package says how")
+    with pytest.raises(typer.Exit):
+        cli_data.fetch(["checkers"], split=[], mirror=[], force=False, data=tmp_path)
+    assert "oodbench-checkers 0.1, and its documentation says how to get it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["list", "--json"],
+        ["fetch", "digits"],
+        ["fetch", "curetsr"],
+        ["fetch", "svhm"],
+        ["verify", "svhm"],
+        ["--help"],
+    ],
+)
+def test_answers_without_importing_anything_heavy(arguments, tmp_path):
+    code = (
+        "import sys\nfrom oodbench.cli import main\n"
+        f"sys.argv = ['oodbench', 'data', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'scipy', 'numpy', 'PIL', 'torchvision'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = os.environ | {"OODBENCH_DATA": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.rstrip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["fetch", "svhm"], 2, "unknown set or weights 'svhm'; did you mean 'svhn'? (oodbench data list)"),
+        (["verify", "svhm"], 2, "did you mean 'svhn'?"),
+        (["fetch", "folder:cats"], 2, "folder:cats is a folder of yours"),
+        (["fetch", "svhn", "--split", "val"], 2, "svhn has no split 'val' to fetch; it has extra, test, train"),
+        (["fetch", "svhn", "--mirror", "/a/folder"], 2, "mirror '/a/folder' is no address"),
+        (["fetch", "curetsr"], 1, "ask at https://ieee-dataport.org/"),
+        (["fetch"], 2, "NAME"),
+    ],
+)
+def test_wrong_usage_and_what_cannot_be_fetched_is_one_line(tmp_path, arguments, code, says):
+    done = oodbench(*arguments, "--data", tmp_path)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mirror_of_the_setting_is_checked_too(tmp_path):
+    done = oodbench("fetch", "svhn", "--data", tmp_path, OODBENCH_MIRROR="nowhere")
+    assert done.returncode == 2
+    assert "mirror 'nowhere' is no address" in done.stderr
+
+
+def test_embedded_sets_need_no_fetching(tmp_path):
+    done = oodbench("fetch", "digits", "photos", "--data", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{name}: embedded, nothing to fetch" for name in ("digits", "photos")]
+
+
+def test_verify_reads_what_is_embedded_and_says_what_is_absent(tmp_path):
+    done = oodbench("verify", "digits", "--data", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "digits: whole, train 866 test 577\n"), done.stderr
+    done = oodbench("verify", "svhn", "curetsr", "--data", tmp_path)
+    assert done.returncode == 1
+    assert f"svhn: not there: nothing of it below {tmp_path}; `oodbench data fetch svhn` gets it" in done.stdout
+    assert "`oodbench data fetch curetsr` says how to ask for it" in done.stdout
+
+
+def verify(name, root, capsys):
+    """Exit code and lines."""
+    code = 0
+    try:
+        cli_data.verify([name], data=root)
+    except typer.Exit as end:
+        code = end.exit_code
+    return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def small_svhn(tmp_path, monkeypatch):
+    """The set's reader, with as few images as a test can write; (root, function that writes a file)."""
+    images = {"train": 3, "test": 2}
+    pieces = tuple(File(f"svhn/{split}_32x32.mat", split) for split in images)
+    one = Download("http://127.0.0.1:9/none", "md5:0", pieces, ("svhn",))
+    monkeypatch.setitem(catalogue.CATALOGUE, "svhn", Item("svhn", images=images, downloads=(one,)))
+    (tmp_path / "svhn").mkdir()
+
+    def write(split, count):
+        content = {"X": np.zeros((32, 32, 3, count), np.uint8), "y": np.ones((count, 1), np.uint8)}
+        savemat(tmp_path / "svhn" / f"{split}_32x32.mat", content)
+
+    for split, count in images.items():
+        write(split, count)
+    return tmp_path, write
+
+
+def test_verify_reads_as_a_run_does(small_svhn, capsys):
+    root, write = small_svhn
+    assert verify("svhn", root, capsys) == (0, ["svhn: whole, train 3 test 2"])
+    write("test", 4)
+    expected = ["svhn: svhn (test) has 4 images as read, and the official set 2"]
+    assert verify("svhn", root, capsys) == (1, expected)
+    (root / "svhn" / "train_32x32.mat").write_bytes(b"MATLAB" * 40)
+    code, lines = verify("svhn", root, capsys)
+    assert code == 1
+    assert [line.split(" is no MATLAB")[0] for line in lines] == [expected[0], f"svhn: {root}/svhn/train_32x32.mat"]
+    (root / "svhn" / "test_32x32.mat").unlink()
+    assert verify("svhn", root, capsys) == (1, ["svhn: no svhn/test_32x32.mat"])
+
+
+def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
+    for piece in CATALOGUE["curetsr-unreal"].asked:
+        for folder in piece.layouts[0]:
+            (tmp_path / folder).mkdir(parents=True)
+    for split in ("Train", "Test"):
+        for number, challenge in enumerate(("ChallengeFree", *catalogue.CHALLENGES)):
+            for level in catalogue.LEVELS if number else [0]:
+                folder = f"CURE-TSR/Unreal_{split}/{challenge}{f'-{level}' if number else ''}"
+                Image.new("RGB", (3, 3)).save(tmp_path / folder / f"02_06_{number:02d}_{level:02d}_0001.bmp")
+    assert verify("curetsr-unreal", tmp_path, capsys) == (0, ["curetsr-unreal: whole"])
+    train = tmp_path / "CURE-TSR" / "Unreal_Train"
+    (train / "Haze-3" / "02_06_12_03_0001.bmp").rename(train / "Haze-3" / "sign.bmp")
+    code, lines = verify("curetsr-unreal", tmp_path, capsys)
+    assert code == 1
+    assert len(lines) == 1
+    assert "Haze-3/sign.bmp is not named as CURE-TSR's files are" in lines[0]
+    for number in range(20):
+        Image.new("RGB", (3, 3)).save(train / "ChallengeFree" / f"02_06_00_00_1{number:03d}.bmp")
+    code, lines = verify("curetsr-unreal", tmp_path, capsys)
+    assert lines[0] == (
+        "curetsr-unreal: CURE-TSR/Unreal_Train/Decolorization-1: 1 images, and CURE-TSR/Unreal_Train/ChallengeFree has 21"
+    )
+    assert lines[-1] == "curetsr-unreal: … and 55 more"
+    assert len(lines) == cli_data.FAULTS_SHOWN + 1
+
+
+def test_verify_reads_weights(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    file = tmp_path / "models" / PUBLISHED["resnet20-cifar10"].file
+    file.write_bytes(b"other")
+    code, lines = verify("resnet20-cifar10", tmp_path, capsys)
+    assert code == 1
+    assert "is not the official file: sha256:" in lines[0]
+    file.rename(file.with_name("resnet20-cifar10.safetensors"))
+    code, lines = verify("resnet20-cifar10", tmp_path, capsys)
+    assert code == 1
+    assert "resnet20-cifar10.safetensors holds no plain tensors, or is truncated" in lines[0]
+
+
+def test_verify_of_real_weights(data_root, capsys):
+    assert verify("resnet20-cifar10", data_root, capsys) == (0, ["resnet20-cifar10: whole"])
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A mirror with one file of 3 MB, of which a set is made; its official address is nowhere."""
+    body = np.random.default_rng(0).bytes(3_000_000)
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "one.bin").write_bytes(body)
+    digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    pieces = (File("one/one.bin", digest=digest),)
+    one = Download("http://127.0.0.1:9/nowhere/one.bin", digest, pieces, ("one/one.bin",), archive=False)
+    monkeypatch.setitem(catalogue.CATALOGUE, "one", Item("one", downloads=(one,)))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetch(*names, root, mirrors=()):
+    cli_data.fetch(list(names), split=[], mirror=list(mirrors), force=False, data=root)
+
+
+def test_fetch_says_what_it_did_and_goes_on_after_what_cannot_be_had(mirror, tmp_path, capsys):
+    with pytest.raises(typer.Exit) as end:
+        fetch("curetsr", "one", "digits", root=tmp_path / "root", mirrors=[mirror])
+    assert end.value.exit_code == 1
+    said = capsys.readouterr()
+    where = tmp_path / "root"
+    assert said.out.splitlines() == [f"one: fetched one.bin to {where}", "digits: embedded, nothing to fetch"]
+    assert said.err.startswith("oodbench: curetsr is given on request only")
+    fetch("one", root=tmp_path / "root", mirrors=[mirror])
+    assert capsys.readouterr().out == f"one: present in {where}\n"
+
+
+def test_a_mirror_from_the_setting(mirror, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OODBENCH_MIRROR", f"{mirror}/nothing-here {mirror}")
+    fetch("one", root=tmp_path / "root")
+    said = capsys.readouterr()
+    assert "HTTP 404" in said.err
+    assert said.out.startswith("one: fetched one.bin")
+
+
+def test_no_fetch_begins_before_all_names_are_known(mirror, tmp_path):
+    with pytest.raises(UsageError, match="unknown"):
+        fetch("one", "two", root=tmp_path / "root", mirrors=[mirror])
+    assert not (tmp_path / "root").exists()
+
+
+def test_progress_in_lines_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(cli_data.time, "monotonic", lambda: now[0])
+    lines = cli_data.Transfers()
+    lines.stage("set.tar.gz")
+    lines.expect(100e6)
+    for _ in range(100):
+        now[0] += 0.3
+        lines.advance(1e6)
+    assert capsys.readouterr().err.splitlines() == [f"set.tar.gz: {n} of 100 MB" for n in (34, 68)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_bar_on_a_terminal_and_the_result_on_standard_output(mirror, tmp_path):
+    """Standard error is a terminal and standard output a pipe: the bar is drawn there, the result comes here."""
+    item = catalogue.CATALOGUE["one"].downloads[0]
+    code = (
+        "import sys\nfrom oodbench import cli_data\nfrom oodbench.datasets import catalogue as c, pieces as p\n"
+        f"d = c.Download({item.url!r}, {item.digest!r}, (p.File('one/one.bin'),), ('one/one.bin',), archive=False)\n"
+        "c.CATALOGUE['one'] = c.Item('one', downloads=(d,))\n"
+        f"cli_data.fetch(['one'], split=[], mirror=[{mirror!r}], force=False, data={str(tmp_path / 'root')!r})\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    output, _ = process.communicate(timeout=60)
+    os.close(theirs)
+    drawn = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert output.decode() == f"one: fetched one.bin to {tmp_path / 'root'}\n"
+    assert "one.bin" in drawn
+    assert "MB" in drawn

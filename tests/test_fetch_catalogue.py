@@ -1,0 +1,159 @@
+"""The catalogue agrees with the readers and with itself, and its pieces tell what is there from what should be."""
+
+import re
+
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, DTD, SVHN
+
+from oodbench.datasets import TABLE, catalogue, cifar, gtsrb, odin_sets, places365, svhn, textures, tinyimagenet
+from oodbench.datasets.catalogue import CATALOGUE
+from oodbench.datasets.pieces import Challenges, File, Images
+from oodbench.errors import UsageError
+from oodbench.models.published import PUBLISHED
+
+DOWNLOADS = [download for item in CATALOGUE.values() for download in item.downloads]
+
+
+def test_every_set_and_published_file_has_an_entry_and_no_other():
+    assert set(CATALOGUE) == set(TABLE) | set(PUBLISHED)
+    assert all(name == item.name for name, item in CATALOGUE.items())
+
+
+def test_every_set_can_be_got_somehow():
+    for item in CATALOGUE.values():
+        assert bool(item.embedded) + bool(item.downloads) + bool(item.form) == 1, item.name
+
+
+def test_files_of_downloads_have_names_and_places_of_their_own():
+    files = [download.file for download in DOWNLOADS]
+    assert len(set(files)) == len(files)  # a mirror, and what is on its way, know them by name
+    places = [place for download in DOWNLOADS for place in download.places]
+    assert len(set(places)) == len(places)
+    for one in DOWNLOADS:
+        assert re.fullmatch(r"https?://[^/]+/.+", one.url)
+        assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", one.digest)
+        assert one.pieces
+        for place in one.places:  # what is put there is looked at afterwards
+            assert any(piece.path == place or piece.path.startswith(f"{place}/") for piece in one.pieces), place
+        for piece in one.pieces:
+            assert any(piece.path == place or piece.path.startswith(f"{place}/") for place in one.places), piece
+
+
+def test_checksums_are_those_that_torchvision_knows():
+    def md5(name):
+        return [(d.file, d.digest.removeprefix("md5:")) for d in CATALOGUE[name].downloads]
+
+    assert md5("cifar10") == [(CIFAR10.filename, CIFAR10.tgz_md5)]
+    assert md5("cifar100") == [(CIFAR100.filename, CIFAR100.tgz_md5)]
+    assert md5("svhn") == [tuple(SVHN.split_list[split][1:]) for split in ("train", "test", "extra")]
+    assert md5("textures") == [("dtd-r1.0.1.tar.gz", DTD._MD5)]
+    for name, theirs in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        batches = {p.path.rpartition("/")[2]: p.digest.removeprefix("md5:") for p in CATALOGUE[name].pieces}
+        meta = (theirs.meta["filename"], theirs.meta["md5"])
+        assert batches == dict([*map(tuple, theirs.train_list), *map(tuple, theirs.test_list), meta])
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "address"),
+    [
+        ("cifar10", cifar.SIZES, cifar.CIFAR10.archive),
+        ("cifar100", cifar.SIZES, cifar.CIFAR100.archive),
+        ("svhn", svhn.SOURCE.official_size, svhn.SOURCE.homepage),
+        ("textures", textures.SOURCE.official_size, textures.ARCHIVE),
+        ("tinyimagenet", tinyimagenet.SOURCE.official_size, tinyimagenet.ARCHIVE),
+        ("gtsrb", gtsrb.SOURCE.official_size, gtsrb.ARCHIVES),
+        ("places365", places365.SOURCE.official_size, places365.ARCHIVE),
+        *((name, odin_sets.SIZE, "https://www.dropbox.com/s/raw/") for name in ("lsun-crop", "tinyimagenet-resize")),
+    ],
+)
+def test_sizes_and_addresses_are_those_of_the_reader(name, images, address):
+    assert CATALOGUE[name].images == images
+    assert all(download.url.startswith(address) for download in CATALOGUE[name].downloads)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *(("cifar10", "cifar10"), ("cifar10:airplane", "cifar10"), ("cifar10+haze@3", "cifar10"), ("cifar10+pgd", "cifar10")),
+        *(("cifar10c/fog@3", "cifar10c"), ("curetsr/Haze@3", "curetsr"), ("resnet20-cifar10", "resnet20-cifar10")),
+    ],
+)
+def test_names_of_what_is_made_from_a_set_mean_the_set(name, found):
+    assert catalogue.find(name) is CATALOGUE[found]
+
+
+def test_unknown_names_suggest_and_folders_are_the_users_own():
+    with pytest.raises(UsageError, match=r"unknown set or weights 'cifr10'; did you mean 'cifar10'\? \(oodbench data list\)"):
+        catalogue.find("cifr10")
+    with pytest.raises(UsageError, match="folder:cats is a folder of yours"):
+        catalogue.find("folder:cats")
+
+
+def test_a_file_is_told_from_a_part_and_from_another(tmp_path):
+    official = File("x/a", least=4, digest="md5:8d777f385d3dfec8815d20f7496026dc")  # of b"data"
+    assert (official.exists(tmp_path), official.differences(tmp_path)) == (False, ["no x/a"])
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a").write_bytes(b"dat")
+    assert official.differences(tmp_path) == ["x/a has 3 bytes, and the official file 4 or more"]
+    (tmp_path / "x" / "a").write_bytes(b"date")
+    assert official.differences(tmp_path) == []
+    (fault,) = official.faults(tmp_path)
+    assert fault.startswith("x/a is not the official file: md5:")
+    (tmp_path / "x" / "a").write_bytes(b"data")
+    assert list(official.faults(tmp_path)) == []
+
+
+def draw(path, size=2):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size)).save(path)
+
+
+def test_folders_of_images_are_counted_and_opened(tmp_path):
+    piece = Images("set/*", 4, folders=2, each=2)
+    assert piece.differences(tmp_path) == ["no set/*"]
+    for name in ("cats/1.png", "cats/2.png", "cats/notes.txt", "cats/.3.png", "dogs/1.png"):
+        draw(tmp_path / "set" / name) if name.endswith("png") else (tmp_path / "set" / name).write_text("not an image")
+    assert piece.differences(tmp_path) == ["set/dogs: 1 images, and the official set has 2"]
+    (tmp_path / "set" / "dogs" / "2.png").write_text("sign in first")
+    assert piece.differences(tmp_path) == []
+    (fault,) = piece.faults(tmp_path)
+    assert fault.startswith("set/dogs/2.png is no image")
+    draw(tmp_path / "set" / "birds" / "1.png")
+    assert "set/*: 3 folders, and the official set has 2" in piece.differences(tmp_path)
+
+
+def test_a_set_may_lie_in_another_folder_instead(tmp_path):
+    piece = Images("official/images", 2, instead="classes/*")
+    draw(tmp_path / "classes" / "0" / "a.png")
+    assert piece.differences(tmp_path) == ["classes/*: 1 images, and the official set has 2"]
+    draw(tmp_path / "classes" / "1" / "b.png")
+    assert piece.differences(tmp_path) == []
+
+
+@pytest.mark.parametrize("layout", range(3))
+def test_challenges_have_all_the_same_images(tmp_path, layout):
+    (piece, _) = CATALOGUE["curetsr-unreal"].asked
+    assert isinstance(piece, Challenges)
+    assert not piece.exists(tmp_path)
+    folders = piece.layouts[layout]
+    assert len(folders) == 61
+    for folder in folders:
+        draw(tmp_path / folder / "1.bmp")
+    assert list(piece.faults(tmp_path)) == []
+    draw(tmp_path / folders[7] / "2.bmp")
+    (tmp_path / folders[9] / "1.bmp").write_text("no image")
+    (tmp_path / folders[3] / "1.bmp").unlink()
+    (tmp_path / folders[3]).rmdir()
+    assert piece.differences(tmp_path) == [f"no {folders[3]}"]
+    faults = list(piece.faults(tmp_path))
+    assert f"{folders[7]}: 2 images, and {folders[0]} has 1" in faults
+    assert any(fault.startswith(f"{folders[9]}/1.bmp is no image") for fault in faults)
+    assert len(faults) == 3
+
+
+def test_the_photographs_have_an_official_count(tmp_path):
+    (piece, _) = CATALOGUE["curetsr"].asked
+    for folder in piece.layouts[0]:
+        (tmp_path / folder).mkdir(parents=True)
+    assert piece.differences(tmp_path) == ["CURE-TSR/Real_Train/ChallengeFree: 0 images, and the official set has 7,292"]
