@@ -11,7 +11,7 @@ from PIL import Image
 from oodbench import ImageSet, Source, datasets, load_dataset, registry
 from oodbench.datasets import TABLE, load
 from oodbench.datasets.corruptions import corrupt
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 
 EMBEDDED = ("digits", "digits-heldout", "photos", "uniform")
 
@@ -72,9 +72,13 @@ def test_the_table_names_loaders_and_imports_nothing_heavy():
         ("cifr10", "unknown dataset 'cifr10'; did you mean 'cifar10'"),
         ("", "unknown dataset ''"),
         ("digits@3", "unknown dataset 'digits@3'; did you mean 'digits'"),
-        ("digits+pgd", "unknown corruption 'pgd'.*noise"),
-        ("digits+", "unknown corruption ''"),
-        ("digits+nose@3", "did you mean 'noise'"),
+        ("digits+", "unknown attack ''"),
+        ("digits+nose@3", "unknown attack 'nose'"),
+        ("digits+pgd@3", "an attack has no level; write digits\\+pgd"),
+        ("digits/fog@3", "digits has no parts, so no 'fog'; write digits"),
+        ("digits/", "names no part of digits"),
+        ("cifar10c/fog@6", "with a level from 1 to 5"),
+        ("cifar10c/fog@mild", "with a level from 1 to 5"),
         ("digits+noise", "'noise' needs a level from 1.*write noise@1"),
         ("digits+noise@", "needs a level"),
         ("digits+noise@0", "needs a level"),
@@ -91,6 +95,11 @@ def test_names_that_there_are_not(name, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_dataset(name)
     assert "\n" not in str(caught.value)
+
+
+def test_an_attack_needs_a_network():
+    with pytest.raises(Unsuitable, match=r"digits\+pgd is made against a network"):
+        load_dataset("digits+pgd")
 
 
 def test_other_wrong_arguments():
@@ -224,7 +233,7 @@ def test_corrupted_sets():
     assert torch.equal(noisy.base_index, torch.arange(len(clean)))
     assert torch.equal(noisy.labels, clean.labels)
     assert torch.equal(noisy.images, corrupt(clean.images, "noise", 3, seed=0))
-    assert "noise at level 3, generated" in noisy.source.title
+    assert "noise at level 3: C-style, generated" in noisy.source.title
     assert noisy.fingerprint != clean.fingerprint
     assert load_dataset("digits+noise@3", seed=1).fingerprint != noisy.fingerprint
     assert load_dataset("digits+noise@3", seed=1).base == noisy.base
