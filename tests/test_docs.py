@@ -39,6 +39,9 @@ PAGE_OF = {
     "check": "detector.md",
     "fit": "inference.md",
     "score": "inference.md",
+    "data list": "fetch.md",
+    "data fetch": "fetch.md",
+    "data verify": "fetch.md",
 }
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -210,29 +213,39 @@ def test_every_page_is_linked_from_the_readme():
     assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme] == []
 
 
+def all_commands() -> dict[str, typer.core.TyperCommand]:
+    """Each command by its words: ``run``, ``data list``; the application itself has none."""
+    app = typer.main.get_command(cli.app)
+    found = {"": app}
+    for name, command in app.commands.items():
+        found |= {f"{name} {sub}": each for sub, each in getattr(command, "commands", {}).items()} or {name: command}
+    return found
+
+
+COMMANDS = all_commands()
+
+
 def options_of(command: str) -> set[str]:
     """Long options of a command, ``--help`` apart."""
-    group = typer.main.get_command(cli.app)
-    named = group.commands[command].params if command else group.params
-    return {name for parameter in named for name in parameter.opts if name.startswith("--")} - {"--help"}
+    return {name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("--")} - {"--help"}
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_commands_and_options_on_a_page_exist(page):
-    known = set(typer.main.get_command(cli.app).commands)
-    anywhere = set().union(*(options_of(command) for command in ("", *known))) | {"--help"}
+    anywhere = set().union(*map(options_of, COMMANDS)) | {"--help"}
     for line in commands(page):
-        command = line.split()[0]
-        if command.startswith("-"):
-            assert command in options_of("") | {"--help"}, f"{page.name}: {line}"
+        words = line.split()
+        command = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
+        if words[0].startswith("-"):
+            assert words[0] in options_of("") | {"--help"}, f"{page.name}: {line}"
             continue
-        assert command in known, f"{page.name}: {line}"
+        assert command, f"{page.name}: {line}"
         assert set(re.findall(r"(?<!\w)--[a-z-]+", line)) <= options_of(command) | {"--help"}, f"{page.name}: {line}"
     for span in re.findall(r"`([^`\n]+)`", prose(page)):
         assert span.startswith("pip ") or set(re.findall(r"(?<!\w)--[a-z-]+", span)) <= anywhere, f"{page.name}: {span}"
 
 
-@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli.app).commands))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {""}))
 def test_every_option_of_a_command_is_documented(command):
     text = (ROOT / "docs" / PAGE_OF[command]).read_text(encoding="utf-8")
     assert [option for option in sorted(options_of(command)) if f"`{option}" not in text] == []
