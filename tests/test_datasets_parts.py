@@ -78,6 +78,15 @@ def test_15_corruptions_are_main_and_4_extra():
     assert sorted(reader.MAIN + reader.EXTRA) == sorted(CORRUPTIONS_C)
 
 
+def test_the_documentation_says_which_are_main_extra_and_challenges():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "dataset.md").read_text(encoding="utf-8")
+    main, extra = re.search(r"15 main corruptions: (.*?)\. The 4 extra ones.*?: (.*?)\. ", page, re.DOTALL).groups()
+    challenges = re.search(r"The challenges: (.*?)\. ", page, re.DOTALL)[1]
+    assert sorted(re.findall("`(\\w+)`", main)) == sorted(reader.MAIN)
+    assert sorted(re.findall("`(\\w+)`", extra)) == sorted(reader.EXTRA)
+    assert re.findall("`(\\w+)`", challenges) == list(CHALLENGES)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
