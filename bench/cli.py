@@ -98,7 +98,7 @@ def run(
             fresh=fresh,
             progress=progress,
         )
-    _print_table(folder)
+    _print_results(folder)
     print(folder.path)
     asked = {one.name for one in chosen.tested_sets()}
     statuses = {
@@ -217,12 +217,17 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
 
 
-def _print_table(folder: Any) -> None:
+def _print_results(folder: Any) -> None:
+    """The leaderboard, and where the picture of the severity curves lies, if levels were run."""
+    from oodbench.leaderboard import severity
     from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.severity_plot import draw
     from oodbench.leaderboard.table import render
 
     frame, notes = gather([folder])
     _print_text(render(frame, "table", width=_terminal_width(), notes=notes) + "\n")
+    if severity.sections(frame):
+        print(f"severity curves: {folder.write_severity(draw(frame, 'png'))}")
 
 
 def _terminal_width() -> int:

@@ -5,6 +5,7 @@
     runs/cifar10/
         run.json                          what the run is: suite, model, sets, versions
         costs.json                        what each detector costs, measured apart
+        severity.png                      AUROC by level of corruption, drawn from the cells
         cells/knn~per-shift~textures.safetensors
 
 Figures live in cells and costs beside them, so that a resumed run's figures are the same bit for bit.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+SEVERITY = "severity.png"
 
 Status = Literal["ok", "skipped", "failed"]
 
@@ -152,7 +154,7 @@ class RunFolder:
 
         Raises UsageError for a folder with something else in it, OodbenchError where it is held or cannot be written.
         """
-        own = {"run.json", "costs.json", "cells", ".lock"}
+        own = {"run.json", "costs.json", SEVERITY, "cells", ".lock"}
         there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         if "run.json" not in there and (strangers := sorted(there - own)):
             raise UsageError(f"{self.path} is no run folder and holds {strangers[0]}; name a new folder with --out")
@@ -181,7 +183,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        for path in [*self.cells_path.glob("*.safetensors"), self.path / "run.json", self.path / "costs.json"]:
+        own = [self.path / name for name in ("run.json", "costs.json", SEVERITY)]
+        for path in [*self.cells_path.glob("*.safetensors"), *own]:
             path.unlink(missing_ok=True)
 
     def settle(self, settings: dict[str, Any], about: dict[str, Any]) -> None:
@@ -254,6 +257,11 @@ class RunFolder:
 
     def write_costs(self, costs: dict[str, dict[str, float | None]]) -> None:
         self._write_json("costs.json", costs)
+
+    def write_severity(self, picture: bytes) -> Path:
+        """Where it lies."""
+        state.write_atomically(self.path / SEVERITY, picture)
+        return self.path / SEVERITY
 
     def frame(self) -> "pd.DataFrame":
         """One row a cell, in the columns of ``oodbench.leaderboard.table.COLUMNS``."""

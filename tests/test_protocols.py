@@ -190,14 +190,19 @@ def test_too_small_sides_are_named(n_in, n_out):
     protocols.per_shift(make_set(max(n_in, 8)), make_set(max(n_out, 8), seed=1), seed=0)
 
 
+def check_no_leak(split, inside, outside, source=None):
+    learnt_from = protocols.Sides(inside, outside if source is None else source)
+    protocols.check_no_leak(split, learnt_from, protocols.Sides(inside, outside))
+
+
 def test_a_leak_is_an_error():
     inside, outside = make_set(20), make_set(20, seed=1)
     split = protocols.per_shift(inside, outside, seed=0)
-    protocols.check_no_leak(split, inside, outside)
+    check_no_leak(split, inside, outside)
     with pytest.raises(OodbenchError, match="1 images of set0 and set1 would be both fitted and tested on"):
-        protocols.check_no_leak(replace(split, in_test=np.append(split.in_test, split.in_fit[0])), inside, outside)
+        check_no_leak(replace(split, in_test=np.append(split.in_test, split.in_fit[0])), inside, outside)
     with pytest.raises(OodbenchError, match="both fitted and tested on"):
-        protocols.check_no_leak(replace(split, out_choose=split.out_test), inside, outside)
+        check_no_leak(replace(split, out_choose=split.out_test), inside, outside)
 
 
 def test_a_leak_through_a_derived_set_is_an_error():
@@ -205,18 +210,17 @@ def test_a_leak_through_a_derived_set_is_an_error():
     outside = copies_of(inside, torch.arange(40))
     split = protocols.per_shift(inside, outside, seed=0)
     with pytest.raises(OodbenchError, match="both fitted and tested on"):
-        protocols.check_no_leak(replace(split, out_test=split.in_fit), inside, outside)
+        check_no_leak(replace(split, out_test=split.in_fit), inside, outside)
     unrelated = replace(outside, base="another set")  # the same rows of another base are other images
-    protocols.check_no_leak(
-        replace(split, out_fit=split.in_test, out_choose=split.in_test, out_test=split.in_fit), inside, unrelated
-    )
+    check_no_leak(replace(split, out_fit=split.in_test, out_choose=split.in_test, out_test=split.in_fit), inside, unrelated)
 
 
 # Transfer
 
 
 def transferred(inside, source, outside):
-    return protocols.transfer(protocols.per_shift(inside, source, 0), inside, source, outside)
+    learnt = protocols.per_shift(inside, source, 0)
+    return protocols.transfer(learnt, protocols.Sides(inside, source), protocols.Sides(inside, outside))
 
 
 def test_transfer_learns_as_per_shift_does_and_tests_on_all_of_another_set():
@@ -253,15 +257,32 @@ def test_transfer_without_anything_left_is_unsuitable():
     learnt = protocols.per_shift(inside, source, 0)
     copies = copies_of(source, torch.from_numpy(learnt.out_validation[:5]))
     with pytest.raises(Unsuitable, match="all of darker are copies of images of set1 that transfer learns from"):
-        protocols.transfer(learnt, inside, source, copies)
+        protocols.transfer(learnt, protocols.Sides(inside, source), protocols.Sides(inside, copies))
 
 
 def test_a_leak_of_a_transfer_is_an_error():
     inside, source, outside = make_set(60), make_set(50, seed=1), make_set(40, seed=2)
     split = transferred(inside, source, outside)
-    protocols.check_no_leak(split, inside, outside, source)
+    check_no_leak(split, inside, outside, source)
     with pytest.raises(OodbenchError, match="both fitted and tested on"):
-        protocols.check_no_leak(replace(split, out_test=split.out_fit), inside, source, source)
+        check_no_leak(replace(split, out_test=split.out_fit), inside, source, source)
     copies = copies_of(source, torch.from_numpy(split.out_choose[:1]))
     with pytest.raises(OodbenchError, match="1 images of set0 and darker"):
-        protocols.check_no_leak(replace(split, out_test=np.array([0])), inside, copies, source)
+        check_no_leak(replace(split, out_test=np.array([0])), inside, copies, source)
+
+
+def test_negatives_of_a_set_are_split_with_it_and_tested_but_for_what_transfer_learnt_from():
+    inside = make_set(60, classes=3)
+    attacked = replace(copies_of(inside, torch.arange(20, 60)), name="attacked", kind="adversarial")
+    clean_and_noisy = inside.select(torch.arange(20, 60).repeat(2))
+    split = protocols.per_shift(clean_and_noisy, attacked, seed=0)
+    base = clean_and_noisy.base_index.numpy()
+    assert {*base[split.in_fit]} == {*attacked.base_index.numpy()[split.out_fit]}
+    assert len(split.in_fit) == 2 * len(split.out_fit)
+    assert not {*base[split.in_test]} & {*base[split.in_validation]}
+    source = make_set(50, seed=1)
+    learnt = protocols.per_shift(inside, source, 0)
+    moved = protocols.transfer(learnt, protocols.Sides(inside, source), protocols.Sides(clean_and_noisy, attacked))
+    seen = inside.base_index.numpy()[learnt.in_validation]
+    assert moved.in_test.tolist() == np.flatnonzero(~np.isin(base, seen)).tolist()
+    assert moved.out_test.tolist() == np.flatnonzero(~np.isin(attacked.base_index.numpy(), seen)).tolist()
