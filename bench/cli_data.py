@@ -12,7 +12,7 @@ import typer
 
 from oodbench.cli_common import Data, Debug, debugging
 from oodbench.datasets import catalogue
-from oodbench.errors import OodbenchError, UsageError, reason
+from oodbench.errors import OodbenchError, reason
 from oodbench.paths import data_root
 from oodbench.progress import Progress
 
@@ -86,8 +86,6 @@ def fetch(
                 continue
             try:
                 got = fetch_one(item, root, splits=split, mirrors=mirrors, force=force, progress=progress)
-            except UsageError:
-                raise
             except OodbenchError as error:
                 if debugging():
                     raise
@@ -112,17 +110,12 @@ def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
     with transfers() as progress:
         for item in chosen:
             progress.stage(f"verifying {item.name}")
-            shown, more = [], 0
-            for fault in _faults(item, root):
-                if len(shown) < FAULTS_SHOWN:
-                    shown.append(fault)
-                else:
-                    more += 1
-            for line in shown:
+            faults = list(_faults(item, root))
+            for line in faults[:FAULTS_SHOWN]:
                 progress.print(f"{item.name}: {line}")
-            if more:
+            if more := len(faults[FAULTS_SHOWN:]):
                 progress.print(f"{item.name}: … and {more:,} more")
-            if shown:
+            if faults:
                 whole = False
             else:
                 images = " ".join(f"{split} {count:,}" for split, count in item.images.items())

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from oodbench.errors import BadData, OodbenchError, reason
+from oodbench.progress import Progress
 
 CHUNK = 1 << 20
 BLOCK = 512  # bytes of a tar header
@@ -44,16 +45,16 @@ class Limits:
         return min(self.size, max(self.any_ratio, self.ratio * archive.stat().st_size))
 
 
-LIMITS = Limits()
+LIMITS, SILENT = Limits(), Progress()
 
 
-def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits = LIMITS) -> None:
+def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits = LIMITS, progress: Progress = SILENT) -> None:
     """Write what lies at or below ``places`` (paths inside the archive) to ``folder``, which must not hold them yet.
 
     Every member is checked, those left out too. Raises BadData for an archive that is truncated or of another kind, that
     has a member with an absolute name, ``..``, a link, a device, an encrypted file, two names that are one where case does
     not count, or more than ``limits`` allow, and for one that lacks a place; OodbenchError where ``folder`` cannot be written.
-    What was written before is left there: give a temporary folder.
+    What was written before is left there: give a temporary folder. ``progress`` counts bytes.
     """
     members = _zip if zipfile.is_zipfile(archive) else _tar
     names = _Names(archive.name, limits.files)
@@ -67,6 +68,7 @@ def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits 
             if content is None or not _wanted(path, places):
                 continue
             _copy(content, folder / path)
+            progress.advance(size)
     except OodbenchError:
         raise
     except Exception as error:  # tarfile and zipfile raise whatever they ran into
@@ -181,7 +183,7 @@ def _tar(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]
         bounded = _Bounded(stream, archive.name, most + 8 * BLOCK * 1_000_000)
         with tarfile.open(fileobj=bounded, mode="r:") as opened:
             while member := opened.next():
-                opened.members = []  # it would remember them all
+                opened.members = []  # type: ignore[attr-defined]  # it would remember them all
                 if member.isdir():
                     yield member.name, 0, None
                 elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
@@ -197,7 +199,7 @@ def _tar(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]
 class _Bounded(io.RawIOBase):
     """A stream that is read forwards, no more than ``most`` bytes of it, and little at once: headers state their sizes."""
 
-    def __init__(self, stream: IO[bytes], name: str, most: int) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, most: int) -> None:
         self._stream, self._name, self._most = stream, name, most
         self.last = b""
 

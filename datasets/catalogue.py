@@ -91,11 +91,14 @@ class Item:
         return self.asked + tuple(p for d in self.downloads if not d.optional for p in d.pieces)
 
     def wanted(self, splits: Sequence[str] = ()) -> tuple[Download, ...]:
-        """The downloads of these splits, all but optional ones by default. Raises UsageError for a split that there is not."""
-        known = {split for download in self.downloads for split in download.splits}
+        """The downloads of these splits, all but optional ones by default. What has no splits, as weights, belongs to each.
+
+        Raises UsageError for a split that there is not.
+        """
+        known = {split for download in self.downloads for split in download.splits} | self.images.keys()
         for split in splits:
-            if split not in known:
-                raise UsageError(f"{self.name} has no split '{split}' to fetch; it has {', '.join(sorted(known)) or 'none'}")
+            if known and split not in known:
+                raise UsageError(f"{self.name} has no split '{split}' to fetch; it has {', '.join(sorted(known))}")
         if not splits:
             return tuple(download for download in self.downloads if not download.optional)
         return tuple(d for d in self.downloads if not d.splits or d.splits & set(splits))

@@ -73,7 +73,7 @@ def addresses(url: str, mirrors: Sequence[str]) -> list[str]:
     Raises UsageError for a mirror that is no address of HTTP.
     """
     for mirror in mirrors:
-        if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).hostname:
+        if not re.match(r"https?://[^/\s]+", mirror):
             raise UsageError(f"mirror '{mirror}' is no address; give one as http://HOST/FOLDER, below which the files lie")
     file = url.rpartition("/")[2]
     return [*(f"{mirror.rstrip('/')}/{file}" for mirror in mirrors), url]
@@ -92,9 +92,9 @@ def download(
     tried, wrong = [], False
     for url in urls:
         for _ in range(2):  # once more from its start, where a wrong file was put together from two attempts
-            resumed = part.exists()
+            pieced = part.exists()
             try:
-                _fill(url, part, note, room, progress, patience)
+                pieced |= _fill(url, part, note, room, progress, patience)
             except (_Unavailable, _Interrupted) as error:
                 tried.append(f"{shown(url)}: {error}")
                 progress.say(tried[-1])
@@ -105,7 +105,7 @@ def download(
                 return
             part.unlink()
             note.unlink(missing_ok=True)
-            if not resumed:
+            if not pieced:
                 wrong = True
                 tried.append(f"{shown(url)}: another file, {found} instead of {digest}")
                 progress.say(tried[-1])
@@ -126,15 +126,16 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _fill(url: str, part: Path, note: Path, room: int, progress: Progress, patience: Patience) -> None:
-    """Ask until ``part`` is as long as the server says the file is."""
-    failures, furthest = 0, _size(part)
+def _fill(url: str, part: Path, note: Path, room: int, progress: Progress, patience: Patience) -> bool:
+    """Ask until ``part`` is as long as the server says the file is. Whether it was put together from several answers."""
+    failures, furthest, pieced = 0, _size(part), False
     while True:
         try:
             _ask(url, part, note, room, progress, patience)
-            return
+            return pieced
         except _Interrupted as error:
             size = _size(part)
+            pieced = size > 0
             failures = 1 if size >= furthest + patience.headway else failures + 1
             furthest = max(furthest, size)
             if failures > patience.retries:
@@ -215,6 +216,7 @@ def _store(answer: requests.Response, part: Path, begin: int, size: int | None, 
             in_window += len(chunk)
             progress.advance(len(chunk))
             if held > patience.most:
+                file.truncate(0)
                 raise _Unavailable(f"it sends more than {patience.most:,} bytes")
             if (passed := time.monotonic() - window) > patience.read:
                 if in_window < patience.slowest * passed:

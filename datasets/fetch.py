@@ -90,42 +90,50 @@ def _fetch_one(
 ) -> bool:
     """Whether it was downloaded; another process may have done so in the meantime."""
     workshop = root / WORKSHOP
-    part, apart = workshop / f"{one.file}.part", workshop / f"{one.file}.unpacked"
+    part = workshop / f"{one.file}.part"
     try:
         workshop.mkdir(parents=True, exist_ok=True)
         with _alone(workshop / f"{one.file}.lock", progress):
             if not force and not _lacks(one, root):
                 return False
             places = _places(item, one, root, force)
-            shutil.rmtree(apart, ignore_errors=True)
             room = (one.disk or one.size or 0) if one.archive else 0
             if one.size and not part.exists():
                 require_room(workshop, one.size + room, one.file)
             download(urls, part, one.digest, room=room, progress=progress, patience=patience)
-            apart.mkdir()
-            if one.archive:
-                progress.stage(f"unpacking {one.file}")
-                try:
-                    archives.unpack(part, apart, places, limits)
-                except BadData:
-                    part.unlink()  # unpacked again it would be no better
-                    raise
-                for place in places:
-                    _put(apart / place, root / place, apart)
-            else:
-                _put(part, root / places[0], apart)
+            _install(one, part, places, root, progress, limits)
+            part.unlink(missing_ok=True)
+            note_of(part).unlink(missing_ok=True)
     except OSError as error:
         raise archives.cannot_write(Path(error.filename or part), error) from error
-    finally:
-        shutil.rmtree(apart, ignore_errors=True)
-    part.unlink(missing_ok=True)
-    note_of(part).unlink(missing_ok=True)
     if left := _lacks(one, root):
         raise OodbenchError(
             f"{item.name} is not whole, though {one.file} has the right checksum ({left[0]}); another program may write"
             f" below {root.absolute()}: see `oodbench data verify {item.name}`"
         )
     return True
+
+
+def _install(
+    one: Download, part: Path, places: tuple[str, ...], root: Path, progress: Progress, limits: archives.Limits
+) -> None:
+    """Put the downloaded file, or what is unpacked from it, in its places."""
+    apart = part.with_name(f"{one.file}.unpacked")
+    shutil.rmtree(apart, ignore_errors=True)  # of a fetch that was killed
+    apart.mkdir()
+    try:
+        if not one.archive:
+            _put(part, root / places[0], apart)
+            return
+        progress.stage(f"unpacking {one.file}")
+        archives.unpack(part, apart, places, limits, progress)
+        for place in places:
+            _put(apart / place, root / place, apart)
+    except BadData:
+        part.unlink()  # unpacked again it would be no better
+        raise
+    finally:
+        shutil.rmtree(apart, ignore_errors=True)
 
 
 def _places(item: Item, one: Download, root: Path, force: bool) -> tuple[str, ...]:

@@ -50,7 +50,11 @@ class File:
     def faults(self, root: Path) -> Iterator[str]:
         yield from (differences := self.differences(root))
         if not differences and self.digest and (root / self.path).is_file():
-            found = digest_of(root / self.path, self.digest)
+            try:
+                found = digest_of(root / self.path, self.digest)
+            except OSError as error:
+                yield f"{self.path} cannot be read ({error.strerror or error})"
+                return
             if found != self.digest:
                 yield f"{self.path} is not the official file: {found} instead of {self.digest}"
 

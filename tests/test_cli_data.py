@@ -131,15 +131,6 @@ def test_embedded_sets_need_no_fetching(tmp_path):
     assert done.stdout.splitlines() == [f"{name}: embedded, nothing to fetch" for name in ("digits", "photos")]
 
 
-def test_verify_reads_what_is_embedded_and_says_what_is_absent(tmp_path):
-    done = oodbench("verify", "digits", "--data", tmp_path)
-    assert (done.returncode, done.stdout) == (0, "digits: whole, train 866 test 577\n"), done.stderr
-    done = oodbench("verify", "svhn", "curetsr", "--data", tmp_path)
-    assert done.returncode == 1
-    assert f"svhn: not there: nothing of it below {tmp_path}; `oodbench data fetch svhn` gets it" in done.stdout
-    assert "`oodbench data fetch curetsr` says how to ask for it" in done.stdout
-
-
 def verify(name, root, capsys):
     """Exit code and lines."""
     code = 0
@@ -148,6 +139,14 @@ def verify(name, root, capsys):
     except typer.Exit as end:
         code = end.exit_code
     return code, capsys.readouterr().out.splitlines()
+
+
+def test_verify_reads_what_is_embedded_and_says_what_is_absent(tmp_path, capsys):
+    assert verify("digits", tmp_path, capsys) == (0, ["digits: whole, train 866 test 577"])
+    done = oodbench("verify", "svhn", "curetsr", "--data", tmp_path)
+    assert done.returncode == 1
+    assert f"svhn: not there: nothing of it below {tmp_path}; `oodbench data fetch svhn` gets it" in done.stdout
+    assert "`oodbench data fetch curetsr` says how to ask for it" in done.stdout
 
 
 @pytest.fixture

@@ -238,6 +238,17 @@ def test_two_attempts_that_do_not_fit_are_told_by_the_checksum_and_started_over(
     assert "starting over" in " ".join(lines)
 
 
+def test_a_file_that_changes_without_a_mark_while_it_is_loaded(server, tmp_path):
+    def unmarked_other(handler, body):
+        handler.start(200, Content_Length=len(body))
+        handler.wfile.write(bytes(100_000))
+
+    server.script = [unmarked_other]
+    lines = get(server, tmp_path)
+    assert ranges(server) == [None, "bytes=100000-", None]
+    assert "starting over" in " ".join(lines)
+
+
 def test_what_was_loaded_to_the_last_byte_needs_no_server(server, tmp_path):
     get(server, tmp_path)
     download([f"{server.url}/file.bin"], tmp_path / "file.part", DIGEST, progress=Progress(), patience=QUICK)
@@ -299,7 +310,7 @@ def test_a_mirror_goes_on_with_what_another_began(server, tmp_path):
     assert "If-Range" not in server.asked[-1][1]  # one server's tag says nothing to another
 
 
-@pytest.mark.parametrize("mirror", ["ftp://host/x", "/a/folder", "http://", "host"])
+@pytest.mark.parametrize("mirror", ["ftp://host/x", "/a/folder", "http://", "host", "http:///x"])
 def test_a_mirror_is_an_address(mirror):
     with pytest.raises(UsageError, match="mirror"):
         addresses("http://host/file", [mirror])
@@ -309,6 +320,7 @@ def test_an_endless_file_is_given_up(server, tmp_path):
     server.script = [chunked]
     with pytest.raises(OodbenchError, match="more than 200,000 bytes"):
         get(server, tmp_path, patience=Patience(most=200_000))
+    assert (tmp_path / "file.part").stat().st_size == 0
 
 
 def test_a_disk_without_room_is_said_before_anything_is_loaded(server, tmp_path, monkeypatch):
@@ -396,6 +408,8 @@ def test_splits_are_fetched_apart_and_optional_ones_when_asked_for(server, tmp_p
     assert names(tmp_path) == ["x/extra.mat", "x/test.mat", "x/train.mat"]
     with pytest.raises(UsageError, match="no split 'val' to fetch; it has extra, test, train"):
         fetch(item, tmp_path, splits=["val"], patience=QUICK)
+    weights = Item("net", downloads=(Download(f"{server.url}/net.th", DIGEST, (File("m/net.th"),), ("m/net.th",), False),))
+    assert fetch(weights, tmp_path, splits=["test"], patience=QUICK) == ["net.th"]  # they have no splits
 
 
 def test_a_set_behind_a_form_says_where_to_ask(tmp_path):
