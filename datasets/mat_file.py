@@ -80,7 +80,7 @@ class _Bounded:
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file, self._left = file, length
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes | bytearray:
         if length > self._left:
             raise ValueError("an array is longer than its element")
         self._left -= length
@@ -97,7 +97,7 @@ class _Inflated(_Bounded):
         super().__init__(file, length)
         self._inflate = zlib.decompressobj()
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes | bytearray:
         result = bytearray()
         while len(result) < length:
             packed = self._inflate.unconsumed_tail or super().read(min(2**20, self._left))
@@ -107,7 +107,7 @@ class _Inflated(_Bounded):
             if self._inflate.eof and len(result) + len(part) < length:
                 raise ValueError("a compressed array ends too early")
             result += part
-        return bytes(result)
+        return result
 
     def finish(self) -> None:
         padding = 8
