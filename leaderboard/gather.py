@@ -72,9 +72,9 @@ def _attack_notes(cells: "Sequence[Cell]") -> list[str]:
 
 
 def _strength(made: Mapping[str, Any]) -> str:
-    """Success rate, and the norms and the number of images that are known."""
+    """Success rate, the norms that are known, and how many images the papers' filter left."""
     norms = [f"mean {title} {_short(made[name])}" for name, title in NORMS.items() if name in made]
-    kept = [f"{made['kept']:,} images kept"] if "kept" in made else []
+    kept = [f"{made['kept']:,} images kept"] if made.get("settings", {}).get("filtered") else []
     details = ", ".join(norms + kept)
     return f"{100 * made['success_rate']:.1f} %" + (f" ({details})" if details else "")
 

@@ -145,7 +145,7 @@ def _cue_notes(cells: pd.DataFrame) -> list[str]:
         if high:
             notes.append(
                 f"{CONTROL}, the control, never sees the network; yet ({protocol}) its AUROC ×100 is {100 * CUE:.0f} or more on"
-                f" {_listed(high)}: a plain cue of the images gives these sets away, which any detector can pick up."
+                f" {_listed(high, at_most=6)}: a plain cue of the images gives these sets away, which any detector can pick up."
             )
     return notes
 

@@ -8,6 +8,7 @@ import math
 
 import pandas as pd
 
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.section import Column, Section, row_breaks, row_labels
 from oodbench.leaderboard.summary import GROUP, METRICS, ROW, base, corruption, corruptions_of, tally, unique_cells
 
@@ -44,18 +45,18 @@ def severity(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """One row a detector, protocol and base: the mean over the base's corruptions at each level.
 
     Columns are ``model in_distribution protocol detector base``; for each level L there is ``L`` (the mean, a fraction)
-    and ``L corruptions`` (how many stand behind it); ``corruptions`` is how many there are, of any row at any level.
+    and ``L corruptions`` (how many stand behind it); ``corruptions`` is how many have a figure in any row at any level.
     Sorts and raises as ``curves``.
     """
     by_corruption = curves(frame, metric)
     grouped = by_corruption.groupby(CURVE, sort=False)
     values, counts = grouped.mean(), grouped.count()
-    names = by_corruption.index.to_frame(index=False).groupby(PLOT)["corruption"].nunique()
+    names = by_corruption.dropna(how="all").index.to_frame(index=False).groupby(PLOT)["corruption"].nunique()
     table = values.index.to_frame(index=False)
     for level in values.columns:
         table[str(level)] = values[level].to_numpy()
         table[f"{level} corruptions"] = counts[level].to_numpy()
-    table["corruptions"] = names.reindex(pd.MultiIndex.from_frame(table[PLOT])).to_numpy()
+    table["corruptions"] = names.reindex(pd.MultiIndex.from_frame(table[PLOT]), fill_value=0).to_numpy()
     return table
 
 
@@ -64,27 +65,24 @@ def sections(frame: pd.DataFrame) -> list[Section]:
 
     None where no corruption has two levels.
     """
-    found = severity(frame)
+    found, by_corruption = severity(frame), curves(frame)
     levels = [name for name in found.columns if f"{name} corruptions" in found.columns]
-    corrupted = frame[frame["kind"] == "corruption"]
     tables: list[Section] = []
     if len(levels) < 2:
         return tables
-    for (model, in_distribution, of), table in found.groupby(PLOT, sort=False):
+    for key, table in found.groupby(PLOT, sort=False):
         rows = list(table[["protocol", "detector"]].itertuples(index=False, name=None))
         texts = {
             level: [_figure(*row) for row in table[[level, f"{level} corruptions", "corruptions"]].values] for level in levels
         }
-        group = corrupted[(corrupted["model"] == model) & (corrupted["in_distribution"] == in_distribution)]
-        caption = [
-            f"{METRICS['auroc'][0]} ×100 by level of severity, mean over {corruptions_of(of, group['dataset'].unique())}."
-        ]
+        over = escape.plain(averaged(frame, by_corruption, key))
+        caption = [f"{METRICS['auroc'][0]} ×100 by level of severity, mean over {over}."]
         caption.append(f"{BLOCKS[0]} is {100 * CHANCE:.0f} or less, {BLOCKS[-1]} 100.")
         if any(" (" in text for column in texts.values() for text in column):
             caption.append("(k/n): only k of n corruptions have figures.")
         tables.append(
             Section(
-                title=f"Severity: {model}, in-distribution {in_distribution}",
+                title=f"Severity: {key[0]}, in-distribution {key[1]}",
                 caption=" ".join(caption),
                 labels=row_labels(rows),
                 sets=[Column("level" if level == levels[0] else "", (level,), texts[level]) for level in levels],
@@ -94,6 +92,16 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             )
         )
     return tables
+
+
+def averaged(frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    """What the means of a model, in-distribution set and base are over, and what has no figure in any row."""
+    datasets = frame.loc[(frame[GROUP] == list(key[:2])).all(axis=1) & (frame["kind"] == "corruption"), "dataset"].unique()
+    figures = by_corruption.xs(key, level=PLOT).groupby("corruption", sort=False).count().sum(axis=1)
+    mine = [name for name in datasets if base("corruption", name) == key[2]]
+    without = [corruption(name) for name in mine if not figures.get(corruption(name))]
+    over = corruptions_of(key[2], [name for name in mine if corruption(name) not in without])
+    return f"{over}; without figures: {', '.join(without)}" if without else over
 
 
 def sparkline(values: list[float]) -> str:

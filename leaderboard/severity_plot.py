@@ -14,8 +14,7 @@ import pandas as pd
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.section import row_labels
-from oodbench.leaderboard.severity import CHANCE, PLOT, curves, severity
-from oodbench.leaderboard.summary import corruptions_of
+from oodbench.leaderboard.severity import CHANCE, PLOT, averaged, curves, severity
 from oodbench.registry import unknown
 
 if TYPE_CHECKING:
@@ -98,21 +97,18 @@ class _Block:
     """The panels of one model, in-distribution set and base."""
 
     def __init__(self, frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[str, str, str], rows: pd.DataFrame) -> None:
-        model, in_distribution, of = key
-        mine = frame[
-            (frame["kind"] == "corruption") & (frame["model"] == model) & (frame["in_distribution"] == in_distribution)
-        ]
-        self.title = f"Severity: {model}, in-distribution {in_distribution}: {corruptions_of(of, mine['dataset'].unique())}"
+        self.title = f"Severity: {key[0]}, in-distribution {key[1]}: {averaged(frame, by_corruption, key)}"
         self.curves = by_corruption.xs(key, level=PLOT)
         self.levels = list(by_corruption.columns)
         self.protocols = list(rows.groupby("protocol", sort=False))
-        names = self.curves.index.unique("corruption")
+        names = self.curves.dropna(how="all").index.unique("corruption")
         self.looks = {
             name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)], "linewidth": 0.8}
             for i, name in enumerate(names)
         }
         self.lacking = any((rows[f"{level} corruptions"] < rows["corruptions"]).any() for level in self.levels)
-        self.bottom = math.floor(10 * min(CHANCE, float(by_corruption.min(axis=None))) - 0.2) / 10
+        lowest = min(CHANCE, float(by_corruption.min(axis=None)))
+        self.bottom = max(0, math.floor(10 * lowest) / 10) - 0.02
 
     def height(self, across: int) -> float:
         lines = sum(math.ceil(len(rows) / across) for _, rows in self.protocols)
@@ -139,7 +135,7 @@ class _Block:
     def _panel(self, axes: Any, row: dict[str, Any], ticks: tuple[bool, bool]) -> None:
         axes.axhline(CHANCE, color="#AAAAAA", linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
         mine = self.curves.xs((row["protocol"], row["detector"]), level=["protocol", "detector"])
-        for name, values in mine.iterrows():
+        for name, values in mine.dropna(how="all").iterrows():
             axes.plot(self.levels, values, zorder=2, marker=".", markersize=1.5, **self.looks[name])
         means = [row[str(level)] for level in self.levels]
         axes.plot(self.levels, means, zorder=3, marker="o", **MEAN_LOOK)

@@ -95,7 +95,11 @@ def test_an_attack_says_how_strong_it_was(folder):
         "dataset": "digits+pgd",
         "made": {"success_rate": 0.998, "mean_l2": 1.625, "mean_linf": 0.03137},
     }
-    cw = {"kind": "adversarial", "dataset": "digits+cw", "made": {"success_rate": 1.0, "kept": 1577, "eps": 0.1}}
+    cw = {
+        "kind": "adversarial",
+        "dataset": "digits+cw",
+        "made": {"success_rate": 1.0, "kept": 1577, "settings": {"filtered": True}},
+    }
     _, notes = gather([folder([cell(name, **of) for name in ("msp", "knn") for of in (pgd, cw)] + [cell("msp")])])
     assert notes[0] == (
         "Attacks are made against the network, not against the detectors; they fool it on so many of the images that it had"

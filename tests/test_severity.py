@@ -126,6 +126,16 @@ def test_text_worked_by_hand(small):
         assert "Severity" not in render(small, format)
 
 
+def test_a_corruption_that_nobody_has_is_said_once(small, monkeypatch):
+    rows = [cell(name, "decolor", level, None, status="skipped", reason="no") for name in ("msp", "energy") for level in (1, 2)]
+    found = pd.concat([small, frame(*rows)])
+    text = " ".join(render(found).split())
+    assert "mean over 2 corruptions of digits (C-style, generated); without figures: decolor." in text
+    assert severity(found)["corruptions"].unique().tolist() == [2]
+    assert "55.0 " in text
+    assert "decolor" not in [name for name, _ in drawn_texts(monkeypatch, found)]  # no legend of what is not there
+
+
 def test_sparkline():
     assert sparkline([0.0, 0.5, 0.5624, 0.5626, 0.75, 0.9999, 1.0]) == "▁▁▁▂▅██"
     assert sparkline([float("nan"), 1.0]) == " █"
