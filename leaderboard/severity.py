@@ -5,6 +5,7 @@ A curve belongs to a row of the table, a base and a corruption: ``digits+haze`` 
 """
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -94,12 +95,13 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     return tables
 
 
-def averaged(frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[str, str, str]) -> str:
+def averaged(frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...]) -> str:
     """What the means of a model, in-distribution set and base are over, and what has no figure in any row."""
     datasets = frame.loc[(frame[GROUP] == list(key[:2])).all(axis=1) & (frame["kind"] == "corruption"), "dataset"].unique()
-    figures = by_corruption.xs(key, level=PLOT).groupby("corruption", sort=False).count().sum(axis=1)
+    table = by_corruption.dropna(how="all").reset_index()
+    measured = set(table.loc[(table[PLOT] == list(key)).all(axis=1), "corruption"])
     mine = [name for name in datasets if base("corruption", name) == key[2]]
-    without = [corruption(name) for name in mine if not figures.get(corruption(name))]
+    without = [corruption(name) for name in mine if corruption(name) not in measured]
     over = corruptions_of(key[2], [name for name in mine if corruption(name) not in without])
     return f"{over}; without figures: {', '.join(without)}" if without else over
 

@@ -96,10 +96,10 @@ class _Canvas:
 class _Block:
     """The panels of one model, in-distribution set and base."""
 
-    def __init__(self, frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[str, str, str], rows: pd.DataFrame) -> None:
+    def __init__(self, frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...], rows: pd.DataFrame) -> None:
         self.title = f"Severity: {key[0]}, in-distribution {key[1]}: {averaged(frame, by_corruption, key)}"
-        self.curves = by_corruption.xs(key, level=PLOT)
-        self.levels = list(by_corruption.columns)
+        self.curves: Any = by_corruption.xs(key, level=PLOT)
+        self.levels = [int(level) for level in by_corruption.columns]
         self.protocols = list(rows.groupby("protocol", sort=False))
         names = self.curves.dropna(how="all").index.unique("corruption")
         self.looks = {
@@ -107,7 +107,7 @@ class _Block:
             for i, name in enumerate(names)
         }
         self.lacking = any((rows[f"{level} corruptions"] < rows["corruptions"]).any() for level in self.levels)
-        lowest = min(CHANCE, float(by_corruption.min(axis=None)))
+        lowest = min(CHANCE, float(by_corruption.min().min()))
         self.bottom = max(0, math.floor(10 * lowest) / 10) - 0.02
 
     def height(self, across: int) -> float:
@@ -132,7 +132,7 @@ class _Block:
                 self._panel(axes, row, ticks=(last_of_column, column == 0))
             top += math.ceil(len(rows) / across) * (PANEL[1] + GAP[1])
 
-    def _panel(self, axes: Any, row: dict[str, Any], ticks: tuple[bool, bool]) -> None:
+    def _panel(self, axes: Any, row: dict[Any, Any], ticks: tuple[bool, bool]) -> None:
         axes.axhline(CHANCE, color="#AAAAAA", linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
         mine = self.curves.xs((row["protocol"], row["detector"]), level=["protocol", "detector"])
         for name, values in mine.dropna(how="all").iterrows():
