@@ -44,11 +44,13 @@ class Network:
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(logits (N, classes), the gradient (N, C, H, W) of ``loss(logits)`` summed over the batch, each image's own)."""
         leaf = images.detach().requires_grad_()
-        # A copy goes in, for a network may normalise in place. From the logits on float64: a sure network's softmax is 1.
+        # A copy goes in, for a network may work in place. From the logits on float64: a sure network's softmax is 1.
         logits = self._classifier(leaf.clone()).double()
         if not logits.requires_grad:
             raise Unsuitable(f"{self._classifier.name} lets no gradient through to its images; attack another network")
         (gradient,) = torch.autograd.grad(loss(logits).sum(), leaf)
+        if not torch.isfinite(gradient).all():  # of what is no number the sign is 0
+            raise BadData(f"{self._classifier.name} gives gradients that are not finite; attack another network")
         self._count(STEP * len(images))
         return logits.detach(), gradient
 
@@ -220,8 +222,8 @@ def attack(
     if len(images) == 0:
         return images.clone()
     index = torch.arange(len(images)) if index is None else index.to(torch.int64)
-    attacked = torch.empty_like(images)
     with torch.inference_mode(False), torch.enable_grad():
+        attacked = torch.empty_like(images)
         classifier.check(images[:1])
         with torch.no_grad():
             classes = classifier(images[:1].to(classifier.device, classifier.dtype)).shape[1]
@@ -236,7 +238,7 @@ def attack(
             here = images[rows].detach().to(classifier.device, classifier.dtype).clone()
             result = _run(name, network, classifier, here, labels[rows].to(here.device, torch.int64), index[rows], seed, how)
             if not torch.isfinite(result).all():
-                raise BadData(f"{name}: {classifier.name} gives gradients that are not finite; attack another network")
+                raise BadData(f"{name} against {classifier.name} gives images that are not finite; choose other settings")
             attacked[rows] = result.clamp(0, 1).to(images.device, images.dtype)
             network.count_up_to(passes(name, how) * (start + len(here)))
     return attacked

@@ -72,7 +72,7 @@ def attacked(
     clean, followed by their noisy twins.
 
     Raises UsageError for a name or setting that there is not, Unsuitable for a base without labels, for a network that
-    gets no image right, and where the filter leaves no image; what ``adversarial.attack`` raises.
+    gets no image right or takes no such images, and where the filter leaves none; what ``adversarial.attack`` raises.
     """
     how, options = resolve(name, settings or {})
     if base.labels is None:
@@ -80,6 +80,7 @@ def attacked(
     network = _Network(classifier, progress or Progress(), batch_size)
     network.progress.stage(f"attacking {base.name} with {name}: {len(base):,} images")
     network.progress.expect(len(base) * (2 + options.filtered + adversarial.passes(name, how)))
+    classifier.check(_floats(base, range(1)))
     right = network.right(base)
     if not right.any():
         raise Unsuitable(
@@ -109,7 +110,7 @@ def attacked(
     }
     kept = torch.arange(len(base))
     if options.filtered:
-        noisy = replace(base, images=_noisy(base, options, seed, batch_size))
+        noisy = replace(result, images=_noisy(base, options, seed, batch_size))
         kept = torch.nonzero(right & network.right(noisy) & ~right_after)[:, 0]
         if len(kept) == 0:
             raise Unsuitable(
@@ -117,9 +118,13 @@ def attacked(
                 " attacked; attack harder (eps, steps), or leave filtered out"
             )
         made["settings"] |= {"noise_std": options.noise_std}
-        result = replace(result.select(kept), negatives=_twins(base.select(kept), noisy.select(kept)))
-        if base.official_size == len(base):  # of a whole set, the filtered one is whole
-            result.source = replace(result.source, official_size={base.split: len(kept)})
+        # Of a whole set, what is kept is whole. Of a part, the official size stays, as a mark.
+        official = {base.split: len(kept)} if base.official_size == len(base) else base.source.official_size
+        result = replace(
+            result.select(kept),
+            negatives=_twins(base.select(kept), noisy.select(kept)),
+            source=replace(result.source, official_size=official),
+        )
     made |= {"kept": len(kept), "mean_l2": float(l2[kept].mean()), "mean_linf": float(linf[kept].mean())}
     return replace(result, made=made)
 
@@ -187,17 +192,16 @@ def _noisy(base: ImageSet, options: Options, seed: int, batch_size: int) -> Tens
 
 
 def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
-    """The clean images, followed by the noisy ones."""
-    assert clean.labels is not None  # attacked refused others
-    pixels = clean.read(torch.arange(len(clean)))
-    if noisy.images[:1].dtype != torch.uint8:
-        pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    """The clean images, followed by the noisy ones, stored as those are."""
+    everything = range(len(clean))
+    pixels = clean.read(everything) if noisy.read([0]).dtype == torch.uint8 else _floats(clean, everything)
     return replace(
-        clean,
-        images=torch.cat([pixels, noisy.read(torch.arange(len(noisy)))]),
-        labels=torch.cat([clean.labels, clean.labels]),
-        base_index=torch.cat([clean.base_index, clean.base_index]),
+        noisy,
+        images=torch.cat([pixels, noisy.read(everything)]),
+        labels=None if clean.labels is None else clean.labels.repeat(2),
+        base_index=clean.base_index.repeat(2),
         name=f"{clean.name}, clean and noisy",
+        source=clean.source,
         noisy=torch.arange(2 * len(clean)) >= len(clean),
     )
 

@@ -128,7 +128,7 @@ def _import(name: str, module: str, package: str, distribution: str) -> ModuleTy
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == package:
+        if (error.name or "").split(".")[0] == package:  # or another distribution of that name
             raise UsageError(f"'{name}' needs {distribution}: pip install 'oodbench[{package}]'") from error
         raise UsageError(f"'{name}': {distribution} cannot be imported: {reason(error)}; install it again") from error
     except Exception as error:
