@@ -40,7 +40,7 @@ def cifar10c(root: Path, split: str, part: str, level: int | None) -> ImageSet:
         )
     if part not in CORRUPTIONS_C:
         raise UsageError(registry.unknown("part of cifar10c", part, CORRUPTIONS_C, f"known: {', '.join(CORRUPTIONS_C)}"))
-    if level not in range(1, LEVELS + 1):
+    if level is None or level not in range(1, LEVELS + 1):
         raise UsageError(f"cifar10c/{part} needs a level from 1 to {LEVELS}; write cifar10c/{part}@1 to @{LEVELS}")
     path, label_path = (root / "CIFAR-10-C" / f"{name}.npy" for name in (part, "labels"))
     for needed in (path, label_path):

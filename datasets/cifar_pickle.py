@@ -39,7 +39,7 @@ def _check_memo(content: bytes) -> None:
     """Refuse a place in the memo beyond what the file can fill: the unpickler makes room for all up to it, which 5 bytes
     can make 64 GB."""
     for count, (opcode, place, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and place > count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > count:
             raise pickle.UnpicklingError(f"it keeps something in place {place} of a memo of {count}")
 
 

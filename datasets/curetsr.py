@@ -101,7 +101,7 @@ def _challenge(kind: Kind, part: str, level: int | None) -> int:
     codes = {challenge.lower(): code for code, challenge in enumerate(CHALLENGES, 1)}
     if part.lower() not in codes:
         raise UsageError(registry.unknown(f"part of {kind.name}", part, CHALLENGES, f"known: {', '.join(CHALLENGES)}"))
-    if level not in range(1, LEVELS + 1):
+    if level is None or level not in range(1, LEVELS + 1):
         raise UsageError(f"{kind.name}/{part} needs a level from 1 to {LEVELS}; write {kind.name}/{part}@1 to @{LEVELS}")
     return codes[part.lower()]
 
@@ -126,12 +126,12 @@ class _Key(NamedTuple):
 
     sign: int
     sequence: int  # of the older names only
-    index: int
+    image: int  # the index
 
     @property
     def number(self) -> int:
         """One number for all three."""
-        return (self.sign * 1000 + self.sequence) * 10**9 + self.index
+        return (self.sign * 1000 + self.sequence) * 10**9 + self.image
 
 
 def _keys(folder: Path, kind: Kind, challenge: int, level: int) -> dict[Path, _Key]:

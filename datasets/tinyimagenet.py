@@ -63,7 +63,7 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], lis
     if not annotations.is_file():
         raise missing("tinyimagenet", "test", annotations, ARCHIVE)
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    labels = {}
+    labels: dict[str, int] = {}
     for number, line in enumerate(text_lines(annotations), 1):
         file, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0].strip()
