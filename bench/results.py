@@ -114,6 +114,12 @@ def row_name(detector: str, variant: str) -> str:
     return f"{detector}:{variant}" if variant else detector
 
 
+def _made_of(name: str) -> str:
+    """``cifar10+noise@3 (test)`` -> ``corruptions and attacks of cifar10 (test)``; another set's name as it is."""
+    base, plus, _ = name.partition("+")
+    return f"corruptions and attacks of {base} {name[name.rindex('(') :]}" if plus else name
+
+
 def _slug(name: str) -> str:
     """A file name for any name: safe characters, and a hash where some had to go."""
     safe = re.sub(r"[^A-Za-z0-9.@+_-]", "_", name)[:80]
@@ -278,13 +284,13 @@ class RunFolder:
         return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
     def subsets(self) -> list[str]:
-        """One line a set that is a part of the official one: it must never pass for the whole."""
+        """One line a set that is a part of the official one: it must never pass for the whole.
+
+        All that is made of one number of a set's images is one line.
+        """
         sizes = {name: size for cell in self.cells() for name, size in cell.sizes.items()}
-        return [
-            f"{name} {n:,} of {official:,} images"
-            for name, (n, official) in sorted(sizes.items())
-            if official and n != official
-        ]
+        parts = {(_made_of(name), n, official) for name, (n, official) in sizes.items() if official and n != official}
+        return [f"{name} {n:,} of {official:,} images" for name, n, official in sorted(parts)]
 
     def _file(self, cell: Cell) -> Path:
         return self.cells_path / f"{cell.slot}.safetensors"
