@@ -133,13 +133,13 @@ def _row(item: catalogue.Item, root: Path) -> dict[str, Any]:
         get = f"on request: `oodbench data fetch {item.name}` says where"
     else:
         get = f"`oodbench data fetch {item.name}`"
-    state = item.state(root)
+    state, lacks = item.survey(root)
     usual = item.wanted()
     return {
         "name": item.name,
         "family": item.family,
         "state": state,
-        "lacks": item.differences(root) if state == "partial" else [],
+        "lacks": lacks,
         "images": item.images,
         "download_bytes": _sum([download.size for download in usual]),
         "disk_bytes": _sum([download.disk for download in usual]),
@@ -160,7 +160,7 @@ def _megabytes(size: int | None) -> str:
 
 def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
     """What is wrong with a set or weights, a line each: in its files, then in what its reader makes of them."""
-    if not item.embedded and not item.owner and item.state(root) == "absent":
+    if item.survey(root)[0] == "absent":
         how = f"`oodbench data fetch {item.name}` {'says how to ask for' if item.form else 'gets'} it"
         yield f"not there: nothing of it below {root.absolute()}; {how}"
         return

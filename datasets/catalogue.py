@@ -107,16 +107,20 @@ class Item:
         """How the files below ``root`` differ from the whole set, by names and sizes; a line each."""
         return [line for piece in self.pieces for line in piece.differences(root)]
 
-    def state(self, root: Path) -> str:
-        """``present``, ``partial`` or ``absent``; ``unknown`` for a third party's, which only its own package knows."""
+    def survey(self, root: Path) -> tuple[str, list[str]]:
+        """``present``, ``partial`` or ``absent``, and of what is partial how it differs, as ``differences`` says.
+
+        ``unknown`` for a third party's set, which only its own package knows.
+        """
         if self.embedded:
-            return "present"
+            return "present", []
         if self.owner:
-            return "unknown"
+            return "unknown", []
         everything = (*self.asked, *(piece for download in self.downloads for piece in download.pieces))
         if not any(piece.exists(root) for piece in everything):
-            return "absent"
-        return "partial" if self.differences(root) else "present"
+            return "absent", []
+        differences = self.differences(root)
+        return ("partial", differences) if differences else ("present", [])
 
 
 def find(name: str) -> Item:

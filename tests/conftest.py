@@ -76,3 +76,13 @@ def make_classifier():
 @pytest.fixture
 def classifier(make_classifier) -> oodbench.Classifier:
     return make_classifier()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A real HTTP server on 127.0.0.1; ``web_server`` says what it can do wrong."""
+    from web_server import serving
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server

@@ -1,333 +1,21 @@
-"""Fetching, against a real HTTP server on 127.0.0.1 that does what servers do on bad days."""
+"""Fetching sets: whole, once, in place, and again after a kill, a full disk or a hostile archive."""
 
 import hashlib
 import io
-import itertools
-import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
+from web_server import BODY, DIGEST, QUICK, ranges, stall
 
-from oodbench.datasets import download as http
 from oodbench.datasets.catalogue import Download, Item
-from oodbench.datasets.download import Patience, addresses, download, note_of
 from oodbench.datasets.fetch import WORKSHOP, fetch
 from oodbench.datasets.pieces import File
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
-from oodbench.progress import Progress
-
-BODY = np.random.default_rng(0).bytes(300_000)
-DIGEST = f"md5:{hashlib.md5(BODY).hexdigest()}"
-QUICK = Patience(connect=2, read=0.3, retries=2, headway=50_000, pause=0.01, longest_pause=0.05)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves ``body`` under every path. ``script`` says how, a function a request; after its end, as a good server does."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.script, self.asked, self.released = BODY, [], [], threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request, client_address):  # a client that hangs up is part of the tests
-        pass
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.server.asked.append((self.path, dict(self.headers)))
-        self.close_connection = True
-        (self.server.script.pop(0) if self.server.script else good)(self, self.server.body)
-
-    def log_message(self, *_):
-        pass
-
-    def start(self, status, **headers):
-        self.send_response(status)
-        self.send_header("Connection", "close")
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-
-
-def begin_of(handler, body):
-    """Where the range starts that is asked for, and the headers that a good server answers with."""
-    asked = handler.headers.get("Range")
-    if asked is None or handler.headers.get("If-Range", '"one"') != '"one"':
-        return 0, 200, {"ETag": '"one"'}
-    begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-    if begin >= len(body):
-        return begin, 416, {"Content_Range": f"bytes */{len(body)}"}
-    return begin, 206, {"ETag": '"one"', "Content_Range": f"bytes {begin}-{len(body) - 1}/{len(body)}"}
-
-
-def good(handler, body):
-    begin, status, headers = begin_of(handler, body)
-    handler.start(status, Content_Length=max(len(body) - begin, 0), **headers)
-    handler.wfile.write(body[begin:])
-
-
-def whole(handler, body):
-    """Ignores ranges."""
-    handler.start(200, Content_Length=len(body))
-    handler.wfile.write(body)
-
-
-def cut(count):
-    """Ends after so many bytes."""
-
-    def serve(handler, body):
-        begin, status, headers = begin_of(handler, body)
-        handler.start(status, Content_Length=len(body) - begin, **headers)
-        handler.wfile.write(body[begin : begin + count])
-
-    return serve
-
-
-def stall(count, pause=None):
-    """Sends so many bytes, and then none, or one in a while."""
-
-    def serve(handler, body):
-        begin, status, headers = begin_of(handler, body)
-        handler.start(status, Content_Length=len(body) - begin, **headers)
-        handler.wfile.write(body[begin : begin + count])
-        handler.wfile.flush()
-        for place in itertools.count(begin + count):
-            if handler.server.released.wait(pause):
-                break
-            handler.wfile.write(body[place : place + 1])
-            handler.wfile.flush()
-
-    return serve
-
-
-def status(code, **headers):
-    return lambda handler, body: handler.start(code, Content_Length=0, **headers)
-
-
-def redirect(where):
-    return status(302, Location=where)
-
-
-def stating(length):
-    """Lies about the length."""
-
-    def serve(handler, body):
-        handler.start(200, Content_Length=length)
-        handler.wfile.write(body)
-
-    return serve
-
-
-def other(handler, body):
-    wrong = bytes(len(body))
-    begin, code, headers = begin_of(handler, body)
-    handler.start(code, Content_Length=len(body) - begin, **headers)
-    handler.wfile.write(wrong[begin:])
-
-
-def other_range(handler, body):
-    handler.start(206, Content_Length=len(body), Content_Range=f"bytes 0-{len(body) - 1}/{len(body)}")
-    handler.wfile.write(body)
-
-
-def chunked(handler, body):
-    """States no length."""
-    handler.start(200, Transfer_Encoding="chunked")
-    for start in range(0, len(body), 100_000):
-        piece = body[start : start + 100_000]
-        handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-    handler.wfile.write(b"0\r\n\r\n")
-
-
-class Record(Progress):
-    def __init__(self):
-        self.lines, self.bytes = [], 0.0
-
-    def stage(self, title):
-        self.bytes = 0.0
-
-    def advance(self, units):
-        self.bytes += units
-
-    def say(self, line):
-        self.lines.append(line)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    serving = Server()
-    thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield serving
-    serving.released.set()
-    serving.shutdown()
-    thread.join()
-    serving.server_close()
-
-
-def get(server, tmp_path, *mirrors, digest=DIGEST, patience=QUICK):
-    """Download, and the lines that were said meanwhile."""
-    progress = Record()
-    part = tmp_path / "file.part"
-    download(addresses(f"{server.url}/file.bin", mirrors), part, digest, progress=progress, patience=patience)
-    assert part.read_bytes() == server.body
-    assert progress.bytes == len(server.body)
-    return progress.lines
-
-
-def ranges(server):
-    return [headers.get("Range") for _, headers in server.asked]
-
-
-@pytest.mark.parametrize(
-    ("script", "asked"),
-    [
-        ([], [None]),
-        ([whole], [None]),
-        ([chunked], [None]),
-        ([cut(100_000)], [None, "bytes=100000-"]),
-        ([cut(100_000), cut(80_000)], [None, "bytes=100000-", "bytes=180000-"]),
-        ([cut(60_000)] * 4, [None, *(f"bytes={60_000 * i}-" for i in range(1, 5))]),  # more than retries: each makes headway
-        ([cut(100_000), whole], [None, "bytes=100000-"]),
-        ([cut(100_000), other_range], [None, "bytes=100000-", None]),
-        ([stall(100_000)], [None, "bytes=100000-"]),
-        ([stall(100_000, pause=0.02)], None),  # a trickle that never lets a read time out
-        ([status(503), good], [None, None]),
-        ([status(429, Retry_After=1), good], [None, None]),
-        ([stating(len(BODY) + 10)], [None, "bytes=300000-"]),  # which is then answered with 416: there is no more
-        ([lambda handler, body: None], [None, None]),  # hangs up without an answer
-    ],
-)
-def test_a_file_arrives_whole_whatever_the_server_does(server, tmp_path, script, asked):
-    server.script = list(script)
-    get(server, tmp_path)
-    assert asked is None or ranges(server) == asked
-
-
-def test_a_file_that_changed_in_between_is_taken_anew(server, tmp_path):
-    server.body, server.script = bytes(len(BODY)), [cut(100_000)]
-    with pytest.raises(OodbenchError):
-        get(server, tmp_path, patience=Patience(read=1, retries=0))
-    note = json.loads(note_of(tmp_path / "file.part").read_text())
-    assert (note["validator"], note["size"]) == ('"one"', len(BODY))
-    note_of(tmp_path / "file.part").write_text(json.dumps(note | {"validator": '"zero"'}))
-    server.body = BODY
-    get(server, tmp_path)
-    assert server.asked[-1][1]["If-Range"] == '"zero"'
-    assert (tmp_path / "file.part").read_bytes() == BODY
-
-
-def test_two_attempts_that_do_not_fit_are_told_by_the_checksum_and_started_over(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(bytes(100_000))
-    lines = get(server, tmp_path)
-    assert ranges(server) == ["bytes=100000-", None]
-    assert "starting over" in " ".join(lines)
-
-
-def test_a_file_that_changes_without_a_mark_while_it_is_loaded(server, tmp_path):
-    def unmarked_other(handler, body):
-        handler.start(200, Content_Length=len(body))
-        handler.wfile.write(bytes(100_000))
-
-    server.script = [unmarked_other]
-    lines = get(server, tmp_path)
-    assert ranges(server) == [None, "bytes=100000-", None]
-    assert "starting over" in " ".join(lines)
-
-
-def test_what_was_loaded_to_the_last_byte_needs_no_server(server, tmp_path):
-    get(server, tmp_path)
-    download([f"{server.url}/file.bin"], tmp_path / "file.part", DIGEST, progress=Progress(), patience=QUICK)
-    assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("script", "error", "says", "requests"),
-    [
-        ([other], BadData, "another file, md5:", 1),
-        ([stating(len(BODY) - 10)], BadData, "another file, md5:", 1),
-        ([status(404)], OodbenchError, "HTTP 404 Not Found", 1),
-        ([status(403)], OodbenchError, "HTTP 403 Forbidden", 1),
-        ([status(503)] * 3, OodbenchError, "HTTP 503 Service Unavailable", 3),
-        ([stall(0), stall(0), stall(0)], OodbenchError, "no answer in time", 3),
-        ([cut(10)] * 3, OodbenchError, "ended after|IncompleteRead|bytes read", 3),
-        ([redirect("/file.bin")] * 11, OodbenchError, "redirects", 11),
-        ([redirect("file:///etc/passwd")], OodbenchError, "No connection adapters", 1),
-    ],
-)
-def test_what_cannot_be_had_is_one_line_with_address_and_remedy(server, tmp_path, script, error, says, requests):
-    server.script = list(script)
-    with pytest.raises(error, match=says) as raised:
-        get(server, tmp_path)
-    line = str(raised.value)
-    assert f"{server.url}/file.bin" in line
-    assert "--mirror URL" in line
-    assert "\n" not in line
-    assert len(server.asked) == requests
-    assert raised.type is error  # a wrong file is BadData, an absent one is not
-
-
-def test_nobody_listens(tmp_path):
-    with Server() as unused:
-        url = unused.url
-    with pytest.raises(OodbenchError, match="Connection refused"):
-        download([f"{url}/file.bin"], tmp_path / "part", DIGEST, progress=Progress(), patience=QUICK)
-
-
-def test_a_redirect_is_followed(server, tmp_path):
-    server.script = [redirect("/elsewhere"), cut(100_000)]
-    get(server, tmp_path)
-    assert [path for path, _ in server.asked] == ["/file.bin", "/elsewhere", "/file.bin"]
-
-
-def test_a_mirror_is_asked_first_and_must_have_the_same_file(server, tmp_path):
-    server.script = [status(404), other]
-    lines = get(server, tmp_path, f"{server.url}/one/", f"http://user:secret@127.0.0.1:{server.server_port}/two")
-    assert [path for path, _ in server.asked] == ["/one/file.bin", "/two/file.bin", "/file.bin"]
-    assert "404" in lines[0]
-    assert "another file" in lines[1]
-    assert "secret" not in " ".join(lines)
-
-
-def test_a_mirror_goes_on_with_what_another_began(server, tmp_path):
-    server.script = [cut(100_000), status(404)]
-    get(server, tmp_path, f"{server.url}/one")
-    assert ranges(server) == [None, "bytes=100000-", "bytes=100000-"]
-    assert "If-Range" not in server.asked[-1][1]  # one server's tag says nothing to another
-
-
-@pytest.mark.parametrize("mirror", ["ftp://host/x", "/a/folder", "http://", "host", "http:///x"])
-def test_a_mirror_is_an_address(mirror):
-    with pytest.raises(UsageError, match="mirror"):
-        addresses("http://host/file", [mirror])
-
-
-def test_an_endless_file_is_given_up(server, tmp_path):
-    server.script = [chunked]
-    with pytest.raises(OodbenchError, match="more than 200,000 bytes"):
-        get(server, tmp_path, patience=Patience(most=200_000))
-    assert (tmp_path / "file.part").stat().st_size == 0
-
-
-def test_a_disk_without_room_is_said_before_anything_is_loaded(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(http.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 299_000}))
-    with pytest.raises(OodbenchError, match=r"MB free, and file\.part needs 0 MB more"):
-        get(server, tmp_path)
-    assert not (tmp_path / "file.part").exists()
 
 
 def packed(**files):
@@ -358,9 +46,9 @@ GOOD = {"set__a": bytes(100), "set__b": BODY[:100], "readme": b"left out"}
 
 def test_a_set_is_fetched_once(server, tmp_path):
     item = item_of(server, packed(**GOOD))
-    assert item.state(tmp_path) == "absent"
+    assert item.survey(tmp_path)[0] == "absent"
     assert fetch(item, tmp_path, patience=QUICK) == ["set.tar.gz"]
-    assert item.state(tmp_path) == "present"
+    assert item.survey(tmp_path)[0] == "present"
     assert names(tmp_path) == ["set/a", "set/b"]
     assert fetch(item, tmp_path, patience=QUICK) == []
     assert len(server.asked) == 1
@@ -370,7 +58,7 @@ def test_what_is_there_and_not_whole_is_left_alone_unless_forced(server, tmp_pat
     item = item_of(server, packed(**GOOD))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a").write_bytes(b"mine")
-    assert item.state(tmp_path) == "partial"
+    assert item.survey(tmp_path)[0] == "partial"
     with pytest.raises(OodbenchError, match=r"set is there and is not the whole set \(set/a has 4 bytes.*--force"):
         fetch(item, tmp_path, patience=QUICK)
     assert not server.asked
@@ -384,7 +72,7 @@ def test_a_hostile_archive_leaves_nothing(server, tmp_path):
     with pytest.raises(BadData, match=r"set\.tar\.gz.* outside its folder"):
         fetch(item, tmp_path / "root", patience=QUICK)
     assert names(tmp_path) == ["root/.downloads/set.tar.gz.part.json"]
-    assert item.state(tmp_path / "root") == "absent"
+    assert item.survey(tmp_path / "root")[0] == "absent"
 
 
 def test_an_archive_of_something_else_is_no_set(server, tmp_path):
@@ -401,9 +89,9 @@ def test_splits_are_fetched_apart_and_optional_ones_when_asked_for(server, tmp_p
     extra = Download(f"{server.url}/extra.mat", DIGEST, (File("x/extra.mat", "extra"),), ("x/extra.mat",), False, optional=True)
     item = Item("some", downloads=(*downloads, extra))
     assert fetch(item, tmp_path, splits=["test"], patience=QUICK) == ["test.mat"]
-    assert item.state(tmp_path) == "partial"
+    assert item.survey(tmp_path)[0] == "partial"
     assert fetch(item, tmp_path, patience=QUICK) == ["train.mat"]
-    assert item.state(tmp_path) == "present"
+    assert item.survey(tmp_path)[0] == "present"
     assert fetch(item, tmp_path, splits=["extra"], patience=QUICK) == ["extra.mat"]
     assert names(tmp_path) == ["x/extra.mat", "x/test.mat", "x/train.mat"]
     with pytest.raises(UsageError, match="no split 'val' to fetch; it has extra, test, train"):
