@@ -266,7 +266,8 @@ class _Run:
                 seconds[name] += size * alone[detector]
                 if protocol == "per-shift":
                     seconds[name] += learnt * (grid.get(detector, 0.0) - alone[detector])
-        self.progress.say(f"{len(at_hand)} sets will take about {timing.spoken(seconds)}")
+        sets = "1 set" if len(at_hand) == 1 else f"{len(at_hand)} sets"
+        self.progress.say(f"{sets} will take about {timing.spoken(seconds)}")
 
     def _store(self, images: ImageSet, first: np.ndarray) -> StatisticsStore:
         return StatisticsStore(

@@ -105,6 +105,9 @@ def parse(name: str) -> Name:
         return parsed._replace(corruption=changing, level=int(level))
     from oodbench.datasets import adversarial
 
+    if changing not in adversarial.ATTACKS and ":" not in changing:  # a colon stands in names of other packages' attacks
+        known = [*corruptions.CORRUPTIONS, *adversarial.ATTACKS]
+        raise UsageError(registry.unknown("corruption or attack", changing, known, f"known: {', '.join(known)}"))
     adversarial.require(changing)
     if at:
         raise UsageError(f"'{name}': an attack has no level; write {unchanged}+{changing}")

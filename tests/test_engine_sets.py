@@ -1,0 +1,197 @@
+"""The engine on sets that are made from others: attacks, with negatives of their own or without; first images; decolor."""
+
+import numpy as np
+import pytest
+import torch
+
+from oodbench import engine, metrics
+from oodbench.datasets.load import load_dataset, parse
+from oodbench.errors import Unsuitable, UsageError
+from oodbench.progress import Progress
+from oodbench.suite import ShiftSet, Suite
+
+FILTERED = {"eps": 0.2, "filtered": True, "noise_std": 0.05}
+
+
+def suite(*sets: ShiftSet, **values) -> Suite:
+    return Suite(
+        name="sets",
+        model="resnet8-digits",
+        in_distribution="digits",
+        detectors=["msp", "mahalanobis-fe", "pixels"],
+        **{"protocols": ["unsupervised", "per-shift"], **values},
+        sets=list(sets),
+    )
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """A run against an attack, the same attack filtered (another step count), and two corruptions, transfer included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        sets = (
+            ShiftSet(name="digits+fgsm", first=200),
+            ShiftSet(name="digits+pgd", settings=FILTERED),
+            ShiftSet(name="digits+haze@2"),
+            ShiftSet(name="photos"),
+        )
+        protocols = ["unsupervised", "per-shift", "transfer"]
+        return engine.run(
+            suite(*sets, protocols=protocols, transfer_from="digits+haze@2"),
+            out=tmp_path_factory.mktemp("runs") / "attacked",
+            measure_costs=False,
+        )
+
+
+def cells_of(folder, dataset):
+    return {(c.detector, c.protocol): c for c in folder.cells() if c.dataset == dataset}
+
+
+def arrays_of(folder, cell):
+    return folder.read(folder.cells_path / f"{cell.slot}.safetensors")[1]
+
+
+def test_every_cell_has_figures(attacked):
+    assert {(c.status, c.reason) for c in attacked.cells()} == {("ok", "")}
+    assert len(attacked.cells()) == 3 * 4 + 2 * 4 + 2 * 3
+
+
+def test_an_attack_is_made_of_the_first_images_and_stands_against_all_test_images(attacked):
+    cells = cells_of(attacked, "digits+fgsm")
+    plain = cells["msp", "unsupervised"]
+    assert (plain.n_in, plain.n_out, plain.kind, plain.level) == (577, 200, "adversarial", None)
+    assert plain.made["attack"] == "fgsm"
+    assert plain.made["settings"]["eps"] == 0.05
+    assert 0 < plain.made["success_rate"] <= 1
+    assert plain.made["kept"] == plain.made["attacked"] == 200
+    assert "auroc_clean" not in plain.extras
+
+
+def test_a_filtered_attack_stands_against_its_own_clean_and_noisy_images(attacked, monkeypatch):
+    cell = cells_of(attacked, "digits+pgd")["mahalanobis-fe", "unsupervised"]
+    assert cell.made["settings"]["filtered"] is True
+    assert cell.n_out == cell.made["kept"] < 577
+    assert cell.n_in == 2 * cell.n_out
+    assert cell.in_fingerprint != cells_of(attacked, "digits+fgsm")["msp", "unsupervised"].in_fingerprint
+    found = arrays_of(attacked, cell)
+    assert cell.extras["auroc_clean"] == metrics.auroc(found["in_scores"][: cell.n_out], found["out_scores"])
+
+
+def test_no_base_image_of_a_filtered_attack_is_both_learnt_from_and_tested(attacked):
+    cells = cells_of(attacked, "digits+pgd")
+    found = arrays_of(attacked, cells["pixels", "per-shift"])
+    kept = cells["pixels", "per-shift"].made["kept"]
+    learnt = {*found["in_fit"] % kept, *found["in_choose"] % kept, *found["out_fit"], *found["out_choose"]}
+    tested = {*found["in_test"] % kept, *found["out_test"]}
+    assert len(learnt) + len(tested) == kept
+    assert not learnt & tested
+    # Under transfer the rows that were learnt from are those of digits and digits+haze@2.
+    moved = arrays_of(attacked, cells["pixels", "transfer"])
+    assert 0 < len(moved["in_test"]) == 2 * len(moved["out_test"]) < 2 * kept
+
+
+def test_settings_change_the_images_and_so_the_cell(attacked):
+    sets = [ShiftSet(name="digits+pgd", settings=FILTERED | {"steps": 3})]
+    again = engine.run(suite(*sets, protocols=["unsupervised"]), out=attacked.path, measure_costs=False)
+    cell = cells_of(again, "digits+pgd")["msp", "unsupervised"]
+    assert cell.made["settings"]["steps"] == 3
+
+
+def test_a_limit_goes_before_the_first_images(tmp_path):
+    chosen = suite(ShiftSet(name="digits+fgsm", first=200), ShiftSet(name="digits+snow@1", first=30))
+    folder = engine.run(chosen, detectors=["msp"], limit=60, out=tmp_path, measure_costs=False)
+    assert {c.set_name: c.n_out for c in folder.cells()} == {"digits+fgsm": 60, "digits+snow@1": 60}
+
+
+def test_what_changes_nothing_is_skipped_with_the_reason(tmp_path):
+    folder = engine.run(suite(ShiftSet(name="digits+decolor@5")), out=tmp_path, detectors=["msp"], measure_costs=False)
+    (cell,) = folder.cells()
+    assert (cell.status, cell.kind) == ("skipped", "corruption")
+    assert cell.reason == "decolor leaves the images of digits as they are: there is nothing to detect"
+
+
+def test_an_attack_without_a_network_is_skipped(tmp_path):
+    chosen = suite(ShiftSet(name="digits+pgd")).model_copy(update={"model": None, "detectors": ["pixels"]})
+    folder = engine.run(chosen, out=tmp_path, measure_costs=False)
+    assert {(c.status, c.reason) for c in folder.cells()} == {
+        ("skipped", "digits+pgd is made against a network; name one (a suite's model)")
+    }
+    assert any("skipped: there is no network to attack" in line for line in engine.plan(chosen))
+
+
+def test_the_plan_attacks_nothing(monkeypatch):
+    monkeypatch.setattr("oodbench.datasets.attacked.attacked", None)
+    lines = engine.plan(suite(ShiftSet(name="digits+pgd", first=50), ShiftSet(name="digits+haze@1", first=40)))
+    assert "outside   digits+pgd (adversarial), 50 images, to be attacked against resnet8-digits" in lines
+    assert "outside   digits+haze@1 (corruption), 40 images" in lines
+
+
+def test_what_it_will_cost_is_said_before_the_first_set_goes_by(tmp_path):
+    class Told(Progress):
+        lines: list[str] = []  # noqa: RUF012
+
+        def stage(self, title):
+            self.lines.append(title)
+
+        def say(self, line):
+            self.lines.append(line)
+
+    told = Told()
+    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, measure_costs=False, limit=40, progress=told)
+    (said,) = (place for place, line in enumerate(told.lines) if line.startswith("1 set will take about "))
+    assert all(name in told.lines[said] for name in ("msp", "mahalanobis-fe", "pixels"))
+    assert told.lines.index("photos: 40 images") > said
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ([{"name": "photos"}, {"name": "photos"}], "names the set photos twice"),
+        ([{"name": "digits+haze", "levels": [1, 2]}, {"name": "digits+haze@2"}], "names the set digits\\+haze@2 twice"),
+    ],
+)
+def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
+    from oodbench.suite import load_suite
+
+    written = "".join("\n[[sets]]\n" + "".join(f"{k} = {v!r}\n" for k, v in one.items()) for one in sets)
+    file = tmp_path / "twice.toml"
+    file.write_text('in_distribution = "digits"\ndetectors = ["pixels"]\n' + written)
+    with pytest.raises(UsageError, match=message):
+        load_suite(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits+hazy@1", "unknown corruption or attack 'hazy'"),
+        ("digits+haze", "'haze' needs a level"),
+        ("digits+pgd@2", "an attack has no level"),
+        ("digits/fog@1", "digits has no parts"),
+        ("digits/", "names no part of digits"),
+        ("cifar10c/fog@9", "names no part of cifar10c"),
+    ],
+)
+def test_names_that_there_are_not(name, message):
+    with pytest.raises(UsageError, match=message):
+        load_dataset(name)
+
+
+def test_names_of_parts_and_changes():
+    parsed = parse("curetsr:stop/Haze@3+noise@2")
+    assert (parsed.base, parsed.wanted_class, parsed.part, parsed.part_level) == ("curetsr", "stop", "Haze", 3)
+    assert (parsed.original, parsed.corruption, parsed.level, parsed.attack) == ("curetsr:stop/Haze@3", "noise", 2, "")
+    assert parse("folder:a/b@2+pgd").attack == "pgd"
+    assert parse("folder:a/b@2").path == "a/b@2"
+
+
+def test_settings_and_first_are_for_where_they_mean_something():
+    with pytest.raises(UsageError, match="settings are for attacks"):
+        load_dataset("digits+haze@1", settings={"eps": 0.1})
+    with pytest.raises(UsageError, match="first is 0"):
+        load_dataset("digits", first=0)
+    with pytest.raises(Unsuitable, match="made against a network"):
+        load_dataset("digits+pgd")
+    few = load_dataset("digits+haze@1", first=7)
+    assert (len(few), few.base) == (7, load_dataset("digits").fingerprint)
+    assert torch.equal(few.images, load_dataset("digits+haze@1").images[:7])
+    assert np.array_equal(few.base_index, np.arange(7))
