@@ -1,6 +1,10 @@
 """Attacks against slow references: formulas by hand, one image at a time, one pixel at a time; and what they refuse."""
 
+import ast
 import colorsys
+import re
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -326,6 +330,23 @@ def test_presets_name_settings_that_there_are():
         "kappa": 0.0,
         "steps": 100,
     }
+
+
+def test_the_page_names_each_attack_with_its_settings_and_defaults():
+    page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    for name, record in ATTACKS.items():
+        settings = " ".join(row[2] for row in rows if row[0] == f"`{name}`")
+        said = {
+            key: ast.literal_eval(value) if value[0] == '"' else float(Fraction(value))
+            for key, value in re.findall(r"`(\w+) = ([^`]+)`", settings.split(";")[0])
+            if value != '"hsv"'
+        }
+        assert said == record.settings, name
+    for name, presets in PRESETS.items():
+        (settings,) = (row[2] for row in rows if row[0] == f"`{name}`")
+        for preset, values in presets.items():
+            assert f'`preset = "{preset}"` is ' + ", ".join(f"`{key} = {value}`" for key, value in values.items()) in settings
 
 
 # What is refused.
