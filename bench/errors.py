@@ -9,6 +9,10 @@ class OodbenchError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line, though names and paths come from outside and may hold line breaks."""
+        return " ".join(super().__str__().splitlines())
+
 
 class UsageError(OodbenchError):
     """A name, option or file that oodbench does not understand."""

@@ -85,6 +85,7 @@ def _mapped(path: Path) -> np.ndarray:
     """The array of a .npy file; what is not looked at is not read."""
     require_regular(path)
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # of a shape that no file can have; then its length is wrong
+            return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy raises whatever a hostile header leads to; objects are refused, not loaded
         raise BadData(f"{path} is no array of numbers, or it is truncated ({why(error)}); unpack {ARCHIVE} again") from error

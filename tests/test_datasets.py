@@ -71,9 +71,10 @@ def test_the_table_names_loaders_and_imports_nothing_heavy():
     [
         ("cifr10", "unknown dataset 'cifr10'; did you mean 'cifar10'"),
         ("", "unknown dataset ''"),
+        ("a\nb", "unknown dataset 'a b'"),
         ("digits@3", "unknown dataset 'digits@3'; did you mean 'digits'"),
-        ("digits+", "unknown attack ''"),
-        ("digits+nose@3", "unknown attack 'nose'"),
+        ("digits+", "unknown corruption or attack ''"),
+        ("digits+nose@3", "unknown corruption or attack 'nose'; did you mean 'noise'"),
         ("digits+pgd@3", "an attack has no level; write digits\\+pgd"),
         ("digits/fog@3", "digits has no parts, so no 'fog'; write digits"),
         ("digits/", "names no part of digits"),

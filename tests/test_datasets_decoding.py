@@ -78,3 +78,4 @@ def test_a_broken_file_is_one_line_from_a_worker_too(fitted, workers):
         next(batches)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "worker process" not in str(caught.value), "what a DataLoader puts before it"
