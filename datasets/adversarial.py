@@ -179,7 +179,7 @@ ATTACKS: dict[str, Attack] = {
     "semantic": Attack(
         semantic,
         {"reading": "negative", "trials": 1000},
-        lambda s: 0 if s["reading"] == "negative" else 1 + s["trials"] / 4,  # what not all images need
+        lambda s: 0 if s["reading"] == "negative" else 1 + s["trials"] / 3,  # what not all images need
     ),
 }
 # Other defaults by the setting ``preset``. Lee et al. run C&W in normalised space: in pixels, at CIFAR-10's standard
@@ -323,7 +323,7 @@ def _checked(name: str, setting: str, value: Any, default: Any) -> Any:
         return value
     holds, wanted = RANGES[setting]
     number = numbers.Integral if isinstance(default, int) else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value) or not holds(value):
+    if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(float(value)) or not holds(float(value)):
         raise UsageError(f"{setting} of {name} is {value!r}; give {wanted}")
     return type(default)(value)
 

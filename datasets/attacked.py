@@ -1,6 +1,5 @@
 """A set under an attack: made or taken from the cache, rounded, with what the attack did, and filtered as the papers do."""
 
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,10 +43,10 @@ def resolve(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Opt
     for flag in ("rounded", "filtered"):
         if not isinstance(own.get(flag, True), bool):
             raise UsageError(f"{flag} of {name} is {own[flag]!r}; give true or false")
-    std = own.setdefault("noise_std", NOISE_STD.get(name, OTHER_NOISE_STD))
-    if isinstance(std, bool) or not isinstance(std, numbers.Real) or not math.isfinite(std) or not 0 < std <= 1:
+    std = own.get("noise_std", NOISE_STD.get(name, OTHER_NOISE_STD))
+    if isinstance(std, bool) or not isinstance(std, numbers.Real) or not 0 < float(std) <= 1:
         raise UsageError(f"noise_std of {name} is {std!r}; give a number above 0 and up to 1: it is in pixel units")
-    return how, Options(**own)
+    return how, Options(**own | {"noise_std": float(std)})
 
 
 def attacked(
@@ -99,7 +98,7 @@ def attacked(
     )
     right_after = network.right(result)
     l2, linf = _distances(result, base, batch_size)
-    made = {
+    made: dict[str, Any] = {
         "attack": name,
         "network": against,
         "settings": how | {"rounded": options.rounded, "filtered": options.filtered},
