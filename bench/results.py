@@ -147,6 +147,16 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
+def _cell_of(header: dict[str, Any], path: Path) -> Cell:
+    """Raises BadData where the header is not that of a cell."""
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
+    try:
+        return Cell.model_validate(header)
+    except ValidationError as error:
+        raise BadData(f"{path} is not a cell of this oodbench; delete it and run again") from error
+
+
 class RunFolder:
     """Reads and writes one run folder."""
 
@@ -229,7 +239,7 @@ class RunFolder:
         import torch
 
         path = self._file(cell)
-        if cell.status != "ok" and path.exists() and self.read(path)[0].status == "ok":
+        if cell.status != "ok" and path.exists() and _cell_of(state.load_header(path), path).status == "ok":
             return False
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
         state.save(path, json.loads(cell.model_dump_json()), tensors)
@@ -240,22 +250,17 @@ class RunFolder:
         path = self._file(cell)
         if not path.exists():
             return False
-        found, _ = self.read(path)
+        found = _cell_of(state.load_header(path), path)
         return found.status == "ok" and found.key == cell.key
 
     def read(self, path: Path) -> tuple[Cell, dict[str, np.ndarray]]:
         """One cell and its arrays: in_scores, out_scores, and the rows of the split."""
         header, tensors = state.load(path)
-        try:
-            if header.get("schema_version") != SCHEMA_VERSION:
-                raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
-            return Cell.model_validate(header), {name: tensor.numpy() for name, tensor in tensors.items()}
-        except (ValidationError, AttributeError) as error:
-            raise BadData(f"{path} is not a cell of this oodbench; delete it and run again") from error
+        return _cell_of(header, path), {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def cells(self) -> list[Cell]:
-        """All cells, by file name."""
-        return [self.read(path)[0] for path in sorted(self.cells_path.glob("*.safetensors"))]
+        """All cells, by file name, without their arrays."""
+        return [_cell_of(state.load_header(path), path) for path in sorted(self.cells_path.glob("*.safetensors"))]
 
     def costs(self) -> dict[str, dict[str, float | None]]:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""

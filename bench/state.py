@@ -6,7 +6,8 @@ A value is a tensor, a number, a string, a bool, or a list of one of these (list
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +82,11 @@ def to_bytes(header: Mapping[str, Any], state: Mapping[str, Any], file: str) -> 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
     """(header, state) of a file that ``save`` wrote. Raises BadData for any other file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            text = json.loads((file.metadata() or {})["oodbench"])
-            # Copies, for what it gives is the file itself, mapped, and changes with it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
+    with _opened(path, device) as file:
+        text = _text(file)
+        # Copies, for what it gives is the file itself, mapped, and changes with it.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
         header, state = dict(text["header"]), dict(text["state"])
-    except FileNotFoundError as error:
-        raise BadData(f"no such file: {path}") from error
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise BadData(f"{path} is not a file of oodbench, or it is truncated ({error}); delete it and make it again") from error
     lists: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
         stem, dot, place = name.rpartition(".")
@@ -101,3 +95,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
         else:
             state[name] = tensor
     return header, state | {stem: [parts[i] for i in sorted(parts)] for stem, parts in lists.items()}
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """The header alone, without reading a tensor. Raises BadData as ``load``."""
+    with _opened(path, "cpu") as file:
+        return dict(_text(file)["header"])
+
+
+def _text(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {})["oodbench"])
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise BadData(f"no such file: {path}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise BadData(f"{path} is not a file of oodbench, or it is truncated ({error}); delete it and make it again") from error
