@@ -12,6 +12,7 @@ from oodbench import registry
 from oodbench.datasets.catalogue import CORRUPTIONS_C
 from oodbench.datasets.cifar import CIFAR10
 from oodbench.datasets.layout import missing, require_regular, require_split, why
+from oodbench.datasets.npy_file import mapped
 from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet, Source
 
@@ -85,7 +86,6 @@ def _mapped(path: Path) -> np.ndarray:
     """The array of a .npy file; what is not looked at is not read."""
     require_regular(path)
     try:
-        with np.errstate(over="ignore"):  # of a shape that no file can have; then its length is wrong
-            return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy raises whatever a hostile header leads to; objects are refused, not loaded
+        return mapped(path)
+    except (OSError, ValueError) as error:
         raise BadData(f"{path} is no array of numbers, or it is truncated ({why(error)}); unpack {ARCHIVE} again") from error

@@ -153,6 +153,27 @@ def test_truncated_and_other_files_name_themselves(cifar10c, file):
             load_dataset("cifar10c/fog@2", data=cifar10c.parent)
 
 
+@pytest.mark.parametrize(
+    ("descr", "shape", "says"),
+    [
+        ("|V0", (20,), r"holds \|V0"),  # numpy divides by the size of an item
+        ("<U0", (20,), "holds <U0"),
+        ([], (20,), r"holds \[\]|header is broken"),
+        ("|u1", (2**62, 4), "claims the shape"),
+        ("|u1", (2**63, 2), "claims the shape"),
+        ("|u1", (-1, -20), "claims the shape"),
+        ("|O", (20,), "Python objects"),
+    ],
+)
+@pytest.mark.parametrize("file", ["fog", "labels"])
+def test_headers_that_claim_what_no_file_holds(cifar10c, file, descr, shape, says):
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    path = cifar10c / f"{file}.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 20)
+    with pytest.raises(BadData, match=f"{path} is no array of numbers.*({says})"):
+        load_dataset("cifar10c/fog@2", data=cifar10c.parent)
+
+
 SIGNS = ((6, 1), (1, 3), (14, 2), (6, 2))  # sign type and index
 
 
