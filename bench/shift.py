@@ -14,6 +14,8 @@ from oodbench.inputs import Inputs, Pairing
 from oodbench.protocols import Sides, Split
 from oodbench.store import Jobs, Setting, StatisticsStore, merged
 
+NOTHING = np.empty(0, dtype=np.int64)  # rows
+
 
 class Trial(NamedTuple):
     """What one protocol asks of one set: the rows that are tested, and a head for each detector or why it has none."""
@@ -121,20 +123,15 @@ class Trials:
         is_source = pairing is self.inputs.source
         if is_source and self._source is not None:
             return self._source
-        inside = self.inputs.inside if images.negatives is None else images.negatives
         split: Split | Unsuitable = Unsuitable("nothing is learnt from this set")
         if is_source or "per-shift" in self.inputs.suite.protocols:
             try:
-                split = protocols.per_shift(inside, images, self.inputs.suite.seed)
+                split = protocols.per_shift(images.negatives or self.inputs.inside, images, self.inputs.suite.seed)
             except Unsuitable as error:
                 split = error
-        learns = isinstance(split, Split)
-        none = np.empty(0, dtype=np.int64)
-        outside_store = self._new_store(images, split.out_validation if learns else none)
-        inside_store = self.inside
-        if images.negatives is not None:
-            inside_store = self._new_store(images.negatives, split.in_validation if learns else none)
-        shift = Shift(pairing.kind, split, inside_store, outside_store)
+        validation = (split.in_validation, split.out_validation) if isinstance(split, Split) else (NOTHING, NOTHING)
+        inside = self.inside if images.negatives is None else self._new_store(images.negatives, validation[0])
+        shift = Shift(pairing.kind, split, inside, self._new_store(images, validation[1]))
         if is_source:
             self._source = shift
         return shift
