@@ -132,8 +132,8 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         line += " --limit 40"
         if "--detector" not in line and ".toml" not in line:  # a suite's parameters want its detectors
             line += " --detector msp --detector pixels"
-        if "--dataset" not in line and "cifar10" not in line:
-            line += " --dataset photos"
+        if "--dataset" not in line:
+            line += f" --dataset {'cifar100' if 'cifar10' in line else 'photos'}"
     return line
 
 
