@@ -10,6 +10,7 @@ def printed(script: str, *options: str) -> str:
     command = [sys.executable, "-P", str(Path(__file__).with_name(script)), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: a bar is missed, which they are meant for at their real size
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 
 
