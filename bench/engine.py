@@ -254,7 +254,7 @@ class _Run:
         jobs = {d: [d.setting] for d in self.fitting.sound({row.detector for _, rows in at_hand for row in rows})}
         grids = {d: d.shift_settings for d in jobs if d.shift_head} if self._learns else {}
         (_, images), *_ = passes.batches(
-            self.inside, self.inputs.classifier, [np.arange(min(timing.BATCH_SIZE, len(self.inside)))]
+            self.inside, self.inputs.classifier, [np.arange(min(self.suite.batch_size, len(self.inside)))]
         )
         alone, grid = (timing.seconds_per_image(some, self.inputs.classifier, images) for some in (jobs, grids))
         seconds = dict.fromkeys((d.name for d in alone), 0.0)

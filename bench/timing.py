@@ -70,6 +70,8 @@ def seconds_per_image(
     The shared forward pass is in each. A detector that fails is left out; it will say so where it is run.
     """
     found = {}
+    if classifier:
+        _bare(classifier, images)  # what a first pass costs on top is nobody's
     for detector, settings in jobs.items():
         try:
             work = partial(_statistics, detector, settings, classifier, images)
