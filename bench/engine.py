@@ -61,7 +61,8 @@ def run(
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: processes that decode sets too large for memory.
         limit: at most so many images of each test set, drawn by a seeded stratified shuffle. Training sets stay whole.
-        measure_costs: measure each detector's standalone cost at the end.
+        measure_costs: say before the first set about what the run will take, and measure each detector's standalone cost at
+            the end.
 
     Raises UsageError for unknown names, and MissingData where the in-distribution set or the weights are absent.
     """
@@ -89,7 +90,7 @@ def run(
         if fresh:
             folder.clear()
         current = _Run(inputs, folder, progress)
-        current.run_cells()
+        current.run_cells(estimate=measure_costs)
         if measure_costs:
             current.measure_costs()
     return folder
@@ -153,8 +154,8 @@ class _Run:
 
     # Cells
 
-    def run_cells(self) -> None:
-        """Every cell that is not finished yet."""
+    def run_cells(self, estimate: bool) -> None:
+        """Every cell that is not finished yet; before them, with ``estimate``, about what they will take."""
         wanted = [(pairing, self.inputs.rows(pairing)) for pairing in self.inputs.pairings]
         todo = [(pairing, [r for r in rows if not self.folder.finished(self._cell(pairing, r))]) for pairing, rows in wanted]
         if done := sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in todo):
@@ -164,7 +165,8 @@ class _Run:
         self._expect([len(pairing.images) for pairing, _ in at_hand if pairing.images is not None])
         if at_hand:
             self._open(names)
-            self._say_what_it_will_cost(at_hand)
+            if estimate:
+                self._say_what_it_will_take(at_hand)
         for pairing, rows in todo:
             if pairing.images is not None and rows:
                 self.progress.stage(f"{pairing.name}: {len(pairing.images):,} images")
@@ -249,19 +251,19 @@ class _Run:
             inside.ensure(({d: [d.setting] for d in self.fitting.sound(names)}, np.arange(len(self.inside))))
         self.trials = Trials(self.inputs, self.fitting.heads, inside, self._store)
 
-    def _say_what_it_will_cost(self, at_hand: Sequence[tuple[Pairing, list[Row]]]) -> None:
+    def _say_what_it_will_take(self, at_hand: Sequence[tuple[Pairing, list[Row]]]) -> None:
         """One line, the dearest detectors first: who waits for hours must know it before."""
         jobs = {d: [d.setting] for d in self.fitting.sound({row.detector for _, rows in at_hand for row in rows})}
         grids = {d: d.shift_settings for d in jobs if d.shift_head} if self._learns else {}
-        (_, images), *_ = passes.batches(
-            self.inside, self.inputs.classifier, [np.arange(min(self.suite.batch_size, len(self.inside)))]
-        )
-        alone, grid = (timing.seconds_per_image(some, self.inputs.classifier, images) for some in (jobs, grids))
+        classifier = None if self.inputs.unsuitable else self.inputs.classifier
+        rows = np.arange(min(self.suite.batch_size, len(self.inside)))
+        (_, images), *_ = passes.batches(self.inside, classifier, [rows])
+        alone, grid = (timing.seconds_per_image(some, classifier, images) for some in (jobs, grids))
         seconds = dict.fromkeys((d.name for d in alone), 0.0)
-        for pairing, rows in at_hand:
+        for pairing, wanted in at_hand:
             size = len(pairing.images or ())
             learnt = min(protocols.VALIDATION_SIZE, size // 2)
-            for name, protocol in {(row.detector, row.protocol) for row in rows if row.detector in seconds}:
+            for name, protocol in {(row.detector, row.protocol) for row in wanted if row.detector in seconds}:
                 detector = self.detectors[name]
                 seconds[name] += size * alone[detector]
                 if protocol == "per-shift":

@@ -137,7 +137,7 @@ def test_what_it_will_cost_is_said_before_the_first_set_goes_by(tmp_path):
             self.lines.append(line)
 
     told = Told()
-    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, measure_costs=False, limit=40, progress=told)
+    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, limit=40, progress=told)
     (said,) = (place for place, line in enumerate(told.lines) if line.startswith("1 set will take about "))
     assert all(name in told.lines[said] for name in ("msp", "mahalanobis-fe", "pixels"))
     assert told.lines.index("photos: 40 images") > said
