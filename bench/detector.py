@@ -45,7 +45,8 @@ class Detector:
             a row ``NAME:VARIANT`` of its own, over the one fit.
         quick: hyper-parameters that make its training short, for ``oodbench check``.
         caches: whether what ``prepare`` leaves may come from the cache: False where it reads files that may change.
-        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from.
+        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from; a property where
+            hyper-parameters span it.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """
@@ -55,7 +56,7 @@ class Detector:
     quick: ClassVar[dict[str, Any]] = {}
     caches: bool = True
     signals: ClassVar[tuple[str, ...] | None] = None
-    grid: ClassVar[Sequence[dict[str, Any]]] = ()
+    grid: Sequence[dict[str, Any]] = ()
     unsupervised_head: ClassVar[str] = "identity"
     shift_head: ClassVar[str | None] = None
 

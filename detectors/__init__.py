@@ -100,14 +100,14 @@ TABLE = {
         "Softmax at high temperature after a step on the input",
         "Liang et al. 2018",
         "nothing; a validation shift",
-        parameters="temperature epsilon",
+        parameters="temperature epsilon temperatures epsilons",
     ),
     "mahalanobis-p": Entry(
         "oodbench.detectors.mahalanobis:MahalanobisP",
         "Mahalanobis distance at the penultimate features after a step on the input",
         "Lee et al. 2018",
         "labelled training images; a validation shift",
-        parameters="epsilon",
+        parameters="epsilon epsilons",
     ),
     "mahalanobis-fe": Entry(
         "oodbench.detectors.mahalanobis:MahalanobisFE",
@@ -120,7 +120,7 @@ TABLE = {
         "Mahalanobis distances at all layers after a step on the input",
         "Lee et al. 2018",
         "labelled training images; a validation shift",
-        parameters="epsilon",
+        parameters="epsilon epsilons",
     ),
     "lid": Entry(
         "oodbench.detectors.lid:LID",

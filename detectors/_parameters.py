@@ -24,6 +24,15 @@ def require_finite(detector: str, within: Range, **values: Any) -> None:
             raise UsageError(f"{detector}: {name} = {value!r}; give a finite number {within}")
 
 
+def require_grid(detector: str, within: Range, **values: Any) -> None:
+    """Raise UsageError for a hyper-parameter that is no list of such numbers, at least one and none twice."""
+    for name, value in values.items():
+        if not isinstance(value, list | tuple) or not value or len(set(map(str, value))) < len(value):
+            raise UsageError(f"{detector}: {name} = {value!r}; give a list of different numbers, [0, 0.0014]")
+        for one in value:
+            require_finite(detector, within, **{name: one})
+
+
 def require_seed(detector: str, seed: object) -> None:
     """Raise UsageError for a seed that is no whole number from 0 to 2³² − 1."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:

@@ -4,6 +4,7 @@ The four variants of the paper's Table 1: V penultimate features as they are, P 
 ensemble over all layers, P+FE both.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from oodbench.detector import Detector
 from oodbench.detectors._moments import ClassMoments, labels_of, squared_distances, whitening
-from oodbench.errors import UsageError
+from oodbench.detectors._parameters import require_finite, require_grid
 from oodbench.probe import Probe
 
 EPSILONS = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
@@ -83,18 +84,27 @@ class MahalanobisV(Mahalanobis):
     signals = ("logits", "features")
 
 
-class MahalanobisP(Mahalanobis):
+class Stepping(Mahalanobis):
+    """Base of those that step: ``epsilon`` without a shift to learn from, else one of ``epsilons``, by default the paper's."""
+
+    def __init__(self, epsilon: float = 0.0014, epsilons: Sequence[float] = EPSILONS) -> None:
+        require_finite("mahalanobis", "of at least 0", epsilon=epsilon)
+        require_grid("mahalanobis", "of at least 0", epsilons=epsilons)
+        self.epsilon, self.epsilons = epsilon, [*map(float, epsilons)]  # JSON values
+
+    @property
+    def grid(self) -> list[dict[str, float]]:  # type: ignore[override]  # spanned by a hyper-parameter
+        return [{"epsilon": e} for e in self.epsilons]
+
+
+class MahalanobisP(Stepping):
     """P: the distance at the penultimate features after a step on the input. -> (N, settings)
 
     ε is chosen on a validation shift where one may be learnt from; else the paper gives none, and it is .0014, ODIN's.
     """
 
     signals = ("logits", "features", "input_gradient")
-    grid = tuple({"epsilon": e} for e in EPSILONS)
     shift_head = "choose"
-
-    def __init__(self, epsilon: float = 0.0014) -> None:
-        self.epsilon = _checked(epsilon)
 
 
 class MahalanobisFE(Mahalanobis):
@@ -110,7 +120,7 @@ class MahalanobisFE(Mahalanobis):
     shift_head = "logistic"
 
 
-class MahalanobisPFE(Mahalanobis):
+class MahalanobisPFE(Stepping):
     """P+FE: the distances at all layers, each after its own step on the input. -> (N, settings·layers)
 
     ε and the weights are learnt from a validation shift where one may be; else ε = .0014, and the layers are
@@ -119,15 +129,5 @@ class MahalanobisPFE(Mahalanobis):
 
     layered = True
     signals = ("logits", "layers", "input_gradient")
-    grid = tuple({"epsilon": e} for e in EPSILONS)
     unsupervised_head = "standardised-sum"
     shift_head = "choose-logistic"
-
-    def __init__(self, epsilon: float = 0.0014) -> None:
-        self.epsilon = _checked(epsilon)
-
-
-def _checked(epsilon: float) -> float:
-    if epsilon < 0:
-        raise UsageError(f"mahalanobis: epsilon = {epsilon}; give one of at least 0, in pixel units of [0, 1]")
-    return epsilon

@@ -1,5 +1,6 @@
 """ODIN (Liang, Li and Srikant, ICLR 2018, arXiv 1706.02690)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.errors import UsageError
+from oodbench.detectors._parameters import require_finite, require_grid
 from oodbench.probe import Probe
 
 TEMPERATURES = (1.0, 10.0, 100.0, 1000.0)
@@ -26,16 +27,25 @@ class ODIN(Detector):
     """
 
     signals = ("logits", "input_gradient")
-    grid = tuple({"temperature": t, "epsilon": e} for t in TEMPERATURES for e in EPSILONS)
     shift_head = "choose"
 
-    def __init__(self, temperature: float = 1000.0, epsilon: float = 0.0014) -> None:
-        if temperature <= 0 or epsilon < 0:
-            raise UsageError(
-                f"odin: temperature = {temperature}, epsilon = {epsilon}; give a temperature above 0, epsilon at least 0"
-            )
-        self.temperature = temperature
-        self.epsilon = epsilon
+    def __init__(
+        self,
+        temperature: float = 1000.0,
+        epsilon: float = 0.0014,
+        temperatures: Sequence[float] = TEMPERATURES,
+        epsilons: Sequence[float] = EPSILONS,
+    ) -> None:
+        require_finite("odin", "above 0", temperature=temperature)
+        require_finite("odin", "of at least 0", epsilon=epsilon)
+        require_grid("odin", "above 0", temperatures=temperatures)
+        require_grid("odin", "of at least 0", epsilons=epsilons)
+        self.temperature, self.epsilon = temperature, epsilon
+        self.temperatures, self.epsilons = [*map(float, temperatures)], [*map(float, epsilons)]  # JSON values
+
+    @property
+    def grid(self) -> list[dict[str, float]]:  # type: ignore[override]  # spanned by hyper-parameters
+        return [{"temperature": t, "epsilon": e} for t in self.temperatures for e in self.epsilons]
 
     def statistics(self, probe: Probe) -> Tensor:
         columns = []

@@ -55,3 +55,17 @@ def test_the_ends_of_ranges_are_taken():
         ("lid", {"k": 2, "size": 3, "seed": 2**32 - 1}),
     ):
         assert oodbench.load_detector(detector, **parameters).parameters().items() >= parameters.items()
+
+
+@pytest.mark.parametrize("name", ["odin", "mahalanobis-p", "mahalanobis-pfe"])
+@pytest.mark.parametrize("epsilons", [[], 0.1, [0.1, 0.1], [0.1, -0.1], [0.1, float("nan")], ["a"]])
+def test_a_grid_is_a_list_of_different_numbers(name, epsilons):
+    with pytest.raises(UsageError, match=r"epsilons = .*; give a"):
+        oodbench.load_detector(name, epsilons=epsilons)
+
+
+def test_hyper_parameters_span_the_grid():
+    small = oodbench.load_detector("odin", temperatures=[1, 1000], epsilons=[0, 0.002])
+    assert small.shift_settings == [{"temperature": t, "epsilon": e} for t in (1.0, 1000.0) for e in (0.0, 0.002)]
+    assert small.changed()["temperatures"] == [[1.0, 1000.0], (1.0, 10.0, 100.0, 1000.0)]
+    assert oodbench.load_detector("mahalanobis-pfe", epsilons=[0]).grid == [{"epsilon": 0.0}]
