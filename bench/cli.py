@@ -226,7 +226,7 @@ def _print_results(folder: Any) -> None:
 
     frame, notes = gather([folder])
     _print_text(render(frame, "table", width=_terminal_width(), notes=notes) + "\n")
-    if severity.sections(frame):
+    if len(severity.curves(frame).dropna(axis=1, how="all").columns) > 1:
         print(f"severity curves: {folder.write_severity(draw(frame, 'png'))}")
 
 

@@ -90,6 +90,7 @@ def run(
         if fresh:
             folder.clear()
         current = _Run(inputs, folder, progress)
+        inputs.attack(progress)  # minutes: after the folder took these settings
         current.run_cells(estimate=measure_costs)
         if measure_costs:
             current.measure_costs()
@@ -103,7 +104,7 @@ def default_folder(suite: Suite) -> Path:
 def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None = None, limit: int | None = None) -> list[str]:
     """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written."""
     inputs = Inputs(suite, Progress(), data=data, limit=limit)
-    inputs.load_pairings(Progress(), attack=False)
+    inputs.load_pairings(Progress())
     lines = [
         f"{suite.name}: {suite.title}",
         f"model     {suite.model or 'none'}",
@@ -149,6 +150,7 @@ class _Run:
         }
         if inputs.source is not None:
             shared["transfer_from"] = inputs.source.name
+        shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in self.detectors.items()}
         folder.settle(shared, {"suite": self.suite.model_dump(mode="json"), "provenance": self.about})
 
@@ -172,7 +174,7 @@ class _Run:
                 self.progress.stage(f"{pairing.name}: {len(pairing.images):,} images")
                 try:
                     self._run_pairing(pairing, pairing.images, rows)
-                except BadData as error:  # an image that is only decoded now
+                except Exception as error:  # an image that is only decoded now
                     pairing.error = error
                     self.progress.say(f"{pairing.name}: {reason(error)}")
             for row in rows if pairing.error else ():
@@ -214,7 +216,7 @@ class _Run:
             changed=self._changed(detector, row) if detector else {},
             protocol=row.protocol,
             transfer_from=source.name if source else "",
-            transfer_fingerprint=source.images.fingerprint if source and source.images is not None else "",
+            transfer_fingerprint=_learnt_from(source),
             dataset=dataset,
             level=level,
             kind=pairing.kind,
@@ -253,23 +255,27 @@ class _Run:
 
     def _say_what_it_will_take(self, at_hand: Sequence[tuple[Pairing, list[Row]]]) -> None:
         """One line, the dearest detectors first: who waits for hours must know it before."""
-        jobs = {d: [d.setting] for d in self.fitting.sound({row.detector for _, rows in at_hand for row in rows})}
-        grids = {d: d.shift_settings for d in jobs if d.shift_head} if self._learns else {}
         classifier = None if self.inputs.unsuitable else self.inputs.classifier
-        rows = np.arange(min(self.suite.batch_size, len(self.inside)))
-        (_, images), *_ = passes.batches(self.inside, classifier, [rows])
-        alone, grid = (timing.seconds_per_image(some, classifier, images) for some in (jobs, grids))
-        seconds = dict.fromkeys((d.name for d in alone), 0.0)
-        for pairing, wanted in at_hand:
+        (_, images), *_ = passes.batches(self.inside, classifier, [np.arange(min(self.suite.batch_size, len(self.inside)))])
+        detectors = self.fitting.sound({row.detector for _, rows in at_hand for row in rows})
+        learning = {row.detector for _, rows in at_hand for row in rows if row.protocol != "unsupervised"}
+        bare, alone = timing.seconds_per_image({d: [d.setting] for d in detectors}, classifier, images)
+        _, grid = timing.seconds_per_image({d: d.shift_settings for d in detectors if d.name in learning}, classifier, images)
+        seconds = {"the network": 0.0} | dict.fromkeys((d.name for d in alone), 0.0)
+        for pairing, rows in at_hand:
             size = len(pairing.images or ())
-            learnt = min(protocols.VALIDATION_SIZE, size // 2)
-            for name, protocol in {(row.detector, row.protocol) for row in wanted if row.detector in seconds}:
-                detector = self.detectors[name]
-                seconds[name] += size * alone[detector]
-                if protocol == "per-shift":
-                    seconds[name] += learnt * (grid.get(detector, 0.0) - alone[detector])
-        sets = "1 set" if len(at_hand) == 1 else f"{len(at_hand)} sets"
-        self.progress.say(f"{sets} will take about {timing.spoken(seconds)}")
+            validation = min(protocols.VALIDATION_SIZE, size // 2)
+            seconds["the network"] += size * bare
+            for detector in alone:
+                asked = {row.protocol for row in rows if row.detector == detector.name}
+                # Each protocol may choose a setting of its own; without a grid they share one.
+                settings = len(asked) if len(detector.shift_settings) > 1 else min(1, len(asked))
+                seconds[detector.name] += settings * size * alone[detector]
+                if "per-shift" in asked and detector in grid:
+                    seconds[detector.name] += validation * (grid[detector] - alone[detector])
+        if alone:
+            sets = "1 set" if len(at_hand) == 1 else f"{len(at_hand)} sets"
+            self.progress.say(f"{sets} will take about {timing.spoken(seconds)}")
 
     def _store(self, images: ImageSet, first: np.ndarray) -> StatisticsStore:
         return StatisticsStore(
@@ -367,6 +373,14 @@ class _Run:
             on_step=lambda: self.progress.advance(timing.BATCH_SIZE),
         )
         self.folder.write_costs(costs | measured)
+
+
+def _learnt_from(source: Pairing | None) -> str:
+    """All that a head of ``transfer`` hangs on: the images of the source, its negatives, and its kind (how it chooses)."""
+    if source is None or source.images is None:
+        return ""
+    negatives = source.images.negatives
+    return "~".join([source.images.fingerprint, negatives.fingerprint if negatives else "", source.kind])
 
 
 def _against_clean(in_scores: np.ndarray, out_scores: np.ndarray, shift: Shift, split: Split) -> dict[str, float]:

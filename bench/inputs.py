@@ -15,6 +15,7 @@ import torch
 from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
+from oodbench.datasets.attacked import resolve
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.heads import HEADS
@@ -61,7 +62,7 @@ class Inputs:
     detectors: by name; broken: why a detector could not be built, by name.
     train, inside: the in-distribution training and test images. size: pixels a side, of all images.
     classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, if so.
-    pairings: after ``load_pairings``, the sets tested, in the suite's order.
+    pairings: after ``load_pairings``, the sets tested, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, one of the pairings or not; None without that protocol.
     """
 
@@ -78,6 +79,7 @@ class Inputs:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
         self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
+        self._to_attack: list[tuple[Pairing, ShiftSet]] = []
         self.detectors: dict[str, Detector] = {}
         self.broken: dict[str, Exception] = {}
         for name in suite.detectors:
@@ -88,6 +90,12 @@ class Inputs:
             except Exception as error:
                 self.broken[name] = error
                 progress.say(f"{name}: {reason(error)}")
+        for one in suite.each_set().values():  # before anything long: what is misspelt is said now
+            parsed = load.parse(one.name)
+            if parsed.attack:
+                resolve(parsed.attack, one.settings)
+            elif one.settings:
+                raise UsageError(f"{one.name}: settings are for attacks ({', '.join(one.settings)}); leave them out")
         progress.stage("loading the sets")
         self.size = suite.size
         inside = ShiftSet(name=suite.in_distribution)
@@ -118,20 +126,28 @@ class Inputs:
                 self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
 
-    def load_pairings(self, progress: Progress, attack: bool = True) -> None:
-        """After the model, for attacks are made against it; without ``attack``, what would be attacked stands in."""
+    def load_pairings(self, progress: Progress) -> None:
+        """All sets but the attacks: what they are made from stands in for them until ``attack``."""
         sets = self.suite.each_set()
         wanted = [one for one in sets.values() if one.tested]
         transfers = self.suite.transfer_from if "transfer" in self.suite.protocols else None
         if transfers is not None and not sets[transfers].tested:
             wanted.append(sets[transfers])
         for one in wanted:
-            pairing = self._load_pairing(one, progress, attack)
+            pairing = self._load_pairing(one, progress)
             if one.tested:
                 self.pairings.append(pairing)
             if one.name == transfers:
                 self.source = pairing
+            if load.parse(one.name).attack:
+                self._to_attack.append((pairing, one))
         self._originals.clear()
+
+    def attack(self, progress: Progress) -> None:
+        """Make the attacked sets, against the model that was loaded."""
+        for pairing, one in self._to_attack:
+            if pairing.images is not None:
+                self._change(pairing, pairing.images, one, progress)
 
     def rows_of(self, name: str) -> list[Row]:
         """The rows of one detector: its own under each protocol where it learns something, its variants' unsupervised."""
@@ -163,31 +179,50 @@ class Inputs:
             self._originals[key] = images
         return self._originals[key]
 
-    def _load_pairing(self, one: ShiftSet, progress: Progress, attack: bool) -> Pairing:
+    def _load_pairing(self, one: ShiftSet, progress: Progress) -> Pairing:
         parsed = load.parse(one.name)
-        kind = one.kind or ("adversarial" if parsed.attack else "corruption" if parsed.corruption else None)
+        kind = one.kind or ("adversarial" if parsed.attack else "corruption" if parsed.corruption else "")
+        pairing = Pairing(one.name, kind or "far-ood", None)
         try:
             images = self._original(one, "test", self.limit, progress)
-            if attack or not parsed.attack:
-                images = load.changed(
-                    images,
-                    parsed,
-                    classifier=self.classifier,
-                    seed=self.suite.seed,
-                    settings=one.settings,
-                    progress=progress,
-                    batch_size=self.suite.batch_size,
-                )
-                self._refuse_in_distribution(images)
-            return Pairing(one.name, kind or images.kind, images)
         except UsageError:
             raise
         except Exception as error:
+            pairing.error = error
             progress.say(f"{one.name}: {reason(error)}")
-            return Pairing(one.name, kind or "far-ood", None, error)
+            return pairing
+        pairing.kind = kind or images.kind
+        if parsed.attack:
+            pairing.images = images
+        else:
+            self._change(pairing, images, one, progress)
+        return pairing
+
+    def _change(self, pairing: Pairing, images: ImageSet, one: ShiftSet, progress: Progress) -> None:
+        """Give a pairing its images, corrupted or attacked as its name says, or the reason why it has none."""
+        pairing.images = None
+        try:
+            changed = load.changed(
+                images,
+                load.parse(one.name),
+                classifier=self.classifier,
+                seed=self.suite.seed,
+                settings=one.settings,
+                progress=progress,
+                batch_size=self.suite.batch_size,
+            )
+            changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand: what is broken says so here
+            self._refuse_in_distribution(changed)
+        except UsageError:
+            raise
+        except Exception as error:
+            pairing.error = error
+            progress.say(f"{one.name}: {reason(error)}")
+        else:
+            pairing.images = changed
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
-        """The same pictures on both sides would be told apart by nothing. Also computes the fingerprint, reading all."""
+        """The same pictures on both sides would be told apart by nothing."""
         if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.inside, images):
             both = np.intersect1d(self.inside.base_index.numpy(), images.base_index.numpy())
             if len(both):

@@ -99,7 +99,10 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
         in_order = out_order = common
         size = min(size, len(common) // 2)
     if size < 4:
-        raise Unsuitable(f"per-shift needs 8 images a side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}")
+        common_images = f", {len(common)} of them in common" if len(common) else ""
+        raise Unsuitable(
+            f"per-shift needs 8 images a side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}{common_images}"
+        )
     half = size // 2
 
     def parts(base: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

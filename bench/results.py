@@ -52,7 +52,7 @@ class Cell(BaseModel):
     parameters: dict[str, Any]
     changed: dict[str, list[Any]] = {}  # those that are not the detector's defaults: [value, default]
     protocol: str
-    transfer_from: str = ""  # under transfer: the set that the head learnt from, and its content
+    transfer_from: str = ""  # under transfer: the set that the head learnt from; content of it and its negatives, and kind
     transfer_fingerprint: str = ""
     dataset: str  # without its level
     level: int | None
@@ -189,7 +189,7 @@ class RunFolder:
         except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
             pass
         try:
-            for half_written in [*self.path.glob(".run.json.*"), *self.path.glob(".costs.json.*")]:
+            for half_written in [found for name in own - {"cells"} for found in self.path.glob(f".{name}.*")]:
                 half_written.unlink()
             for half_written in self.cells_path.glob(".*.safetensors.*"):
                 half_written.unlink()

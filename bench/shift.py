@@ -7,7 +7,7 @@ import numpy as np
 
 from oodbench import protocols
 from oodbench.detector import Detector
-from oodbench.errors import BadData, Unsuitable, reason
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, reason
 from oodbench.heads import HEADS, Head
 from oodbench.image_set import ImageSet
 from oodbench.inputs import Inputs, Pairing
@@ -94,14 +94,14 @@ class Trials:
 
     def of(
         self, pairing: Pairing, images: ImageSet, wanted: Mapping[str, list[Detector]]
-    ) -> tuple[dict[str, Trial | Unsuitable], Shift]:
+    ) -> tuple[dict[str, Trial | OodbenchError], Shift]:
         """By protocol, the trial of the detectors that want it, or why there is none; and the set, its statistics computed.
 
         One pass over the set: first the validation rows, whose statistics fit the heads, then the rows that are tested.
         """
         shift = self._shift(pairing, images)
         alone = {detector: [detector.setting] for detector in wanted.get("unsupervised", [])}
-        trials: dict[str, Trial | Unsuitable] = {}
+        trials: dict[str, Trial | OodbenchError] = {}
         for protocol, detectors in wanted.items():
             grids = {detector: detector.shift_settings for detector in detectors}
             try:
@@ -112,7 +112,7 @@ class Trials:
                 else:
                     source, split = self._transferred(detectors, shift.sides)
                     trials[protocol] = Trial(split, source.heads, grids)
-            except Unsuitable as error:
+            except (Unsuitable, BadData) as error:
                 trials[protocol] = error
         sound = [trial for trial in trials.values() if isinstance(trial, Trial)]
         shift.outside.ensure(*((trial.chosen(), trial.split.out_test) for trial in sound))
@@ -146,5 +146,6 @@ class Trials:
             shift = self._shift(source, source.images)
             learnt = shift.learn(detectors)
         except Exception as error:
-            raise Unsuitable(f"transfer learns from {source.name}: {reason(error)}") from error
+            kind = Unsuitable if isinstance(error, Unsuitable | MissingData) else BadData
+            raise kind(f"transfer learns from {source.name}: {reason(error)}") from error
         return shift, protocols.transfer(learnt, shift.sides, sides)

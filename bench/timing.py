@@ -64,21 +64,23 @@ def standalone_costs(
 
 def seconds_per_image(
     jobs: Mapping[Detector, Sequence[dict[str, Any]]], classifier: Classifier | None, images: Tensor
-) -> dict[Detector, float]:
-    """What each fitted detector takes an image at all of its settings, by one batch (N, C, H, W): a guess before long work.
+) -> tuple[float, dict[Detector, float]]:
+    """A bare forward pass, and what each fitted detector takes on top at all of its settings: a guess before long work.
 
-    The shared forward pass is in each. A detector that fails is left out; it will say so where it is run.
+    By one batch (N, C, H, W). A detector that fails is left out; it will say so where it is run.
     """
-    found = {}
+    bare = 0.0
     if classifier:
-        _bare(classifier, images)  # what a first pass costs on top is nobody's
+        _bare(classifier, images)  # what a first pass costs more is nobody's
+        bare = _time(partial(_bare, classifier, images), images.device) / len(images)
+    found = {}
     for detector, settings in jobs.items():
         try:
-            work = partial(_statistics, detector, settings, classifier, images)
-            found[detector] = _time(work, images.device) / len(images)
+            seconds = _time(partial(_statistics, detector, settings, classifier, images), images.device) / len(images)
         except Exception:
             continue
-    return found
+        found[detector] = max(0.0, seconds - bare)
+    return bare, found
 
 
 def spoken(seconds: Mapping[str, float], dearest: int = 5) -> str:

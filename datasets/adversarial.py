@@ -236,7 +236,9 @@ def attack(
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             here = images[rows].detach().to(classifier.device, classifier.dtype).clone()
-            result = _run(name, network, classifier, here, labels[rows].to(here.device, torch.int64), index[rows], seed, how)
+            result = _run(
+                name, network, classifier, here, labels[rows].clone().to(here.device, torch.int64), index[rows], seed, how
+            )
             if not torch.isfinite(result).all():
                 raise BadData(f"{name} against {classifier.name} gives images that are not finite; choose other settings")
             attacked[rows] = result.clamp(0, 1).to(images.device, images.dtype)

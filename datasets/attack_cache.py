@@ -23,7 +23,7 @@ from oodbench.image_set import ImageSet
 from oodbench.paths import cache_root
 from oodbench.progress import Progress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: rounded within eps
 PART = 256  # images a file
 HEADER = 2**16  # bytes that a file may hold beside its pixels
 
@@ -91,13 +91,24 @@ class AttackCache:
         return images
 
 
-def key_of(base: ImageSet, name: str, settings: Mapping[str, Any], rounded: bool, seed: int, classifier: Classifier) -> str:
+def key_of(
+    base: ImageSet,
+    name: str,
+    settings: Mapping[str, Any],
+    rounded: bool,
+    seed: int,
+    classifier: Classifier,
+    batch_size: int,
+) -> str:
     """SHA-256 of all that decides the attacked images. Raises UsageError for settings that are no plain values."""
+    ours = name in adversarial.ATTACKS
     decides = {
         "base": base.fingerprint,
         "rows": hashlib.sha256(base.base_index.to(torch.int64).numpy().tobytes()).hexdigest(),
         "attack": name,
-        "code": code_hash.of_module(adversarial.__name__) if name in adversarial.ATTACKS else other_attacks.version(name),
+        "code": code_hash.of_module((adversarial if ours else other_attacks).__name__),
+        # Other packages draw for a whole batch at a time, so there it decides too.
+        "package": None if ours else [other_attacks.version(name), batch_size],
         "settings": dict(settings),
         "rounded": rounded,
         "seed": seed,

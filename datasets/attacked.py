@@ -1,5 +1,6 @@
 """A set under an attack: made or taken from the cache, rounded, with what the attack did, and filtered as the papers do."""
 
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import replace
@@ -124,7 +125,12 @@ def attacked(
             negatives=_twins(base.select(kept), noisy.select(kept)),
             source=replace(result.source, official_size=official),
         )
-    made |= {"kept": len(kept), "mean_l2": float(l2[kept].mean()), "mean_linf": float(linf[kept].mean())}
+    made |= {
+        "kept": len(kept),
+        "unchanged": float((linf[kept] == 0).double().mean()),
+        "mean_l2": float(l2[kept].mean()),
+        "mean_linf": float(linf[kept].mean()),
+    }
     return replace(result, made=made)
 
 
@@ -152,7 +158,7 @@ def _images(base: ImageSet, name: str, how: dict[str, Any], options: Options, se
     """The attacked images (N, C, H, W), uint8 or float32: those of the cache, and the others made and put there."""
     dtype = torch.uint8 if options.rounded else torch.float32
     shape = (len(base), *base.images.shape[1:])
-    key = key_of(base, name, how, options.rounded, seed, network.classifier)
+    key = key_of(base, name, how, options.rounded, seed, network.classifier, network.batch_size)
     cache = AttackCache(f"{base.name}+{name}", key, shape, dtype, network.progress)
     labels = base.labels
     assert labels is not None  # attacked refused others
@@ -172,6 +178,8 @@ def _images(base: ImageSet, name: str, how: dict[str, Any], options: Options, se
                 **how,
             )
             found = _stored(changed, options.rounded)
+            if options.rounded and "eps" in how and name in adversarial.ATTACKS:  # others' eps may be of another norm
+                found = _within(found, base.read(rows), how["eps"])
             cache.write(part, rows, found)
         else:
             network.progress.advance(len(rows) * adversarial.passes(name, how))
@@ -223,6 +231,13 @@ def _floats(images: ImageSet, rows: range) -> Tensor:
     """float32 (n, C, H, W) in [0, 1]."""
     pixels = images.read(rows)
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def _within(rounded: Tensor, base: Tensor, eps: float) -> Tensor:
+    """No pixel further than eps from its base, for rounding may carry one out: both uint8 (n, C, H, W)."""
+    most = math.floor(eps * 255 + 1e-6)
+    base = base.to(torch.int16)
+    return torch.minimum(torch.maximum(rounded.to(torch.int16), base - most), base + most).to(torch.uint8)
 
 
 def _stored(images: Tensor, rounded: bool) -> Tensor:

@@ -16,18 +16,25 @@ NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of a set's ``made``, in pixel 
 def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     """The cells of all folders, a row each, and notes for tables.
 
-    Where one name stands for several networks or in-distribution sets (another limit, say), the name gets a part of the
-    hash, so that no row mixes them; so does transfer get the set that it learnt from.
+    Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
+    other settings), the name gets a part of the hash, so that no row mixes them; so does transfer get the set that it
+    learnt from.
     """
     frames = []
     for folder in folders:
         settings = folder.about()["settings"]
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from")))
+        content = [cell.fingerprint for cell in folder.cells()]
+        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), content=content))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
         frame.loc[ambiguous, name] = frame[name] + " #" + frame[content].str[:6]
+    read = frame[frame["content"] != ""]
+    place = ["model", "in_distribution", "dataset", "level", "seed"]
+    ambiguous = read.groupby(place, dropna=False)["content"].transform("nunique") > 1
+    others = ambiguous[ambiguous].index
+    frame.loc[others, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
     transfer = frame["protocol"] == "transfer"
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
@@ -38,7 +45,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
         cells = folder.cells()
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
-    return frame.drop(columns=["weights", "images", "source"]), notes
+    return frame.drop(columns=["weights", "images", "source", "content"]), notes
 
 
 def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:
@@ -72,10 +79,11 @@ def _attack_notes(cells: "Sequence[Cell]") -> list[str]:
 
 
 def _strength(made: Mapping[str, Any]) -> str:
-    """Success rate, the norms that are known, and how many images the papers' filter left."""
+    """Success rate, the norms that are known, how many images the papers' filter left and how many did not change at all."""
     norms = [f"mean {title} {_short(made[name])}" for name, title in NORMS.items() if name in made]
     kept = [f"{made['kept']:,} images kept"] if made.get("settings", {}).get("filtered") else []
-    details = ", ".join(norms + kept)
+    same = [f"{100 * made['unchanged']:.1f} % of the images as they were"] if made.get("unchanged") else []
+    details = ", ".join(norms + kept + same)
     return f"{100 * made['success_rate']:.1f} %" + (f" ({details})" if details else "")
 
 

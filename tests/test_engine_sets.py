@@ -90,11 +90,36 @@ def test_no_base_image_of_a_filtered_attack_is_both_learnt_from_and_tested(attac
     assert 0 < len(moved["in_test"]) == 2 * len(moved["out_test"]) < 2 * kept
 
 
-def test_settings_change_the_images_and_so_the_cell(attacked):
-    sets = [ShiftSet(name="digits+pgd", settings=FILTERED | {"steps": 3})]
-    again = engine.run(suite(*sets, protocols=["unsupervised"]), out=attacked.path, measure_costs=False)
-    cell = cells_of(again, "digits+pgd")["msp", "unsupervised"]
-    assert cell.made["settings"]["steps"] == 3
+def test_a_folder_holds_one_making_of_a_set(attacked):
+    """Other settings would leave old figures beside new ones; they are refused before anything is attacked."""
+    for change in ({"settings": FILTERED | {"steps": 3}}, {"settings": FILTERED, "first": 100}):
+        with pytest.raises(UsageError, match=r"holds a run with set digits\+pgd = .* choose another folder"):
+            engine.run(suite(ShiftSet(name="digits+pgd", **change)), out=attacked.path, measure_costs=False)
+
+
+def test_misspelt_settings_are_said_before_anything_is_deleted(attacked):
+    with pytest.raises(UsageError, match="unknown setting of pgd 'epsilon'"):
+        engine.run(suite(ShiftSet(name="digits+pgd", settings={"epsilon": 1})), out=attacked.path, fresh=True)
+    assert attacked.cells()
+    with pytest.raises(UsageError, match="settings are for attacks"):
+        engine.plan(suite(ShiftSet(name="photos", settings={"eps": 1})))
+
+
+def test_a_broken_source_of_transfer_fails_what_learns_from_it(tmp_path, monkeypatch):
+    from oodbench.datasets import photos
+    from oodbench.errors import BadData
+
+    def broken(root, split):
+        raise BadData("photos.png is no image; replace it")
+
+    monkeypatch.setattr(photos, "photos", broken)
+    chosen = suite(
+        ShiftSet(name="photos", tested=False), ShiftSet(name="uniform"), protocols=["transfer"], transfer_from="photos"
+    )
+    cells = engine.run(chosen, out=tmp_path, measure_costs=False).cells()
+    assert {(c.status, c.reason) for c in cells} == {
+        ("failed", "transfer learns from photos: photos.png is no image; replace it")
+    }
 
 
 def test_a_limit_goes_before_the_first_images(tmp_path):
@@ -120,7 +145,7 @@ def test_an_attack_without_a_network_is_skipped(tmp_path):
 
 
 def test_the_plan_attacks_nothing(monkeypatch):
-    monkeypatch.setattr("oodbench.datasets.attacked.attacked", None)
+    monkeypatch.setattr("oodbench.datasets.adversarial.attack", None)
     lines = engine.plan(suite(ShiftSet(name="digits+pgd", first=50), ShiftSet(name="digits+haze@1", first=40)))
     assert "outside   digits+pgd (adversarial), 50 images, to be attacked against resnet8-digits" in lines
     assert "outside   digits+haze@1 (corruption), 40 images" in lines

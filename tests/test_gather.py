@@ -42,6 +42,18 @@ def test_one_name_for_two_networks_is_told_apart(folder):
     assert notes == ["Parts of official sets, so not the whole sets' figures: digits (test) 5 of 10 images."]
 
 
+def test_one_name_for_two_makings_of_a_set_is_told_apart(folder):
+    weak, strong = (
+        cell("msp", auroc, dataset="digits+pgd", fingerprint=made) for auroc, made in ((0.6, "aaaaaa1"), (0.9, "bbbbbb1"))
+    )
+    same = cell("msp", dataset="photos", fingerprint="cccccc1")
+    missing = cell("knn", dataset="digits+pgd", status="skipped", metrics=None)
+    found, _ = gather([folder([weak, same], "one"), folder([strong, same, missing], "two")])
+    assert dict(zip(found.dataset, found.auroc.fillna(0), strict=True)) == {
+        "digits+pgd #aaaaaa": 0.6, "photos": 0.5, "digits+pgd #bbbbbb": 0.9, "digits+pgd": 0,
+    }  # fmt: skip
+
+
 def test_what_a_transfer_learnt_from_is_said_and_two_are_told_apart(folder):
     one = folder([cell("x", protocol="transfer", transfer_from="b")], "one", transfer_from="b")
     found, notes = gather([one])
