@@ -3,6 +3,9 @@
 By requests, which knows redirects, proxies and certificates. pooch, which checks sums too, starts each file over after a
 break, waits without end on a line that trickles, and tries one address only; huggingface_hub resumes, but from its own hub.
 So what lies between two requests is here: ranges, what counts as a stall, whom to ask next, and the checksum of the whole.
+
+A partial download only ever grows. Where an address has the whole file only, or another one, it is taken beside it, to a
+file of its own (``anew_of``), and replaces it once its checksum is right: a page that asks to sign in costs nothing.
 """
 
 import json
@@ -10,11 +13,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
@@ -26,6 +30,7 @@ from oodbench.progress import Progress
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # states that may be over soon
 CHUNK = 1 << 16
+REDIRECTS = 10  # at most
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,24 @@ class _Interrupted(Exception):
         self.pause = pause
 
 
+class _Misfit(_Interrupted):
+    """It has nothing that could be put behind what is there; it may have the whole file."""
+
+
 def addresses(url: str, mirrors: Sequence[str]) -> list[str]:
     """Where to look for a file, first to last: the mirrors, then its official address.
 
     Raises UsageError for a mirror that is no address of HTTP.
     """
     for mirror in mirrors:
-        if not re.match(r"https?://[^/\s]+", mirror):
-            raise UsageError(f"mirror '{mirror}' is no address; give one as http://HOST/FOLDER, below which the files lie")
+        try:
+            parts = urlsplit(mirror)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", mirror)
+        except ValueError:  # of brackets that do not match, or of a port
+            valid = False
+        if not valid:
+            public = re.sub("//[^/]*@", "//", mirror)
+            raise UsageError(f"mirror '{public}' is no address; give one as http://HOST/FOLDER, below which the files lie")
     file = url.rpartition("/")[2]
     return [*(f"{mirror.rstrip('/')}/{file}" for mirror in mirrors), url]
 
@@ -88,36 +103,54 @@ def download(
     a part. ``room`` is bytes to be kept free beside the file. Raises BadData where an address gave a file with another
     digest, OodbenchError where none could be reached or the disk is full. ``part`` stays for the next time, unless it is wrong.
     """
-    note = note_of(part)
     tried, wrong = [], False
     for url in urls:
-        for _ in range(2):  # once more from its start, where a wrong file was put together from two attempts
-            pieced = part.exists()
+        files = [part, anew_of(part), anew_of(part)]  # the last where the second was put together from two attempts too
+        while files:
+            file = files.pop(0)
+            held = _size(file)
             try:
-                pieced |= _fill(url, part, note, room, progress, patience)
+                pieced = _fill(url, file, file == part, room, progress, patience) or held > 0
+            except _Misfit as error:
+                progress.say(f"{shown(url)}: {error}; starting over")
+                continue
             except (_Unavailable, _Interrupted) as error:
                 tried.append(f"{shown(url)}: {error}")
                 progress.say(tried[-1])
                 break
-            found = digest_of(part, digest)
+            found = digest_of(file, digest)
             if found == digest:
-                _write_note(note, {"size": _size(part)})  # whole: it is not asked for again
+                if file != part:
+                    os.replace(file, part)
+                    note_of(file).unlink(missing_ok=True)
+                _write_note(note_of(part), {"size": _size(part)})  # whole: it is not asked for again
                 return
-            part.unlink()
-            note.unlink(missing_ok=True)
-            if not pieced:
-                wrong = True
-                tried.append(f"{shown(url)}: another file, {found} instead of {digest}")
-                progress.say(tried[-1])
-                break
-            progress.say(f"{shown(url)}: {found} instead of {digest}; starting over")
-    file = urls[-1].rpartition("/")[2]
+            if pieced and files:
+                progress.say(f"{shown(url)}: {found} instead of {digest}; starting over")
+                _cut(file, held if file == part else 0)
+                continue
+            wrong = True
+            tried.append(f"{shown(url)}: another file, {found} instead of {digest}")
+            progress.say(tried[-1])
+            _cut(file, 0)
+            break
+    name = urls[-1].rpartition("/")[2]
     remedy = "name a mirror that has it with --mirror URL or OODBENCH_MIRROR, or repeat the command, which goes on"
-    raise (BadData if wrong else OodbenchError)(f"{file} cannot be fetched ({'; '.join(tried)}); {remedy}")
+    raise (BadData if wrong else OodbenchError)(f"{name} cannot be fetched ({'; '.join(tried)}); {remedy}")
+
+
+def remove(part: Path) -> None:
+    """Remove ``part`` and what lies beside it."""
+    for file in (part, anew_of(part)):
+        _cut(file, 0)
 
 
 def note_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
+
+
+def anew_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.anew")
 
 
 def shown(url: str) -> str:
@@ -126,15 +159,22 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _fill(url: str, part: Path, note: Path, room: int, progress: Progress, patience: Patience) -> bool:
-    """Ask until ``part`` is as long as the server says the file is. Whether it was put together from several answers."""
-    failures, furthest, pieced = 0, _size(part), False
+def _fill(url: str, file: Path, keep: bool, room: int, progress: Progress, patience: Patience) -> bool:
+    """Ask until ``file`` is as long as the server says it is. Whether it was put together from several answers.
+
+    With ``keep`` nothing is taken from what it holds; _Misfit is raised where the server has no continuation of it.
+    """
+    failures, furthest, pieced = 0, _size(file), False
     while True:
         try:
-            _ask(url, part, note, room, progress, patience)
+            _ask(url, file, keep, room, progress, patience)
             return pieced
         except _Interrupted as error:
-            size = _size(part)
+            if isinstance(error, _Misfit):
+                if keep:
+                    raise
+                _cut(file, 0)
+            size = _size(file)
             pieced = size > 0
             failures = 1 if size >= furthest + patience.headway else failures + 1
             furthest = max(furthest, size)
@@ -145,61 +185,88 @@ def _fill(url: str, part: Path, note: Path, room: int, progress: Progress, patie
             time.sleep(pause)
 
 
-def _ask(url: str, part: Path, note: Path, room: int, progress: Progress, patience: Patience) -> None:
-    """One request, for what ``part`` lacks."""
-    start, known = _size(part), _read_note(note)
+def _ask(url: str, file: Path, keep: bool, room: int, progress: Progress, patience: Patience) -> None:
+    """One request, for what ``file`` lacks."""
+    start, known = _size(file), _read_note(note_of(file))
     if start and known.get("size") == start:
         return  # it was broken off between the last byte and the checksum
     headers = {"Accept-Encoding": "identity", "User-Agent": f"oodbench/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if known.get("url") == url and known.get("validator"):
+        if known.get("url") == shown(url) and known.get("validator"):
             headers["If-Range"] = known["validator"]
     try:
-        with requests.Session() as session:
-            session.max_redirects = 10
-            with session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.read)) as answer:
-                begin, size = _understand(answer, start, known.get("size"), part)
-                if begin is None:
-                    return
-                if size is not None:
-                    require_room(part.parent, size - begin + room, part.name)
-                _write_note(note, {"url": url, "size": size, "validator": _validator(answer)})
-                progress.stage(url.rpartition("/")[2])
-                if size is not None:
-                    progress.expect(size)
-                progress.advance(begin)
-                _store(answer, part, begin, size, progress, patience)
+        with _answer(url, headers, patience) as answer:
+            begin, size = _understand(answer, start, known.get("size"))
+            if begin is None:
+                return
+            if begin != start and keep:
+                raise _Misfit("it has the whole file, and not the rest alone")
+            if size is not None:
+                if size > patience.most:
+                    raise _Unavailable(f"it states {size:,} bytes, more than {patience.most:,}")
+                try:
+                    require_room(file.parent, size - begin + room, file.name)
+                except OodbenchError as error:  # another address may state another size
+                    raise _Unavailable(str(error)) from error
+            _write_note(note_of(file), {"url": shown(url), "size": size, "validator": _validator(answer)})
+            progress.stage(url.rpartition("/")[2])
+            if size is not None:
+                progress.expect(size)
+            progress.advance(begin)
+            _store(answer, file, begin, size, progress, patience)
     except requests.exceptions.SSLError as error:
         raise _Unavailable(f"its certificate is not accepted ({_cause(error)})") from error
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         raise _Interrupted(_cause(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError, OverflowError) as error:  # of addresses and headers that are none
         raise _Unavailable(_cause(error)) from error
 
 
-def _understand(answer: requests.Response, start: int, known: Any, part: Path) -> tuple[int | None, int | None]:
+class _Session(requests.Session):
+    """Follows no redirect, and does not even look for one: requests would read the whole of what comes with it."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+@contextmanager
+def _answer(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
+    """The answer of an address, or of that to which it leads; what comes with a redirect is not read."""
+    with _Session() as session:
+        for _ in range(1 + REDIRECTS):
+            with session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.read)) as answer:
+                target = requests.Session.get_redirect_target(session, answer)
+                if target is None:
+                    yield answer
+                    return
+            url = urljoin(url, target)
+            if (scheme := urlsplit(url).scheme) not in ("http", "https"):
+                raise _Unavailable(f"it leads to an address of {scheme[:20]}, not of HTTP")
+    raise _Unavailable(f"more than {REDIRECTS} redirects")
+
+
+def _understand(answer: requests.Response, start: int, known: Any) -> tuple[int | None, int | None]:
     """(where its bytes begin, bytes of the whole file or None); (None, …) where nothing is lacking."""
     status = answer.status_code
-    stated = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+    pattern = r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)"
+    stated = re.fullmatch(pattern, answer.headers.get("Content-Range", "").strip())
     total = int(stated[2]) if stated and stated[2] != "*" else None
     if status == 206 and start:
         same = known is None or total is None or known == total
         if stated and stated[1] is not None and int(stated[1]) == start and same:
             return start, total if total is not None else known
-        part.unlink()
-        raise _Interrupted("it answers with another range than was asked for; starting over")
+        raise _Misfit("it answers with another range than was asked for")
     if status == 416 and start:
         if total == start:
             return None, total
-        part.unlink()
-        raise _Interrupted("it has a shorter file than was begun; starting over")
+        raise _Misfit("it has a shorter file than was begun")
     if status == 200:
         length = answer.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if status in PASSING:
         pause = answer.headers.get("Retry-After", "")
-        raise _Interrupted(f"HTTP {status} {answer.reason}", float(pause) if pause.isdecimal() else 0)
+        raise _Interrupted(f"HTTP {status} {answer.reason}", float(pause) if re.fullmatch("[0-9]{1,18}", pause) else 0)
     raise _Unavailable(f"HTTP {status} {answer.reason}")
 
 
@@ -216,7 +283,7 @@ def _store(answer: requests.Response, part: Path, begin: int, size: int | None, 
             in_window += len(chunk)
             progress.advance(len(chunk))
             if held > patience.most:
-                file.truncate(0)
+                file.truncate(begin)
                 raise _Unavailable(f"it sends more than {patience.most:,} bytes")
             if (passed := time.monotonic() - window) > patience.read:
                 if in_window < patience.slowest * passed:
@@ -246,6 +313,15 @@ def _validator(answer: requests.Response) -> str:
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
+
+
+def _cut(part: Path, size: int) -> None:
+    """Keep the first ``size`` bytes; nothing where it has no more than these, for then they are wrong themselves."""
+    if 0 < size < _size(part):
+        os.truncate(part, size)
+    else:
+        part.unlink(missing_ok=True)
+        note_of(part).unlink(missing_ok=True)
 
 
 def _read_note(note: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from oodbench.datasets import archives
 from oodbench.datasets.catalogue import Download, Item
-from oodbench.datasets.download import PATIENCE, Patience, addresses, download, note_of, require_room
+from oodbench.datasets.download import PATIENCE, Patience, addresses, download, remove, require_room
 from oodbench.errors import BadData, MissingData, OodbenchError
 from oodbench.progress import Progress
 
@@ -102,8 +102,7 @@ def _fetch_one(
                 require_room(workshop, one.size + room, one.file)
             download(urls, part, one.digest, room=room, progress=progress, patience=patience)
             _install(one, part, places, root, progress, limits)
-            part.unlink(missing_ok=True)
-            note_of(part).unlink(missing_ok=True)
+            remove(part)
     except OSError as error:
         raise archives.cannot_write(Path(error.filename or part), error) from error
     if left := _lacks(one, root):
@@ -130,7 +129,7 @@ def _install(
         for place in places:
             _put(apart / place, root / place, apart)
     except BadData:
-        part.unlink()  # unpacked again it would be no better
+        remove(part)  # unpacked again it would be no better
         raise
     finally:
         shutil.rmtree(apart, ignore_errors=True)

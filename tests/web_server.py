@@ -129,6 +129,21 @@ def other_range(handler, body):
     handler.wfile.write(body)
 
 
+def of_unknown_length(handler, body):
+    """The range that is asked for, of a file whose length it does not tell."""
+    begin, code, headers = begin_of(handler, body)
+    stated = {"Content_Range": f"bytes {begin}-{len(body) - 1}/*"} if code == 206 else {}
+    handler.start(code, Content_Length=len(body) - begin, **headers | stated)
+    handler.wfile.write(body[begin:])
+
+
+def page(handler, body):
+    """Asks to sign in, whatever is asked for."""
+    sign_in = b"<html>Sign in first</html>"
+    handler.start(200, Content_Length=len(sign_in))
+    handler.wfile.write(sign_in)
+
+
 def chunked(handler, body):
     """States no length."""
     handler.start(200, Transfer_Encoding="chunked")
