@@ -5,6 +5,7 @@ set once for all detectors. A cell that lies finished in the run folder is not c
 set that is missing and a score that is not a number become cells with a status and a reason.
 """
 
+import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -380,7 +381,8 @@ def _learnt_from(source: Pairing | None) -> str:
     if source is None or source.images is None:
         return ""
     negatives = source.images.negatives
-    return "~".join([source.images.fingerprint, negatives.fingerprint if negatives else "", source.kind])
+    decides = [source.images.fingerprint, negatives.fingerprint if negatives else "", source.kind]
+    return hashlib.sha256(" ".join(decides).encode()).hexdigest()[:16]
 
 
 def _against_clean(in_scores: np.ndarray, out_scores: np.ndarray, shift: Shift, split: Split) -> dict[str, float]:

@@ -94,7 +94,8 @@ def test_a_set_and_its_record(base, victim, rounded):
     heard = Heard()
     found = attacked(base, "pgd", victim, seed=3, settings={"eps": 0.1, "rounded": rounded}, progress=heard)
     raw = attack(victim, base.images.float() / 255, base.labels, "pgd", eps=0.1, seed=3)
-    wanted = (raw * 255).round().to(torch.uint8) if rounded else raw
+    steps = base.images.int()
+    wanted = (raw * 255).round().int().clamp(steps - 25, steps + 25).to(torch.uint8) if rounded else raw  # 0.1 is 25.5 steps
     assert torch.equal(found.images, wanted)
     assert found.images.dtype == (torch.uint8 if rounded else torch.float32)
     assert (found.kind, found.name, found.split, found.level) == ("adversarial", "noise+pgd", "test", None)
@@ -117,6 +118,7 @@ def test_a_set_and_its_record(base, victim, rounded):
         "settings": {"eps": 0.1, "step": 2 / 255, "steps": 10, "rounded": rounded, "filtered": False},
         "attacked": N,
         "kept": N,
+        "unchanged": 0.0,
         "clean_accuracy": 0.8,
         "adversarial_accuracy": pytest.approx(float((after == base.labels).double().mean())),
         "success_rate": pytest.approx(float((after != base.labels)[right].double().mean())),
