@@ -24,17 +24,16 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     for folder in folders:
         settings = folder.about()["settings"]
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        content = [cell.fingerprint for cell in folder.cells()]
-        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), content=content))
+        fingerprints = [cell.fingerprint for cell in folder.cells()]
+        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), content=fingerprints))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
         frame.loc[ambiguous, name] = frame[name] + " #" + frame[content].str[:6]
     read = frame[frame["content"] != ""]
     place = ["model", "in_distribution", "dataset", "level", "seed"]
-    ambiguous = read.groupby(place, dropna=False)["content"].transform("nunique") > 1
-    others = ambiguous[ambiguous].index
-    frame.loc[others, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
+    made_twice = read[read.groupby(place, dropna=False)["content"].transform("nunique") > 1].index
+    frame.loc[made_twice, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
     transfer = frame["protocol"] == "transfer"
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
