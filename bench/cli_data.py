@@ -12,7 +12,8 @@ import typer
 
 from oodbench.cli_common import Data, Debug, debugging
 from oodbench.datasets import catalogue
-from oodbench.errors import OodbenchError, reason
+from oodbench.datasets.pieces import faults as faults_of
+from oodbench.errors import OodbenchError, one_line, reason
 from oodbench.paths import data_root
 from oodbench.progress import Progress
 
@@ -31,7 +32,8 @@ def list_data(
 ) -> None:
     """Every set and weights file: whether it is there, how large it is, and how to get it."""
     root = data_root(data)
-    rows = [_row(item, root) for item in catalogue.items()]
+    items = catalogue.items()
+    rows = [_row(item, root) for item in items]
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -41,12 +43,12 @@ def list_data(
         [
             row["name"],
             row["state"],
-            " ".join(f"{split} {count:,}" for split, count in row["images"].items()),
+            " ".join(f"{split} {'~' if item.about else ''}{count:,}" for split, count in item.images.items()),
             _megabytes(row["download_bytes"]),
             _megabytes(row["disk_bytes"]),
             row["get"],
         ]
-        for row in rows
+        for item, row in zip(items, rows, strict=True)
     ]
     headers = ["name", "state", "official images", "download", "on disk", "how to get it"]
     print(tabulate(table, headers, "simple", colalign=("left", "left", "left", "right", "right", "left")))
@@ -100,7 +102,7 @@ def fetch(
 
 @commands.command()
 def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
-    """Whether sets and weights are whole and can be read: layout, counts, checksums, headers, labels.
+    """Whether sets and weights are whole and can be read: layout, counts, checksums, every image, labels.
 
     Exits with 1 where one is not.
     """
@@ -117,8 +119,10 @@ def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
                 progress.print(f"{item.name}: … and {more:,} more")
             if faults:
                 whole = False
+                if item.form or item.downloads:
+                    progress.print(f"{item.name}: {_remedy(item, root)}")
             else:
-                images = " ".join(f"{split} {count:,}" for split, count in item.images.items())
+                images = " ".join(f"{split} {count:,}" for split, count in item.images.items() if not item.about)
                 progress.print(f"{item.name}: whole{f', {images}' if images else ''}")
     if not whole:
         raise typer.Exit(1)
@@ -139,7 +143,7 @@ def _row(item: catalogue.Item, root: Path) -> dict[str, Any]:
         "name": item.name,
         "family": item.family,
         "state": state,
-        "lacks": lacks,
+        "lacks": [one_line(line) for line in lacks],
         "images": item.images,
         "download_bytes": _sum([download.size for download in usual]),
         "disk_bytes": _sum([download.disk for download in usual]),
@@ -158,23 +162,29 @@ def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:,.0f} MB"
 
 
+def _remedy(item: catalogue.Item, root: Path) -> str:
+    if item.form:
+        return f"`oodbench data fetch {item.name}` says how to ask for it"
+    if item.survey(root)[0] == "absent":
+        return f"get it with `oodbench data fetch {item.name}`"
+    return f"get it again with `oodbench data fetch {item.name} --force`"
+
+
 def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
     """What is wrong with a set or weights, a line each: in its files, then in what its reader makes of them."""
     if item.survey(root)[0] == "absent":
-        how = f"`oodbench data fetch {item.name}` {'says how to ask for' if item.form else 'gets'} it"
-        yield f"not there: nothing of it below {root.absolute()}; {how}"
+        yield f"not there: nothing of it below {root.absolute()}"
         return
     clean = True
-    for piece in item.pieces:
-        for fault in piece.faults(root):
-            clean = False
-            yield fault
+    for fault in faults_of(item.pieces, root):
+        clean = False
+        yield fault
     if clean:
         yield from _unreadable_weights(item, root) if item.family == "weights" else _unreadable_sets(item, root)
 
 
 def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
-    """Read each split, in each of its parts, as a run would; of image files the names, for their headers were read before."""
+    """Read each split, in each of its parts, as a run would; of image files the names, for they were decoded before."""
     from oodbench.datasets.load import as_loaded, parse
 
     optional = {split for download in item.downloads if download.optional for split in download.splits}
@@ -187,7 +197,7 @@ def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
                 yield reason(error)
                 continue
             wanted = item.images.get(split, count)
-            if count != wanted:
+            if count != wanted and not item.about:
                 yield f"{name} ({split}) has {count:,} images as read, and the official set {wanted:,}"
 
 
@@ -221,11 +231,11 @@ class Transfers(Progress):
             self.say(f"{self._title}: {self._done / 1e6:,.0f}{of} MB")
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
 
     def print(self, line: str) -> None:
         """A line of the result, on standard output."""
-        print(line, flush=True)
+        print(one_line(line), flush=True)
 
 
 @contextmanager
@@ -266,6 +276,6 @@ def transfers() -> Iterator[Transfers]:
                 live.update(task, completed=self._done)
 
             def say(self, line: str) -> None:
-                live.console.print(escape(line), highlight=False, soft_wrap=True)
+                live.console.print(escape(one_line(line)), highlight=False, soft_wrap=True)
 
         yield Live()

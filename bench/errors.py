@@ -10,8 +10,7 @@ class OodbenchError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """One line, though names and paths come from outside and may hold line breaks."""
-        return " ".join(super().__str__().splitlines())
+        return one_line(super().__str__())
 
 
 class UsageError(OodbenchError):
@@ -36,7 +35,13 @@ class NotFitted(OodbenchError):
     """A detector was asked for scores before it saw the in-distribution training set."""
 
 
+def one_line(text: str) -> str:
+    """One line that says what it holds: names come from outside, and may hold line breaks or what a terminal obeys."""
+    shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
+    return "".join(shown)
+
+
 def reason(error: BaseException) -> str:
     """One line for a table or a terminal: our own messages as they are, others with their type."""
-    text = " ".join(str(error).split()) or "no message"
+    text = one_line(" ".join(str(error).split())) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"

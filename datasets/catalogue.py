@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oodbench import registry
-from oodbench.datasets.pieces import Challenges, File, Images, Piece
+from oodbench.datasets.pieces import Challenges, File, Images, Piece, any_exists, differences
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -68,6 +68,7 @@ class Item:
     Attributes:
         family: ``dataset`` or ``weights``.
         images: images of the official set, by split; of each part, in a set of parts.
+        about: whether there are about so many, and releases differ.
         form: the page where somebody must ask for it, where no program can get it.
         asked: what must be there of a set behind a form.
         parts: the names by which a set is read that has no images of its own, or has more: ``cifar10c/fog@3``.
@@ -78,6 +79,7 @@ class Item:
     name: str
     family: str = "dataset"
     images: dict[str, int] = field(default_factory=dict)
+    about: bool = False
     downloads: tuple[Download, ...] = ()
     form: str = ""
     asked: tuple[Piece, ...] = ()
@@ -105,7 +107,7 @@ class Item:
 
     def differences(self, root: Path) -> list[str]:
         """How the files below ``root`` differ from the whole set, by names and sizes; a line each."""
-        return [line for piece in self.pieces for line in piece.differences(root)]
+        return differences(self.pieces, root)
 
     def survey(self, root: Path) -> tuple[str, list[str]]:
         """``present``, ``partial`` or ``absent``, and of what is partial how it differs, as ``differences`` says.
@@ -117,10 +119,10 @@ class Item:
         if self.owner:
             return "unknown", []
         everything = (*self.asked, *(piece for download in self.downloads for piece in download.pieces))
-        if not any(piece.exists(root) for piece in everything):
+        if not any_exists(everything, root):
             return "absent", []
-        differences = self.differences(root)
-        return ("partial", differences) if differences else ("present", [])
+        lacks = self.differences(root)
+        return ("partial", lacks) if lacks else ("present", [])
 
 
 def find(name: str) -> Item:
@@ -191,6 +193,7 @@ def _curetsr(name: str, kind: str, images: dict[str, int]) -> Item:
     return Item(
         name,
         images=images,
+        about=True,
         form="https://ieee-dataport.org/open-access/cure-tsr-challenging-unreal-and-real-environments-traffic-sign-recognition",
         asked=tuple(pieces),
         parts=(name, *(f"{name}/{challenge}@{level}" for challenge in CHALLENGES for level in LEVELS)),
@@ -369,7 +372,8 @@ _WEIGHTS = [
                     File(
                         f"models/{published.file}",
                         digest=f"sha256:{published.sha256}",
-                        instead=(f"models/{name}.safetensors",),
+                        before=f"models/{name}.safetensors",
+                        small=True,
                     ),
                 ),
                 (f"models/{published.file}",),

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from oodbench.errors import BadData, MissingData, UsageError
@@ -38,10 +38,14 @@ def why(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def image_names(folder: Path) -> Iterator[str]:
+    """Names of the files of ``folder`` with the suffix of an image; hidden ones and other suffixes are left out."""
+    return (e.name for e in _entries(folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES and not e.is_dir())
+
+
 def image_files(folder: Path) -> list[Path]:
-    """Files of ``folder`` with the suffix of an image, sorted by name; hidden ones and other suffixes are left out."""
-    found = (e.name for e in _entries(folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES and not e.is_dir())
-    return [folder / name for name in sorted(found)]
+    """The files of ``image_names``, sorted by name."""
+    return [folder / name for name in sorted(image_names(folder))]
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -61,14 +65,14 @@ def text_lines(path: Path) -> list[str]:
         require_regular(path)
         if path.stat().st_size > MAX_TEXT:
             raise BadData(f"{path} has more than {MAX_TEXT:,} bytes, too many for a table of labels; unpack it again")
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadData(f"{path} cannot be read as text ({why(error)}); unpack it again") from error
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise BadData(f"{folder} cannot be listed ({error.strerror or error}); make it a folder you may read") from error

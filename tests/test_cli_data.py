@@ -23,6 +23,7 @@ from oodbench.datasets.pieces import File
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
+SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # a file without a tensor
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
 
 
@@ -39,7 +40,7 @@ def test_list_says_state_size_and_how_to_get_it(tmp_path):
     (tmp_path / "CIFAR-10-C").mkdir()
     (tmp_path / "CIFAR-10-C" / "fog.npy").write_bytes(b"a part")
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(b"some")
+    (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(SAFETENSORS)
     found = rows(tmp_path)
     assert list(found)[: len(CATALOGUE)] == list(CATALOGUE)
     assert {name for name, row in found.items() if row["state"] == "present"} == {
@@ -145,7 +146,7 @@ def test_verify_reads_what_is_embedded_and_says_what_is_absent(tmp_path, capsys)
     assert verify("digits", tmp_path, capsys) == (0, ["digits: whole, train 866 test 577"])
     done = oodbench("verify", "svhn", "curetsr", "--data", tmp_path)
     assert done.returncode == 1
-    assert f"svhn: not there: nothing of it below {tmp_path}; `oodbench data fetch svhn` gets it" in done.stdout
+    assert f"svhn: not there: nothing of it below {tmp_path}\nsvhn: get it with `oodbench data fetch svhn`\n" in done.stdout
     assert "`oodbench data fetch curetsr` says how to ask for it" in done.stdout
 
 
@@ -171,14 +172,18 @@ def test_verify_reads_as_a_run_does(small_svhn, capsys):
     root, write = small_svhn
     assert verify("svhn", root, capsys) == (0, ["svhn: whole, train 3 test 2"])
     write("test", 4)
-    expected = ["svhn: svhn (test) has 4 images as read, and the official set 2"]
+    expected = [
+        "svhn: svhn (test) has 4 images as read, and the official set 2",
+        "svhn: get it again with `oodbench data fetch svhn --force`",
+    ]
     assert verify("svhn", root, capsys) == (1, expected)
     (root / "svhn" / "train_32x32.mat").write_bytes(b"MATLAB" * 40)
     code, lines = verify("svhn", root, capsys)
     assert code == 1
-    assert [line.split(" is no MATLAB")[0] for line in lines] == [expected[0], f"svhn: {root}/svhn/train_32x32.mat"]
+    assert lines[0::2] == expected
+    assert lines[1].startswith(f"svhn: {root}/svhn/train_32x32.mat is no MATLAB")
     (root / "svhn" / "test_32x32.mat").unlink()
-    assert verify("svhn", root, capsys) == (1, ["svhn: no svhn/test_32x32.mat"])
+    assert verify("svhn", root, capsys) == (1, ["svhn: no svhn/test_32x32.mat", expected[1]])
 
 
 def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
@@ -195,7 +200,7 @@ def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
     (train / "Haze-3" / "02_06_12_03_0001.bmp").rename(train / "Haze-3" / "sign.bmp")
     code, lines = verify("curetsr-unreal", tmp_path, capsys)
     assert code == 1
-    assert len(lines) == 1
+    assert lines[1:] == ["curetsr-unreal: `oodbench data fetch curetsr-unreal` says how to ask for it"]
     assert "Haze-3/sign.bmp is not named as CURE-TSR's files are" in lines[0]
     for number in range(20):
         Image.new("RGB", (3, 3)).save(train / "ChallengeFree" / f"02_06_00_00_1{number:03d}.bmp")
@@ -203,8 +208,64 @@ def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
     assert lines[0] == (
         "curetsr-unreal: CURE-TSR/Unreal_Train/Decolorization-1: 1 images, and CURE-TSR/Unreal_Train/ChallengeFree has 21"
     )
-    assert lines[-1] == "curetsr-unreal: … and 55 more"
-    assert len(lines) == cli_data.FAULTS_SHOWN + 1
+    assert lines[-2] == "curetsr-unreal: … and 55 more"
+    assert len(lines) == cli_data.FAULTS_SHOWN + 2
+
+
+def test_verify_of_the_older_layout_of_photographs(tmp_path, capsys):
+    for piece in CATALOGUE["curetsr"].asked:
+        for number, folder in enumerate(piece.layouts[1]):
+            challenge, level = ((number - 1) // 5 + 1, (number - 1) % 5 + 1) if number else (0, 0)
+            (tmp_path / folder).mkdir(parents=True)
+            Image.new("RGB", (3, 3)).save(tmp_path / folder / f"01_06_01_{challenge:02d}_{level:02d}_05_0001.bmp")
+    assert verify("curetsr", tmp_path, capsys) == (0, ["curetsr: whole"])
+
+
+def test_verify_decodes_images(tmp_path, capsys):
+    folder = tmp_path / "LSUN" / "test"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+    whole = (folder / "0.png").read_bytes()
+    assert len(verify("lsun-crop", tmp_path, capsys)[1]) == 2  # too few, and the remedy
+    (folder / "0.png").write_bytes(whole[: len(whole) // 2])  # the header is there
+    code, lines = verify("lsun-crop", tmp_path, capsys)
+    assert code == 1
+    assert lines[1].startswith("lsun-crop: LSUN/test/0.png is no image, or it is truncated")
+    assert lines[2] == "lsun-crop: get it again with `oodbench data fetch lsun-crop --force`"
+
+
+def test_names_of_files_cannot_command_the_terminal(tmp_path, capsys):
+    folder = tmp_path / "LSUN" / "test"
+    folder.mkdir(parents=True)
+    (folder / "é\x1b[2J.png").write_text("no image")
+    line = verify("lsun-crop", tmp_path, capsys)[1][1]
+    assert "LSUN/test/é\\x1b[2J.png is no image" in line
+    assert line.isprintable()
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other_set(tmp_path, monkeypatch, capsys):
+    from oodbench.datasets import layout
+
+    (tmp_path / "LSUN" / "test").mkdir(parents=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(SAFETENSORS)
+    scandir = layout.os.scandir
+
+    def refusing(path):
+        if path == tmp_path / "LSUN" / "test":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(layout.os, "scandir", refusing)
+    cli_data.list_data(as_json=True, data=tmp_path)
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["lsun-crop"]["state"] == "partial"
+    (line,) = found["lsun-crop"]["lacks"]
+    assert line == "LSUN/test cannot be listed (Permission denied); make it a folder you may read"
+    assert found["resnet20-cifar10"]["state"] == "present"
+    with pytest.raises(typer.Exit):
+        cli_data.verify(["lsun-crop", "digits"], data=tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == "digits: whole, train 866 test 577"
 
 
 def test_verify_reads_weights(tmp_path, capsys):
@@ -217,7 +278,7 @@ def test_verify_reads_weights(tmp_path, capsys):
     file.rename(file.with_name("resnet20-cifar10.safetensors"))
     code, lines = verify("resnet20-cifar10", tmp_path, capsys)
     assert code == 1
-    assert "resnet20-cifar10.safetensors holds no plain tensors, or is truncated" in lines[0]
+    assert "resnet20-cifar10.safetensors is no safetensors file, or it is truncated" in lines[0]
 
 
 def test_verify_of_real_weights(data_root, capsys):

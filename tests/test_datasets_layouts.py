@@ -328,6 +328,9 @@ def test_gtsrb_in_its_three_layouts(tmp_path):
     assert (test.official_size, train.official_size) == (12_630, 26_640)
     assert not test.flips
 
+    table.write_text(table.read_text(), encoding="utf-8-sig")  # as a spreadsheet saves it, a mark before the first name
+    assert load_dataset("gtsrb", data=tmp_path).labels.tolist() == [7, 0, 42]
+
     table.write_text(header + row.format(0, 43))
     with pytest.raises(BadData, match="line 2: ClassId is '43'"):
         load_dataset("gtsrb", data=tmp_path)

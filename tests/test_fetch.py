@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 
 import pytest
-from web_server import BODY, DIGEST, QUICK, ranges, stall
+from web_server import BODY, DIGEST, QUICK, ranges, stall, status
 
 from oodbench.datasets.catalogue import Download, Item
 from oodbench.datasets.fetch import WORKSHOP, fetch
@@ -65,6 +66,48 @@ def test_what_is_there_and_not_whole_is_left_alone_unless_forced(server, tmp_pat
     assert fetch(item, tmp_path, force=True, patience=QUICK) == ["set.tar.gz"]
     assert names(tmp_path) == ["set/a", "set/b"]
     assert fetch(item, tmp_path, force=True, patience=QUICK) == ["set.tar.gz"]
+
+
+def test_one_file_that_cannot_be_had_does_not_stop_the_others(server, tmp_path):
+    server.script = [status(404)]
+    downloads = [
+        Download(f"{server.url}/{name}.mat", DIGEST, (File(f"x/{name}.mat"),), (f"x/{name}.mat",), archive=False)
+        for name in ("one", "two", "three")
+    ]
+    with pytest.raises(OodbenchError, match=r"one\.mat cannot be fetched .*404.*; fetched all the same: two\.mat, three\.mat"):
+        fetch(Item("some", downloads=tuple(downloads)), tmp_path, patience=QUICK)
+    assert names(tmp_path) == ["x/three.mat", "x/two.mat"]
+
+
+def test_weights_of_ones_own_are_moved_aside_by_force_alone(server, tmp_path):
+    piece = File("m/net.th", digest=DIGEST, before="m/net.safetensors", small=True)
+    item = Item("net", "weights", downloads=(Download(f"{server.url}/net.th", DIGEST, (piece,), ("m/net.th",), False),))
+    (tmp_path / "m").mkdir()
+    own = tmp_path / "m" / "net.safetensors"
+    own.write_bytes(b"broken off")
+    with pytest.raises(
+        OodbenchError, match=r"net\.safetensors is there and is not the whole set .*truncated\); move it.*--force"
+    ):
+        fetch(item, tmp_path, patience=QUICK)
+    assert not server.asked
+    for time_ in range(2):
+        assert fetch(item, tmp_path, force=True, patience=QUICK) == ["net.th"]
+        assert item.survey(tmp_path) == ("present", [])
+        own.write_bytes(f"another {time_}".encode())
+    assert names(tmp_path) == ["m/net.safetensors", "m/net.safetensors.old", "m/net.safetensors.old1", "m/net.th"]
+    own.unlink()
+    (tmp_path / "m" / "net.th").write_bytes(BODY[:1000])  # truncated
+    assert item.survey(tmp_path)[0] == "partial"
+    assert fetch(item, tmp_path, force=True, patience=QUICK) == ["net.th"]
+    assert item.survey(tmp_path) == ("present", [])
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_loaded(server, tmp_path):
+    (tmp_path / "set").symlink_to("/nowhere/set")
+    with pytest.raises(OodbenchError, match=r"set is a link to /nowhere/set, which is not there; make it be there"):
+        fetch(item_of(server, packed(**GOOD)), tmp_path, force=True, patience=QUICK)
+    assert not server.asked
+    assert (tmp_path / "set").is_symlink()
 
 
 def test_a_hostile_archive_leaves_nothing(server, tmp_path):
@@ -161,6 +204,16 @@ def start(server, tmp_path):
         process.communicate()
 
 
+def line_of(process):
+    """The next line that it prints; it is killed where that takes too long, which ends the line."""
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    try:
+        return process.stdout.readline().strip()
+    finally:
+        timer.cancel()
+
+
 def finish(process):
     output, _ = process.communicate(timeout=30)
     return process.returncode, output.strip()
@@ -169,7 +222,10 @@ def finish(process):
 def test_a_kill_amid_the_download_is_resumed(server, tmp_path, start):
     server.script = [stall(100_000)]
     process, part = start(), tmp_path / "root" / WORKSHOP / "x.tar.gz.part"
+    deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size >= 65_536):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -184,7 +240,7 @@ def test_a_kill_amid_the_download_is_resumed(server, tmp_path, start):
 def test_a_kill_amid_unpacking_or_renaming_is_made_good(server, tmp_path, start, where, lines):
     process = start(slowly=where)
     for line in range(lines):
-        assert process.stdout.readline().strip() == where
+        assert line_of(process) == where
         if line + 1 < lines:
             process.stdin.write("\n")
             process.stdin.flush()
@@ -199,7 +255,7 @@ def test_a_kill_amid_unpacking_or_renaming_is_made_good(server, tmp_path, start,
 
 def test_two_at_once_load_it_once(server, tmp_path, start):
     first = start(slowly="copy")
-    assert first.stdout.readline().strip() == "copy"
+    assert line_of(first) == "copy"
     second = start()
     time.sleep(0.5)  # whether it is waiting by then or not, the end is the same
     for _ in range(2):
@@ -232,6 +288,23 @@ def tiny_disk(tmp_path):
         pytest.skip("no file system may be mounted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("place", ["set", "set/deep"])
+def test_a_link_to_another_file_system_is_followed(server, tmp_path, tiny_disk, place):
+    content = {f"{place}/a".replace("/", "__"): BODY[:1000]}
+    body = packed(**content)
+    server.body, digest = body, f"md5:{hashlib.md5(body).hexdigest()}"
+    item = Item("some", downloads=(Download(f"{server.url}/set.tar.gz", digest, (File(f"{place}/a", least=9),), (place,)),))
+    root = tmp_path / "root"
+    root.mkdir()
+    (tiny_disk / "far").mkdir()
+    (root / "set").symlink_to(tiny_disk / "far")
+    for _ in range(2):
+        assert fetch(item, root, force=True, patience=QUICK) == ["set.tar.gz"]
+    assert (root / "set").is_symlink()
+    assert names(tiny_disk) == [f"far{place.removeprefix('set')}/a"]
+    assert not (root / WORKSHOP).exists()
 
 
 def test_a_full_disk_is_one_line_and_the_fetch_goes_on_from_there(server, tmp_path, start, tiny_disk):

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, SVHN
 
-from oodbench.datasets import TABLE, catalogue, cifar, gtsrb, odin_sets, places365, svhn, textures, tinyimagenet
+from oodbench.datasets import TABLE, catalogue, cifar, gtsrb, odin_sets, pieces, places365, svhn, textures, tinyimagenet
 from oodbench.datasets.catalogue import CATALOGUE
+from oodbench.datasets.layout import image_files
 from oodbench.datasets.pieces import Challenges, File, Images
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
@@ -152,8 +153,72 @@ def test_challenges_have_all_the_same_images(tmp_path, layout):
     assert len(faults) == 3
 
 
-def test_the_photographs_have_an_official_count(tmp_path):
+def test_challenges_without_images_are_not_there(tmp_path):
     (piece, _) = CATALOGUE["curetsr"].asked
     for folder in piece.layouts[0]:
         (tmp_path / folder).mkdir(parents=True)
-    assert piece.differences(tmp_path) == ["CURE-TSR/Real_Train/ChallengeFree: 0 images, and the official set has 7,292"]
+    assert piece.differences(tmp_path) == [f"{folder}: no images" for folder in piece.layouts[0]]
+    assert CATALOGUE["curetsr"].survey(tmp_path)[0] == "partial"
+
+
+@pytest.mark.parametrize("images", [7_300, 10])
+def test_of_photographs_there_are_about_so_many(tmp_path, images):
+    """The count is an approximate one: a few more are no fault, a small part is."""
+    (piece, _) = CATALOGUE["curetsr"].asked
+    free = piece.layouts[0][0]
+    for folder in piece.layouts[0]:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.bmp").touch()
+    for number in range(2, images + 1):
+        (tmp_path / free / f"{number}.bmp").touch()
+    few = [f"{free}: {images:,} images, and the official set has about 7,292"]
+    assert piece.differences(tmp_path) == ([] if images > 10 else few)
+
+
+def test_a_file_that_may_not_be_looked_at_is_one_line(tmp_path, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pieces.Path, "is_file", refused)
+    state, (line, *_) = CATALOGUE["svhn"].survey(tmp_path)
+    assert (state, line) == ("partial", "svhn/train_32x32.mat cannot be read (Permission denied); let it be read")
+    assert next(pieces.faults(CATALOGUE["svhn"].pieces, tmp_path)) == line
+
+
+def tensors(header=b"{}", data=b""):
+    return len(header).to_bytes(8, "little") + header + data
+
+
+ONE = b'{"__metadata__":{},"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"),
+    [
+        *((tensors(), True), (tensors(ONE, bytes(4)), True), (tensors(ONE, bytes(3)), False), (tensors(ONE, bytes(5)), False)),
+        *((b"\0", False), (tensors(ONE)[:40], False), ((2**63).to_bytes(8, "little") + b"{}", False)),
+        *((tensors(b"[]"), False), (tensors(b'{"a":1}'), False), (tensors(b'{"a":{"data_offsets":["x"]}}'), False)),
+        (tensors(b"[" * 10**5), False),
+    ],
+)
+def test_weights_that_are_truncated_are_not_present(tmp_path, content, whole):
+    item = CATALOGUE["resnet20-cifar10"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(content)
+    lacks = [] if whole else ["models/resnet20-cifar10.safetensors is no safetensors file, or it is truncated"]
+    assert item.survey(tmp_path) == ("present" if whole else "partial", lacks)
+
+
+def test_published_weights_have_their_digest(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / PUBLISHED["resnet20-cifar10"].file).write_bytes(b"the first half")
+    state, (line,) = CATALOGUE["resnet20-cifar10"].survey(tmp_path)
+    assert state == "partial"
+    assert "is not the official file: sha256:" in line
+
+
+def test_images_are_counted_as_they_are_read(tmp_path):
+    draw(tmp_path / "set" / "1.png")
+    (tmp_path / "set" / "more.png").mkdir()
+    assert Images("set", 1).differences(tmp_path) == []
+    assert [path.name for path in image_files(tmp_path / "set")] == ["1.png"]

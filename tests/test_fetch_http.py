@@ -25,7 +25,7 @@ from web_server import (
 
 from oodbench.datasets import download as http
 from oodbench.datasets.download import Patience, addresses, anew_of, download, note_of
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.errors import BadData, OodbenchError, UsageError, reason
 from oodbench.progress import Progress
 
 
@@ -210,6 +210,20 @@ def test_what_cannot_be_had_is_one_line_with_address_and_remedy(server, tmp_path
     assert "\n" not in line
     assert len(server.asked) == requests
     assert raised.type is error  # a wrong file is BadData, an absent one is not
+
+
+def test_what_a_server_says_cannot_command_the_terminal(server, tmp_path):
+    def rude(handler, body):
+        handler.send_response(404, "Nö\x1b[2J\x9b31m".encode().decode("latin1"))
+        handler.end_headers()
+
+    server.script = [rude]
+    with pytest.raises(OodbenchError) as raised:
+        get(server, tmp_path)
+    assert str(raised.value).isprintable()
+    assert "HTTP 404 N" in str(raised.value)
+    assert str(OodbenchError("“Größe”\n\t\x1b[2J \udce9 \u202e")) == "“Größe”  \\x1b[2J \\udce9 \\u202e"
+    assert reason(ValueError("\x1b]0;x")) == "ValueError: \\x1b]0;x"
 
 
 def test_nobody_listens(tmp_path):
