@@ -2,6 +2,8 @@
 
 A pickle may call whatever can be imported. This unpickler admits only what the official files hold: dicts, lists,
 strings, numbers and uint8 arrays. Not even numpy's own functions are handed out, for numpy trusts a pickled dtype.
+
+Nor may it grow: a pickle can name one string a thousand times in two bytes each, and each copy that is made of it counts.
 """
 
 import io
@@ -16,6 +18,9 @@ import numpy as np
 from oodbench.datasets.layout import why
 from oodbench.errors import BadData
 
+GROWTH = 4  # bytes of copies for a byte of the file; names that recur take more than they do in the file
+ANY_GROWTH = 1 << 16  # bytes of copies whatever the file's size
+
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """The dict in a CIFAR file; byte strings, also in its lists, become str and arrays uint8 ndarrays.
@@ -25,10 +30,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         _check_memo(content)
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        room = _Room(ANY_GROWTH + GROWTH * len(content))
+        value = _Unpickler(content, room).load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {_plain(key, room): _plain(item, room) for key, item in value.items()}
     except Exception as error:  # a broken pickle raises whatever its last opcode ran into
         raise BadData(
             f"{path} is no CIFAR file, or it is truncated ({why(error)}); unpack the official archive again"
@@ -43,14 +49,28 @@ def _check_memo(content: bytes) -> None:
             raise pickle.UnpicklingError(f"it keeps something in place {place} of a memo of {count}")
 
 
-def _plain(value: Any) -> Any:
+class _Room:
+    """How many bytes of copies may still be made."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise pickle.UnpicklingError("it would grow to many times its size, which no CIFAR file does")
+
+
+def _plain(value: Any, room: _Room) -> Any:
     """Lists are flat in these files; one in another could hold itself, or grow tenfold a level."""
     if isinstance(value, list):
         if any(isinstance(item, list | dict | tuple) for item in value):
             raise pickle.UnpicklingError("it holds lists of lists, which no CIFAR file does")
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("latin1")
+        room.take(len(value))
+        return [_plain(item, room) for item in value]
+    if isinstance(value, bytes | str):
+        room.take(len(value))
+        return value.decode("latin1") if isinstance(value, bytes) else value
     return value.value if isinstance(value, _Array) else value
 
 
@@ -74,7 +94,19 @@ class _Uint8:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, room: _Room) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._room = room
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no CIFAR file does")
+        self._room.take(len(text))
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" == "_codecs.encode":  # how Python 3 writes bytes in protocol 2
+            return _Function(self._encode)
         if f"{module}.{name}" not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
         return _KNOWN[f"{module}.{name}"]
@@ -95,12 +127,6 @@ class _Function:
         raise pickle.UnpicklingError("it changes a function, which no CIFAR file does")
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no CIFAR file does")
-    return text.encode("latin1")
-
-
 def _array(_type: object, _shape: object, _code: object) -> _Array:
     return _Array()
 
@@ -112,7 +138,6 @@ def _dtype(code: str | bytes, *_align_and_copy: object) -> _Uint8:
 
 
 _KNOWN = {
-    "_codecs.encode": _Function(_encode),  # how Python 3 writes bytes in protocol 2
     "numpy.core.multiarray._reconstruct": _Function(_array),
     "numpy._core.multiarray._reconstruct": _Function(_array),
     "numpy.ndarray": None,  # an argument of _reconstruct, never called

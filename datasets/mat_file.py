@@ -1,6 +1,6 @@
 """Reads arrays of numbers from MATLAB 5 files, and trusts nothing that such a file says of its sizes.
 
-A few bytes may claim gigabytes, stored or compressed: an array is refused before it is read where it claims more numbers
+A few bytes may claim gigabytes, stored or compressed: an array is refused before it is read where it claims more bytes
 than its set can have. Structs, cells, objects and functions are never looked into. (MAT-File Format, The MathWorks.)
 """
 
@@ -25,7 +25,7 @@ MAX_NAME, MAX_DIMENSIONS = 63, 32
 def read_arrays(path: Path, limits: Mapping[str, int]) -> dict[str, np.ndarray]:
     """The arrays of these names that the file holds, in MATLAB's (Fortran) order; what else it holds is skipped.
 
-    ``limits``: for each name, the most numbers that it may hold.
+    ``limits``: for each name, the most bytes that its values may take.
 
     Raises ValueError or zlib.error where the file is no MATLAB 5 file, is truncated, or holds something else under one of
     the names.
@@ -64,10 +64,10 @@ def _array(source: "_Bounded", order: str, limits: Mapping[str, int]) -> tuple[s
         raise ValueError(f"{name} is no array of real numbers")
     shape = tuple(int(length) for length in dimensions)
     count = math.prod(shape)
-    if min(shape, default=-1) < 0 or count > limits[name]:
-        raise ValueError(f"{name} claims the shape {shape}, more than the {limits[name]:,} numbers there can be")
     wanted = np.dtype(CLASSES[int(flags[0]) & 0xFF])
-    values = elements.numbers(count * 8)
+    if min(shape, default=-1) < 0 or count * wanted.itemsize > limits[name]:
+        raise ValueError(f"{name} claims the shape {shape} of {wanted}, more than the {limits[name]:,} bytes there can be")
+    values = elements.numbers(count * wanted.itemsize)
     if len(values) != count or not np.can_cast(values.dtype, wanted):  # MATLAB stores numbers in the smallest type they fit
         raise ValueError(f"{name} says {wanted} {shape} and holds {len(values):,} of {values.dtype}")
     source.finish()

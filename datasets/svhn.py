@@ -29,7 +29,7 @@ def svhn(root: Path, split: str) -> ImageSet:
         raise missing("svhn", split, path, address)
     most = SOURCE.official_size[split]
     try:
-        content = read_arrays(path, {"X": most * 32 * 32 * 3, "y": most})
+        content = read_arrays(path, {"X": most * 32 * 32 * 3, "y": most * 8})  # X is uint8, y any number
     except (OSError, ValueError, zlib.error) as error:
         raise BadData(
             f"{path} is no MATLAB 5 file with X and y, or it is truncated ({why(error)}); download {address} again"

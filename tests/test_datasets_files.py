@@ -1,8 +1,10 @@
 """What all sets of files share: ODIN's sets and Places365, what is no regular file, and links; and what each set states."""
 
+import codecs
 import os
 import pickle
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from oodbench import ImageSet, load_dataset, registry
 from oodbench.datasets import TABLE
 from oodbench.datasets.catalogue import CATALOGUE
 from oodbench.datasets.cifar import CIFAR10
+from oodbench.datasets.cifar_pickle import read_pickle
 from oodbench.datasets.files import ImageFiles
 from oodbench.datasets.load import takes_parts
 from oodbench.errors import BadData, MissingData, UsageError
@@ -223,6 +226,46 @@ def test_a_pickle_that_asks_for_a_huge_memo_is_refused(tmp_path, opcode):
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat"]}, protocol=2))
     with pytest.raises(BadData, match=r"place \d+ of a memo"):
         load_dataset("cifar10", data=tmp_path)
+
+
+class Encoded:
+    """What Python 3 writes in protocol 2 for bytes: a call that makes them from a text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __reduce__(self):
+        return codecs.encode, (self.text, "latin1")
+
+
+SMALL = 100_000  # bytes, or numbers, of what is named many times
+GROWING = {
+    "bytes": lambda: {b"data": [bytes(SMALL)] * 1000},
+    "text": lambda: {b"data": ["a" * SMALL] * 1000},
+    "keys of one text": lambda: dict.fromkeys(range(1000), "a" * SMALL),
+    "lists": lambda: dict.fromkeys(range(1000), [1] * SMALL),
+    "encoded text": lambda: {b"data": [Encoded(text) for text in ["a" * SMALL] * 1000]},
+}
+
+
+@pytest.mark.parametrize("what", GROWING)
+def test_a_small_pickle_cannot_grow(tmp_path, what):
+    """One string or list, named a thousand times in two bytes each: 100 kB that would become 100 MB."""
+    path = tmp_path / "test_batch"
+    path.write_bytes(pickle.dumps(GROWING[what](), protocol=2 if what == "encoded text" else 3))
+    assert path.stat().st_size < 3 * SMALL
+    tracemalloc.start()
+    with pytest.raises(BadData, match="it would grow to many times its size"):
+        read_pickle(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_names_that_recur_are_no_growth(tmp_path):
+    path = tmp_path / "meta"
+    path.write_bytes(pickle.dumps({b"label_names": [b"cat"] * 5000}, protocol=2))
+    assert read_pickle(path) == {"label_names": ["cat"] * 5000}
 
 
 def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):

@@ -10,7 +10,7 @@ from scipy.io import loadmat, savemat
 
 from oodbench.datasets.mat_file import read_arrays
 
-LIMITS = {"X": 10**6, "y": 10**4}
+LIMITS = {"X": 10**6, "y": 10**4}  # bytes
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -102,6 +102,16 @@ def test_files_that_claim_what_they_do_not_hold(tmp_path, content, says):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=says):
         read_arrays(path, LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["u1", "f8"])
+def test_the_limit_is_one_of_bytes(tmp_path, kind):
+    """As float64 the pixels of a set take eight times the memory that they take as uint8."""
+    values, path = np.ones((10, 100), kind), tmp_path / "a.mat"
+    savemat(path, {"X": values})
+    assert np.array_equal(read_arrays(path, {"X": values.nbytes})["X"], values)
+    with pytest.raises(ValueError, match=r"claims the shape \(10, 100\) of .*, more than the [0-9,]+ bytes there can be"):
+        read_arrays(path, {"X": values.nbytes - 1})
 
 
 def test_a_flipped_bit_in_a_compressed_array_is_noticed(tmp_path):
