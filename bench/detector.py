@@ -45,8 +45,8 @@ class Detector:
             a row ``NAME:VARIANT`` of its own, over the one fit.
         quick: hyper-parameters that make its training short, for ``oodbench check``.
         caches: whether what ``prepare`` leaves may come from the cache: False where it reads files that may change.
-        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from; a property where
-            hyper-parameters span it.
+        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from; the constructor
+            sets it where hyper-parameters span it.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """

@@ -91,10 +91,7 @@ class Stepping(Mahalanobis):
         require_finite("mahalanobis", "of at least 0", epsilon=epsilon)
         require_grid("mahalanobis", "of at least 0", epsilons=epsilons)
         self.epsilon, self.epsilons = epsilon, [*map(float, epsilons)]  # JSON values
-
-    @property
-    def grid(self) -> list[dict[str, float]]:  # type: ignore[override]  # spanned by a hyper-parameter
-        return [{"epsilon": e} for e in self.epsilons]
+        self.grid = [{"epsilon": e} for e in self.epsilons]
 
 
 class MahalanobisP(Stepping):

@@ -42,10 +42,7 @@ class ODIN(Detector):
         require_grid("odin", "of at least 0", epsilons=epsilons)
         self.temperature, self.epsilon = temperature, epsilon
         self.temperatures, self.epsilons = [*map(float, temperatures)], [*map(float, epsilons)]  # JSON values
-
-    @property
-    def grid(self) -> list[dict[str, float]]:  # type: ignore[override]  # spanned by hyper-parameters
-        return [{"temperature": t, "epsilon": e} for t in self.temperatures for e in self.epsilons]
+        self.grid = [{"temperature": t, "epsilon": e} for t in self.temperatures for e in self.epsilons]
 
     def statistics(self, probe: Probe) -> Tensor:
         columns = []
