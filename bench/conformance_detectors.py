@@ -53,7 +53,7 @@ def contract(subject: Subject) -> str:
         require(not name.endswith("_"), f"the parameter {name} ends in _, which marks fitted state")
     again = kind(**json.loads(json.dumps(parameters, allow_nan=False))).parameters()
     require(json.dumps(again) == json.dumps(parameters), f"made again from {parameters} it has {again}")
-    unknown = sorted(set(kind.signals or ()) - SIGNALS)
+    unknown = sorted(set(detector.signals or ()) - SIGNALS)
     require(not unknown, f"declares unknown signals {', '.join(unknown)} (known: {', '.join(sorted(SIGNALS))})")
     for head in (kind.unsupervised_head, kind.shift_head):
         require(head is None or head in HEADS, f"names the unknown head {head} (known: {', '.join(HEADS)})")
@@ -70,7 +70,7 @@ def contract(subject: Subject) -> str:
         listed = subject.record
         require(all((listed.summary, listed.source, listed.learns_from)), "its row in the table has empty fields")
         require(listed.parameters.split() == list(parameters), f"the table lists '{listed.parameters}', not {list(parameters)}")
-    graph = "; declares no signals, so every pass keeps a graph" if kind.signals is None else ""
+    graph = "; declares no signals, so every pass keeps a graph" if detector.signals is None else ""
     return f"{_count(len(parameters), 'parameter')}{graph}"
 
 

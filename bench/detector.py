@@ -40,7 +40,8 @@ class Detector:
 
     Class attributes:
         signals: what ``observe`` and ``statistics`` ask of the probe (names of ``oodbench.probe.SIGNALS``). None, the
-            default, gets everything, which keeps a graph of each forward pass: declare them to be cheap.
+            default, gets everything, which keeps a graph of each forward pass: declare them to be cheap; the constructor
+            may, where they hang on a hyper-parameter.
         variants: names for the columns of ``statistics`` after the first, which is the detector's own score: each makes
             a row ``NAME:VARIANT`` of its own, over the one fit.
         quick: hyper-parameters that make its training short, for ``oodbench check``.
@@ -55,7 +56,7 @@ class Detector:
     variants: ClassVar[tuple[str, ...]] = ()
     quick: ClassVar[dict[str, Any]] = {}
     caches: bool = True
-    signals: ClassVar[tuple[str, ...] | None] = None
+    signals: tuple[str, ...] | None = None
     grid: Sequence[dict[str, Any]] = ()
     unsupervised_head: ClassVar[str] = "identity"
     shift_head: ClassVar[str | None] = None

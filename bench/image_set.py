@@ -53,6 +53,8 @@ class ImageSet:
         base: what set ``base_index`` points into, a fingerprint or a name: two sets of one base share images.
         level: severity 1-5 of a corruption, or None.
         flips: whether a mirrored image keeps its class (not for digits and traffic signs).
+        clean: images row by row as they were before a corruption or attack, in memory or not, in any stored form;
+            in-distribution images are their own; None where there are none.
         negatives: what stands on the in-distribution side against this set; None for the in-distribution test images.
         noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean ones.
         made: what is known of how the set was made, as JSON values: an attack's settings, success rate and mean norms.
@@ -69,6 +71,7 @@ class ImageSet:
     base: str = ""
     level: int | None = None
     flips: bool = True
+    clean: Tensor | Images | None = None
     negatives: "ImageSet | None" = None
     noisy: Tensor | None = None
     made: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +91,8 @@ class ImageSet:
             self.base_index = torch.arange(len(self.images))
         if len(self.base_index) != len(self.images):
             raise BadData(f"{name} has {len(self.images)} images and {len(self.base_index)} base rows")
+        if self.clean is not None and len(self.clean) != len(self.images):
+            raise BadData(f"{name} has {len(self.images)} images and {len(self.clean)} clean twins")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,10 +105,12 @@ class ImageSet:
 
     def select(self, rows: Tensor) -> "ImageSet":
         """The set of these rows (n,), in this order; ``base_index`` and ``base`` still point to the originals."""
-        images = self.images[rows] if isinstance(self.images, Tensor) else _Rows(self.images, rows.tolist())
+        images = _chosen(self.images, rows)
+        clean = None if self.clean is None else images if self.clean is self.images else _chosen(self.clean, rows)
         return replace(
             self,
             images=images,
+            clean=clean,
             labels=None if self.labels is None else self.labels[rows],
             base_index=self.base_index[rows],
             base=self.identity,
@@ -130,6 +137,10 @@ class ImageSet:
     def official_size(self) -> int | None:
         """Images in the official split, or None where it is not known."""
         return self.source.official_size.get(self.split)
+
+
+def _chosen(images: Tensor | Images, rows: Tensor) -> Tensor | Images:
+    return images[rows] if isinstance(images, Tensor) else _Rows(images, rows.tolist())
 
 
 class _Rows:

@@ -104,6 +104,8 @@ class Inputs:
         self.inside = self._original(inside, suite.test_split, limit, progress)
         if protocols.shares_images(self.train, self.inside):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
+        for images in (self.train, self.inside):
+            images.clean = images.images  # their own clean twins
         self.pairings: list[Pairing] = []
         self.source: Pairing | None = None
         self.classifier: Classifier | None = None

@@ -4,8 +4,9 @@ Memory does not grow with the number of images, but for what a detector keeps an
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from oodbench.decoding import decoded_batches
 from oodbench.detector import Detector, as_images
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
-from oodbench.image_set import ImageSet
+from oodbench.image_set import Images, ImageSet
 from oodbench.prepared import prepare
 from oodbench.probe import NEED_GRAPH, Probe
 from oodbench.progress import Progress
@@ -41,12 +42,12 @@ def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def batches(
-    images: Tensor | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
+    images: Tensor | Images | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(rows, images) for each piece: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
     device = classifier.device if classifier else torch.device("cpu")
     dtype = classifier.dtype if classifier else torch.float32
-    stored = images if isinstance(images, Tensor) else images.images
+    stored = images.images if isinstance(images, ImageSet) else images
     if isinstance(stored, Tensor):
         if stored.numel() * stored.element_size() <= RESIDENT_BYTES:
             stored = stored.to(device)
@@ -56,6 +57,22 @@ def batches(
     for piece, batch in zip(pieces, source, strict=True):
         batch = batch.to(device, non_blocking=True)
         yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
+
+
+def _with_twins(
+    images: Tensor | ImageSet,
+    clean: Tensor | Images | None,
+    classifier: Classifier | None,
+    pieces: Sequence[np.ndarray],
+    workers: int,
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor | None]]:
+    """``batches``, each with its clean twins, which are the very images where these are clean; None without ``clean``."""
+    itself = clean is (images.images if isinstance(images, ImageSet) else images)
+    twins: Iterable[tuple[np.ndarray | None, Tensor | None]] = repeat((None, None))
+    if clean is not None and not itself:
+        twins = batches(clean, classifier, pieces, workers)
+    for (piece, batch), (_, twin) in zip(batches(images, classifier, pieces, workers), twins, strict=False):
+        yield piece, batch, batch if itself else twin
 
 
 def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:
@@ -98,6 +115,7 @@ def observe(
             signals,
             labels=None if labels is None else labels[chosen].to(device),
             held_out=torch.from_numpy(held_out[rows]).to(device),
+            clean=batch,
         )
         with probe.mode():
             for detector in list(learning):
@@ -121,6 +139,7 @@ def statistics(
     images: Tensor | ImageSet,
     pieces: Sequence[np.ndarray],
     *,
+    clean: Tensor | Images | None = None,
     signals: frozenset[str] | None = None,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
@@ -130,15 +149,20 @@ def statistics(
 
     Returns float64 statistics (rows in all, S, D) by detector, and seconds by detector: its own work and an equal share
     of the forward pass. A detector that fails goes to ``on_error`` and is left out; so does one whose statistics are
-    not finite. ``signals`` may ask for more than these detectors need, to keep the arithmetic of a larger group.
+    not finite. ``clean`` are the clean twins, by default those of an ImageSet. ``signals`` may ask for more than these
+    detectors need, to keep the arithmetic of a larger group.
     """
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
     seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
     device = classifier.device if classifier else torch.device("cpu")
     work = effort(jobs, classifier)
-    for piece, batch in batches(images, classifier, pieces, workers):
-        probe = Probe(classifier, batch, signals)
+    if "base" not in signals:
+        clean = None
+    elif clean is None and isinstance(images, ImageSet):
+        clean = images.clean
+    for piece, batch, twins in _with_twins(images, clean, classifier, pieces, workers):
+        probe = Probe(classifier, batch, signals, clean=twins)
         with probe.mode():
             start = time.perf_counter()
             if not signals <= {"images"} and classifier is not None:
@@ -176,11 +200,12 @@ def probabilities(
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> tuple[dict[Detector, np.ndarray], np.ndarray | None]:
-    """One pass: float64 class probabilities (N, classes) by detector, where it gives some, and the network's softmax."""
+    """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, where it gives some, and
+    the network's softmax."""
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
     network: list[np.ndarray] = []
     for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
-        probe = Probe(classifier, batch, signals)
+        probe = Probe(classifier, batch, signals, clean=batch)
         with probe.mode():
             if classifier is not None:
                 network.append(probe.softmax.cpu().numpy())
@@ -249,10 +274,13 @@ def fit(
         with _explained(classifier, images):
             observe([detector], classifier, images, labels, held_out, batch_size)
 
+    itself = images.images if isinstance(images, ImageSet) else images
+
     def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
+        clean = itself if source is images else None
         with _explained(classifier, source):
-            found = statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size))[0][detector]
-        return detector.columns_of(found)
+            found, _ = statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size), clean=clean)
+        return detector.columns_of(found[detector])
 
     head = HEADS[detector.unsupervised_head]()
     if shift_images is not None:

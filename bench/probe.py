@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from oodbench.classifier import HALF, Classifier
 from oodbench.errors import Unsuitable
 
-SIGNALS = frozenset({"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms"})
+SIGNALS = frozenset(
+    {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base"}
+)
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
 
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss an image (N,)
@@ -41,6 +43,7 @@ class Probe:
         labels: int64 (N,), only while training data is observed.
         held_out: bool (N,), while training data is observed: the tenth kept for those that normalise or calibrate
             on images they did not fit.
+        clean: the images (N, C, H, W) before their corruption or attack; ``images`` itself where these are clean.
         until: the last layer (its place) that will be asked for: the forward pass stops there, before the logits.
 
     Tensors come detached, except inside a loss function, and are the asker's own, except ``images``.
@@ -54,6 +57,7 @@ class Probe:
         *,
         labels: Tensor | None = None,
         held_out: Tensor | None = None,
+        clean: Tensor | None = None,
         until: int | None = None,
     ) -> None:
         self._classifier = classifier
@@ -65,6 +69,7 @@ class Probe:
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from
         self._recording: Any = None  # of the forward pass, where parameter gradients will be asked for
+        self._clean = clean
         self._until = until
         self._memo: dict[Hashable, Any] = {}
         self._in_loss = False
@@ -141,6 +146,20 @@ class Probe:
         """
         self._declared("stochastic")
         return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
+
+    @property
+    def base(self) -> "Probe":
+        """The probe of the clean twins, without gradients; of in-distribution images, this probe.
+
+        Raises Unsuitable where the images have none: another set's images were made from nothing clean.
+        """
+        self._declared("base")
+        clean = self._clean
+        if clean is None:
+            raise Unsuitable("needs each image's clean twin; a set under a corruption or an attack brings them")
+        if clean is self.images:
+            return self
+        return self._once("base", lambda: Probe(self._classifier, clean, self._signals - NEED_GRAPH, clean=clean))
 
     def input_gradient(self, loss: Loss, key: Hashable = None) -> Tensor:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.

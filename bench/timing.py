@@ -104,7 +104,8 @@ def _bare(classifier: Classifier, images: Tensor) -> None:
 
 
 def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
-    probe = Probe(classifier, images, detector.declared_signals)
+    # Clean twins cost a pass of their own, so they are not the images themselves.
+    probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
     with probe.mode(), detector.computing(settings):
         detector.grouped_statistics(probe)
 

@@ -49,4 +49,4 @@ class TrainingSet:
     ) -> Iterator[Probe]:
         """A probe a batch of these rows (by default of ``rows``), in order."""
         for _, images in self.batches(self.rows if rows is None else rows, batch_size, classifier):
-            yield Probe(classifier, images, signals)
+            yield Probe(classifier, images, signals, clean=images)

@@ -91,6 +91,7 @@ def attacked(
     result = replace(
         base,
         images=_images(base, name, how, options, seed, network),
+        clean=base.images,
         name=f"{base.name}+{name}",
         kind="adversarial",
         level=None,
@@ -205,6 +206,7 @@ def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
     return replace(
         noisy,
         images=torch.cat([pixels, noisy.read(everything)]),
+        clean=torch.cat([pixels, pixels]),
         labels=None if clean.labels is None else clean.labels.repeat(2),
         base_index=clean.base_index.repeat(2),
         name=f"{clean.name}, clean and noisy",

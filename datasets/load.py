@@ -192,6 +192,7 @@ def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> Image
     return replace(
         images,
         images=pixels,
+        clean=images.images,
         name=f"{images.name}+{corruption}@{level}",
         kind="corruption",
         level=level,
@@ -235,12 +236,17 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
 
 def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, progress: Progress) -> ImageSet:
     """The set in RGB and in one size, in memory unless it is too large."""
-    pixels = images.images
-    height, width = (size, size) if size else pixels.shape[2:]  # 0 where sizes vary
+    height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
     wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
-    if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):
-        return images
-    fitted = Fitted(pixels, wanted, resize)
-    if len(images) * 3 * wanted[0] * wanted[1] > IN_MEMORY:
-        return replace(images, images=fitted)
-    return replace(images, images=decoded(fitted, workers, progress, images.name))
+
+    def uniform(pixels: Tensor | Images) -> Tensor | Images:
+        if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):
+            return pixels
+        fitted = Fitted(pixels, wanted, resize)
+        too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
+        return fitted if too_large else decoded(fitted, workers, progress, images.name)
+
+    pixels, clean = uniform(images.images), images.clean
+    if clean is not None:
+        clean = pixels if clean is images.images else uniform(clean)
+    return replace(images, images=pixels, clean=clean)

@@ -10,6 +10,7 @@ from oodbench.detectors._parameters import require_seed, require_whole
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
+REFERENCES = ("fixed", "paired")
 RESOLUTION = 1e-6  # of a layer's largest norm: below it the digits of a float32 network end
 LEAST = 1e-9  # mean log-ratio where all neighbours are equally far, so that the estimate stays finite
 
@@ -25,16 +26,17 @@ class LID(Detector):
     a shift may be learnt from. Else the papers give no rule: k = 20, Ma et al.'s, and the layers are standardised on
     held-out in-distribution images and summed.
 
-    The papers compare an image with the clean minibatch that it came in, so that its score depends on its company. Here the
-    reference is one fixed sample of ``size`` clean training images, none of them held out, drawn by ``seed``; where a training
-    set has fewer than k + 1, k is as many as there are less one. A reference image that is asked about is not its own
-    neighbour: the nearest is left out where it lies at no distance at every layer. Distances under a millionth of the
-    layer's largest norm count as that millionth; where all k are that near, LID is 0, a point's dimension.
+    The papers compare an image with the clean minibatch that it came in, so that its score depends on its company:
+    ``reference="paired"`` does so, for sets whose images have clean twins, and drops the nearest, whatever it is. By default
+    the reference is one fixed sample of ``size`` clean training images, none of them held out, drawn by ``seed``. A
+    reference image that is asked about is not its own neighbour: the nearest is left out where it lies at no distance at
+    every layer. Where there are fewer than k + 1 to refer to, k is as many as there are less one. Distances under a
+    millionth of the layer's largest norm count as that millionth; where all k are that near, LID is 0, a point's dimension.
 
     layers [(N, d_l)] -> (N, settings·layers), float64. One distance matrix and one top-k a layer serve every k.
     """
 
-    signals = ("layers",)
+    signals: tuple[str, ...] = ("layers",)  # and the base, where each image is compared with its minibatch
     grid = tuple({"k": k} for k in range(10, 91, 10))
     unsupervised_head = "standardised-sum"
     shift_head = "choose-logistic"
@@ -43,12 +45,16 @@ class LID(Detector):
     references_: list[Tensor]  # (references, d_l), less the offset
     resolution_: list[float]  # the least distance that counts
 
-    def __init__(self, k: int = 20, size: int = 100, seed: int = 0) -> None:
+    def __init__(self, k: int = 20, size: int = 100, seed: int = 0, reference: str = "fixed") -> None:
         require_whole("lid", 2, k=k, size=size)
         require_seed("lid", seed)
+        if reference not in REFERENCES:
+            raise UsageError(f"lid: reference = {reference!r}; give one of {', '.join(REFERENCES)}")
         if size <= k:
             raise UsageError(f"lid: size = {size}; give a whole number above k = {k}, for an image is not its own neighbour")
-        self.k, self.size, self.seed = k, size, seed
+        self.k, self.size, self.seed, self.reference = k, size, seed, reference
+        if reference == "paired":
+            self.signals = ("layers", "base")
         self._random = np.random.default_rng(seed)
         self._keys: Tensor | None = None  # (kept,): those of the smallest keys are the sample
         self._rows: list[Tensor] = []  # (kept, d_l) a layer
@@ -74,17 +80,24 @@ class LID(Detector):
         self.resolution_ = [max(RESOLUTION * float(layer.norm(dim=1).max()), smallest) for layer in rows]
 
     def statistics(self, probe: Probe) -> Tensor:
-        counts = [min(setting["k"], len(self.references_[0]) - 1) for setting in self.settings]
-        fitted = zip(probe.layers, self.offset_, self.references_, self.resolution_, strict=True)
+        references = self._paired(probe) if self.reference == "paired" else self.references_
+        counts = [min(setting["k"], len(references[0]) - 1) for setting in self.settings]
+        fitted = zip(probe.layers, self.offset_, references, self.resolution_, strict=True)
         nearest = []  # (N, largest k + 1) a layer, ascending
-        for layer, offset, references, resolution in fitted:
-            distances = squared_distances(layer.double() - offset, references).sqrt()
+        for layer, offset, clean, resolution in fitted:
+            distances = squared_distances(layer.double() - offset, clean).sqrt()
             nearest.append(distances.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
         at_no_distance = [near[:, 0] <= resolution for near, resolution in zip(nearest, self.resolution_, strict=True)]
-        itself = torch.stack(at_no_distance).all(0)[:, None]
+        itself = torch.stack(at_no_distance).all(0)[:, None] | (self.reference == "paired")
         others = [torch.where(itself, near[:, 1:], near[:, :-1]) for near in nearest]
         by_layer = [_dimensions(near, counts, least) for near, least in zip(others, self.resolution_, strict=True)]
         return torch.stack(by_layer, 2).flatten(1)
+
+    def _paired(self, probe: Probe) -> list[Tensor]:
+        """The clean minibatch at each layer. Raises Unsuitable where it has no twins, or too few images to refer to."""
+        if len(probe) < 3:
+            raise Unsuitable(f"reference = 'paired' needs 3 images a batch, a batch has {len(probe)}; take another batch size")
+        return [layer.double() - offset for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
 
 
 def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:

@@ -103,6 +103,7 @@ def test_a_set_and_its_record(base, victim, rounded):
     assert torch.equal(found.labels, base.labels)
     assert torch.equal(found.base_index, base.base_index)
     assert found.base == base.fingerprint
+    assert torch.equal(found.clean, base.images)
     assert found.source.title == f"Noise, attacked with pgd against tiny {victim.weights_hash}"
     assert found.official_size == N
     assert heard.stages == ["attacking noise with pgd: 40 images"]
@@ -186,11 +187,13 @@ def test_the_filter_against_its_definition(base, victim, rounded):
     assert 0 < len(kept) < int(right.sum())  # the noise turns some, or the test says little
     assert found.base_index.tolist() == kept
     assert torch.equal(found.images, everything.images[kept])
+    assert torch.equal(found.clean, base.images[kept])
     assert torch.equal(found.labels, base.labels[kept])
 
     negatives = found.negatives
     pure = base.images[kept] if rounded else base.images[kept].float() / 255
     assert torch.equal(negatives.images, torch.cat([pure, noisy[kept]]))
+    assert torch.equal(negatives.clean, torch.cat([pure, pure]))
     assert negatives.noisy.tolist() == [False] * len(kept) + [True] * len(kept)
     assert negatives.base_index.tolist() == kept * 2
     assert negatives.labels.tolist() == base.labels[kept].tolist() * 2

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 import oodbench
 from oodbench import protocols
 from oodbench.errors import Unsuitable, UsageError
+from oodbench.image_set import ImageSet
 from oodbench.probe import Probe
 
 
@@ -75,6 +76,36 @@ def test_unsupervised_is_the_sum_of_standardised_layers_at_20_neighbours(network
         )
         expected += (outside - inside.mean()) / inside.std()
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_paired_refers_to_the_clean_minibatch_and_drops_the_nearest(network):
+    """The papers': each image against the clean twins of its own batch, its nearest, whatever it is, left out."""
+    detector = oodbench.load_detector("lid", reference="paired").fit(network, TRAIN, batch_size=32)
+    clean = smooth(48, 2)
+    changed = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    attacked = ImageSet(changed, kind="adversarial", clean=clean)
+    test, twins, held_out = layers_of(network, changed), layers_of(network, clean), protocols.held_out(len(TRAIN), None, 0)
+
+    def papers(points, references, k):
+        distances = [np.sort(np.linalg.norm(references - point, axis=1))[1 : k + 1] for point in points]
+        return np.array([-k / np.log(near / near[-1]).sum() for near in distances])
+
+    expected = np.zeros(len(changed))
+    for layer, train in enumerate(layers_of(network, TRAIN)):
+        inside = papers(train[held_out], train[held_out], held_out.sum() - 1)  # of 15 images, 14 others
+        batches = [slice(0, 24), slice(24, 48)]
+        outside = np.concatenate([papers(test[layer][batch], twins[layer][batch], 20) for batch in batches])
+        expected += (outside - inside.mean()) / inside.std()
+    np.testing.assert_allclose(detector.score(network, attacked, batch_size=24), expected, rtol=1e-6)
+
+
+def test_paired_needs_twins_and_company(network):
+    detector = oodbench.load_detector("lid", reference="paired").fit(network, TRAIN)
+    assert np.isfinite(detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST))).all()
+    with pytest.raises(Unsuitable, match="needs each image's clean twin"):
+        detector.score(network, TEST)
+    with pytest.raises(Unsuitable, match="reference = 'paired' needs 3 images a batch, a batch has 2; take another batch size"):
+        detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST), batch_size=10)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 150])
@@ -157,5 +188,7 @@ def test_what_cannot_be_done_is_said(network):
         oodbench.load_detector("lid", k=1)
     with pytest.raises(UsageError, match="lid: size = 20; give a whole number above k = 20"):
         oodbench.load_detector("lid", size=20)
+    with pytest.raises(UsageError, match="lid: reference = 'papers'; give one of fixed, paired"):
+        oodbench.load_detector("lid", reference="papers")
     with pytest.raises(Unsuitable, match="needs 3 training images to refer to, has 2"):
         oodbench.load_detector("lid").fit(network, TRAIN[:3])

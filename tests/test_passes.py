@@ -6,7 +6,7 @@ import torch
 
 import oodbench
 from oodbench import passes
-from oodbench.errors import BadData
+from oodbench.errors import BadData, Unsuitable
 from oodbench.image_set import ImageSet
 
 
@@ -194,3 +194,33 @@ def test_more_signals_may_be_computed_than_asked_for(classifier, stored):
     alone = passes.statistics({detector: [{}]}, classifier, stored, pieces(11, 4))[0][detector]
     among = passes.statistics({detector: [{}]}, classifier, stored, pieces(11, 4), signals=oodbench.probe.SIGNALS)[0][detector]
     np.testing.assert_array_equal(alone, among)
+
+
+class Moved(oodbench.Detector):
+    """How far the mean has moved from the clean twin's."""
+
+    signals = ("images", "base")
+
+    def statistics(self, probe):
+        return (probe.images.double() - probe.base.images.double()).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("form", ["tensor", "on demand"])
+def test_clean_twins_come_row_by_row(stored, form):
+    clean = torch.randint(0, 200, stored.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    twins = clean if form == "tensor" else OnDemand(clean)
+    images = ImageSet(stored, kind="corruption", clean=twins)
+    rows = torch.tensor([9, 2, 2, 5])
+    for some, where in ((images, slice(None)), (images.select(rows), rows)):
+        expected = (stored.double() - clean.double())[where].flatten(1).mean(1) / 255
+        np.testing.assert_allclose(Moved().score(None, some, batch_size=3), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_set_without_clean_twins_is_refused_where_they_are_asked_for(stored):
+    with pytest.raises(Unsuitable, match="needs each image's clean twin"):
+        Moved().score(None, stored)
+    own = ImageSet(stored, clean=stored)
+    assert not Moved().score(None, own).any()
+    assert not Moved().score(None, own.select(torch.tensor([3, 1]))).any()
+    with pytest.raises(BadData, match="has 11 images and 10 clean twins"):
+        ImageSet(stored, clean=stored[:10])

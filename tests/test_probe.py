@@ -323,3 +323,34 @@ def test_stochastic_passes_thin_the_network_alike_for_every_image(network, count
     spread = passes.std(0) / 200**0.5
     assert ((passes.mean(0) - plain).abs() < 5 * spread + 1e-6).all()
     assert not any(module.training for module in classifier.modules())
+
+
+def test_the_base_is_what_the_network_makes_of_the_clean_twins(counted, images):
+    classifier, passes = counted
+    clean = images.flip(0)
+    probe = Probe(classifier, images, {"layers", "input_gradient", "base"}, clean=clean)
+    probe.forward()
+    assert passes == [5]  # the twins go by only when somebody asks
+    for _ in range(2):
+        for got, expected in zip(probe.base.layers, Probe(classifier, clean, {"layers"}).layers, strict=True):
+            torch.testing.assert_close(got, expected)
+    assert passes == [5, 5, 5, 5]  # the probe's, the base's once, and the two of the comparison
+    assert probe.base.base is probe.base
+    with pytest.raises(Unsuitable, match="'input_gradient' without declaring"):
+        probe.base.input_gradient(confidence)
+
+
+def test_clean_images_are_their_own_base(counted, images):
+    classifier, passes = counted
+    probe = Probe(classifier, images, {"logits", "base"}, clean=images)
+    assert probe.base is probe
+    _ = probe.logits, probe.base.logits
+    assert passes == [5]
+
+
+def test_a_base_that_is_not_there_or_not_declared(counted, images):
+    classifier, _ = counted
+    with pytest.raises(Unsuitable, match="needs each image's clean twin; a set under a corruption or an attack brings them"):
+        _ = Probe(classifier, images).base
+    with pytest.raises(Unsuitable, match="asked the probe for 'base' without declaring it"):
+        _ = Probe(classifier, images, {"logits"}, clean=images).base
