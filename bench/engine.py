@@ -137,6 +137,7 @@ class _Run:
         self.suite, self.inside, self.detectors = inputs.suite, inputs.inside, inputs.detectors
         self.fitting = Fitting(inputs, progress)
         self.trials: Trials | None = None  # once opened
+        self.spent: dict[str, float] = {}  # seconds by detector, on all sets
         self.about = provenance(str(inputs.device)) | {"batch_size": self.suite.batch_size, "limit": inputs.limit}
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
@@ -180,6 +181,8 @@ class _Run:
                     self.progress.say(f"{pairing.name}: {reason(error)}")
             for row in rows if pairing.error else ():
                 self._write_reason(pairing, row, pairing.error)
+        if estimate and self.spent:
+            self.progress.say(f"the detectors took {timing.spoken(self.spent)}")
 
     def _expect(self, sizes: list[int]) -> None:
         """Tell the progress bar about how much work sets of these sizes are, fitting and calibrating included."""
@@ -287,6 +290,7 @@ class _Run:
             signals=self.fitting.signals,
             workers=self.inputs.workers,
             on_batch=self.progress.advance,
+            spent=self.spent,
         )
 
     # One set

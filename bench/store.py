@@ -25,6 +25,7 @@ class StatisticsStore:
     first: rows that come in batches of their own (the validation rows), for the others may never need what they need.
     signals: what the probes keep ready: the same for every pass over this set.
     on_batch: told how much work a batch was, in forward passes of one image.
+    spent: seconds by detector's name, added to: its own work, and an equal share of the shared forward pass.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class StatisticsStore:
         signals: frozenset[str],
         workers: int = 0,
         on_batch: passes.OnBatch = lambda work: None,
+        spent: dict[str, float] | None = None,
     ) -> None:
         rest = np.setdiff1d(np.arange(len(images)), first)
         self.images = images
         self.failures: dict[Detector, Exception] = {}
+        self._spent = {} if spent is None else spent
         self._pieces = passes.pieces_of(np.sort(first), batch_size) + passes.pieces_of(rest, batch_size)
         self._pass: dict[str, Any] = {
             "classifier": classifier,
@@ -96,6 +99,7 @@ class StatisticsStore:
         found, seconds = passes.statistics(jobs, pieces=pieces, on_error=self.failures.__setitem__, **self._pass)
         rows = np.concatenate(pieces)
         for detector, values in found.items():
+            self._spent[detector.name] = self._spent.get(detector.name, 0.0) + seconds[detector]
             for place, setting in enumerate(jobs[detector]):
                 slot = detector, _key(setting)
                 self._values.setdefault(slot, np.full((len(self.images), values.shape[2]), np.nan))[rows] = values[:, place]

@@ -151,7 +151,7 @@ def test_the_plan_attacks_nothing(monkeypatch):
     assert "outside   digits+haze@1 (corruption), 40 images" in lines
 
 
-def test_what_it_will_cost_is_said_before_the_first_set_goes_by(tmp_path):
+def test_what_it_costs_is_said_before_the_first_set_goes_by_and_after_the_last(tmp_path):
     class Told(Progress):
         lines: list[str] = []  # noqa: RUF012
 
@@ -165,7 +165,12 @@ def test_what_it_will_cost_is_said_before_the_first_set_goes_by(tmp_path):
     engine.run(suite(ShiftSet(name="photos")), out=tmp_path, limit=40, progress=told)
     (said,) = (place for place, line in enumerate(told.lines) if line.startswith("1 set will take about "))
     assert all(name in told.lines[said] for name in ("msp", "mahalanobis-fe", "pixels"))
-    assert told.lines.index("photos: 40 images") > said
+    (after,) = (place for place, line in enumerate(told.lines) if line.startswith("the detectors took "))
+    assert all(name in told.lines[after] for name in ("msp", "mahalanobis-fe", "pixels"))
+    assert said < told.lines.index("photos: 40 images") < after
+    told.lines.clear()
+    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, limit=40, progress=told)
+    assert not [line for line in told.lines if "took" in line]  # nothing was left to do
 
 
 @pytest.mark.parametrize(
@@ -220,3 +225,16 @@ def test_settings_and_first_are_for_where_they_mean_something():
     assert (len(few), few.base) == (7, load_dataset("digits").fingerprint)
     assert torch.equal(few.images, load_dataset("digits+haze@1").images[:7])
     assert np.array_equal(few.base_index, np.arange(7))
+
+
+def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path, tmp_path_factory):
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    sets = [ShiftSet(name="digits+noise@3"), ShiftSet(name="digits+pgd", settings=FILTERED), ShiftSet(name="photos")]
+    paired = {"lid": {"reference": "paired"}}
+    folder = engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200)
+    found = {(cell.dataset, cell.protocol): cell for cell in folder.cells()}
+    assert len(found) == 6
+    for (dataset, _), cell in found.items():
+        assert (cell.status, cell.changed) == ("skipped" if dataset == "photos" else "ok", {"reference": ["paired", "fixed"]})
+    said = {cell.reason for cell in found.values() if cell.status == "skipped"}
+    assert said == {"needs each image's clean twin; a set under a corruption or an attack brings them"}
