@@ -4,9 +4,9 @@ Memory does not grow with the number of images, but for what a detector keeps an
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,12 @@ def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def batches(
-    images: Tensor | Images | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
+    images: Tensor | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(rows, images) for each piece: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
     device = classifier.device if classifier else torch.device("cpu")
     dtype = classifier.dtype if classifier else torch.float32
-    stored = images.images if isinstance(images, ImageSet) else images
+    stored = images if isinstance(images, Tensor) else images.images
     if isinstance(stored, Tensor):
         if stored.numel() * stored.element_size() <= RESIDENT_BYTES:
             stored = stored.to(device)
@@ -55,24 +55,19 @@ def batches(
     else:
         source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda")
     for piece, batch in zip(pieces, source, strict=True):
-        batch = batch.to(device, non_blocking=True)
-        yield piece, batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
+        yield piece, _floats(batch, device, dtype)
 
 
-def _with_twins(
-    images: Tensor | ImageSet,
-    clean: Tensor | Images | None,
-    classifier: Classifier | None,
-    pieces: Sequence[np.ndarray],
-    workers: int,
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor | None]]:
-    """``batches``, each with its clean twins, which are the very images where these are clean; None without ``clean``."""
-    itself = clean is (images.images if isinstance(images, ImageSet) else images)
-    twins: Iterable[tuple[np.ndarray | None, Tensor | None]] = repeat((None, None))
-    if clean is not None and not itself:
-        twins = batches(clean, classifier, pieces, workers)
-    for (piece, batch), (_, twin) in zip(batches(images, classifier, pieces, workers), twins, strict=False):
-        yield piece, batch, batch if itself else twin
+def _floats(batch: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Images as they are stored -> floats in [0, 1]."""
+    batch = batch.to(device, non_blocking=True)
+    return batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
+
+
+def _twins(twins: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tensor:
+    """These rows of the clean twins, on the device of their batch and in its dtype."""
+    stored = twins[torch.from_numpy(rows)] if isinstance(twins, Tensor) else twins[rows.tolist()]
+    return _floats(stored, batch.device, batch.dtype)
 
 
 def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:
@@ -139,7 +134,7 @@ def statistics(
     images: Tensor | ImageSet,
     pieces: Sequence[np.ndarray],
     *,
-    clean: Tensor | Images | None = None,
+    clean: bool = False,
     signals: frozenset[str] | None = None,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
@@ -149,20 +144,19 @@ def statistics(
 
     Returns float64 statistics (rows in all, S, D) by detector, and seconds by detector: its own work and an equal share
     of the forward pass. A detector that fails goes to ``on_error`` and is left out; so does one whose statistics are
-    not finite. ``clean`` are the clean twins, by default those of an ImageSet. ``signals`` may ask for more than these
-    detectors need, to keep the arithmetic of a larger group.
+    not finite. ``clean`` images are their own clean twins. ``signals`` may ask for more than these detectors need, to
+    keep the arithmetic of a larger group.
     """
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
     seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
     device = classifier.device if classifier else torch.device("cpu")
     work = effort(jobs, classifier)
-    if "base" not in signals:
-        clean = None
-    elif clean is None and isinstance(images, ImageSet):
-        clean = images.clean
-    for piece, batch, twins in _with_twins(images, clean, classifier, pieces, workers):
-        probe = Probe(classifier, batch, signals, clean=twins)
+    twins = images.clean if isinstance(images, ImageSet) else None
+    clean = clean or (isinstance(images, ImageSet) and twins is images.images)
+    for piece, batch in batches(images, classifier, pieces, workers):
+        base = batch if clean else None if twins is None else partial(_twins, twins, piece, batch)
+        probe = Probe(classifier, batch, signals, clean=base)
         with probe.mode():
             start = time.perf_counter()
             if not signals <= {"images"} and classifier is not None:
@@ -274,12 +268,10 @@ def fit(
         with _explained(classifier, images):
             observe([detector], classifier, images, labels, held_out, batch_size)
 
-    itself = images.images if isinstance(images, ImageSet) else images
-
     def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
-        clean = itself if source is images else None
+        pieces = pieces_of(rows, batch_size)
         with _explained(classifier, source):
-            found, _ = statistics({detector: settings}, classifier, source, pieces_of(rows, batch_size), clean=clean)
+            found, _ = statistics({detector: settings}, classifier, source, pieces, clean=source is images)
         return detector.columns_of(found[detector])
 
     head = HEADS[detector.unsupervised_head]()

@@ -43,7 +43,8 @@ class Probe:
         labels: int64 (N,), only while training data is observed.
         held_out: bool (N,), while training data is observed: the tenth kept for those that normalise or calibrate
             on images they did not fit.
-        clean: the images (N, C, H, W) before their corruption or attack; ``images`` itself where these are clean.
+        clean: the images (N, C, H, W) before their corruption or attack, or what reads them when they are asked for;
+            ``images`` itself where these are clean.
         until: the last layer (its place) that will be asked for: the forward pass stops there, before the logits.
 
     Tensors come detached, except inside a loss function, and are the asker's own, except ``images``.
@@ -57,7 +58,7 @@ class Probe:
         *,
         labels: Tensor | None = None,
         held_out: Tensor | None = None,
-        clean: Tensor | None = None,
+        clean: Tensor | Callable[[], Tensor] | None = None,
         until: int | None = None,
     ) -> None:
         self._classifier = classifier
@@ -159,7 +160,12 @@ class Probe:
             raise Unsuitable("needs each image's clean twin; a set under a corruption or an attack brings them")
         if clean is self.images:
             return self
-        return self._once("base", lambda: Probe(self._classifier, clean, self._signals - NEED_GRAPH, clean=clean))
+
+        def probe() -> Probe:
+            images = clean if isinstance(clean, Tensor) else clean()
+            return Probe(self._classifier, images, self._signals - NEED_GRAPH, clean=images)
+
+        return self._once("base", probe)
 
     def input_gradient(self, loss: Loss, key: Hashable = None) -> Tensor:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.
