@@ -229,7 +229,12 @@ def test_answers_without_importing_anything_heavy(arguments):
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     options = ["--limit", "60", "--dataset", "photos", "--dataset", "digits+noise", "--out", str(tmp_path / "run")]
     detectors = ["--detector", "msp", "--detector", "odin", "--detector", "mahalanobis-pfe"]  # costs are measured for seconds
-    process = subprocess.Popen([*OODBENCH, "run", *options, *detectors], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*OODBENCH, "run", *options, *detectors],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while not list((tmp_path / "run" / "cells").glob("*.safetensors")):
         assert process.poll() is None
         time.sleep(0.02)
