@@ -60,7 +60,7 @@ def run(
         data: the data root; by default ``$OODBENCH_DATA`` or the user's cache folder.
         out: the run folder, by default ``runs/<suite>``. A run that lies there is resumed; ``fresh`` starts over.
         device: ``auto``, ``cpu`` or ``cuda``.
-        workers: processes that decode sets too large for memory.
+        workers: processes that decode sets of 5,000 files or more, and sets too large for memory.
         limit: at most so many images of each test set, drawn by a seeded stratified shuffle. Training sets stay whole.
         measure_costs: say before the first set about what the run will take, and measure each detector's standalone cost at
             the end.
@@ -137,7 +137,7 @@ class _Run:
         self.suite, self.inside, self.detectors = inputs.suite, inputs.inside, inputs.detectors
         self.fitting = Fitting(inputs, progress)
         self.trials: Trials | None = None  # once opened
-        self.spent: dict[str, float] = {}  # seconds by detector, on all sets
+        self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         self.about = provenance(str(inputs.device)) | {"batch_size": self.suite.batch_size, "limit": inputs.limit}
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
@@ -153,6 +153,8 @@ class _Run:
         if inputs.source is not None:
             shared["transfer_from"] = inputs.source.name
         shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}
+        if any("base" in (detector.signals or ()) for detector in self.detectors.values()):  # may hang on an image's batch
+            shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in self.detectors.items()}
         folder.settle(shared, {"suite": self.suite.model_dump(mode="json"), "provenance": self.about})
 
@@ -169,6 +171,7 @@ class _Run:
         self._expect([len(pairing.images) for pairing, _ in at_hand if pairing.images is not None])
         if at_hand:
             self._open(names)
+            self.spent.clear()
             if estimate:
                 self._say_what_it_will_take(at_hand)
         for pairing, rows in todo:

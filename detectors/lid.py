@@ -94,10 +94,17 @@ class LID(Detector):
         return torch.stack(by_layer, 2).flatten(1)
 
     def _paired(self, probe: Probe) -> list[Tensor]:
-        """The clean minibatch at each layer. Raises Unsuitable where it has no twins, or too few images to refer to."""
-        if len(probe) < 3:
-            raise Unsuitable(f"reference = 'paired' needs 3 images a batch, a batch has {len(probe)}; take another batch size")
-        return [layer.double() - offset for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
+        """The clean minibatch at each layer, every image once: a batch of negatives may hold an image and its noisy twin.
+
+        Raises Unsuitable where it has no twins, or too few images to refer to.
+        """
+        which = probe.base.images.flatten(1).unique(dim=0, return_inverse=True)[1]  # (N,): the number of each image
+        count = int(which.max()) + 1
+        if count < 3:
+            raise Unsuitable(f"reference = 'paired' needs 3 clean images a batch, a batch has {count}; take another batch size")
+        rows = torch.arange(len(which), device=which.device)
+        first = rows.new_full((count,), len(which)).scatter_reduce(0, which, rows, "amin").sort().values
+        return [layer[first].double() - offset for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
 
 
 def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:

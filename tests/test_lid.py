@@ -99,12 +99,23 @@ def test_paired_refers_to_the_clean_minibatch_and_drops_the_nearest(network):
     np.testing.assert_allclose(detector.score(network, attacked, batch_size=24), expected, rtol=1e-6)
 
 
+def test_paired_refers_to_each_clean_image_once(network):
+    """Among the papers' negatives an image and its noisy twin, which are of one clean image, may share a batch."""
+    detector = oodbench.load_detector("lid", reference="paired").fit(network, TRAIN)
+    clean = smooth(30, 2)
+    noisy = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    negatives = ImageSet(torch.cat([clean, noisy]), kind="adversarial", clean=torch.cat([clean, clean]))
+    together = detector.score(network, negatives, batch_size=60)
+    apart = [detector.score(network, ImageSet(some, kind="adversarial", clean=clean), batch_size=30) for some in (clean, noisy)]
+    np.testing.assert_allclose(together, np.concatenate(apart), rtol=1e-9)
+
+
 def test_paired_needs_twins_and_company(network):
     detector = oodbench.load_detector("lid", reference="paired").fit(network, TRAIN)
     assert np.isfinite(detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST))).all()
     with pytest.raises(Unsuitable, match="needs each image's clean twin"):
         detector.score(network, TEST)
-    with pytest.raises(Unsuitable, match="reference = 'paired' needs 3 images a batch, a batch has 2; take another batch size"):
+    with pytest.raises(Unsuitable, match="'paired' needs 3 clean images a batch, a batch has 2; take another batch size"):
         detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST), batch_size=10)
 
 
