@@ -5,7 +5,7 @@ detector that cannot be built are kept with the reason, for their cells to say i
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,10 +203,13 @@ class Inputs:
     def _change(self, pairing: Pairing, images: ImageSet, one: ShiftSet, progress: Progress) -> None:
         """Give a pairing its images, corrupted or attacked as its name says, or the reason why it has none."""
         pairing.images = None
+        parsed = load.parse(one.name)
         try:
+            if parsed.attack and images.labels is not None and images.classes != self.inside.classes:
+                raise Unsuitable(f"the network knows other classes than those of {images.name}; attack {self.inside.name}")
             changed = load.changed(
                 images,
-                load.parse(one.name),
+                parsed,
                 classifier=self.classifier,
                 seed=self.suite.seed,
                 settings=one.settings,
@@ -215,6 +218,7 @@ class Inputs:
             )
             changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand: what is broken says so here
             self._refuse_in_distribution(changed)
+            changed = self._with_twins(changed)
         except UsageError:
             raise
         except Exception as error:
@@ -222,6 +226,14 @@ class Inputs:
             progress.say(f"{one.name}: {reason(error)}")
         else:
             pairing.images = changed
+
+    def _with_twins(self, images: ImageSet) -> ImageSet:
+        """An official corruption, say, with the in-distribution test images that it was made from, where all are there."""
+        if images.clean is not None or not protocols.shares_images(self.inside, images):
+            return images
+        place = {int(base): row for row, base in enumerate(self.inside.base_index)}
+        rows = [place.get(int(base), -1) for base in images.base_index]
+        return images if -1 in rows else replace(images, clean=self.inside.select(torch.tensor(rows)).images)
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
         """The same pictures on both sides would be told apart by nothing."""

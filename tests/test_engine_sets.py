@@ -1,12 +1,15 @@
 """The engine on sets that are made from others: attacks, with negatives of their own or without; first images; decolor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from oodbench import engine, metrics
+from oodbench import engine, metrics, registry
 from oodbench.datasets.load import load_dataset, parse
 from oodbench.errors import Unsuitable, UsageError
+from oodbench.inputs import Inputs
 from oodbench.progress import Progress
 from oodbench.suite import ShiftSet, Suite
 
@@ -238,3 +241,43 @@ def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path,
         assert (cell.status, cell.changed) == ("skipped" if dataset == "photos" else "ok", {"reference": ["paired", "fixed"]})
     said = {cell.reason for cell in found.values() if cell.status == "skipped"}
     assert said == {"needs each image's clean twin; a set under a corruption or an attack brings them"}
+    with pytest.raises(UsageError, match="holds a run with batch_size = 256, not 100"):
+        engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, batch_size=100)
+    with pytest.raises(UsageError, match="holds a run with protocols"):
+        engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, protocols=["per-shift"])
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """registered(image_set) registers a data set ``theirs`` that is this one."""
+
+    def register(images):
+        monkeypatch.setattr("oodbench.datasets.load.their_loader", lambda root, split: images, raising=False)
+        record = registry.Record("datasets", "theirs", "oodbench.datasets.load:their_loader", distribution="their-package")
+        monkeypatch.setitem(registry._added, ("datasets", "theirs"), record)
+
+    return register
+
+
+@pytest.mark.parametrize(("limit", "whole"), [(None, True), (40, False)])
+def test_official_corruptions_have_the_test_images_for_twins(registered, limit, whole):
+    """Where all that they were made from is among the in-distribution test images."""
+    digits = load_dataset("digits")
+    rows = torch.arange(len(digits)).flip(0)[:200]
+    dimmed = replace(digits.select(rows), images=digits.images[rows] // 2, kind="corruption")
+    registered(dimmed)
+    inputs = Inputs(suite(ShiftSet(name="theirs")), Progress(), limit=limit)
+    inputs.load_pairings(Progress())
+    (pairing,) = inputs.pairings
+    assert pairing.error is None
+    assert (pairing.images.clean is not None) is whole
+    if whole:
+        assert torch.equal(pairing.images.clean, digits.images[rows])
+
+
+def test_a_set_of_other_classes_is_not_attacked(registered, tmp_path):
+    """Its labels are numbers that the network knows, and mean something else."""
+    registered(replace(load_dataset("digits"), classes=tuple("abcdefgh"), images=255 - load_dataset("digits").images))
+    folder = engine.run(suite(ShiftSet(name="theirs+fgsm")), detectors=["msp"], out=tmp_path, measure_costs=False)
+    said = "the network knows other classes than those of theirs; attack digits"
+    assert {(cell.status, cell.reason) for cell in folder.cells()} == {("skipped", said)}
