@@ -18,14 +18,15 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
 
     Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
     other settings), the name gets a part of the hash, so that no row mixes them; so does transfer get the set that it
-    learnt from.
+    learnt from, and a detector the hyper-parameters in which its runs differ.
     """
     frames = []
     for folder in folders:
         settings = folder.about()["settings"]
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        fingerprints = [cell.fingerprint for cell in folder.cells()]
-        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), content=fingerprints))
+        cells = folder.cells()
+        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "parameters": [c.parameters for c in cells]}
+        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), **columns))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
@@ -34,6 +35,11 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     place = ["model", "in_distribution", "dataset", "level", "seed"]
     made_twice = read[read.groupby(place, dropna=False)["content"].transform("nunique") > 1].index
     frame.loc[made_twice, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
+    for (*_, detector), parameters in frame.groupby(["model", "in_distribution", "detector"])["parameters"]:
+        differ = [name for name in parameters.iloc[0] if parameters.map(lambda of, name=name: repr(of.get(name))).nunique() > 1]
+        if differ:
+            said = [f"{detector} ({', '.join(f'{name}={of.get(name)}' for name in differ)})" for of in parameters]
+            frame.loc[parameters.index, "detector"] = said
     transfer = frame["protocol"] == "transfer"
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
@@ -44,7 +50,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
         cells = folder.cells()
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
-    return frame.drop(columns=["weights", "images", "source", "content"]), notes
+    return frame.drop(columns=["weights", "images", "source", "content", "parameters"]), notes
 
 
 def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:

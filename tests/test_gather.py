@@ -66,6 +66,22 @@ def test_what_a_transfer_learnt_from_is_said_and_two_are_told_apart(folder):
     assert notes[1].endswith(f" ({two.path})")
 
 
+def test_one_name_for_two_settings_of_a_detector_is_told_apart(folder):
+    """Only where it is the same network and in-distribution set, and by what differs."""
+    near, far = ({"k": k, "seed": 0} for k in (5, 50))
+    one = folder([cell("knn", 0.5, parameters=near), cell("msp", 0.6)], "one")
+    two = folder([cell("knn", 0.7, parameters=far), cell("knn", 0.8, parameters=far, dataset="b")], "two")
+    found, _ = gather([one, two])
+    assert found[["detector", "auroc"]].to_numpy().tolist() == [
+        ["knn (k=5)", 0.5],
+        ["msp", 0.6],
+        ["knn (k=50)", 0.7],
+        ["knn (k=50)", 0.8],
+    ]
+    other = folder([cell("knn", 0.7, parameters=far, in_distribution="letters")], "other")
+    assert set(gather([one, other])[0].detector) == {"knn", "msp"}
+
+
 def test_what_a_suite_changed_is_said_once(folder):
     lowered = {"parameters": {"epochs": 5}, "changed": {"epochs": [5, 1000], "alpha": [0.5, 0.03]}}
     cells = [cell("gradcon", variant=v, dataset=s, **lowered) for v in ("", "recon") for s in "ab"]
