@@ -7,6 +7,7 @@ always the same, run by default; ``OODBENCH_FUZZ=5000`` runs so many new ones a 
 import io
 import os
 import pickle
+import shutil
 import signal
 import struct
 import sys
@@ -148,12 +149,25 @@ LAYOUTS = {
     f"{TINY}/val/images/a.JPEG": ("tinyimagenet", {f"{TINY}/val/images/a.JPEG": encoded("jpg")}),
     "GT-final_test.csv": ("gtsrb", {"GT-final_test.csv": b"Filename;Width;Height;ClassId\n00000.ppm;9;11;16\n"}),
     "GTSRB/Final_Test/Images/00000.ppm": ("gtsrb", {"GTSRB/Final_Test/Images/00000.ppm": encoded("ppm")}),
+    "GTSRB/Training/00016/00000_00000.ppm": ("gtsrb", {"GTSRB/Training/00016/00000_00000.ppm": encoded("ppm")}),
+    f"{TINY}/train/n01/images/n01_0.JPEG": ("tinyimagenet", {f"{TINY}/train/n01/images/n01_0.JPEG": encoded("jpg")}),
     "dtd/images/banded/a.jpg": ("textures", {"dtd/images/banded/a.jpg": encoded("jpg")}),
     "CURE-TSR/Real_Test/Haze-3/01_06_12_03_0001.bmp": (
         "curetsr/Haze@3",
         {"CURE-TSR/Real_Test/Haze-3/01_06_12_03_0001.bmp": encoded("bmp")},
     ),
+    "CURE-TSR/UnrealChallenge/12_03/test/02_06_12_03_0001.bmp": (
+        "curetsr-unreal/Haze@3",
+        {"CURE-TSR/UnrealChallenge/12_03/test/02_06_12_03_0001.bmp": encoded("bmp")},
+    ),
     "LSUN/test/a.jpg": ("lsun-crop", {"LSUN/test/a.jpg": encoded("jpg")}),
+    "LSUN_resize/LSUN_resize/a.jpg": ("lsun-resize", {"LSUN_resize/LSUN_resize/a.jpg": encoded("jpg")}),
+    "Imagenet/test/a.jpg": ("tinyimagenet-crop", {"Imagenet/test/a.jpg": encoded("jpg")}),
+    "Imagenet_resize/Imagenet_resize/a.jpg": (
+        "tinyimagenet-resize",
+        {"Imagenet_resize/Imagenet_resize/a.jpg": encoded("jpg")},
+    ),
+    "classes/cat/a.png": ("folder:classes", {"classes/cat/a.png": encoded("png")}),
     "test_256/a.jpg": ("places365", {"test_256/a.jpg": encoded("jpg")}),
     **{f"set/a.{suffix}": ("folder:set", {f"set/a.{suffix}": encoded(suffix)}) for suffix in ("png", "tif", "webp", "bmp")},
 }
@@ -173,7 +187,7 @@ def layouts(tmp_path):
 
 
 def split_of(path):
-    return "train" if "train" in path else "test"
+    return "train" if "train" in path.lower() else "test"
 
 
 positions = st.one_of(st.integers(0, 200), st.integers(-200, -1), st.integers(0, 2**16))
@@ -217,6 +231,38 @@ def test_damaged_files(layouts, path):
     def check(steps):
         (layouts / path).write_bytes(damaged(whole, steps))
         outcomes.add(type(read(name, layouts, split_of(path))))
+
+    check()
+    assert len(outcomes) > 1, "some files are still read, and some refused"
+
+
+# Of the official files, where they are at hand: the one to damage, the set that reads it, and what else the set needs.
+OFFICIAL = {
+    f"{CIFAR}/test_batch": ("cifar10", f"{CIFAR}/batches.meta"),
+    f"{CIFAR100}/test": ("cifar100", f"{CIFAR100}/meta"),
+    f"{SVHN}/train_32x32.mat": ("svhn",),
+    f"{TINY}/val/val_annotations.txt": ("tinyimagenet", f"{TINY}/wnids.txt", f"{TINY}/val/images/val_100.JPEG"),
+    f"{TINY}/val/images/val_100.JPEG": ("tinyimagenet", f"{TINY}/wnids.txt", f"{TINY}/val/val_annotations.txt"),
+    "dtd/images/banded/00000.png": ("textures",),
+    "gtsrb/00000/00501.png": ("gtsrb",),
+}
+
+
+@pytest.mark.parametrize("path", OFFICIAL)
+def test_damaged_official_files(data_root, tmp_path, path):
+    name, *needed = OFFICIAL[path]
+    for each in (path, *needed):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data_root / each, tmp_path / each)
+    whole = (tmp_path / path).read_bytes()
+    assert len(read(name, tmp_path, split_of(path))) > 0
+    outcomes = set()
+
+    @settings(fuzz, max_examples=max(1, EXAMPLES // 2))
+    @given(damages)
+    def check(steps):
+        (tmp_path / path).write_bytes(damaged(whole, steps))
+        outcomes.add(type(read(name, tmp_path, split_of(path))))
 
     check()
     assert len(outcomes) > 1, "some files are still read, and some refused"
