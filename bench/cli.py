@@ -47,7 +47,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. A run there is resumed.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode sets too large for memory.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode large sets.")] = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of splits, limits and generated sets.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each test set.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that lies there, and start over.")] = False,
