@@ -18,14 +18,14 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
 
     Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
     other settings), the name gets a part of the hash, so that no row mixes them; so does transfer get the set that it
-    learnt from, and a detector the hyper-parameters in which its runs differ.
+    learnt from, and a detector the hyper-parameters that are not its defaults where its runs differ in them.
     """
     frames = []
     for folder in folders:
         settings = folder.about()["settings"]
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
         cells = folder.cells()
-        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "parameters": [c.parameters for c in cells]}
+        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": [cell.changed for cell in cells]}
         frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), **columns))
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
@@ -35,11 +35,8 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     place = ["model", "in_distribution", "dataset", "level", "seed"]
     made_twice = read[read.groupby(place, dropna=False)["content"].transform("nunique") > 1].index
     frame.loc[made_twice, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
-    for (*_, detector), parameters in frame.groupby(["model", "in_distribution", "detector"])["parameters"]:
-        differ = [name for name in parameters.iloc[0] if parameters.map(lambda of, name=name: repr(of.get(name))).nunique() > 1]
-        if differ:
-            said = [f"{detector} ({', '.join(f'{name}={of.get(name)}' for name in differ)})" for of in parameters]
-            frame.loc[parameters.index, "detector"] = said
+    row = ["model", "in_distribution", "detector", "protocol"]
+    frame["detector"] += frame.groupby(row)["changed"].transform(_told_apart)
     transfer = frame["protocol"] == "transfer"
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
@@ -50,7 +47,15 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
         cells = folder.cells()
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
-    return frame.drop(columns=["weights", "images", "source", "content", "parameters"]), notes
+    return frame.drop(columns=["weights", "images", "source", "content", "changed"]), notes
+
+
+def _told_apart(changed: "pd.Series[Any]") -> "pd.Series[str]":
+    """`` (k=200)`` by cell of one row: the hyper-parameters in which its cells differ, but those at their defaults."""
+    names = dict.fromkeys(name for of in changed for name in of)
+    differ = [name for name in names if changed.map(lambda of, name=name: repr(of.get(name))).nunique() > 1]
+    parts = changed.map(lambda of: ", ".join(f"{name}={of[name][0]}" for name in differ if name in of))
+    return parts.map(lambda part: f" ({part})" if part else "")
 
 
 def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:

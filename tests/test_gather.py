@@ -68,17 +68,15 @@ def test_what_a_transfer_learnt_from_is_said_and_two_are_told_apart(folder):
 
 def test_one_name_for_two_settings_of_a_detector_is_told_apart(folder):
     """Only where it is the same network and in-distribution set, and by what differs."""
-    near, far = ({"k": k, "seed": 0} for k in (5, 50))
-    one = folder([cell("knn", 0.5, parameters=near), cell("msp", 0.6)], "one")
-    two = folder([cell("knn", 0.7, parameters=far), cell("knn", 0.8, parameters=far, dataset="b")], "two")
-    found, _ = gather([one, two])
-    assert found[["detector", "auroc"]].to_numpy().tolist() == [
-        ["knn (k=5)", 0.5],
-        ["msp", 0.6],
-        ["knn (k=50)", 0.7],
-        ["knn (k=50)", 0.8],
-    ]
-    other = folder([cell("knn", 0.7, parameters=far, in_distribution="letters")], "other")
+    far, farther = ({"changed": {"k": [k, 50]}} for k in (200, 500))
+    one = folder([cell("knn", 0.5), cell("msp", 0.6)], "one")
+    two = folder([cell("knn", 0.7, **far), cell("knn", 0.8, **far, dataset="b")], "two")
+    three = folder([cell("knn", 0.9, **farther)], "three")
+    found, _ = gather([one, two, three])
+    assert found.detector.tolist() == ["knn", "msp", "knn (k=200)", "knn (k=200)", "knn (k=500)"]
+    assert found.auroc.tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert set(gather([two])[0].detector) == {"knn"}
+    other = folder([cell("knn", 0.7, **far, in_distribution="letters")], "other")
     assert set(gather([one, other])[0].detector) == {"knn", "msp"}
 
 
