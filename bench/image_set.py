@@ -1,7 +1,7 @@
 """A set of images with what a result must say about it: source, fingerprint, and which image each row was made from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -105,17 +105,21 @@ class ImageSet:
 
     def select(self, rows: Tensor) -> "ImageSet":
         """The set of these rows (n,), in this order; ``base_index`` and ``base`` still point to the originals."""
-        images = _chosen(self.images, rows)
-        clean = None if self.clean is None else images if self.clean is self.images else _chosen(self.clean, rows)
         return replace(
             self,
-            images=images,
-            clean=clean,
+            **self.mapped(lambda images: images[rows] if isinstance(images, Tensor) else _Rows(images, rows.tolist())),
             labels=None if self.labels is None else self.labels[rows],
             base_index=self.base_index[rows],
             base=self.identity,
             noisy=None if self.noisy is None else self.noisy[rows],
         )
+
+    def mapped(self, change: Callable[[Tensor | Images], Tensor | Images]) -> dict[str, Any]:
+        """``images`` and ``clean`` under a change, for ``replace``; images that are their own twins stay so."""
+        images = change(self.images)
+        if self.clean is self.images:
+            return {"images": images, "clean": images}
+        return {"images": images, "clean": None if self.clean is None else change(self.clean)}
 
     @property
     def identity(self) -> str:
@@ -137,10 +141,6 @@ class ImageSet:
     def official_size(self) -> int | None:
         """Images in the official split, or None where it is not known."""
         return self.source.official_size.get(self.split)
-
-
-def _chosen(images: Tensor | Images, rows: Tensor) -> Tensor | Images:
-    return images[rows] if isinstance(images, Tensor) else _Rows(images, rows.tolist())
 
 
 class _Rows:

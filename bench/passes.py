@@ -64,9 +64,9 @@ def _floats(batch: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
 
 
-def _twins(twins: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tensor:
-    """These rows of the clean twins, on the device of their batch and in its dtype."""
-    stored = twins[torch.from_numpy(rows)] if isinstance(twins, Tensor) else twins[rows.tolist()]
+def _rows_like(images: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tensor:
+    """These rows of stored images, as the batch is: on its device and in its dtype."""
+    stored = images[torch.from_numpy(rows)] if isinstance(images, Tensor) else images[rows.tolist()]
     return _floats(stored, batch.device, batch.dtype)
 
 
@@ -155,7 +155,7 @@ def statistics(
     twins = images.clean if isinstance(images, ImageSet) else None
     clean = clean or (isinstance(images, ImageSet) and twins is images.images)
     for piece, batch in batches(images, classifier, pieces, workers):
-        base = batch if clean else None if twins is None else partial(_twins, twins, piece, batch)
+        base = batch if clean else None if twins is None else partial(_rows_like, twins, piece, batch)
         probe = Probe(classifier, batch, signals, clean=base)
         with probe.mode():
             start = time.perf_counter()

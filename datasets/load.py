@@ -246,7 +246,4 @@ def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, prog
         too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
         return fitted if too_large else decoded(fitted, workers, progress, images.name)
 
-    pixels, clean = uniform(images.images), images.clean
-    if clean is not None:
-        clean = pixels if clean is images.images else uniform(clean)
-    return replace(images, images=pixels, clean=clean)
+    return replace(images, **images.mapped(uniform))

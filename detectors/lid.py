@@ -84,8 +84,8 @@ class LID(Detector):
         counts = [min(setting["k"], len(references[0]) - 1) for setting in self.settings]
         fitted = zip(probe.layers, self.offset_, references, self.resolution_, strict=True)
         nearest = []  # (N, largest k + 1) a layer, ascending
-        for layer, offset, clean, resolution in fitted:
-            distances = squared_distances(layer.double() - offset, clean).sqrt()
+        for layer, offset, reference, resolution in fitted:
+            distances = squared_distances(layer.double() - offset, reference).sqrt()
             nearest.append(distances.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
         at_no_distance = [near[:, 0] <= resolution for near, resolution in zip(nearest, self.resolution_, strict=True)]
         itself = torch.stack(at_no_distance).all(0)[:, None] | (self.reference == "paired")

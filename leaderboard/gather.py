@@ -20,13 +20,15 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     other settings), the name gets a part of the hash, so that no row mixes them; so does transfer get the set that it
     learnt from, and a detector the hyper-parameters that are not its defaults where its runs differ in them.
     """
-    frames = []
+    frames, notes = [], []
     for folder in folders:
         settings = folder.about()["settings"]
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
         cells = folder.cells()
         columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": [cell.changed for cell in cells]}
         frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), **columns))
+        where = f" ({folder.path})" if len(folders) > 1 else ""
+        notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     frame = pd.concat(frames, ignore_index=True)
     for name, content in (("model", "weights"), ("in_distribution", "images")):
         ambiguous = frame.groupby(name)[content].transform("nunique") > 1
@@ -41,11 +43,6 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
     subsets = sorted({line for folder in folders for line in folder.subsets()})
-    notes = []
-    for folder in folders:
-        where = f" ({folder.path})" if len(folders) > 1 else ""
-        cells = folder.cells()
-        notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
     return frame.drop(columns=["weights", "images", "source", "content", "changed"]), notes
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import re
 import stat
 import tarfile
 import warnings
@@ -56,14 +57,15 @@ def unpacked(tmp_path, content, places=("set",), limits=archives.LIMITS):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def refused(tmp_path, content, match, **options):
-    """Whether it is refused, in one line that names the archive, with nothing outside the folder."""
-    with pytest.raises(BadData, match=match) as raised:
+def refusal(tmp_path, content, **options):
+    """Why it is refused: one line that names the archive, with nothing outside the folder."""
+    with pytest.raises(BadData) as raised:
         unpacked(tmp_path, content, **options)
     assert str(raised.value).startswith("archive ")
     assert len(str(raised.value).splitlines()) == 1
     assert sorted(os.listdir(tmp_path)) == ["archive", "folder"]
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+    return str(raised.value)
 
 
 PACK = {
@@ -97,12 +99,12 @@ def test_folders_of_their_own_and_names_from_here_are_fine(tmp_path, kind):
     ],
 )
 def test_names_that_lead_outside(tmp_path, kind, name):
-    refused(tmp_path, PACK[kind](("set/a", b""), (name, b"x")), "refused: it would write outside its folder")
+    assert re.search("refused: it would write outside its folder", refusal(tmp_path, PACK[kind](("set/a", b""), (name, b"x"))))
 
 
 @pytest.mark.parametrize("name", ["set/\x1b[31mred", "set/new\nline", "set/" + "x" * 300, "/".join("a" * 40)])
 def test_names_that_no_data_set_has(tmp_path, name):
-    refused(tmp_path, tar_of((name, b"x")), "a name that is none of a data set")
+    assert re.search("a name that is none of a data set", refusal(tmp_path, tar_of((name, b"x"))))
 
 
 @pytest.mark.parametrize("kind", PACK)
@@ -119,7 +121,7 @@ def test_names_that_no_data_set_has(tmp_path, name):
     ],
 )
 def test_names_that_may_be_one_file(tmp_path, kind, names):
-    refused(tmp_path, PACK[kind](*((name, b"x") for name in names)), "which may be one file")
+    assert re.search("which may be one file", refusal(tmp_path, PACK[kind](*((name, b"x") for name in names))))
 
 
 @pytest.mark.parametrize(
@@ -128,14 +130,16 @@ def test_names_that_may_be_one_file(tmp_path, kind, names):
 )
 @pytest.mark.parametrize("name", ["set/link", "elsewhere"])
 def test_what_is_no_file_in_a_tar(tmp_path, kind, name):
-    refused(tmp_path, tar_of(("set/a", b""), (special(name, kind, "../.."), b"")), "a link, a device or another thing")
+    assert re.search(
+        "a link, a device or another thing", refusal(tmp_path, tar_of(("set/a", b""), (special(name, kind, "../.."), b"")))
+    )
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK])
 def test_what_is_no_file_in_a_zip(tmp_path, kind):
     info = zipfile.ZipInfo("set/link")
     info.external_attr = (kind | 0o777) << 16
-    refused(tmp_path, zip_of(("set/a", b""), (info, b"../..")), "a link or a device")
+    assert re.search("a link or a device", refusal(tmp_path, zip_of(("set/a", b""), (info, b"../.."))))
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -156,27 +160,27 @@ def test_a_bomb(tmp_path, kind):
     limits = Limits(any_ratio=1_000_000)
     content = PACK[kind](("set/zeros", bytes(20_000_000)))
     assert len(content) < 30_000
-    refused(tmp_path, content, "it unpacks to more than [0-9,]+ bytes", limits=limits)
+    assert re.search("it unpacks to more than [0-9,]+ bytes", refusal(tmp_path, content, limits=limits))
     assert not (tmp_path / "folder" / "set").exists()  # it was known before the first byte
 
 
 @pytest.mark.parametrize("kind", PACK)
 def test_too_many_files(tmp_path, kind):
     content = PACK[kind](*((f"set/{i}", b"") for i in range(11)))
-    refused(tmp_path, content, "it holds more than 10 files", limits=Limits(files=10))
+    assert re.search("it holds more than 10 files", refusal(tmp_path, content, limits=Limits(files=10)))
 
 
 @pytest.mark.parametrize("kind", PACK)
 def test_too_many_bytes(tmp_path, kind):
     content = PACK[kind](*((f"set/{i}", os.urandom(400)) for i in range(3)))
-    refused(tmp_path, content, "it unpacks to more than 1,000 bytes", limits=Limits(size=1000))
+    assert re.search("it unpacks to more than 1,000 bytes", refusal(tmp_path, content, limits=Limits(size=1000)))
 
 
 def test_a_zip_that_states_less_than_it_holds(tmp_path):
     content = zip_of(("set/a", bytes(1000)))
     lie = content.replace((1000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     assert lie != content
-    refused(tmp_path, lie, "truncated|CRC")
+    assert re.search("truncated|CRC", refusal(tmp_path, lie))
 
 
 def test_a_bomb_of_overlapping_members(tmp_path):
@@ -187,27 +191,29 @@ def test_a_bomb_of_overlapping_members(tmp_path):
     entries = b"".join(entry.replace(b"set/0000", b"set/%04d" % i) for i in range(100))
     end = b"PK\x05\x06" + bytes(4) + (100).to_bytes(2, "little") * 2 + len(entries).to_bytes(4, "little")
     content = once[:start] + entries + end + start.to_bytes(4, "little") + bytes(2)
-    refused(tmp_path, content, "it unpacks to more than", limits=Limits(any_ratio=10_000_000))
+    assert re.search("it unpacks to more than", refusal(tmp_path, content, limits=Limits(any_ratio=10_000_000)))
 
 
 def test_a_header_that_states_a_gigabyte_is_not_read(tmp_path):
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 2**30
-    refused(tmp_path, gzip.compress(info.tobuf() + bytes(2**21)), "a header of more than")
+    assert re.search("a header of more than", refusal(tmp_path, gzip.compress(info.tobuf() + bytes(2**21))))
 
 
 @pytest.mark.parametrize("size", [-512, -1, 2**62])
 def test_sizes_that_cannot_be(tmp_path, size):
     info = tarfile.TarInfo("set/a")
     info.size = size
-    refused(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240), "unpacks to more than|truncated|sizes that cannot be")
+    assert re.search(
+        "unpacks to more than|truncated|sizes that cannot be", refusal(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+    )
 
 
 def test_an_encrypted_zip(tmp_path):
     content = bytearray(zip_of(("set/a", b"x")))
     for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(magic) + offset] |= 1
-    refused(tmp_path, bytes(content), "encrypted")
+    assert re.search("encrypted", refusal(tmp_path, bytes(content)))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +221,7 @@ def test_an_encrypted_zip(tmp_path):
     [b"", b"<html>sign in to download</html>" * 100, b"\x1f\x8b" + bytes(100), b"PK\x03\x04" + bytes(100), bytes(600)],
 )
 def test_what_is_no_archive(tmp_path, content):
-    refused(tmp_path, content, "no archive of tar or zip, or it is truncated|holds no set")
+    assert re.search("no archive of tar or zip, or it is truncated|holds no set", refusal(tmp_path, content))
 
 
 @pytest.mark.parametrize("kind", PACK)
@@ -224,12 +230,12 @@ def test_what_is_truncated_at_any_place(tmp_path, kind):
     cuts = range(1, len(content) - (10_240 if kind == "tar" else 1), 211)
     for cut in cuts:
         (tmp_path / str(cut)).mkdir()
-        refused(tmp_path / str(cut), content[:cut], "truncated")
+        assert re.search("truncated", refusal(tmp_path / str(cut), content[:cut]))
     assert len(cuts) > 4
 
 
 def test_an_archive_of_another_set(tmp_path):
-    refused(tmp_path, tar_of(("cats/1.jpg", b"x")), "archive holds no set; it is not the set's archive")
+    assert re.search("archive holds no set; it is not the set's archive", refusal(tmp_path, tar_of(("cats/1.jpg", b"x"))))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
