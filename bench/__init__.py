@@ -18,9 +18,9 @@ _PUBLIC = {
     "evaluate": "oodbench.metrics:evaluate",
     "load_dataset": "oodbench.datasets.load:load_dataset",
     "load_detector": "oodbench.detector:load_detector",
-    "load_fitted": "oodbench.fitted:load_fitted",
+    "load_fitted": "oodbench.inference.fitted:load_fitted",
     "load_model": "oodbench.models.load:load_model",
-    "run": "oodbench.engine:run",
+    "run": "oodbench.api:run",
 }
 _SUBPACKAGES = ("datasets", "detectors", "gradients", "leaderboard", "models")
 
@@ -47,13 +47,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from oodbench import datasets, detectors, gradients, leaderboard, models
+    from oodbench.api import run
     from oodbench.classifier import Classifier
     from oodbench.datasets.load import load_dataset
     from oodbench.detector import Detector, load_detector
-    from oodbench.engine import run
     from oodbench.errors import OodbenchError
-    from oodbench.fitted import load_fitted
     from oodbench.image_set import ImageSet, Source
+    from oodbench.inference.fitted import load_fitted
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe

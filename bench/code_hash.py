@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+CONTRACT, OWN_DETECTORS = "oodbench.detector", "oodbench.detectors"
 DEPTH = 6  # of lists within lists: a list may hold itself
 
 
-def of_class(kind: type, *but: type) -> str:
-    """SHA-256 of the modules that a class and its bases come from, and of those that they import from their own package.
+def of_class(kind: type) -> str:
+    """SHA-256 of the modules that a detector's class and its bases come from, and of those that they import from their package.
 
-    Comments and layout apart. ``but`` are bases that do not count.
+    A third party's package is its top-level one; of a module without a package, the modules beside it count. The contract
+    itself (``oodbench.detector``), comments and layout do not count.
     """
-    return _digest(_class_code(kind, but, set()))
+    return _digest(_class_code(kind, set(), whole_package=True))
 
 
 def of_module(name: str) -> str:
@@ -63,20 +66,26 @@ def _network(classifier: Classifier) -> Iterator[str]:
         if isinstance(module, torch.jit.ScriptModule):
             with suppress(AttributeError, RuntimeError):  # no forward of its own
                 yield str(module.code)
-        yield from _class_code(type(module), (), seen)
+        yield from _class_code(type(module), seen)
 
 
-def _class_code(kind: type, but: tuple[type, ...], seen: set[str]) -> Iterator[str]:
+def _class_code(kind: type, seen: set[str], whole_package: bool = False) -> Iterator[str]:
     for base in kind.__mro__:
-        if base in but or base.__module__.split(".")[0] in ("torch", "builtins"):
+        if base.__module__ == CONTRACT or base.__module__.split(".")[0] in ("torch", "builtins"):
             continue
         if _source(base.__module__) is not None:
-            yield from _module_code(base.__module__, seen)
+            yield from _module_code(base.__module__, seen, _root(base.__module__) if whole_package else None)
         else:  # typed into a session
             yield from (f"{name} {_plain(value)}" for name, value in sorted(vars(base).items()) if inspect.isfunction(value))
 
 
-def _module_code(name: str, seen: set[str]) -> Iterator[str]:
+def _root(module: str) -> str:
+    """The package whose modules count as a detector's own."""
+    return OWN_DETECTORS if module.startswith(f"{OWN_DETECTORS}.") else module.split(".")[0]
+
+
+def _module_code(name: str, seen: set[str], root: str | None = None) -> Iterator[str]:
+    """The code of a module, and of those that it imports from the package ``root``, by default the one that it lies in."""
     if name in seen or (source := _source(name)) is None:
         return
     seen.add(name)
@@ -84,11 +93,13 @@ def _module_code(name: str, seen: set[str]) -> Iterator[str]:
     yield f"{name} {ast.dump(tree)}"
     package = name if name in sys.modules and hasattr(sys.modules[name], "__path__") else name.rpartition(".")[0]
     for other in _imported(tree, package):
-        yield from _module_code(other, seen)
+        own = other.startswith(f"{root or package}.") if package else _folder_of(other) == _folder_of(name) is not None
+        if own:
+            yield from _module_code(other, seen, root)
 
 
 def _imported(tree: ast.AST, package: str) -> list[str]:
-    """What may be modules of this package among the imports, in order of name."""
+    """What may be modules among the imports, in order of name."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,7 +109,19 @@ def _imported(tree: ast.AST, package: str) -> list[str]:
             with suppress(ImportError):  # beyond the top
                 start = importlib.util.resolve_name(above, package)
                 names.update((start, *(f"{start}.{alias.name}" for alias in node.names)))
-    return sorted(name for name in names if package and name.startswith(f"{package}."))
+    return sorted(names)
+
+
+def _folder_of(module: str) -> str | None:
+    """Where the file of a module without a package lies."""
+    if "." in module:
+        return None
+    file = None
+    with suppress(ImportError, ValueError):
+        found = sys.modules.get(module)
+        spec = importlib.util.find_spec(module) if found is None else None
+        file = getattr(found, "__file__", None) or (spec.origin if spec else None)
+    return os.path.dirname(os.path.abspath(file)) if file and os.path.basename(file) != "__init__.py" else None
 
 
 def _source(name: str) -> str | None:

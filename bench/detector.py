@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import registry, state
+from oodbench import registry, standalone, state
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, NotFitted, UsageError, reason
 from oodbench.heads import HEADS, Head
@@ -187,9 +187,7 @@ class Detector:
         A seeded tenth is held out for thresholds and calibration. With ``shift_images`` (M, C, H, W) of one shift, a
         detector that learns from shifts fits its supervised head on that tenth against them.
         """
-        from oodbench import passes
-
-        passes.fit(self, classifier, images, labels, shift_images=shift_images, batch_size=batch_size, seed=seed)
+        standalone.fit(self, classifier, images, labels, shift_images=shift_images, batch_size=batch_size, seed=seed)
         return self
 
     def score(self, classifier: Classifier | None, images: Tensor | ImageSet, *, batch_size: int = 128) -> np.ndarray:
@@ -197,9 +195,7 @@ class Detector:
 
         Raises NotFitted before ``fit`` where the detector needs it, and BadData for images that are not finite.
         """
-        from oodbench import passes
-
-        return passes.score(self, classifier, images, batch_size=batch_size)
+        return standalone.score(self, classifier, images, batch_size=batch_size)
 
     @property
     def head(self) -> Head:
@@ -282,32 +278,3 @@ def _arguments(kind: type) -> list[str]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
-    """Checked images: an ImageSet as it is, else a tensor (N, C, H, W), uint8 or finite floats in [0, 1]."""
-    if isinstance(images, ImageSet):
-        return images
-    try:
-        images = torch.as_tensor(images)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadData(f"images cannot be made a tensor ({reason(error)}); give uint8, or floats in [0, 1]") from error
-    if images.dim() != 4 or len(images) == 0:
-        raise BadData(f"images have shape {tuple(images.shape)}; a batch is (N, C, H, W) with N of at least 1")
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise BadData(f"images are {images.dtype}; give uint8, or floats in [0, 1]")
-    if not torch.isfinite(images).all():
-        rows = torch.nonzero(~torch.isfinite(images).flatten(1).all(1)).flatten()
-        raise BadData(
-            f"{len(rows)} of {len(images)} images are not finite (NaN or infinity), the first in row {int(rows[0])};"
-            " remove or repair them"
-        )
-    low, high = float(images.min()), float(images.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise BadData(
-            f"images lie in [{low:.3g}, {high:.3g}]; give floats in [0, 1] (divide by 255; normalisation belongs"
-            " inside the Classifier)"
-        )
-    return images

@@ -1,81 +1,47 @@
-"""The passes over images, each shared by all detectors: observe the training set, and compute statistics.
+"""The passes over images, each shared by all detectors: learn from the training set, and compute statistics.
+
+A run, ``Detector.fit`` and ``oodbench fit`` share them. A detector that fails is reported to ``on_error`` and left out.
 
 Memory does not grow with the number of images, but for what a detector keeps and its statistics.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import protocols
+from oodbench.batching import batches, pieces_of, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.decoding import decoded_batches
-from oodbench.detector import Detector, as_images
-from oodbench.errors import BadData, Unsuitable
-from oodbench.heads import HEADS
-from oodbench.image_set import Images, ImageSet
-from oodbench.prepared import prepare
+from oodbench.errors import BadData
+from oodbench.heads import Head
+from oodbench.image_set import ImageSet
 from oodbench.probe import NEED_GRAPH, Probe
 from oodbench.progress import Progress
+from oodbench.training_cache import prepare
 from oodbench.training_set import TrainingSet
 
-RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
+if TYPE_CHECKING:
+    from oodbench.detector import Detector
 
-OnError = Callable[[Detector, Exception], None]
+OnError = Callable[["Detector", Exception], None]
 OnBatch = Callable[[float], None]  # how much work is done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 
 
-def raise_it(detector: Detector, error: Exception) -> None:
+def raise_it(detector: "Detector", error: Exception) -> None:
     raise error
 
 
-def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Rows cut into batches."""
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-
-def batches(
-    images: Tensor | ImageSet, classifier: Classifier | None, pieces: Sequence[np.ndarray], workers: int = 0
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(rows, images) for each piece: floats (n, C, H, W) in [0, 1] on the classifier's device and in its dtype."""
-    device = classifier.device if classifier else torch.device("cpu")
-    dtype = classifier.dtype if classifier else torch.float32
-    stored = images if isinstance(images, Tensor) else images.images
-    if isinstance(stored, Tensor):
-        if stored.numel() * stored.element_size() <= RESIDENT_BYTES:
-            stored = stored.to(device)
-        source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
-    else:
-        source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda")
-    for piece, batch in zip(pieces, source, strict=True):
-        yield piece, _floats(batch, device, dtype)
-
-
-def _floats(batch: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Images as they are stored -> floats in [0, 1]."""
-    batch = batch.to(device, non_blocking=True)
-    return batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
-
-
-def _rows_like(images: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tensor:
-    """These rows of stored images, as the batch is: on its device and in its dtype."""
-    stored = images[torch.from_numpy(rows)] if isinstance(images, Tensor) else images[rows.tolist()]
-    return _floats(stored, batch.device, batch.dtype)
-
-
-def signals_of(detectors: Sequence[Detector]) -> frozenset[str]:
+def signals_of(detectors: Sequence["Detector"]) -> frozenset[str]:
     """What a probe must be ready to give to these detectors together."""
     return frozenset().union(*(d.declared_signals for d in detectors))
 
 
-def effort(jobs: Mapping[Detector, Settings], classifier: Classifier | None) -> float:
+def pass_equivalents(jobs: Mapping["Detector", Settings], classifier: Classifier | None) -> float:
     """About how many forward passes an image costs: one shared, and a step and a pass a setting that takes a gradient."""
     layers = len(classifier.layer_names) if classifier else 0
     steps = sum(
@@ -86,8 +52,70 @@ def effort(jobs: Mapping[Detector, Settings], classifier: Classifier | None) -> 
     return 1 + 1.2 * steps
 
 
+def learn(
+    detectors: Iterable["Detector"],
+    classifier: Classifier | None,
+    train_set: TrainingSet,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    progress: Progress | None = None,
+    on_error: OnError = raise_it,
+) -> None:
+    """Check each detector, prepare those that train something, and show the training images to all others in one pass."""
+    progress = progress or Progress()
+    observing: list[Detector] = []
+    for detector in detectors:
+        try:
+            detector.check(classifier)
+            if detector.prepares:
+                prepare(detector, classifier, train_set, progress)
+        except Exception as error:
+            on_error(detector, error)
+        else:
+            observing += [detector] if detector.observes else []
+    if observing:
+        progress.stage(f"fitting on {len(train_set):,} training images")
+        observe(
+            observing,
+            classifier,
+            train_set.images,
+            train_set.labels,
+            train_set.held_out,
+            batch_size,
+            workers=workers,
+            on_batch=progress.advance,
+            on_error=on_error,
+        )
+
+
+def calibrate(
+    heads: Mapping["Detector", Head],
+    classifier: Classifier | None,
+    train_set: TrainingSet,
+    *,
+    batch_size: int,
+    signals: frozenset[str] | None = None,
+    workers: int = 0,
+    on_error: OnError = raise_it,
+) -> None:
+    """Calibrate the heads that want it on the held-out training images, in one pass."""
+    settings = {detector: [detector.setting] for detector, head in heads.items() if head.calibrates}
+    if not settings:
+        return
+    pieces = pieces_of(np.flatnonzero(train_set.held_out), batch_size)
+    found, _ = statistics(
+        settings, classifier, train_set.images, pieces, signals=signals, clean=True, workers=workers, on_error=on_error
+    )
+    for detector, values in found.items():
+        try:
+            heads[detector].calibrate(detector.columns_of(values))
+        except Exception as error:
+            on_error(detector, error)
+
+
 def observe(
-    detectors: Sequence[Detector],
+    detectors: Sequence["Detector"],
     classifier: Classifier | None,
     images: Tensor | ImageSet,
     labels: Tensor | None,
@@ -129,7 +157,7 @@ def observe(
 
 
 def statistics(
-    jobs: Mapping[Detector, Settings],
+    jobs: Mapping["Detector", Settings],
     classifier: Classifier | None,
     images: Tensor | ImageSet,
     pieces: Sequence[np.ndarray],
@@ -139,7 +167,7 @@ def statistics(
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
-) -> tuple[dict[Detector, np.ndarray], dict[Detector, float]]:
+) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
     """One pass over the rows of ``pieces``, a batch each, for all detectors, each at its settings.
 
     Returns float64 statistics (rows in all, S, D) by detector, and seconds by detector: its own work and an equal share
@@ -151,11 +179,11 @@ def statistics(
     seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
     device = classifier.device if classifier else torch.device("cpu")
-    work = effort(jobs, classifier)
+    work = pass_equivalents(jobs, classifier)
     twins = images.clean if isinstance(images, ImageSet) else None
     clean = clean or (isinstance(images, ImageSet) and twins is images.images)
     for piece, batch in batches(images, classifier, pieces, workers):
-        base = batch if clean else None if twins is None else partial(_rows_like, twins, piece, batch)
+        base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
         probe = Probe(classifier, batch, signals, clean=base)
         with probe.mode():
             start = time.perf_counter()
@@ -184,7 +212,7 @@ def statistics(
 
 
 def probabilities(
-    detectors: Sequence[Detector],
+    detectors: Sequence["Detector"],
     classifier: Classifier | None,
     images: ImageSet,
     batch_size: int,
@@ -193,7 +221,7 @@ def probabilities(
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
-) -> tuple[dict[Detector, np.ndarray], np.ndarray | None]:
+) -> tuple[dict["Detector", np.ndarray], np.ndarray | None]:
     """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, where it gives some, and
     the network's softmax."""
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
@@ -229,94 +257,3 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
             f" the first in row {int(np.flatnonzero(bad)[0])}"
         )
     return values
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def fit(
-    detector: Detector,
-    classifier: Classifier | None,
-    images: Tensor | ImageSet | np.ndarray,
-    labels: Tensor | None,
-    *,
-    shift_images: Tensor | ImageSet | np.ndarray | None,
-    batch_size: int,
-    seed: int,
-) -> None:
-    """``Detector.fit``: prepare, observe, calibrate, and fit a supervised head where a shift is given."""
-    images = as_images(images)
-    if labels is not None:
-        labels = torch.as_tensor(labels).long().cpu()
-        if len(labels) != len(images):
-            raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
-    if shift_images is not None and detector.shift_head is None:
-        raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
-    if detector.observes or detector.prepares:  # from anew: an earlier fit may have broken off half-way
-        fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
-        vars(detector).clear()
-        vars(detector).update(fresh)
-    detector.check(classifier)
-    held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
-    if detector.prepares:
-        with _explained(classifier, images):
-            prepare(detector, classifier, TrainingSet(images, labels, held_out, seed), Progress())
-    if detector.observes:
-        with _explained(classifier, images):
-            observe([detector], classifier, images, labels, held_out, batch_size)
-
-    def compute(settings: Settings, source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
-        pieces = pieces_of(rows, batch_size)
-        with _explained(classifier, source):
-            found, _ = statistics({detector: settings}, classifier, source, pieces, clean=source is images)
-        return detector.columns_of(found[detector])
-
-    head = HEADS[detector.unsupervised_head]()
-    if shift_images is not None:
-        assert detector.shift_head is not None
-        head = HEADS[detector.shift_head]()
-        settings = detector.shift_settings
-        shift = as_images(shift_images)
-        inside = compute(settings, images, np.flatnonzero(held_out))
-        outside = compute(settings, shift, np.arange(len(shift)))
-        orders = [protocols.stratified_order(len(side), None, seed) for side in (inside, outside)]
-        fit_half, choose_half = ((inside[orders[0][half::2]], outside[orders[1][half::2]]) for half in (0, 1))
-        head.fit(fit_half, choose_half, "tnr95")
-    elif head.calibrates:
-        head.calibrate(compute([detector.setting], images, np.flatnonzero(held_out)))
-    detector.head = head
-
-
-def score(
-    detector: Detector, classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
-) -> np.ndarray:
-    """``Detector.score``: one pass at the head's setting. Raises BadData for scores that are not finite."""
-    images = as_images(images)
-    detector.require_fitted()
-    head = detector.head
-    setting = detector.grid[head.setting_] if head.chooses else detector.setting
-    pieces = pieces_of(np.arange(len(images)), batch_size)
-    with _explained(classifier, images):
-        found = statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
-    with np.errstate(all="ignore"):  # what overflows is said below
-        scores = head.score(detector.columns_of(found))
-    if bad := int((~np.isfinite(scores)).sum()):
-        raise BadData(
-            f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
-            " though its statistics are: its head is broken; fit it again"
-        )
-    return scores
-
-
-@contextmanager
-def _explained(classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
-    """Where the network does not take these images, say that in one line instead of what its layers say."""
-    try:
-        yield
-    except (RuntimeError, AttributeError, TypeError):
-        if classifier is not None:
-            classifier.check(images.read([0]) if isinstance(images, ImageSet) else images[:1])
-        raise

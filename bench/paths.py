@@ -2,6 +2,9 @@
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,3 +22,16 @@ def cache_root() -> Path:
 def data_root(given: str | Path | None = None) -> Path:
     """The data root: what is given, else ``$OODBENCH_DATA``, else the cache folder."""
     return Path(given or os.environ.get("OODBENCH_DATA") or cache_root())
+
+
+@contextmanager
+def separate_cache(data: Path | None = None) -> Iterator[None]:
+    """An empty cache folder, so that nothing trained before is taken and nothing is left; the data root stays."""
+    before = {name: os.environ.get(name) for name in ("OODBENCH_CACHE", "OODBENCH_DATA")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(OODBENCH_CACHE=folder, OODBENCH_DATA=str(data_root(data)))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})

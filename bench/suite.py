@@ -17,7 +17,7 @@ Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
-class ShiftSet(BaseModel):
+class TestSet(BaseModel):
     """One set against the in-distribution one; ``levels`` stands for one set a level, ``name@level``.
 
     ``first``: at most so many images, the first of the set that it is made from; a run's limit goes before it.
@@ -25,6 +25,7 @@ class ShiftSet(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
+    __test__ = False  # its name does not make it one of pytest's
 
     name: str
     kind: Kind | None = None  # None: the set's own default
@@ -33,7 +34,7 @@ class ShiftSet(BaseModel):
     settings: dict[str, Any] = {}
     tested: bool = True  # False: only what transfer learns from
 
-    def each(self) -> list["ShiftSet"]:
+    def each(self) -> list["TestSet"]:
         """One set a level, by its full name."""
         return [self.model_copy(update={"name": f"{self.name}@{level}", "levels": []}) for level in self.levels] or [self]
 
@@ -57,17 +58,17 @@ class Suite(BaseModel):
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=256, ge=1)
-    sets: list[ShiftSet] = Field(min_length=1)
+    sets: list[TestSet] = Field(min_length=1)
 
-    def each_set(self) -> dict[str, ShiftSet]:
+    def each_set(self) -> dict[str, TestSet]:
         """By full name, one set a level, in order; those too that only transfer reads."""
         return {one.name: one for several in self.sets for one in several.each()}
 
-    def tested_sets(self) -> list[ShiftSet]:
+    def tested_sets(self) -> list[TestSet]:
         """Those of ``each_set`` that have cells."""
         return [one for one in self.each_set().values() if one.tested]
 
-    def customised(
+    def override(
         self,
         *,
         model: str | None = None,
@@ -91,7 +92,7 @@ class Suite(BaseModel):
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
-        asked = {one.name: one for name in datasets or () for one in known.get(name, ShiftSet(name=name)).each()}
+        asked = {one.name: one for name in datasets or () for one in known.get(name, TestSet(name=name)).each()}
         changes: dict[str, Any] = {
             "model": model,
             "sets": list(asked.values()),

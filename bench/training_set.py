@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from oodbench.batching import batches, pieces_of
 from oodbench.classifier import Classifier
 from oodbench.image_set import ImageSet
 from oodbench.probe import Probe
@@ -40,9 +41,7 @@ class TrainingSet:
 
     def batches(self, rows: np.ndarray, batch_size: int, classifier: Classifier | None) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(rows, images) in batches, in the order given: floats in [0, 1] on the classifier's device and in its dtype."""
-        from oodbench import passes
-
-        return passes.batches(self.images, classifier, passes.pieces_of(rows, batch_size))
+        return batches(self.images, classifier, pieces_of(rows, batch_size))
 
     def probes(
         self, classifier: Classifier | None, signals: Iterable[str], rows: np.ndarray | None = None, batch_size: int = 256

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from oodbench.datasets.cifar_pickle import read_pickle
-from oodbench.datasets.layout import missing, require_split
+from oodbench.datasets.formats.cifar_pickle import read_pickle
+from oodbench.datasets.formats.layout import missing, require_split
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 

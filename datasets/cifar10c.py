@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from oodbench import registry
-from oodbench.datasets.catalogue import CORRUPTIONS_C
 from oodbench.datasets.cifar import CIFAR10
-from oodbench.datasets.layout import missing, require_regular, require_split, why
-from oodbench.datasets.npy_file import mapped
+from oodbench.datasets.fetching.catalogue import CORRUPTIONS_C
+from oodbench.datasets.formats.layout import missing, require_regular, require_split, why
+from oodbench.datasets.formats.npy_file import mapped
 from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet, Source
 

@@ -17,11 +17,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from oodbench import registry
-from oodbench.errors import BadData, UsageError
+from oodbench.datasets.name import LEVELS as LEVELS
+from oodbench.datasets.name import require_corruption
+from oodbench.errors import BadData
 from oodbench.image_set import Images
 
-LEVELS = (1, 2, 3, 4, 5)
 CHUNK = 2**18  # pixel values at a time, for hashing works on several float64 copies of them
 
 # By level. Standard deviation of additive noise, of white = 1: CIFAR-10-C's.
@@ -154,7 +154,7 @@ def corrupt(images: Tensor, name: str, level: int, seed: int = 0, index: Tensor 
 
     Raises UsageError for an unknown name or level, BadData for images that are not uint8 (N, C, H, W).
     """
-    require(name, level)
+    require_corruption(name, level)
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise BadData(f"{name} takes uint8 images (N, C, H, W), not {images.dtype} {tuple(images.shape)}; convert them first")
     index = torch.arange(len(images)) if index is None else index.to(torch.int64)
@@ -168,14 +168,6 @@ def corrupt(images: Tensor, name: str, level: int, seed: int = 0, index: Tensor 
         result = CORRUPTIONS[name](images[part].double(), level, keys[part])
         corrupted[part] = result.clamp(0, 255).round().to(torch.uint8)
     return corrupted
-
-
-def require(name: str, level: int | str) -> None:
-    """Raise UsageError for a name that is no corruption, or a level that is not 1 to 5."""
-    if name not in CORRUPTIONS:
-        raise UsageError(registry.unknown("corruption", name, CORRUPTIONS, f"known: {', '.join(CORRUPTIONS)}"))
-    if level not in LEVELS:
-        raise UsageError(f"'{name}' needs a level from 1 (mild) to 5, not {level}; write {name}@1 to {name}@5")
 
 
 class Corrupted:

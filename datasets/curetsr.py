@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from oodbench import registry
-from oodbench.datasets.catalogue import CHALLENGES
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.layout import image_files, require_split
+from oodbench.datasets.fetching.catalogue import CHALLENGES
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.layout import image_files, require_split
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 

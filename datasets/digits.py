@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from oodbench.datasets.layout import require_split
+from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 from oodbench.protocols import stratified_order
 

@@ -4,8 +4,8 @@ from pathlib import Path, PureWindowsPath
 
 import torch
 
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.layout import SUFFIXES, image_files, labelled_files, require_split, subfolders
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.layout import SUFFIXES, image_files, labelled_files, require_split, subfolders
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 

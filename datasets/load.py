@@ -1,15 +1,13 @@
 """``load_dataset``: from a name to images, all sets through the same resizing, colour and checks.
 
-Names: ``cifar10``; ``cifar10:airplane`` or ``cifar10:0``, one class; ``cifar10c/fog@3``, a part of a set that has parts;
-``cifar10+haze@3``, a corruption at level 3; ``cifar10+pgd``, an attack; ``cifar10:airplane+haze@3``; ``folder:PATH``, a
-folder below the data root, with ``folder:PATH:class`` and ``+haze@3`` too.
+``oodbench.datasets.name`` says what names there are.
 """
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +15,11 @@ from torch import Tensor
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.datasets import corruptions
-from oodbench.datasets.resize import FILTERS, Fitted, decoded
+from oodbench.datasets.adversarial.adversarial_sets import attacked
+from oodbench.datasets.adversarial.attacks import require as require_attack
+from oodbench.datasets.folder import folder
+from oodbench.datasets.name import FOLDER, Name, parse
+from oodbench.datasets.resize import FILTERS, Resized, decoded
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, reason
 from oodbench.image_set import Images, ImageSet
 from oodbench.paths import data_root
@@ -25,20 +27,6 @@ from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
 IN_MEMORY = 2 * 2**30  # bytes of pixels up to which a set is decoded once, into one tensor
-
-
-class Name(NamedTuple):
-    """A set's name taken apart; what is not there is empty."""
-
-    original: str  # the name without the change
-    base: str
-    path: str = ""  # of a folder
-    wanted_class: str = ""
-    part: str = ""
-    part_level: int | None = None
-    corruption: str = ""
-    level: int | None = None  # of the corruption
-    attack: str = ""
 
 
 def load_dataset(
@@ -58,7 +46,7 @@ def load_dataset(
     """The images of a set by its name, uint8 (N, 3, H, W).
 
     Args:
-        name: see the head of this module.
+        name: see ``oodbench.datasets.name``.
         data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
         size: height and width in pixels. None keeps the set's own size, and makes images 32x32 where a set's sizes vary.
         resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits; nothing is resampled that
@@ -75,43 +63,13 @@ def load_dataset(
     parsed = parse(name)
     if first is not None and first < 1:
         raise UsageError(f"first is {first}; give a number of images of at least 1")
+    if parsed.attack:
+        require_attack(parsed.attack)
     progress = progress or Progress()
     images = original(parsed, data, split, size, resize, workers, progress)
     if first is not None and first < len(images):
         images = images.select(torch.arange(first))
     return changed(images, parsed, classifier=classifier, seed=seed, settings=settings, progress=progress)
-
-
-def parse(name: str) -> Name:
-    """Take a name apart. Raises UsageError for an unknown change, and for a level that is missing or not 1 to 5."""
-    unchanged, plus, change = name.partition("+")
-    if unchanged.endswith(":") and unchanged != "folder:":
-        raise UsageError(f"'{name}' names no class; leave out the colon, or write {unchanged}CLASS")
-    if unchanged.startswith("folder:"):
-        path, _, wanted_class = unchanged.removeprefix("folder:").partition(":")
-        parsed = Name(unchanged, "folder", path, wanted_class)
-    else:
-        whole, slash, part = unchanged.partition("/")
-        base, _, wanted_class = whole.partition(":")
-        part, at, level = part.partition("@")
-        if (slash and not part) or (at and not (level.isdecimal() and int(level) in corruptions.LEVELS)):
-            raise UsageError(f"'{name}' names no part of {base}; write {base}/PART@LEVEL, with a level from 1 to 5")
-        parsed = Name(unchanged, base, "", wanted_class, part, int(level) if at else None)
-    if not plus:
-        return parsed
-    changing, at, level = change.partition("@")
-    if changing in corruptions.CORRUPTIONS:
-        corruptions.require(changing, int(level) if level.isdecimal() else repr(level))
-        return parsed._replace(corruption=changing, level=int(level))
-    from oodbench.datasets import adversarial
-
-    if changing not in adversarial.ATTACKS and ":" not in changing:  # a colon stands in names of other packages' attacks
-        known = [*corruptions.CORRUPTIONS, *adversarial.ATTACKS]
-        raise UsageError(registry.unknown("corruption or attack", changing, known, f"known: {', '.join(known)}"))
-    adversarial.require(changing)
-    if at:
-        raise UsageError(f"'{name}': an attack has no level; write {unchanged}+{changing}")
-    return parsed._replace(attack=changing)
 
 
 def original(
@@ -144,8 +102,6 @@ def changed(
     if parsed.corruption and parsed.level:
         return corrupted(images, parsed.corruption, parsed.level, seed)
     if parsed.attack:
-        from oodbench.datasets.attacked import attacked
-
         if classifier is None:
             raise Unsuitable(f"{images.name}+{parsed.attack} is made against a network; name one (a suite's model)")
         return attacked(
@@ -208,9 +164,7 @@ def takes_parts(loader: object) -> bool:
 
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     """What the loader of the base gives, after a check that it kept its contract."""
-    if name.base == "folder":
-        from oodbench.datasets.folder import folder
-
+    if name.base == FOLDER:
         return folder(root, name.path, split)
     loader = registry.load("datasets", name.base)
     owner = registry.find("datasets", name.base).owner
@@ -242,7 +196,7 @@ def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, prog
     def uniform(pixels: Tensor | Images) -> Tensor | Images:
         if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):
             return pixels
-        fitted = Fitted(pixels, wanted, resize)
+        fitted = Resized(pixels, wanted, resize)
         too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
         return fitted if too_large else decoded(fitted, workers, progress, images.name)
 

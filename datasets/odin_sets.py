@@ -6,8 +6,8 @@ LSUN's own release is different data.
 
 from pathlib import Path
 
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.layout import image_files, missing, require_split
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.layout import image_files, missing, require_split
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from oodbench.datasets.layout import require_split
+from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 
 COUNT, SIZE, SEED = 500, 8, 0

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from oodbench.decoding import decoded_batches
+from oodbench.batching import decoded_batches
 from oodbench.errors import BadData
 from oodbench.image_set import Images
 from oodbench.progress import Progress
@@ -38,7 +38,7 @@ def decoded(images: Images, workers: int, progress: Progress, name: str = "image
     return result
 
 
-class Fitted:
+class Resized:
     """``Images`` (N, 3, H, W) of the given size, made on demand from grey or RGB ones of any size."""
 
     def __init__(self, images: Tensor | Images, size: tuple[int, int], resize: str) -> None:

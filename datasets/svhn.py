@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oodbench.datasets.layout import missing, require_split, why
-from oodbench.datasets.mat_file import read_arrays
+from oodbench.datasets.formats.layout import missing, require_split, why
+from oodbench.datasets.formats.mat_file import read_arrays
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 

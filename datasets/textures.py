@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.layout import labelled_files, missing, require_split, subfolders
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.layout import labelled_files, missing, require_split, subfolders
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 

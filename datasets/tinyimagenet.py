@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.layout import image_files, labelled_files, missing, require_split, text_lines
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.layout import image_files, labelled_files, missing, require_split, text_lines
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 

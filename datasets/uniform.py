@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oodbench.datasets.layout import require_split
+from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 
 COUNT, SIZE, SEED = 500, 8, 0

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors import _head
+from oodbench.detectors import _last_layer
 from oodbench.probe import Probe
 
 
@@ -17,12 +17,12 @@ class ASH(Detector):
     signals = ("features",)
 
     def __init__(self, percentile: float = 90.0) -> None:
-        _head.require_percentile("ash", percentile)
+        _last_layer.require_percentile("ash", percentile)
         self.percentile = percentile
 
     def statistics(self, probe: Probe) -> Tensor:
         features = probe.features.double()
-        _, places = _head.largest(features, self.percentile, probe.classifier)  # (N, k)
+        _, places = _last_layer.largest(features, self.percentile, probe.classifier)  # (N, k)
         share = features.sum(1, keepdim=True) / places.shape[1]
         shaped = torch.zeros_like(features).scatter(1, places, share.expand(-1, places.shape[1]))
-        return _head.energy(_head.logits_of(shaped, probe.classifier))
+        return _last_layer.energy(_last_layer.logits_of(shaped, probe.classifier))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors import _head
+from oodbench.detectors import _last_layer
 from oodbench.errors import UsageError
 from oodbench.probe import Probe
 
@@ -22,4 +22,4 @@ class Energy(Detector):
         self.temperature = temperature
 
     def statistics(self, probe: Probe) -> Tensor:
-        return _head.energy(probe.logits, self.temperature)
+        return _last_layer.energy(probe.logits, self.temperature)

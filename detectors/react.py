@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors import _head
+from oodbench.detectors import _last_layer
 from oodbench.probe import Probe
 
 
@@ -19,7 +19,7 @@ class ReAct(Detector):
     threshold_: float
 
     def __init__(self, percentile: float = 90.0) -> None:
-        _head.require_percentile("react", percentile)
+        _last_layer.require_percentile("react", percentile)
         self.percentile = percentile
         self._features: list[Tensor] = []
 
@@ -33,4 +33,4 @@ class ReAct(Detector):
 
     def statistics(self, probe: Probe) -> Tensor:
         clipped = probe.features.clamp_max(self.threshold_)
-        return _head.energy(_head.logits_of(clipped, probe.classifier))
+        return _last_layer.energy(_last_layer.logits_of(clipped, probe.classifier))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors import _head
+from oodbench.detectors import _last_layer
 from oodbench.probe import Probe
 
 
@@ -17,13 +17,13 @@ class Scale(Detector):
     signals = ("features",)
 
     def __init__(self, percentile: float = 85.0) -> None:
-        _head.require_percentile("scale", percentile)
+        _last_layer.require_percentile("scale", percentile)
         self.percentile = percentile
 
     def statistics(self, probe: Probe) -> Tensor:
         features = probe.features.double()
-        values, _ = _head.largest(features, self.percentile, probe.classifier)
+        values, _ = _last_layer.largest(features, self.percentile, probe.classifier)
         # Features that are all 0 stay 0, whatever they are scaled by.
         top = values.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         scaled = features * torch.exp(features.sum(1, keepdim=True) / top)
-        return _head.energy(_head.logits_of(scaled, probe.classifier))
+        return _last_layer.energy(_last_layer.logits_of(scaled, probe.classifier))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors import _head
+from oodbench.detectors import _last_layer
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
@@ -58,4 +58,4 @@ class ViM(Detector):
 
     def statistics(self, probe: Probe) -> Tensor:
         residual = (probe.features.double() - self.origin_) @ self.residual_  # (N, d − D)
-        return self.alpha_ * residual.norm(dim=1) + _head.energy(probe.logits)
+        return self.alpha_ * residual.norm(dim=1) + _last_layer.energy(probe.logits)

@@ -4,17 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
-    "COLUMNS": "oodbench.leaderboard.summary",
-    "means": "oodbench.leaderboard.summary",
-    "pivot": "oodbench.leaderboard.summary",
-    "render": "oodbench.leaderboard.table",
+    "COLUMNS": "oodbench.leaderboard.aggregate",
+    "means": "oodbench.leaderboard.aggregate",
+    "pivot": "oodbench.leaderboard.aggregate",
+    "render": "oodbench.leaderboard.formats",
 }
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
 
 if TYPE_CHECKING:
-    from oodbench.leaderboard.summary import COLUMNS, means, pivot
-    from oodbench.leaderboard.table import render
+    from oodbench.leaderboard.aggregate import COLUMNS, means, pivot
+    from oodbench.leaderboard.formats import render
 
 
 def __getattr__(name: str) -> Any:

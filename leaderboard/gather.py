@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.results.folder import cost_key
+
 if TYPE_CHECKING:
-    from oodbench.results import Cell, RunFolder
+    from oodbench.results.folder import Cell, RunFolder
 
 FIGURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # of extras: how tables call them
 
@@ -26,7 +29,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
         cells = folder.cells()
         columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": [cell.changed for cell in cells]}
-        frames.append(folder.frame().assign(**content_hashes, source=settings.get("transfer_from"), **columns))
+        frames.append(frame_of(folder).assign(**content_hashes, source=settings.get("transfer_from"), **columns))
         where = f" ({folder.path})" if len(folders) > 1 else ""
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     frame = pd.concat(frames, ignore_index=True)
@@ -42,9 +45,36 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     transfer = frame["protocol"] == "transfer"
     if frame[transfer]["source"].nunique() > 1:
         frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
-    subsets = sorted({line for folder in folders for line in folder.subsets()})
+    subsets = sorted({line for folder in folders for line in subsets_of(folder)})
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
     return frame.drop(columns=["weights", "images", "source", "content", "changed"]), notes
+
+
+def frame_of(folder: "RunFolder") -> pd.DataFrame:
+    """One row per cell, in the columns of ``oodbench.leaderboard.COLUMNS``."""
+    costs = folder.costs()
+    rows = []
+    for cell in folder.cells():
+        cost = costs.get(cost_key(cell.detector, cell.parameters, cell.setting), {}) if cell.status == "ok" else {}
+        names = {"detector": cell.row, "reason": cell.remark}
+        rows.append({**cell.model_dump(), **names, **(cell.metrics or {}), **cost})
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+
+def subsets_of(folder: "RunFolder") -> list[str]:
+    """One line per set that is a part of the official one: it must never pass for the whole.
+
+    All that is made of one number of a set's images is one line.
+    """
+    sizes = {name: size for cell in folder.cells() for name, size in cell.sizes.items()}
+    parts = {(_made_of(name), n, official) for name, (n, official) in sizes.items() if official and n != official}
+    return [f"{name} {n:,} of {official:,} images" for name, n, official in sorted(parts)]
+
+
+def _made_of(name: str) -> str:
+    """``cifar10+noise@3 (test)`` -> ``corruptions and attacks of cifar10 (test)``; another set's name as it is."""
+    base, plus, _ = name.partition("+")
+    return f"corruptions and attacks of {base} {name[name.rindex('(') :]}" if plus else name
 
 
 def _told_apart(changed: "pd.Series[Any]") -> "pd.Series[str]":

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.section import Column, Section, row_breaks, row_labels
-from oodbench.leaderboard.summary import GROUP, METRICS, ROW, base, corruption, corruptions_of, tally, unique_cells
+from oodbench.leaderboard.aggregate import GROUP, METRICS, ROW, base, corruption, corruptions_of, tally, unique_cells
+from oodbench.leaderboard.text_table import Column, Section, row_breaks, row_labels
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CHANCE = 0.5  # AUROC at the foot of a sparkline, of chance and of all that is worse

@@ -13,8 +13,8 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.section import row_labels
 from oodbench.leaderboard.severity import CHANCE, PLOT, averaged, curves, severity
+from oodbench.leaderboard.text_table import row_labels
 from oodbench.registry import unknown
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import oodbench
-from oodbench.datasets import hsv
-from oodbench.datasets.adversarial import ATTACKS, PRESETS, STREAM, attack, keys_of, passes, settings_of, uniform
+from oodbench.datasets.adversarial import hsv
+from oodbench.datasets.adversarial.attacks import ATTACKS, PRESETS, STREAM, attack, keys_of, passes, settings_of, uniform
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.progress import Progress
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from oodbench import ImageSet
-from oodbench.datasets import other_attacks
-from oodbench.datasets.adversarial import attack, settings_of
-from oodbench.datasets.attacked import attacked
+from oodbench.datasets.adversarial import library_attacks
+from oodbench.datasets.adversarial.adversarial_sets import attacked
+from oodbench.datasets.adversarial.attacks import attack, settings_of
 from oodbench.errors import OodbenchError, UsageError
 
 PACKAGES = ("foolbox", "art")
@@ -79,7 +79,7 @@ def test_an_attack_of_a_package_in_a_set(name, settings, victim, tmp_path, monke
     assert torch.equal(torch.random.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
-    assert package.__version__ in other_attacks.version(name)
+    assert package.__version__ in library_attacks.version(name)
 
 
 @pytest.mark.parametrize(

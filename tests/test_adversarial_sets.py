@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oodbench.datasets import adversarial, attack_cache
-from oodbench.datasets.adversarial import attack
-from oodbench.datasets.attacked import NOISE_STD, NOISE_STREAM, attacked, resolve
+from oodbench.datasets.adversarial import attack_cache, attacks
+from oodbench.datasets.adversarial.adversarial_sets import NOISE_STD, NOISE_STREAM, attacked, resolve
+from oodbench.datasets.adversarial.attacks import attack
 from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet, Source
@@ -76,7 +76,7 @@ def counted(monkeypatch):
         sizes.append(len(images))
         return attack(classifier, images, *rest, **settings)
 
-    monkeypatch.setattr(adversarial, "attack", count)
+    monkeypatch.setattr(attacks, "attack", count)
     return sizes
 
 
@@ -174,7 +174,7 @@ def test_the_filter_against_its_definition(base, victim, rounded):
     found = attacked(base, "bim", victim, seed=5, settings=settings)
     everything = attacked(base, "bim", victim, seed=5, settings={"eps": 0.1, "rounded": rounded})
     clean = (base.images.float() / 255).double()
-    noisy = (clean + 0.1 * standard_normal(adversarial.keys_of(5, torch.arange(N), NOISE_STREAM), (3, 8, 8))).clamp(0, 1)
+    noisy = (clean + 0.1 * standard_normal(attacks.keys_of(5, torch.arange(N), NOISE_STREAM), (3, 8, 8))).clamp(0, 1)
     noisy = (noisy * 255).round().to(torch.uint8) if rounded else noisy.float()
     kept = [
         row
@@ -356,7 +356,7 @@ VICTIM = """
 import sys, time
 import torch
 import oodbench
-from oodbench.datasets import attack_cache, attacked
+from oodbench.datasets.adversarial import adversarial_sets, attack_cache
 from oodbench.progress import Progress
 
 class Slow(Progress):
@@ -370,7 +370,7 @@ network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.n
 classifier = oodbench.Classifier(network, name="victim")
 images = torch.randint(0, 256, (24, 3, 8, 8)).to(torch.uint8)
 base = oodbench.ImageSet(images, classifier(images / 255).argmax(1), name="noise")
-found = attacked.attacked(base, "cw", classifier, settings={"steps": 30, "weight": 5.0}, progress=Slow())
+found = adversarial_sets.attacked(base, "cw", classifier, settings={"steps": 30, "weight": 5.0}, progress=Slow())
 print(found.fingerprint, found.made["success_rate"], found.made["mean_l2"])
 """
 

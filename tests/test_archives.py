@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oodbench.datasets import archives
-from oodbench.datasets.archives import Limits, unpack
+from oodbench.datasets.fetching import archives
+from oodbench.datasets.fetching.archives import Limits, unpack
 from oodbench.errors import BadData, OodbenchError
 
 FILES = {"set/a.txt": b"first", "set/deep/b.txt": b"second" * 1000, "set/empty": b"", "other/c": b"third"}

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import oodbench
-from oodbench import registry, thresholds
+from oodbench import registry
 from oodbench.classifier import Classifier
-from oodbench.conformance_task import TinyResNet, easy_task
+from oodbench.conformance.task import TinyResNet, easy_task
 from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.inference import thresholds
 from oodbench.probe import NEED_GRAPH
 from oodbench.suite import Suite
 

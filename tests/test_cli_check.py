@@ -11,7 +11,7 @@ import torch
 
 from oodbench import registry
 from oodbench.conformance import family_of
-from oodbench.conformance_detectors import CHECKS
+from oodbench.conformance.detectors import CHECKS
 from oodbench.errors import UsageError
 
 

@@ -16,10 +16,10 @@ import typer
 from PIL import Image
 from scipy.io import savemat
 
-from oodbench import cli_data
-from oodbench.datasets import catalogue
-from oodbench.datasets.catalogue import CATALOGUE, Download, Item
-from oodbench.datasets.pieces import File
+from oodbench.commands import data as data_command
+from oodbench.datasets.fetching import catalogue
+from oodbench.datasets.fetching.catalogue import CATALOGUE, Download, Item
+from oodbench.datasets.fetching.expected_files import File
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -66,11 +66,11 @@ def test_sets_of_other_packages_are_listed(tmp_path, monkeypatch, capsys):
     from oodbench import registry
 
     monkeypatch.setattr(registry, "discover", lambda group: [("checkers", "checkers:checkers", "oodbench-checkers", "0.1")])
-    cli_data.list_data(as_json=True, data=tmp_path)
+    data_command.list_data(as_json=True, data=tmp_path)
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "checkers")
     assert (row["state"], row["get"]) == ("unknown", "of oodbench-checkers 0.1: its package says how")
     with pytest.raises(typer.Exit):
-        cli_data.fetch(["checkers"], split=[], mirror=[], force=False, data=tmp_path)
+        data_command.fetch(["checkers"], split=[], mirror=[], force=False, data=tmp_path)
     assert "oodbench-checkers 0.1, and its documentation says how to get it" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def verify(name, root, capsys):
     """Exit code and lines."""
     code = 0
     try:
-        cli_data.verify([name], data=root)
+        data_command.verify([name], data=root)
     except typer.Exit as end:
         code = end.exit_code
     return code, capsys.readouterr().out.splitlines()
@@ -209,7 +209,7 @@ def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
         "curetsr-unreal: CURE-TSR/Unreal_Train/Decolorization-1: 1 images, and CURE-TSR/Unreal_Train/ChallengeFree has 21"
     )
     assert lines[-2] == "curetsr-unreal: … and 55 more"
-    assert len(lines) == cli_data.FAULTS_SHOWN + 2
+    assert len(lines) == data_command.FAULTS_SHOWN + 2
 
 
 def test_verify_of_the_older_layout_of_photographs(tmp_path, capsys):
@@ -244,7 +244,7 @@ def test_names_of_files_cannot_command_the_terminal(tmp_path, capsys):
 
 
 def test_a_folder_that_may_not_be_read_hides_no_other_set(tmp_path, monkeypatch, capsys):
-    from oodbench.datasets import layout
+    from oodbench.datasets.formats import layout
 
     (tmp_path / "LSUN" / "test").mkdir(parents=True)
     (tmp_path / "models").mkdir()
@@ -257,14 +257,14 @@ def test_a_folder_that_may_not_be_read_hides_no_other_set(tmp_path, monkeypatch,
         return scandir(path)
 
     monkeypatch.setattr(layout.os, "scandir", refusing)
-    cli_data.list_data(as_json=True, data=tmp_path)
+    data_command.list_data(as_json=True, data=tmp_path)
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["lsun-crop"]["state"] == "partial"
     (line,) = found["lsun-crop"]["lacks"]
     assert line == "LSUN/test cannot be listed (Permission denied); make it a folder you may read"
     assert found["resnet20-cifar10"]["state"] == "present"
     with pytest.raises(typer.Exit):
-        cli_data.verify(["lsun-crop", "digits"], data=tmp_path)
+        data_command.verify(["lsun-crop", "digits"], data=tmp_path)
     assert capsys.readouterr().out.splitlines()[-1] == "digits: whole, train 866 test 577"
 
 
@@ -312,7 +312,7 @@ def mirror(tmp_path, monkeypatch):
 
 
 def fetch(*names, root, mirrors=()):
-    cli_data.fetch(list(names), split=[], mirror=list(mirrors), force=False, data=root)
+    data_command.fetch(list(names), split=[], mirror=list(mirrors), force=False, data=root)
 
 
 def test_fetch_says_what_it_did_and_goes_on_after_what_cannot_be_had(mirror, tmp_path, capsys):
@@ -343,8 +343,8 @@ def test_no_fetch_begins_before_all_names_are_known(mirror, tmp_path):
 
 def test_progress_in_lines_now_and_then(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(cli_data.time, "monotonic", lambda: now[0])
-    lines = cli_data.Transfers()
+    monkeypatch.setattr(data_command.time, "monotonic", lambda: now[0])
+    lines = data_command.Transfers()
     lines.stage("set.tar.gz")
     lines.expect(100e6)
     for _ in range(100):
@@ -358,10 +358,11 @@ def test_a_bar_on_a_terminal_and_the_result_on_standard_output(mirror, tmp_path)
     """Standard error is a terminal and standard output a pipe: the bar is drawn there, the result comes here."""
     item = catalogue.CATALOGUE["one"].downloads[0]
     code = (
-        "import sys\nfrom oodbench import cli_data\nfrom oodbench.datasets import catalogue as c, pieces as p\n"
+        "import sys\nfrom oodbench.commands import data\nfrom oodbench.datasets.fetching import catalogue as c\n"
+        "from oodbench.datasets.fetching import expected_files as p\n"
         f"d = c.Download({item.url!r}, {item.digest!r}, (p.File('one/one.bin'),), ('one/one.bin',), archive=False)\n"
         "c.CATALOGUE['one'] = c.Item('one', downloads=(d,))\n"
-        f"cli_data.fetch(['one'], split=[], mirror=[{mirror!r}], force=False, data={str(tmp_path / 'root')!r})\n"
+        f"data.fetch(['one'], split=[], mirror=[{mirror!r}], force=False, data={str(tmp_path / 'root')!r})\n"
     )
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}

@@ -6,8 +6,9 @@ import torch
 
 import oodbench
 from oodbench import conformance
-from oodbench.conformance import Outcome, run
-from oodbench.conformance_detectors import CHECKS, Subject
+from oodbench.conformance.detectors import CHECKS, Subject
+from oodbench.conformance.outcomes import Outcome
+from oodbench.conformance.run import run
 from oodbench.errors import Unsuitable
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 import oodbench
-from oodbench.conformance import run
-from oodbench.conformance_detectors import CHECKS, Subject, subject
+from oodbench.conformance.detectors import CHECKS, Subject, subject
+from oodbench.conformance.run import run
 from oodbench.probe import Probe
 
 

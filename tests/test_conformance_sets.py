@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from oodbench import conformance, registry
-from oodbench.conformance import Outcome
-from oodbench.conformance_sets import CHECKS
+from oodbench.conformance.datasets import CHECKS
+from oodbench.conformance.outcomes import Outcome
 from oodbench.errors import MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 

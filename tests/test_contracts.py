@@ -6,7 +6,7 @@ import torch
 
 import oodbench
 from oodbench import protocols, registry
-from oodbench.detector import as_images
+from oodbench.batching import as_images
 from oodbench.errors import BadData, NotFitted, Unsuitable, UsageError
 from oodbench.heads import Choose, Logistic, StandardisedSum
 from oodbench.image_set import ImageSet

@@ -13,7 +13,8 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import avg_pool2d
 
 import oodbench
-from oodbench.datasets.corruptions import CORRUPTIONS, LEVELS, NOISE, Corrupted, corrupt, mix, standard_normal, uniform
+from oodbench.datasets.corruptions import CORRUPTIONS, NOISE, Corrupted, corrupt, mix, standard_normal, uniform
+from oodbench.datasets.name import LEVELS
 from oodbench.errors import BadData, UsageError
 
 RANDOM = ("noise", "dirty-lens", "snow", "haze")  # the others are the same for all seeds

@@ -10,7 +10,8 @@ from scipy import integrate, ndimage
 from scipy.stats import norm
 
 from oodbench.datasets import corruptions
-from oodbench.datasets.corruptions import CORRUPTIONS, LEVELS, corrupt, disk_kernel, gaussian_kernel, mix
+from oodbench.datasets.corruptions import CORRUPTIONS, corrupt, disk_kernel, gaussian_kernel, mix
+from oodbench.datasets.name import LEVELS
 
 SHAPES = [(3, 8, 8), (3, 12, 17), (1, 20, 9)]
 SEED, INDEX = 7, 10**12

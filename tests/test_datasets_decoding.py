@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from oodbench.batching import decoded_batches
 from oodbench.datasets import resize
-from oodbench.datasets.files import ImageFiles
-from oodbench.datasets.resize import Fitted, decoded
-from oodbench.decoding import decoded_batches
+from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.resize import Resized, decoded
 from oodbench.errors import BadData
 from oodbench.progress import Progress
 
@@ -38,7 +38,7 @@ def fitted(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(COUNT)]
     for i, path in enumerate(paths):
         Image.fromarray(random.integers(0, 256, (10 + i, 20 - i, 3), dtype=np.uint8)).save(path)
-    return Fitted(ImageFiles(paths), (12, 10), "bilinear")
+    return Resized(ImageFiles(paths), (12, 10), "bilinear")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,10 +14,10 @@ from scipy.io import savemat
 
 from oodbench import ImageSet, load_dataset, registry
 from oodbench.datasets import TABLE
-from oodbench.datasets.catalogue import CATALOGUE
 from oodbench.datasets.cifar import CIFAR10
-from oodbench.datasets.cifar_pickle import read_pickle
-from oodbench.datasets.files import ImageFiles
+from oodbench.datasets.fetching.catalogue import CATALOGUE
+from oodbench.datasets.formats.cifar_pickle import read_pickle
+from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.load import takes_parts
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import KINDS
@@ -61,7 +61,7 @@ def test_folders_of_test_images(tmp_path, name, folder):
 
 def test_the_headers_of_places_are_not_read(tmp_path, monkeypatch):
     write_image(tmp_path / "test_256" / "Places365_test_00000001.jpg", size=(256, 256))
-    monkeypatch.setattr("oodbench.datasets.files.opened", None)
+    monkeypatch.setattr("oodbench.datasets.formats.files.opened", None)
     assert registry.load("datasets", "places365")(tmp_path, "test").images.shape == (1, 3, 0, 0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from oodbench.datasets.mat_file import read_arrays
+from oodbench.datasets.formats.mat_file import read_arrays
 
 LIMITS = {"X": 10**6, "y": 10**4}  # bytes
 

@@ -11,7 +11,7 @@ from PIL import Image
 from oodbench import load_dataset
 from oodbench.datasets import cifar10c as reader
 from oodbench.datasets import curetsr
-from oodbench.datasets.catalogue import CHALLENGES, CORRUPTIONS_C
+from oodbench.datasets.fetching.catalogue import CHALLENGES, CORRUPTIONS_C
 from oodbench.errors import BadData, MissingData, UsageError
 
 PER_LEVEL = 4

@@ -12,7 +12,7 @@ import oodbench
 from oodbench import protocols
 from oodbench.detectors import knn, odin
 from oodbench.detectors._moments import ClassMoments, squared_distances, whitening
-from oodbench.heads import goodness
+from oodbench.heads import separation
 from oodbench.probe import Probe
 
 CLASSES = 4
@@ -325,7 +325,7 @@ def test_a_shift_chooses_the_setting_that_parts_it_best(network, arrays, name):
 
     def parted(setting):
         detector = oodbench.load_detector(name, **setting).fit(network, TRAIN, arrays.labels)
-        return goodness(detector.score(network, TRAIN[held_out]), detector.score(network, shift), "tnr95")
+        return separation(detector.score(network, TRAIN[held_out]), detector.score(network, shift), "tnr95")
 
     shares = [parted(setting) for setting in chosen.grid]
     assert max(shares) > min(shares)

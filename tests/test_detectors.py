@@ -6,10 +6,10 @@ import torch
 
 import oodbench
 from oodbench import registry
-from oodbench.conformance import run
-from oodbench.conformance_detectors import CHECKS, Subject, subject
-from oodbench.conformance_subject import INSIDE, LABELS, TRAIN
-from oodbench.conformance_task import trained_classifier
+from oodbench.conformance.detectors import CHECKS, Subject, subject
+from oodbench.conformance.run import run
+from oodbench.conformance.subject import INSIDE, LABELS, TRAIN
+from oodbench.conformance.task import trained_classifier
 from oodbench.errors import Unsuitable, UsageError
 
 RECORDS = {name: record for name, record in registry.records("detectors").items() if record.distribution == "oodbench"}

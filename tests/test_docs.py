@@ -26,7 +26,7 @@ from oodbench.leaderboard import COLUMNS
 from oodbench.models import TABLE as MODELS
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
-from oodbench.suite import PROTOCOLS, ShiftSet, Suite, suite_names
+from oodbench.suite import PROTOCOLS, Suite, TestSet, suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -271,7 +271,7 @@ def spans(page: str) -> set[str]:
         ("docs/results.md", list(COLUMNS)),
         ("docs/results.md", [*PROTOCOLS, *KINDS, "ok", "skipped", "failed"]),
         ("docs/suites.md", [name for name in Suite.model_fields if name != "sets"]),
-        ("docs/suites.md", list(ShiftSet.model_fields)),
+        ("docs/suites.md", list(TestSet.model_fields)),
     ],
 )
 def test_a_page_names_all_of_what_it_is_about(page, names):

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import oodbench
-from oodbench import engine, protocols, registry
+from oodbench import protocols, registry
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
 from oodbench.errors import MissingData, OodbenchError, Unsuitable, UsageError
-from oodbench.results import RunFolder
-from oodbench.suite import ShiftSet, Suite
+from oodbench.results.folder import RunFolder
+from oodbench.suite import Suite, TestSet
 
 SETS = ["digits-heldout", "digits+noise@5"]
 FAST = ["msp", "knn", "mahalanobis-fe", "pixels"]
@@ -116,7 +116,7 @@ def plugins(monkeypatch):
 
 def run(out, **options):
     options = {"detectors": FAST, "datasets": SETS, "limit": 80, "measure_costs": False, "batch_size": 64} | options
-    return engine.run(options.pop("suite", "digits"), out=out, **options)
+    return oodbench.run(options.pop("suite", "digits"), out=out, **options)
 
 
 def figures(folder: RunFolder) -> dict[str, bytes]:
@@ -314,7 +314,7 @@ def test_what_the_run_hangs_on_raises(tmp_path):
         run(tmp_path / "d", parameters={"odin": {"epsilon": 0}})
     with pytest.raises(UsageError, match="parameter of knn 'kk'"):
         run(tmp_path / "e", parameters={"knn": {"kk": 3}})
-    same = Suite(in_distribution="digits", train_split="test", detectors=["pixels"], sets=[ShiftSet(name="photos")])
+    same = Suite(in_distribution="digits", train_split="test", detectors=["pixels"], sets=[TestSet(name="photos")])
     with pytest.raises(OodbenchError, match="same images"):
         run(tmp_path / "f", suite=same, datasets=None, detectors=None)
     (tmp_path / "file").touch()
@@ -323,7 +323,7 @@ def test_what_the_run_hangs_on_raises(tmp_path):
 
 
 def test_a_suite_without_a_network_runs_what_needs_none(tmp_path):
-    suite = Suite(name="bare", in_distribution="digits", detectors=["pixels", "msp"], sets=[ShiftSet(name="photos")])
+    suite = Suite(name="bare", in_distribution="digits", detectors=["pixels", "msp"], sets=[TestSet(name="photos")])
     frame = run(tmp_path / "run", suite=suite, datasets=None, detectors=None).frame().set_index(["detector", "protocol"])
     assert frame.loc[("pixels", "unsupervised"), "auroc"] > 0.9
     assert frame.loc[("msp", "unsupervised"), "status"] == "skipped"
@@ -349,8 +349,8 @@ def test_a_killed_run_goes_on_with_the_same_figures_and_redoes_nothing(tmp_path,
     detectors = ["msp", "odin", "knn", "mahalanobis-pfe", "pixels"]
     whole = figures(run(tmp_path / "whole", detectors=detectors))
     code = (
-        "from oodbench import engine; import sys;"
-        f"engine.run('digits', out=sys.argv[1], detectors={detectors!r}, datasets={SETS!r}, limit=80, batch_size=64,"
+        "import oodbench, sys;"
+        f"oodbench.run('digits', out=sys.argv[1], detectors={detectors!r}, datasets={SETS!r}, limit=80, batch_size=64,"
         " measure_costs=False)"
     )
     killed = RunFolder(tmp_path / "killed")

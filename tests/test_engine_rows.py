@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import oodbench
-from oodbench import engine, passes, protocols, registry
+from oodbench import batching, protocols, registry
 from oodbench.calibration import evaluate_probabilities
 from oodbench.datasets.load import load_dataset
+from oodbench.engine.run import plan
 from oodbench.errors import UsageError
 from oodbench.heads import Logistic
-from oodbench.results import RunFolder
-from oodbench.suite import ShiftSet, Suite
+from oodbench.results.folder import RunFolder
+from oodbench.suite import Suite, TestSet
 
 SETS = ["digits-heldout", "digits+noise@1", "digits+noise@5", "photos"]
 
@@ -92,13 +93,13 @@ def plugins(monkeypatch):
 
 
 def suite(**changes):
-    sets = [ShiftSet(name="digits+noise", levels=[1, 5]), ShiftSet(name="digits-heldout"), ShiftSet(name="photos")]
+    sets = [TestSet(name="digits+noise", levels=[1, 5]), TestSet(name="digits-heldout"), TestSet(name="photos")]
     given = {"name": "s", "model": "resnet8-digits", "in_distribution": "digits", "batch_size": 64, "sets": sets}
     return Suite(**given | {"detectors": ["learns", "msp"], "protocols": ["unsupervised", "per-shift", "transfer"]} | changes)
 
 
 def run(out, chosen=None, **options):
-    return engine.run(chosen or suite(), out=out, **{"limit": 80, "measure_costs": False} | options)
+    return oodbench.run(chosen or suite(), out=out, **{"limit": 80, "measure_costs": False} | options)
 
 
 def figures(folder):
@@ -124,8 +125,8 @@ def cell(folder, row, protocol, dataset, level=None):
 
 
 def test_variants_are_rows_of_their_own_over_one_fit(tmp_path):
-    chosen = suite(detectors=["trains", "msp"], protocols=["unsupervised", "per-shift"], sets=[ShiftSet(name="photos")])
-    lines = engine.plan(chosen, limit=80)
+    chosen = suite(detectors=["trains", "msp"], protocols=["unsupervised", "per-shift"], sets=[TestSet(name="photos")])
+    lines = plan(chosen, limit=80)
     assert [line for line in lines if line.startswith("detector")] == [
         f"detector  {row}: unsupervised" for row in ("trains", "trains:near", "trains:far", "msp")
     ]
@@ -212,7 +213,7 @@ def test_class_probabilities_are_judged_beside_the_networks(tmp_path):
     folder = run(tmp_path / "run", chosen, datasets=["photos"])
     inside = protocols.limited(load_dataset("digits"), 80, 0)
     classifier = oodbench.load_model("resnet8-digits")
-    logits = torch.cat([classifier(batch) for _, batch in passes.batches(inside, classifier, [np.arange(80)])]).double()
+    logits = torch.cat([classifier(batch) for _, batch in batching.batches(inside, classifier, [np.arange(80)])]).double()
     own, network = (evaluate_probabilities((t * logits).softmax(1).numpy(), inside.labels.numpy()) for t in (2, 1))
     expected = own | {f"network_{name}": value for name, value in network.items()}
     for row in ("trains", "trains:near"):
@@ -244,7 +245,7 @@ def test_transfer_tests_on_all_sets_but_the_one_that_it_learns_from(transferred)
     found, _ = cell(transferred, "learns", "transfer", "photos")
     assert (found.transfer_from, found.head) == ("digits+noise@5", "logistic")
     assert len(found.transfer_fingerprint) == 16
-    assert engine.plan(suite(transfer_from="digits+noise@5"), limit=80)[-1] == f"{len(frame)} cells"
+    assert plan(suite(transfer_from="digits+noise@5"), limit=80)[-1] == f"{len(frame)} cells"
 
 
 def test_transfer_learns_on_the_validation_part_and_tests_on_no_copy_of_it(transferred):
@@ -298,7 +299,7 @@ def test_fewer_sets_still_transfer_from_the_same(transferred, tmp_path):
 
 
 def test_a_source_that_cannot_be_read_is_the_reason_of_its_cells_alone(tmp_path):
-    sets = [ShiftSet(name="photos"), ShiftSet(name="folder:nowhere")]
+    sets = [TestSet(name="photos"), TestSet(name="folder:nowhere")]
     chosen = suite(sets=sets, transfer_from="folder:nowhere")
     frame = run(tmp_path / "run", chosen, data=tmp_path, detectors=["learns"]).frame().set_index(["protocol", "dataset"])
     assert frame.status["transfer", "photos"] == "skipped"

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from oodbench import engine, metrics, registry
-from oodbench.datasets.load import load_dataset, parse
+import oodbench
+from oodbench import metrics, registry
+from oodbench.datasets.load import load_dataset
+from oodbench.datasets.name import parse
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.engine.run import plan
 from oodbench.errors import Unsuitable, UsageError
-from oodbench.inputs import Inputs
 from oodbench.progress import Progress
-from oodbench.suite import ShiftSet, Suite
+from oodbench.suite import Suite, TestSet
 
 FILTERED = {"eps": 0.2, "filtered": True, "noise_std": 0.05}
 
 
-def suite(*sets: ShiftSet, **values) -> Suite:
+def suite(*sets: TestSet, **values) -> Suite:
     return Suite(
         name="sets",
         model="resnet8-digits",
@@ -33,13 +36,13 @@ def attacked(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         sets = (
-            ShiftSet(name="digits+fgsm", first=200),
-            ShiftSet(name="digits+pgd", settings=FILTERED),
-            ShiftSet(name="digits+haze@2"),
-            ShiftSet(name="photos"),
+            TestSet(name="digits+fgsm", first=200),
+            TestSet(name="digits+pgd", settings=FILTERED),
+            TestSet(name="digits+haze@2"),
+            TestSet(name="photos"),
         )
         protocols = ["unsupervised", "per-shift", "transfer"]
-        return engine.run(
+        return oodbench.run(
             suite(*sets, protocols=protocols, transfer_from="digits+haze@2"),
             out=tmp_path_factory.mktemp("runs") / "attacked",
             measure_costs=False,
@@ -97,15 +100,15 @@ def test_a_folder_holds_one_making_of_a_set(attacked):
     """Other settings would leave old figures beside new ones; they are refused before anything is attacked."""
     for change in ({"settings": FILTERED | {"steps": 3}}, {"settings": FILTERED, "first": 100}):
         with pytest.raises(UsageError, match=r"holds a run with set digits\+pgd = .* choose another folder"):
-            engine.run(suite(ShiftSet(name="digits+pgd", **change)), out=attacked.path, measure_costs=False)
+            oodbench.run(suite(TestSet(name="digits+pgd", **change)), out=attacked.path, measure_costs=False)
 
 
 def test_misspelt_settings_are_said_before_anything_is_deleted(attacked):
     with pytest.raises(UsageError, match="unknown setting of pgd 'epsilon'"):
-        engine.run(suite(ShiftSet(name="digits+pgd", settings={"epsilon": 1})), out=attacked.path, fresh=True)
+        oodbench.run(suite(TestSet(name="digits+pgd", settings={"epsilon": 1})), out=attacked.path, fresh=True)
     assert attacked.cells()
     with pytest.raises(UsageError, match="settings are for attacks"):
-        engine.plan(suite(ShiftSet(name="photos", settings={"eps": 1})))
+        plan(suite(TestSet(name="photos", settings={"eps": 1})))
 
 
 def test_a_broken_source_of_transfer_fails_what_learns_from_it(tmp_path, monkeypatch):
@@ -117,39 +120,39 @@ def test_a_broken_source_of_transfer_fails_what_learns_from_it(tmp_path, monkeyp
 
     monkeypatch.setattr(photos, "photos", broken)
     chosen = suite(
-        ShiftSet(name="photos", tested=False), ShiftSet(name="uniform"), protocols=["transfer"], transfer_from="photos"
+        TestSet(name="photos", tested=False), TestSet(name="uniform"), protocols=["transfer"], transfer_from="photos"
     )
-    cells = engine.run(chosen, out=tmp_path, measure_costs=False).cells()
+    cells = oodbench.run(chosen, out=tmp_path, measure_costs=False).cells()
     assert {(c.status, c.reason) for c in cells} == {
         ("failed", "transfer learns from photos: photos.png is no image; replace it")
     }
 
 
 def test_a_limit_goes_before_the_first_images(tmp_path):
-    chosen = suite(ShiftSet(name="digits+fgsm", first=200), ShiftSet(name="digits+snow@1", first=30))
-    folder = engine.run(chosen, detectors=["msp"], limit=60, out=tmp_path, measure_costs=False)
+    chosen = suite(TestSet(name="digits+fgsm", first=200), TestSet(name="digits+snow@1", first=30))
+    folder = oodbench.run(chosen, detectors=["msp"], limit=60, out=tmp_path, measure_costs=False)
     assert {c.set_name: c.n_out for c in folder.cells()} == {"digits+fgsm": 60, "digits+snow@1": 60}
 
 
 def test_what_changes_nothing_is_skipped_with_the_reason(tmp_path):
-    folder = engine.run(suite(ShiftSet(name="digits+decolor@5")), out=tmp_path, detectors=["msp"], measure_costs=False)
+    folder = oodbench.run(suite(TestSet(name="digits+decolor@5")), out=tmp_path, detectors=["msp"], measure_costs=False)
     (cell,) = folder.cells()
     assert (cell.status, cell.kind) == ("skipped", "corruption")
     assert cell.reason == "decolor leaves the images of digits as they are: there is nothing to detect"
 
 
 def test_an_attack_without_a_network_is_skipped(tmp_path):
-    chosen = suite(ShiftSet(name="digits+pgd")).model_copy(update={"model": None, "detectors": ["pixels"]})
-    folder = engine.run(chosen, out=tmp_path, measure_costs=False)
+    chosen = suite(TestSet(name="digits+pgd")).model_copy(update={"model": None, "detectors": ["pixels"]})
+    folder = oodbench.run(chosen, out=tmp_path, measure_costs=False)
     assert {(c.status, c.reason) for c in folder.cells()} == {
         ("skipped", "digits+pgd is made against a network; name one (a suite's model)")
     }
-    assert any("skipped: there is no network to attack" in line for line in engine.plan(chosen))
+    assert any("skipped: there is no network to attack" in line for line in plan(chosen))
 
 
 def test_the_plan_attacks_nothing(monkeypatch):
-    monkeypatch.setattr("oodbench.datasets.adversarial.attack", None)
-    lines = engine.plan(suite(ShiftSet(name="digits+pgd", first=50), ShiftSet(name="digits+haze@1", first=40)))
+    monkeypatch.setattr("oodbench.datasets.adversarial.attacks.attack", None)
+    lines = plan(suite(TestSet(name="digits+pgd", first=50), TestSet(name="digits+haze@1", first=40)))
     assert "outside   digits+pgd (adversarial), 50 images, to be attacked against resnet8-digits" in lines
     assert "outside   digits+haze@1 (corruption), 40 images" in lines
 
@@ -165,14 +168,14 @@ def test_what_it_costs_is_said_before_the_first_set_goes_by_and_after_the_last(t
             self.lines.append(line)
 
     told = Told()
-    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, limit=40, progress=told)
+    oodbench.run(suite(TestSet(name="photos")), out=tmp_path, limit=40, progress=told)
     (said,) = (place for place, line in enumerate(told.lines) if line.startswith("1 set will take about "))
     assert all(name in told.lines[said] for name in ("msp", "mahalanobis-fe", "pixels"))
     (after,) = (place for place, line in enumerate(told.lines) if line.startswith("the detectors took "))
     assert all(name in told.lines[after] for name in ("msp", "mahalanobis-fe", "pixels"))
     assert said < told.lines.index("photos: 40 images") < after
     told.lines.clear()
-    engine.run(suite(ShiftSet(name="photos")), out=tmp_path, limit=40, progress=told)
+    oodbench.run(suite(TestSet(name="photos")), out=tmp_path, limit=40, progress=told)
     assert not [line for line in told.lines if "took" in line]  # nothing was left to do
 
 
@@ -232,9 +235,9 @@ def test_settings_and_first_are_for_where_they_mean_something():
 
 def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path, tmp_path_factory):
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    sets = [ShiftSet(name="digits+noise@3"), ShiftSet(name="digits+pgd", settings=FILTERED), ShiftSet(name="photos")]
+    sets = [TestSet(name="digits+noise@3"), TestSet(name="digits+pgd", settings=FILTERED), TestSet(name="photos")]
     paired = {"lid": {"reference": "paired"}}
-    folder = engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200)
+    folder = oodbench.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200)
     found = {(cell.dataset, cell.protocol): cell for cell in folder.cells()}
     assert len(found) == 6
     for (dataset, _), cell in found.items():
@@ -242,9 +245,11 @@ def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path,
     said = {cell.reason for cell in found.values() if cell.status == "skipped"}
     assert said == {"needs each image's clean twin; a set under a corruption or an attack brings them"}
     with pytest.raises(UsageError, match="holds a run with batch_size = 256, not 100"):
-        engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, batch_size=100)
+        oodbench.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, batch_size=100)
     with pytest.raises(UsageError, match="holds a run with protocols"):
-        engine.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, protocols=["per-shift"])
+        oodbench.run(
+            suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, protocols=["per-shift"]
+        )
 
 
 @pytest.fixture
@@ -266,7 +271,7 @@ def test_official_corruptions_have_the_test_images_for_twins(registered, limit, 
     rows = torch.arange(len(digits)).flip(0)[:200]
     dimmed = replace(digits.select(rows), images=digits.images[rows] // 2, kind="corruption")
     registered(dimmed)
-    inputs = Inputs(suite(ShiftSet(name="theirs")), Progress(), limit=limit)
+    inputs = LoadedSuite(suite(TestSet(name="theirs")), Progress(), limit=limit)
     inputs.load_pairings(Progress())
     (pairing,) = inputs.pairings
     assert pairing.error is None
@@ -278,6 +283,6 @@ def test_official_corruptions_have_the_test_images_for_twins(registered, limit, 
 def test_a_set_of_other_classes_is_not_attacked(registered, tmp_path):
     """Its labels are numbers that the network knows, and mean something else."""
     registered(replace(load_dataset("digits"), classes=tuple("abcdefgh"), images=255 - load_dataset("digits").images))
-    folder = engine.run(suite(ShiftSet(name="theirs+fgsm")), detectors=["msp"], out=tmp_path, measure_costs=False)
+    folder = oodbench.run(suite(TestSet(name="theirs+fgsm")), detectors=["msp"], out=tmp_path, measure_costs=False)
     said = "the network knows other classes than those of theirs; attack digits"
     assert {(cell.status, cell.reason) for cell in folder.cells()} == {("skipped", said)}

@@ -11,7 +11,7 @@ from torch import nn
 
 import oodbench
 from oodbench import protocols, state
-from oodbench.conformance_task import easy_shift, easy_task, trained_classifier
+from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.ensemble import Ensemble
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet

@@ -13,9 +13,9 @@ import time
 import pytest
 from web_server import BODY, DIGEST, QUICK, ranges, stall, status
 
-from oodbench.datasets.catalogue import Download, Item
-from oodbench.datasets.fetch import WORKSHOP, fetch
-from oodbench.datasets.pieces import File
+from oodbench.datasets.fetching.catalogue import Download, Item
+from oodbench.datasets.fetching.expected_files import File
+from oodbench.datasets.fetching.fetch import WORKSHOP, fetch
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 
 
@@ -144,7 +144,7 @@ def test_splits_are_fetched_apart_and_optional_ones_when_asked_for(server, tmp_p
 
 
 def test_a_set_behind_a_form_says_where_to_ask(tmp_path):
-    from oodbench.datasets import catalogue
+    from oodbench.datasets.fetching import catalogue
 
     with pytest.raises(MissingData) as raised:
         fetch(catalogue.find("curetsr/Haze@3"), tmp_path)
@@ -156,10 +156,10 @@ def test_a_set_behind_a_form_says_where_to_ask(tmp_path):
 FETCH = """
 import resource, sys
 from pathlib import Path
-from oodbench.datasets import archives, fetch as fetching
-from oodbench.datasets.catalogue import Download, Item
-from oodbench.datasets.download import Patience
-from oodbench.datasets.pieces import File
+from oodbench.datasets.fetching import archives, fetch as fetching
+from oodbench.datasets.fetching.catalogue import Download, Item
+from oodbench.datasets.fetching.download import Patience
+from oodbench.datasets.fetching.expected_files import File
 from oodbench.errors import OodbenchError
 
 url, digest, root, limit, slowly = sys.argv[1:]

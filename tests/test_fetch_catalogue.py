@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, SVHN
 
-from oodbench.datasets import TABLE, catalogue, cifar, gtsrb, odin_sets, pieces, places365, svhn, textures, tinyimagenet
-from oodbench.datasets.catalogue import CATALOGUE
-from oodbench.datasets.layout import image_files
-from oodbench.datasets.pieces import Challenges, File, Images
+from oodbench.datasets import TABLE, cifar, gtsrb, odin_sets, places365, svhn, textures, tinyimagenet
+from oodbench.datasets.fetching import catalogue, expected_files
+from oodbench.datasets.fetching.catalogue import CATALOGUE
+from oodbench.datasets.fetching.expected_files import Challenges, File, Images
+from oodbench.datasets.formats.layout import image_files
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -179,10 +180,10 @@ def test_a_file_that_may_not_be_looked_at_is_one_line(tmp_path, monkeypatch):
     def refused(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pieces.Path, "is_file", refused)
+    monkeypatch.setattr(expected_files.Path, "is_file", refused)
     state, (line, *_) = CATALOGUE["svhn"].survey(tmp_path)
     assert (state, line) == ("partial", "svhn/train_32x32.mat cannot be read (Permission denied); let it be read")
-    assert next(pieces.faults(CATALOGUE["svhn"].pieces, tmp_path)) == line
+    assert next(expected_files.faults(CATALOGUE["svhn"].pieces, tmp_path)) == line
 
 
 def tensors(header=b"{}", data=b""):

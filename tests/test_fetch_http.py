@@ -23,8 +23,8 @@ from web_server import (
     whole,
 )
 
-from oodbench.datasets import download as http
-from oodbench.datasets.download import Patience, addresses, anew_of, download, note_of
+from oodbench.datasets.fetching import download as http
+from oodbench.datasets.fetching.download import Patience, addresses, anew_of, download, note_of
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
 from oodbench.progress import Progress
 

@@ -14,10 +14,10 @@ import torch
 from scipy.stats import binom
 
 import oodbench
-from oodbench import protocols, registry, state, thresholds
-from oodbench.detector import Detector
+from oodbench import protocols, registry, standalone, state
 from oodbench.errors import BadData, OodbenchError, UsageError
-from oodbench.fitted import Fitted, load_fitted
+from oodbench.inference import thresholds
+from oodbench.inference.fitted import Fitted, load_fitted
 
 FIT = {"model": "resnet8-digits", "dataset": "digits"}
 MYNET = """
@@ -93,8 +93,8 @@ def test_the_rate_holds_on_average_over_seeds(digits):
 
 def test_the_fit_sees_training_images_alone(monkeypatch):
     seen = []
-    fit = Detector.fit
-    monkeypatch.setattr(Detector, "fit", lambda self, c, images, *a, **k: seen.append(images) or fit(self, c, images, *a, **k))
+    fit = standalone.fit
+    monkeypatch.setattr(standalone, "fit", lambda d, c, images, *a, **k: seen.append(images) or fit(d, c, images, *a, **k))
     thresholds.fit("knn", **FIT)
     kept = thresholds.fit("knn", **FIT, held_out_split="train").about
     train = oodbench.load_dataset("digits", split="train")
@@ -133,7 +133,7 @@ def test_a_detector_of_a_network_needs_one():
 def test_images_of_any_size_are_resized_as_in_training(fitted, digits):
     found = fitted("knn")
     large = torch.nn.functional.interpolate(digits.images[:6].float(), 24).to(torch.uint8)
-    wanted = torch.stack([oodbench.datasets.load.Fitted(large, (8, 8), "bilinear")[[row]][0] for row in range(6)])
+    wanted = torch.stack([oodbench.datasets.resize.Resized(large, (8, 8), "bilinear")[[row]][0] for row in range(6)])
     np.testing.assert_array_equal(found(large)[0], found(wanted)[0])
     np.testing.assert_array_equal(found(digits.images[:6, :1])[0], found(digits.images[:6])[0])  # grey
     np.testing.assert_array_equal(found(digits.images[:6].numpy())[0], found(digits.images[:6])[0])

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from oodbench.api import Results
+from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
-from oodbench.leaderboard.summary import COLUMNS
-from oodbench.leaderboard.table import render
-from oodbench.results import Cell, RunFolder
+from oodbench.results.folder import Cell
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def folder(tmp_path):
     """folder(cells, name, **settings) -> a run folder of these cells."""
 
     def make(cells, name="run", weights="0123456789", **settings):
-        found = RunFolder(tmp_path / name)
+        found = Results(tmp_path / name)
         settings |= {"weights": weights, "in-distribution images": "feed"}
         found.settle(settings, {})
         for cell in cells:
@@ -96,7 +97,7 @@ def test_what_a_suite_changed_is_said_once(folder):
 
 
 def test_a_variant_costs_what_its_detector_costs(folder):
-    from oodbench.results import cost_key
+    from oodbench.results.folder import cost_key
 
     found = folder([cell("gradcon", variant=v) for v in ("", "recon")])
     found.write_costs({cost_key("gradcon", {}, None): {"ms_per_image": 2.0, "overhead": 3.0, "peak_memory_mb": None}})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import oodbench
 from oodbench.errors import Unsuitable, UsageError
-from oodbench.gradients import inner_products, norms_and_products, parts, squared_norms
+from oodbench.gradients import factors, inner_products, norms_and_products, squared_norms
 from oodbench.gradients.losses import confounding, cross_entropy, mse, reconstruction
 from oodbench.models.build import build
 from oodbench.probe import Probe
@@ -134,8 +134,8 @@ def test_spatial_layers_in_float32(name):
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_spatial_layers(name, way, monkeypatch):
     if way != "by cost":
-        monkeypatch.setattr(parts.Correlation, f"_{way}_cost", -1.0)
-        monkeypatch.setattr(parts, "CHUNK_BYTES", 2**12)  # several chunks
+        monkeypatch.setattr(factors.Correlation, f"_{way}_cost", -1.0)
+        monkeypatch.setattr(factors, "CHUNK_BYTES", 2**12)  # several chunks
     torch.manual_seed(0)
     assert_exact(Network(SPATIAL[name]).double(), torch.rand(4, 3, 8, 8, dtype=torch.float64))
 

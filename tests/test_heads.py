@@ -19,7 +19,7 @@ from oodbench.heads import (
     MahalanobisDistance,
     StandardisedSquare,
     StandardisedSum,
-    goodness,
+    separation,
 )
 
 
@@ -97,9 +97,9 @@ def test_mahalanobis_distance_lets_constant_columns_tell(random):
 def test_goodness_is_auroc_or_tnr_at_95_tpr(random):
     inside, outside = random.normal(size=500), random.normal(1, 1, 400)
     pairs = (outside[:, None] > inside).mean()
-    assert goodness(inside, outside, "auroc") == pytest.approx(pairs)
+    assert separation(inside, outside, "auroc") == pytest.approx(pairs)
     accepts_95 = np.sort(inside)[int(np.ceil(0.95 * 500)) - 1]
-    assert goodness(inside, outside, "tnr95") == pytest.approx((outside > accepts_95).mean())
+    assert separation(inside, outside, "tnr95") == pytest.approx((outside > accepts_95).mean())
 
 
 @pytest.mark.parametrize("by", ["auroc", "tnr95"])
@@ -153,7 +153,7 @@ def test_logistic_learns_the_direction(random):
     fit, choose = sides(random, [-3.0], columns=2)  # anomalous images have the smaller statistics
     head = Logistic()
     head.fit(fit, choose, "auroc")
-    assert goodness(*(head.score(side) for side in choose), "auroc") > 0.99
+    assert separation(*(head.score(side) for side in choose), "auroc") > 0.99
 
 
 def test_logistic_survives_constant_columns(random):
@@ -163,7 +163,7 @@ def test_logistic_survives_constant_columns(random):
     head = Logistic()
     head.fit(fit, choose, "auroc")
     assert np.isfinite(head.score(choose[0])).all()
-    assert goodness(*(head.score(side) for side in choose), "auroc") > 0.85
+    assert separation(*(head.score(side) for side in choose), "auroc") > 0.85
 
 
 @pytest.mark.parametrize("kind", [Logistic, MLP])
@@ -245,8 +245,8 @@ def test_mlp_learns_what_no_line_parts(random):
     head, line = MLP(), Logistic()
     head.fit(fit, choose, "auroc")
     line.fit(fit, choose, "auroc")
-    assert goodness(*(head.score(side) for side in choose), "auroc") > 0.9
-    assert goodness(*(line.score(side) for side in choose), "auroc") < 0.65
+    assert separation(*(head.score(side) for side in choose), "auroc") > 0.9
+    assert separation(*(line.score(side) for side in choose), "auroc") < 0.65
 
 
 def test_mlp_gives_the_same_again_and_leaves_the_global_generator_alone(random):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import oodbench
 from oodbench import protocols
-from oodbench.conformance_task import easy_shift, easy_task, trained_classifier
+from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.introspective import Introspective, introspect
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.metrics import auroc

@@ -13,8 +13,8 @@ import pytest
 from oodbench import leaderboard
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.summary import COLUMNS, base, means, pivot
-from oodbench.leaderboard.table import render
+from oodbench.leaderboard.aggregate import COLUMNS, base, means, pivot
+from oodbench.leaderboard.formats import render
 
 FORMATS = ("table", "md", "csv", "json", "tex")
 PEOPLE = ("table", "md", "tex")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from oodbench import logistic
+from oodbench.heads import fit_logistic
 
 
 @pytest.mark.parametrize(("n", "columns", "shift"), [(60, 1, 0.0), (200, 5, 0.7), (150, 20, 0.5), (80, 3, 8.0)])
@@ -19,7 +19,7 @@ def test_it_is_scikit_learns(n, columns, shift, twin):
         x = np.c_[x, x[:, :1], np.zeros(n)]
     strengths = np.repeat([1e-4, 1.0, 1e4], 2)
     used = (random.random((6, n)) < 0.8).astype(float)
-    found = logistic.fit(x, target, used, strengths)
+    found = fit_logistic(x, target, used, strengths)
     with threadpool_limits(1):
         for weights, rows, strength in zip(found, used.astype(bool), strengths, strict=True):
             reference = LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-12, max_iter=10_000)
@@ -32,6 +32,6 @@ def test_one_regression_does_not_touch_another():
     random = np.random.default_rng(0)
     x, target = random.normal(size=(90, 4)), random.integers(0, 2, 90).astype(float)
     used, strengths = (random.random((3, 90)) < 0.7).astype(float), np.array([0.01, 1.0, 100.0])
-    together = logistic.fit(x, target, used, strengths)
-    alone = [logistic.fit(x, target, used[i : i + 1], strengths[i : i + 1])[0] for i in range(3)]
+    together = fit_logistic(x, target, used, strengths)
+    alone = [fit_logistic(x, target, used[i : i + 1], strengths[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, rtol=1e-9)

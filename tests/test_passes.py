@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import oodbench
-from oodbench import passes
+from oodbench import batching, passes
 from oodbench.errors import BadData, Unsuitable
 from oodbench.image_set import ImageSet
 
@@ -89,11 +89,11 @@ def stored():
 
 
 def pieces(size, batch_size):
-    return passes.pieces_of(np.arange(size), batch_size)
+    return batching.pieces_of(np.arange(size), batch_size)
 
 
 def test_pieces_cover_every_row_once():
-    assert [piece.tolist() for piece in passes.pieces_of(np.array([4, 2, 9, 0, 1]), 2)] == [[4, 2], [9, 0], [1]]
+    assert [piece.tolist() for piece in batching.pieces_of(np.array([4, 2, 9, 0, 1]), 2)] == [[4, 2], [9, 0], [1]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 100])
@@ -109,7 +109,7 @@ def test_statistics_do_not_depend_on_the_batch_size(make_classifier, stored, bat
 
 def test_rows_come_in_the_order_asked_for(stored):
     detector, rows = Mean(), np.array([7, 2, 2, 10])
-    found = passes.statistics({detector: [{}]}, None, stored, passes.pieces_of(rows, 3))[0][detector]
+    found = passes.statistics({detector: [{}]}, None, stored, batching.pieces_of(rows, 3))[0][detector]
     np.testing.assert_allclose(found[:, 0, 0], stored[rows].double().flatten(1).mean(1).numpy() / 255, rtol=1e-6)
 
 
@@ -117,18 +117,18 @@ def test_rows_come_in_the_order_asked_for(stored):
 @pytest.mark.parametrize("form", ["tensor", "set", "on-demand-0", "on-demand-2"])
 def test_every_way_to_the_images_gives_the_same_batches(monkeypatch, classifier, stored, form, resident):
     if not resident:
-        monkeypatch.setattr(passes, "RESIDENT_BYTES", 0)
+        monkeypatch.setattr(batching, "RESIDENT_BYTES", 0)
     source = {"tensor": stored, "set": ImageSet(stored)}.get(form) if "on" not in form else ImageSet(OnDemand(stored))
     workers = 2 if form.endswith("2") else 0
-    found = list(passes.batches(source, classifier, pieces(11, 4), workers))
+    found = list(batching.batches(source, classifier, pieces(11, 4), workers))
     assert [rows.tolist() for rows, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert torch.equal(torch.cat([batch for _, batch in found]), stored.float() / 255)
 
 
 def test_batches_have_the_networks_dtype(make_classifier, stored):
-    _, batch = next(passes.batches(stored, make_classifier(dtype=torch.float64), pieces(11, 4)))
+    _, batch = next(batching.batches(stored, make_classifier(dtype=torch.float64), pieces(11, 4)))
     assert torch.equal(batch, stored[:4].double() / 255)
-    _, batch = next(passes.batches(stored, None, pieces(11, 4)))
+    _, batch = next(batching.batches(stored, None, pieces(11, 4)))
     assert batch.dtype == torch.float32
 
 

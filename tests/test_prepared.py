@@ -16,8 +16,8 @@ from oodbench import protocols, state
 from oodbench.errors import BadData, NotFitted, OodbenchError
 from oodbench.image_set import ImageSet
 from oodbench.paths import cache_root
-from oodbench.prepared import key_of, prepare
 from oodbench.progress import Progress
+from oodbench.training_cache import key_of, prepare
 from oodbench.training_set import TrainingSet
 
 

@@ -12,10 +12,10 @@ import pytest
 from oodbench import cli
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape, severity_plot
+from oodbench.leaderboard.aggregate import COLUMNS, EXTRA, MAIN, corruptions_of
+from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.severity import BLOCKS, curves, sections, severity, sparkline
 from oodbench.leaderboard.severity_plot import FORMATS, draw
-from oodbench.leaderboard.summary import COLUMNS, EXTRA, MAIN, corruptions_of
-from oodbench.leaderboard.table import render
 
 HOSTILE = "$\\frac{1}{0}$ <script>alert(1)</script>\x1b--&\u202e"
 
@@ -232,7 +232,9 @@ def test_unknown_format_gets_one_line(small):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    code = "import sys, oodbench.leaderboard.table, oodbench.leaderboard.severity_plot; assert 'matplotlib' not in sys.modules"
+    code = (
+        "import sys, oodbench.leaderboard.formats, oodbench.leaderboard.severity_plot; assert 'matplotlib' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import oodbench
-from oodbench import thresholds
 from oodbench.detector import Detector
 from oodbench.errors import UsageError
-from oodbench.fitted import load_fitted
+from oodbench.inference import thresholds
+from oodbench.inference.fitted import load_fitted
 from oodbench.progress import Progress
 
 PIXELS = {"model": None, "dataset": "digits"}

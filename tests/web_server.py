@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from oodbench.datasets.download import Patience
+from oodbench.datasets.fetching.download import Patience
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = f"md5:{hashlib.md5(BODY).hexdigest()}"

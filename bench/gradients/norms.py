@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 from oodbench.errors import UsageError
 from oodbench.gradients.coverage import SAMPLES, coverage_of, norms_one_by_one, rounding
+from oodbench.gradients.factors import GradientFactors
 from oodbench.gradients.losses import Loss, loss_of
-from oodbench.gradients.parts import Part
 from oodbench.gradients.record import Recorder
 from oodbench.gradients.slow import slowly
 from oodbench.registry import unknown
@@ -104,7 +104,7 @@ class Recording:
         directions = {self._prefix + name: direction for name, direction in directions.items()}
         products: Norms = {name: outputs.new_zeros(len(outputs)) for name in directions}
 
-        def take(name: str, part: Part, rows: slice = slice(None)) -> None:
+        def take(name: str, part: GradientFactors, rows: slice = slice(None)) -> None:
             norms[name][rows] = part.squared_norms()
             if name in directions:
                 products[name][rows] = part.inner_products(directions[name])

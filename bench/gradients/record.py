@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from oodbench.gradients.parts import Explicit, Part
+from oodbench.gradients.factors import Explicit, GradientFactors
 from oodbench.gradients.rules import ELEMENTWISE, RULES, Use
 
-Sink = Callable[[str, Part], None]
+Sink = Callable[[str, GradientFactors], None]
 
 
 class Recorder(TorchFunctionMode):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oodbench.errors import Unsuitable
-from oodbench.gradients.parts import Correlation, Explicit, Lookup, Outer, Part
+from oodbench.gradients.factors import Correlation, Explicit, GradientFactors, Lookup, Outer
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Use:
 
     x: Tensor
     parameters: dict[str, Tensor | None]
-    parts: Callable[[Tensor], dict[str, Part]]
+    parts: Callable[[Tensor], dict[str, GradientFactors]]
     per_sample: bool = True
     call: Callable[[], Tensor] | None = None
 
@@ -44,7 +44,7 @@ def _bias(g: Tensor) -> Explicit:
 
 
 def linear(samples: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use:
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         g = g.reshape(samples, -1, weight.shape[0])
         return {"weight": Outer(input.reshape(samples, -1, weight.shape[1]), g), "bias": Explicit(g.sum(1))}
 
@@ -67,7 +67,7 @@ def conv2d(
     else:
         top, left = _pair(padding)
 
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         return {"weight": Correlation(input, g, kernel, stride, (left, top), dilation, groups), "bias": _bias(g)}
 
     return Use(input, {"weight": weight, "bias": bias}, parts)
@@ -88,7 +88,7 @@ def conv1d(
     padding = padding if isinstance(padding, str) else (0, _pair(padding)[0])
     use = conv2d(samples, input[:, :, None], weight[:, :, None], bias, flat[0], padding, flat[1], groups)
 
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         return use.parts(g[:, :, None])
 
     return Use(input, {"weight": weight, "bias": bias}, parts)
@@ -108,7 +108,7 @@ def conv_transpose2d(
     """A convolution with what went in and what came back in exchanged roles."""
     top, left = _pair(padding)
 
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         weights = Correlation(g, input, _pair(weight.shape[2:]), _pair(stride), (left, top), _pair(dilation), groups)
         return {"weight": weights, "bias": _bias(g)}
 
@@ -145,7 +145,7 @@ def batch_norm(
         raise Unsuitable("normalises images by their batch (BatchNorm without running statistics): no gradient is one image's")
     mean, scale = running_mean, (running_var + eps).rsqrt()
 
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         g, x = (tensor.flatten(2) if tensor.dim() > 2 else tensor[:, :, None] for tensor in (g, input))
         total = g.sum(2)
         return {"weight": Explicit(((g * x).sum(2) - mean * total) * scale), "bias": Explicit(total)}
@@ -165,7 +165,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Use:
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         standard = F.layer_norm(input, list(normalized_shape), eps=eps)
         g = g.reshape(samples, -1, *normalized_shape)
         return {"weight": Explicit((g * standard.view_as(g)).sum(1)), "bias": Explicit(g.sum(1))}
@@ -176,7 +176,7 @@ def layer_norm(
 def group_norm(
     samples: int, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Use:
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         return {"weight": _bias(g * F.group_norm(input, num_groups, eps=eps)), "bias": _bias(g)}
 
     return Use(input, {"weight": weight, "bias": bias}, parts)
@@ -197,7 +197,7 @@ def embedding(
         raise Unsuitable("has an embedding with max_norm or scale_grad_by_freq: no gradient is one image's")
     row = -1 if padding_idx is None else padding_idx % len(weight)
 
-    def parts(g: Tensor) -> dict[str, Part]:
+    def parts(g: Tensor) -> dict[str, GradientFactors]:
         index = input.reshape(samples, -1)
         return {"weight": Lookup(torch.where(index == row, -1, index), g.reshape(samples, -1, weight.shape[1]))}
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from oodbench.errors import Unsuitable, reason
-from oodbench.gradients.parts import CHUNK_BYTES, Explicit
+from oodbench.gradients.factors import CHUNK_BYTES, Explicit
 
 Gradients = dict[str, Tensor]
 

@@ -23,11 +23,11 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from oodbench.batching import synchronise
 from oodbench.gradients import squared_norms
 from oodbench.gradients.losses import confounding
 from oodbench.models.build import build
 from oodbench.models.device import resolve_device
-from oodbench.passes import synchronise
 
 TIME_BAR, ERROR_BAR, MEMORY_BAR = 3.5, 1e-6, 4096  # forward passes, relative error, MiB
 ONES = confounding(1.0)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oodbench import engine, passes, protocols
+import oodbench
+from oodbench import batching, protocols
 from oodbench.datasets.load import load_dataset
 from oodbench.models.load import load_model
 from oodbench.suite import load_suite
@@ -30,9 +31,9 @@ def bare_pass(classifier, image_sets, batch_size):
     start = time.perf_counter()
     with torch.inference_mode():
         for images in image_sets:
-            for _, batch in passes.batches(images, classifier, passes.pieces_of(np.arange(len(images)), batch_size)):
+            for _, batch in batching.batches(images, classifier, batching.pieces_of(np.arange(len(images)), batch_size)):
                 classifier(batch)
-    passes.synchronise(classifier.device)
+    batching.synchronise(classifier.device)
     return time.perf_counter() - start
 
 
@@ -60,7 +61,7 @@ def main():
         before = bare_pass(classifier, test, suite.batch_size), bare_pass(classifier, train, suite.batch_size)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            engine.run(
+            oodbench.run(
                 suite,
                 detectors=DETECTORS,
                 datasets=read,

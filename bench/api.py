@@ -1,0 +1,83 @@
+"""The Python interface of whole runs: ``oodbench.run`` and what it returns."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oodbench.engine import run as engine
+from oodbench.leaderboard import gather
+from oodbench.progress import Progress
+from oodbench.results.folder import RunFolder
+from oodbench.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results(RunFolder):
+    """The run folder of a finished run, with its results as a DataFrame."""
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``."""
+        return gather.frame_of(self)
+
+
+def run(
+    suite: str | Path | Suite = "digits",
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    detectors: Sequence[str] | None = None,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    datasets: Sequence[str] | None = None,
+    protocols: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int = 0,
+    seed: int | None = None,
+    limit: int | None = None,
+    fresh: bool = False,
+    measure_costs: bool = True,
+    progress: Progress | None = None,
+) -> Results:
+    """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
+
+    Args:
+        suite: the name of a suite in the package, a TOML file, or a ``Suite``.
+        model, detectors, datasets, protocols, seed, batch_size: replace what the suite says.
+        weights: the model's weights file; by default the one under the data root.
+        parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
+        data: the data root; by default ``$OODBENCH_DATA`` or the user's cache folder.
+        out: the run folder, by default ``runs/<suite>``. An existing run is resumed; ``fresh`` starts over.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
+        limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
+        measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
+
+    Raises UsageError for unknown names, and MissingData where the in-distribution set or the weights are absent.
+    """
+    chosen = suite if isinstance(suite, Suite) else load_suite(suite)
+    chosen = chosen.override(
+        model=model,
+        detectors=detectors,
+        parameters=parameters,
+        datasets=datasets,
+        protocols=protocols,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    folder = engine.run(
+        chosen,
+        weights=weights,
+        data=data,
+        out=out,
+        device=device,
+        workers=workers,
+        limit=limit,
+        fresh=fresh,
+        measure_costs=measure_costs,
+        progress=progress,
+    )
+    return Results(folder.path)

@@ -1,0 +1,55 @@
+"""``oodbench check``: conformance of a detector or data set, anyone's."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Parameters,
+    add_plugins,
+    check_names,
+    find_in_working_folder,
+    read_parameters_of,
+)
+from oodbench.errors import UsageError
+
+
+def check(
+    name: Annotated[str | None, typer.Argument(help="A detector or data set; by default that of --plugin.")] = None,
+    family: Annotated[
+        Literal["detectors", "datasets"] | None, typer.Option(help="Which is meant, where both have the name.")
+    ] = None,
+    param: Parameters = [],  # noqa: B006
+    plugin: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    data: Data = None,
+    debug: Debug = False,
+) -> None:
+    """Whether a detector or data set keeps its contract, check by check. Exits with 1 where a check fails."""
+    if plugin:
+        find_in_working_folder(plugin)
+        added = add_plugins([plugin])[0]
+        name = name or added
+    if not name:
+        raise UsageError("check what? name a detector or data set, or give --plugin MODULE:CLASS")
+    from oodbench import conformance
+
+    family = family or conformance.family_of(name)
+    parameters = read_parameters_of(name, param)
+    if family == "detectors":
+        check_names([name], [], [], {name: parameters})
+    outcomes = []
+    for outcome in conformance.check(name, family, parameters=parameters, data=data):
+        outcomes.append(outcome)
+        if not as_json:
+            print(f"{outcome.outcome}  {outcome.check:22} {outcome.reason}", flush=True)
+    if as_json:
+        print(json.dumps([{"name": name, "family": family, **outcome._asdict()} for outcome in outcomes], indent=1))
+    else:
+        counts = [sum(outcome.outcome == kind for outcome in outcomes) for kind in ("pass", "fail", "skip")]
+        print("{}: {} checks passed, {} failed, {} skipped".format(name, *counts))
+    if any(outcome.outcome == "fail" for outcome in outcomes):
+        raise typer.Exit(1)

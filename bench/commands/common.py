@@ -1,0 +1,100 @@
+"""What the commands share: the application, options of several commands, and checks of names before torch is imported."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oodbench.datasets.name import FOLDER, base_of
+from oodbench.errors import UsageError
+
+_debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+def debugging() -> bool:
+    """Whether ``--debug`` was given."""
+    return _debug
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
+Data = Annotated[Path | None, typer.Option(help="Data root; by default $OODBENCH_DATA, or the user's cache folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Parameters = Annotated[list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="A hyper-parameter: knn.k=10.")]
+Plugins = Annotated[list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers.")]
+
+
+def find_in_working_folder(*targets: str) -> None:
+    """Let ``module:object`` be a module that lies there; last, for it must not hide an installed package."""
+    if any(":" in target for target in targets):
+        sys.path.append(str(Path.cwd()))
+
+
+def add_plugins(targets: list[str]) -> list[str]:
+    """Register ``module:Class`` detectors for this process; their names."""
+    from oodbench import registry
+
+    return [registry.add_plugin(target) for target in targets]
+
+
+def check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
+    """A misspelt name is said before torch is imported; another package's hyper-parameters are known only after."""
+    from oodbench import registry
+
+    for name in detectors:
+        record = registry.find("detectors", name)
+        if record.distribution == "oodbench":
+            registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
+    for name in datasets:
+        base = base_of(name)
+        if base != FOLDER:
+            registry.find("datasets", base)
+    for name in models:
+        if ":" not in name:
+            registry.find("models", name)
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for a name that no device has."""
+    if name.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device '{name}' (auto, cpu, cuda or cuda:N)")
+
+
+def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``knn.k=10`` -> {"knn": {"k": 10}}; a value that is no JSON stays text."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        detector, dot, parameter = name.rpartition(".")
+        if not (equals and dot and detector and parameter):
+            raise UsageError(f"--param takes DETECTOR.NAME=VALUE, not '{text}'")
+        try:
+            found.setdefault(detector, {})[parameter] = json.loads(value)
+        except ValueError:
+            found.setdefault(detector, {})[parameter] = value
+    return found
+
+
+def read_parameters_of(detector: str, given: list[str]) -> dict[str, Any]:
+    """Those of the one detector that a command is about. Raises UsageError for another's."""
+    found = read_parameters(given)
+    if others := sorted(found.keys() - {detector}):
+        raise UsageError(f"--param {others[0]}.…: this is about {detector}; write {detector}.NAME=VALUE")
+    return found.get(detector, {})
+
+
+def terminal_width() -> int:
+    return shutil.get_terminal_size((160, 50)).columns
+
+
+def print_text(text: str) -> None:
+    from oodbench.leaderboard import escape
+
+    print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")

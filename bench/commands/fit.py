@@ -1,0 +1,82 @@
+"""``oodbench fit``: store a fitted detector with its threshold."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Device,
+    Parameters,
+    Plugins,
+    add_plugins,
+    check_device,
+    check_names,
+    find_in_working_folder,
+    read_parameters_of,
+)
+from oodbench.errors import UsageError
+
+
+def fit(
+    detector: Annotated[str, typer.Argument(help="A name of `oodbench list detectors`.")],
+    dataset: Annotated[str, typer.Option(help="The in-distribution set, with a train split.")],
+    out: Annotated[Path, typer.Option(help="Where it goes, safetensors.")],
+    model: Annotated[str | None, typer.Option(help="The network; none for a detector that reads images alone.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of new in-distribution images to be flagged at most.")] = 0.05,
+    held_out: Annotated[str, typer.Option(help="Split that the threshold is drawn from; train keeps a tenth of it.")] = "test",
+    param: Parameters = [],  # noqa: B006
+    size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    data: Data = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of what is held out, and of training.")] = 0,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Fit a detector, and store it with the threshold that flags, on average, at most a given share of new images.
+
+    The last line is the file; `oodbench score` takes it.
+    """
+    find_in_working_folder(*plugin, model or "")
+    add_plugins(plugin)
+    parameters = read_parameters_of(detector, param)
+    check_names([detector], [dataset], [model] if model else [], {detector: parameters})
+    check_device(device)
+    if not 0 < false_alarms < 1:
+        raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
+    from oodbench.inference import thresholds
+    from oodbench.models.device import resolve_device
+    from oodbench.progress import terminal_progress
+
+    with terminal_progress() as progress:
+        fitted = thresholds.fit(
+            detector,
+            model=model,
+            dataset=dataset,
+            weights=weights,
+            false_alarms=false_alarms,
+            parameters=parameters,
+            held_out_split=held_out,
+            size=size,
+            data=data,
+            device=str(resolve_device(device)),
+            seed=seed,
+            progress=progress,
+        )
+    fitted.save(out)
+    alarms, cost = fitted.about.false_alarms, fitted.cost
+    times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
+    print(
+        f"threshold     {fitted.threshold:.6g}, from {alarms.drawn_from:,} held-out images\n"
+        f"false alarms  at most {alarms.asked:.2%} asked; {alarms.measured:.2%} of {alarms.measured_on:,} other held-out images"
+        f" (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
+        f"cost          {cost['ms_per_image']:.3g} ms an image{times}\n"
+        f"{out}"
+    )

@@ -1,0 +1,39 @@
+"""``oodbench leaderboard``: the tables of one or more runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from oodbench.commands.common import Debug, print_text, terminal_width
+from oodbench.errors import UsageError
+
+
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    format: Annotated[
+        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold a row a cell.")
+    ] = "table",
+    out: Annotated[Path | None, typer.Option(help="A file instead of standard output.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves: a .png, .svg or .pdf.")] = None,
+    debug: Debug = False,
+) -> None:
+    """The leaderboard of one or more runs."""
+    if missing := [path for path in runs if not (path / "run.json").is_file()]:
+        raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
+    from oodbench import state
+    from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.gather import gather
+    from oodbench.results.folder import RunFolder
+
+    frame, notes = gather([RunFolder(path) for path in runs])
+    if plot is not None:
+        from oodbench.leaderboard.severity_plot import draw
+
+        state.write_atomically(plot, draw(frame, plot.suffix.removeprefix(".")))
+    if out is not None:
+        state.write_atomically(out, render(frame, format, notes=notes).encode())
+    elif format in ("csv", "json"):
+        print(render(frame, format), end="")
+    else:
+        print_text(render(frame, format, width=terminal_width(), notes=notes))

@@ -1,0 +1,109 @@
+"""``oodbench run``: run a suite and print the leaderboard."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Device,
+    Parameters,
+    add_plugins,
+    check_device,
+    check_names,
+    find_in_working_folder,
+    print_text,
+    read_parameters,
+    terminal_width,
+)
+
+
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or a TOML file.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="Instead of the suite's model.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
+    detector: Annotated[list[str], typer.Option(help="Only these; repeat for several.")] = [],  # noqa: B006
+    param: Parameters = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(help="Only these sets; repeat for several.")] = [],  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift, transfer; repeat for several.")] = [],  # noqa: B006
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. A run there is resumed.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode large sets.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of splits, limits and generated sets.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each test set.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that lies there, and start over.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a cell was skipped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    plugin: Annotated[
+        list[str], typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
+    ] = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Run every detector of a suite against every set of it, and print the leaderboard.
+
+    The last line is the run folder. Exits with 1 where a cell failed.
+    """
+    from oodbench.suite import load_suite
+
+    find_in_working_folder(*plugin, model or "")
+    chosen = load_suite(suite)
+    detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
+    chosen = chosen.override(
+        model=model,
+        detectors=detectors,
+        parameters=read_parameters(param),
+        datasets=dataset,
+        protocols=protocol,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    sets = [chosen.in_distribution, *chosen.each_set()]
+    check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
+    check_device(device)
+    from oodbench.engine.run import plan
+    from oodbench.engine.run import run as run_suite
+    from oodbench.progress import terminal_progress
+
+    if dry_run:
+        for line in plan(chosen, data=data, out=out, limit=limit):
+            print(line)
+        return
+    with terminal_progress() as progress:
+        folder = run_suite(
+            chosen,
+            weights=weights,
+            data=data,
+            out=out,
+            device=device,
+            workers=workers,
+            limit=limit,
+            fresh=fresh,
+            progress=progress,
+        )
+    _print_results(folder)
+    print(folder.path)
+    asked = {one.name for one in chosen.tested_sets()}
+    statuses = {
+        cell.status
+        for cell in folder.cells()
+        if cell.detector in chosen.detectors and cell.set_name in asked and cell.protocol in chosen.protocols
+    }
+    if "failed" in statuses or (strict and "skipped" in statuses):
+        raise typer.Exit(1)
+
+
+def _print_results(folder: Any) -> None:
+    """The leaderboard, and where the picture of the severity curves lies, if levels were run."""
+    from oodbench.leaderboard import severity
+    from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.severity_plot import draw
+
+    frame, notes = gather([folder])
+    print_text(render(frame, "table", width=terminal_width(), notes=notes) + "\n")
+    if len(severity.curves(frame).dropna(axis=1, how="all").columns) > 1:
+        print(f"severity curves: {folder.write_severity(draw(frame, 'png'))}")

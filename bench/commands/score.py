@@ -1,0 +1,75 @@
+"""``oodbench score``: scores and verdicts of image files."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from oodbench.commands.common import Data, Debug, Device, Plugins, add_plugins, check_device, find_in_working_folder
+from oodbench.errors import MissingData
+
+if TYPE_CHECKING:
+    from oodbench.inference.score_files import Row
+
+Format = Literal["table", "csv", "json"]
+
+
+def score(
+    file: Annotated[Path, typer.Argument(help="What `oodbench fit` wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, and folders of them.")],
+    format: Annotated[Format, typer.Option(help="json writes a line an image.")] = "table",
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, where they have moved.")] = None,
+    trust_model: Annotated[bool, typer.Option("--trust-model", help="Import the file's model `module:function`.")] = False,
+    data: Data = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Path, score and verdict of each image, `ok` or `anomalous`. Exits with 1 where an image cannot be read."""
+    check_device(device)
+    if not file.is_file():
+        raise MissingData(f"no such file: {file}; make one with oodbench fit")
+    find_in_working_folder(*plugin, ":" if trust_model else "")
+    add_plugins(plugin)
+    from oodbench.inference.fitted import load_fitted
+    from oodbench.inference.score_files import ANOMALOUS, score_files
+
+    fitted = load_fitted(file, weights=weights, data=data, device=device, batch_size=batch_size, trust_model=trust_model)
+    unreadable = anomalous = count = 0
+
+    def counted() -> Iterable["Row"]:
+        nonlocal unreadable, anomalous, count
+        for row in score_files(fitted, images, batch_size):
+            count += 1
+            unreadable += row.score is None
+            anomalous += row.verdict == ANOMALOUS
+            yield row
+
+    _print_rows(counted(), format)
+    note = f"{anomalous:,} of {count:,} images are anomalous: their score is above {fitted.threshold:.6g}"
+    print(note + (f"; {unreadable:,} cannot be read" if unreadable else ""), file=sys.stderr)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _print_rows(rows: Iterable["Row"], format: Format) -> None:
+    """Rows alone, on standard output; csv and json as they come."""
+    if format == "json":
+        for row in rows:
+            print(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), flush=True)
+    elif format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "score", "verdict", "reason"])
+        for row in rows:
+            writer.writerow(["" if value is None else value for value in row])
+            sys.stdout.flush()
+    else:
+        from tabulate import tabulate
+
+        table = [[row.path, "–" if row.score is None else f"{row.score:.6g}", row.verdict or f"– {row.reason}"] for row in rows]
+        print(tabulate(table, ["path", "score", "verdict"], "simple", disable_numparse=True))

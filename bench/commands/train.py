@@ -1,0 +1,41 @@
+"""``oodbench train``: train a network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oodbench.commands.common import Data, Debug, Device, check_device, check_names, find_in_working_folder
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="A name of `oodbench list models`.")],
+    dataset: Annotated[str, typer.Option(help="A set with labels and a train split.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go, safetensors.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    data: Data = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train a model; a killed training goes on where it stopped. The last line is the file."""
+    find_in_working_folder(model)
+    check_names([], [dataset], [model], {})
+    check_device(device)
+    from oodbench.datasets.load import load_dataset
+    from oodbench.models import train as training
+
+    training.train(
+        model,
+        load_dataset(dataset, data=data, split="train", size=size),
+        out=out,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=learning_rate,
+        device=device,
+        seed=seed,
+    )
+    print(out)

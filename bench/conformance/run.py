@@ -1,0 +1,81 @@
+"""``oodbench check NAME``: whether a detector or data set, ours or anyone's, keeps its contract, check by check.
+
+The checks of detectors stand in ``detectors``, those of data sets in ``datasets``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from oodbench import paths, registry
+from oodbench.conformance.outcomes import Failed, Outcome, Skipped
+from oodbench.datasets.name import base_of
+from oodbench.errors import UsageError, reason
+
+Family = Literal["detectors", "datasets"]
+FAMILIES: tuple[Family, ...] = ("detectors", "datasets")
+
+Subject = TypeVar("Subject")
+
+
+def check(
+    name: str,
+    family: Family | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
+) -> Iterator[Outcome]:
+    """The outcome of each check of a detector or data set, one after the other.
+
+    Args:
+        name: of a detector, or of a data set as ``load_dataset`` takes it.
+        family: ``detectors`` or ``datasets``; by default the one that has this name.
+        parameters: hyper-parameters of a detector, instead of its own and those that make its training short.
+        data: the data root.
+
+    Raises UsageError for a name that neither or both families have.
+    """
+    family = family or family_of(name)
+    data = paths.data_root(data)
+    if family == "detectors":
+        from oodbench.conformance import detectors
+
+        with paths.separate_cache(data):
+            subject = detectors.subject(name, parameters or {})
+            yield from run(detectors.CHECKS, subject)
+    else:
+        from oodbench.conformance import datasets
+
+        if parameters:
+            raise UsageError(f"{name} is a data set, which has no parameters; leave out --param")
+        yield from run(datasets.CHECKS, datasets.Subject(name, data))
+
+
+def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Iterator[Outcome]:
+    """What each check says of the subject."""
+    for name, does in checks.items():
+        try:
+            yield Outcome(name, "pass", does(subject))
+        except Skipped as error:
+            yield Outcome(name, "skip", str(error))
+        except Failed as error:
+            yield Outcome(name, "fail", str(error))
+        except Exception as error:  # the subject is anyone's code
+            yield Outcome(name, "fail", reason(error))
+
+
+def family_of(name: str) -> Family:
+    """Whether a name is a detector's or a data set's. Raises UsageError for one that neither or both have."""
+    base = base_of(name)
+    known: dict[Family, set[str]] = {family: set(registry.records(family)) for family in FAMILIES}
+    found: list[Family] = [f for f in FAMILIES if (name if f == "detectors" else base) in known[f]]
+    if base == "folder" and not found:
+        return "datasets"
+    if len(found) == 2:
+        raise UsageError(f"'{name}' is a detector and a data set; say which with --family detectors or --family datasets")
+    if not found:
+        both = known["detectors"] | known["datasets"]
+        raise UsageError(
+            registry.unknown("detector or data set", name, both, "oodbench list detectors, oodbench list datasets")
+        )
+    return found[0]

@@ -1,0 +1,173 @@
+"""Watches a detector fit and score, and says what it changed that is not its own."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oodbench import classifier as network
+from oodbench import gradients, probe
+from oodbench.classifier import Classifier
+from oodbench.conformance import task
+from oodbench.detector import Detector
+from oodbench.probe import Probe
+
+PROBE = probe.__file__
+# Whose frames lie between the network and who runs it.
+RUN_FOR_OTHERS = tuple(
+    str(path)
+    for path in (
+        *(Path(str(package.__file__)).parent for package in (torch, gradients)),
+        *(module.__file__ for module in (network, task)),
+    )
+)
+
+
+@dataclass
+class Watched:
+    """What a fit and a score left changed, in words, how many batches were scored with labels in the probe, and own passes."""
+
+    of_classifier: list[str] = field(default_factory=list)
+    of_others: list[str] = field(default_factory=list)
+    labels_seen: int = 0
+    own_passes: list[str] = field(default_factory=list)  # modules of the network that ran, and not for the probe
+
+
+def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Tensor, test: Tensor) -> Watched:
+    """Fit a detector of the same class on ``train`` with ``labels``, and score ``test``, (N, C, H, W) each."""
+    watched = Watched()
+    spied = _spied(type(detector), watched)(**detector.parameters())
+    spied.name = detector.name
+    given = {"training images": train.clone(), "labels": labels.clone(), "test images": test.clone()}
+    with other_randomness():  # a state that no seed of the detector's own has left behind
+        network, surroundings = _of_classifier(classifier), _of_surroundings()
+        spied.fit(classifier, given["training images"], given["labels"])
+        spied.score(classifier, given["test images"])
+        watched.of_classifier += _changed(network, _of_classifier(classifier))
+        watched.of_others += _changed(surroundings, _of_surroundings())
+    watched.of_others += _changed({"training images": train, "labels": labels, "test images": test}, given)
+    return watched
+
+
+def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
+    """The class, noting what its methods do to the probe that they share with others."""
+
+    def statistics(self: Detector, probe: Probe) -> Tensor:
+        watched.labels_seen += probe.labels is not None
+        with _images_kept(probe, watched), _passes_seen(probe, watched):
+            return kind.statistics(self, probe)
+
+    def observe(self: Detector, probe: Probe) -> None:
+        with _images_kept(probe, watched), _passes_seen(probe, watched):
+            kind.observe(self, probe)
+
+    members: dict[str, Any] = {"statistics": statistics, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    if kind.observe is not Detector.observe:  # whether a detector observes is seen by whether it has the method
+        members["observe"] = observe
+    return type(kind.__name__, (kind,), members)
+
+
+@contextmanager
+def _images_kept(probe: Probe, watched: Watched) -> Iterator[None]:
+    before = probe.images.clone()
+    yield
+    if not torch.equal(before, probe.images) and "the probe's images" not in watched.of_others:
+        watched.of_others.append("the probe's images")
+
+
+@contextmanager
+def _passes_seen(probe: Probe, watched: Watched) -> Iterator[None]:
+    """Notes each module of the network that runs, where it is not this probe that runs it, or one made of it."""
+    if probe._classifier is None:
+        yield
+        return
+
+    def note(name: str, own: nn.Module) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if module is own and not _run_by(probe):  # a copy, as of an ensemble's members, takes the hook along
+                watched.own_passes.append(name)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in probe._classifier.named_modules():
+            hooks.callback(module.register_forward_pre_hook(note(name or "the whole network", module)).remove)
+        yield
+
+
+def _run_by(probe: Probe) -> bool:
+    """Whether the innermost caller that is neither the network, torch nor a rule of gradients is a method of this probe."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == PROBE and isinstance(runs := frame.f_locals.get("self"), Probe):
+            return any(runs is one for one in _with_steps(probe))
+        if file != PROBE and not file.startswith(RUN_FOR_OTHERS):
+            return False
+        frame = frame.f_back
+    return True  # a thread of autograd's
+
+
+def _with_steps(probe: Probe) -> Iterator[Probe]:
+    """A probe and those of its perturbed images."""
+    yield probe
+    for value in list(probe._memo.values()):
+        if isinstance(value, Probe) and value is not probe:
+            yield from _with_steps(value)
+
+
+def _of_classifier(classifier: Classifier) -> dict[str, Any]:
+    modules, parameters = dict(classifier.named_modules()), dict(classifier.named_parameters())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "weights or buffers": classifier.weights_hash,
+        "modules": {name: type(module) for name, module in modules.items()},
+        "training flags": {name: module.training for name, module in modules.items()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in parameters.items()},
+        "gradients": {name: parameter.grad is None for name, parameter in parameters.items()},
+        "dtype or device": {name: (parameter.dtype, parameter.device) for name, parameter in parameters.items()},
+        "hooks": {name: [len(getattr(module, kind)) for kind in hooks] for name, module in modules.items()},
+    }
+
+
+def _of_surroundings() -> dict[str, Any]:
+    numpy_state: Any = np.random.get_state()
+    return {
+        "torch's random state": torch.get_rng_state(),
+        "CUDA's random state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.zeros(0),
+        "numpy's random state": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
+        "python's random state": random.getstate(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's number of threads": torch.get_num_threads(),
+    }
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    def equal(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+    return [name for name in before if not equal(before[name], after[name])]
+
+
+@contextmanager
+def other_randomness() -> Iterator[None]:
+    """Another global random state than outside, which is as before in the end."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(12345)
+        np.random.seed(12345)
+        random.seed(12345)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,1 @@
+"""Runs a suite: loads it, fits its detectors, scores its sets and measures what each detector costs."""

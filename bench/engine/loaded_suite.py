@@ -1,0 +1,269 @@
+"""What a run works on: the detectors, sets and model of a suite, loaded.
+
+What the whole run hangs on, the in-distribution set and the weights, raises; another set that cannot be read and a
+detector that cannot be built are kept with the reason, for their cells to say it.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from oodbench import protocols
+from oodbench.classifier import Classifier
+from oodbench.datasets import load
+from oodbench.datasets.adversarial.adversarial_sets import resolve
+from oodbench.datasets.name import parse
+from oodbench.detector import Detector, load_detector
+from oodbench.errors import BadData, Unsuitable, UsageError, reason
+from oodbench.heads import HEADS
+from oodbench.image_set import ImageSet
+from oodbench.progress import Progress
+from oodbench.registry import unknown
+from oodbench.results.folder import row_name
+from oodbench.suite import Suite, TestSet
+
+
+class Row(NamedTuple):
+    """A row of the leaderboard: a detector, or one of its variants, under one protocol."""
+
+    detector: str
+    protocol: str
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return row_name(self.detector, self.variant)
+
+
+@dataclass
+class Pairing:
+    """One set against the in-distribution one; ``images`` is None where it could not be read, and ``error`` says why."""
+
+    name: str  # as asked, with its level
+    kind: str
+    images: ImageSet | None
+    error: Exception | None = None
+
+
+class LoadedSuite:
+    """A suite, loaded.
+
+    detectors: by name; broken: why a detector could not be built, by name.
+    train, inside: the in-distribution training and test images. size: pixels a side, of all images.
+    classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, if so.
+    pairings: after ``load_pairings``, the sets tested, in the suite's order; those that are attacked after ``attack``.
+    source: the set that transfer learns from, one of the pairings or not; None without that protocol.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        progress: Progress,
+        *,
+        data: str | Path | None = None,
+        limit: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
+        self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
+        self._originals: dict[tuple[Any, ...], ImageSet] = {}
+        self._to_attack: list[tuple[Pairing, TestSet]] = []
+        self.detectors: dict[str, Detector] = {}
+        self.broken: dict[str, Exception] = {}
+        for name in suite.detectors:
+            try:
+                self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
+            except UsageError:
+                raise
+            except Exception as error:
+                self.broken[name] = error
+                progress.say(f"{name}: {reason(error)}")
+        for one in suite.each_set().values():  # before anything long: what is misspelt is said now
+            parsed = parse(one.name)
+            if parsed.attack:
+                resolve(parsed.attack, one.settings)
+            elif one.settings:
+                raise UsageError(f"{one.name}: settings are for attacks ({', '.join(one.settings)}); leave them out")
+        progress.stage("loading the sets")
+        self.size = suite.size
+        inside = TestSet(name=suite.in_distribution)
+        self.train = self._original(inside, suite.train_split, None, progress)
+        self.size = suite.size or int(self.train.images.shape[-1])
+        self.inside = self._original(inside, suite.test_split, limit, progress)
+        if protocols.shares_images(self.train, self.inside):
+            raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
+        for images in (self.train, self.inside):
+            images.clean = images.images  # their own clean twins
+        self.pairings: list[Pairing] = []
+        self.source: Pairing | None = None
+        self.classifier: Classifier | None = None
+        self.weights_hash = ""
+        self.device = torch.device("cpu")
+        self.unsuitable: Unsuitable | None = None
+
+    def load_model(self, weights: str | Path | None, device: torch.device) -> None:
+        """Raises where the weights are absent, or the network's logits are not finite."""
+        from oodbench.models.load import load_model
+
+        if self.suite.model is not None:
+            self.device = device
+            self.classifier = load_model(
+                self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=False
+            )
+            try:
+                self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
+            except Unsuitable as error:
+                self.unsuitable = error
+            self.weights_hash = self.classifier.weights_hash
+
+    def load_pairings(self, progress: Progress) -> None:
+        """All sets but the attacks: what they are made from stands in for them until ``attack``."""
+        sets = self.suite.each_set()
+        wanted = [one for one in sets.values() if one.tested]
+        transfers = self.suite.transfer_from if "transfer" in self.suite.protocols else None
+        if transfers is not None and not sets[transfers].tested:
+            wanted.append(sets[transfers])
+        for one in wanted:
+            pairing = self._load_pairing(one, progress)
+            if one.tested:
+                self.pairings.append(pairing)
+            if one.name == transfers:
+                self.source = pairing
+            if parse(one.name).attack:
+                self._to_attack.append((pairing, one))
+        self._originals.clear()
+
+    def attack(self, progress: Progress) -> None:
+        """Make the attacked sets, against the model that was loaded."""
+        for pairing, one in self._to_attack:
+            if pairing.images is not None:
+                self._change(pairing, pairing.images, one, progress)
+
+    def rows_of(self, name: str) -> list[Row]:
+        """The rows of one detector: its own under each protocol where it learns something, its variants' unsupervised."""
+        if name not in self.detectors:
+            return [Row(name, protocol) for protocol in self.suite.protocols[:1]]  # one row, to say why
+        detector, rows = self.detectors[name], []
+        for protocol in self.suite.protocols:
+            if protocol == "unsupervised":
+                rows += [Row(name, protocol, variant) for variant in ("", *detector.variants)]
+            elif detector.shift_head is not None:
+                rows.append(Row(name, protocol))
+        return rows
+
+    def rows(self, pairing: Pairing) -> list[Row]:
+        """What has a cell on this set: under transfer nothing on the very set that it learns from."""
+        rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
+        return [row for row in rows if row.protocol != "transfer" or pairing is not self.source]
+
+    def _original(self, one: TestSet, split: str, limit: int | None, progress: Progress) -> ImageSet:
+        """A set before it is corrupted or attacked, read once for all that are made from it."""
+        parsed = parse(one.name)
+        key = parsed.original, split, one.first, limit
+        if key not in self._originals:
+            images = load.original(parsed, self.data, split, self.size, self.suite.resize, self.workers, progress)
+            if limit is not None:
+                images = protocols.limited(images, limit, self.suite.seed)
+            elif one.first is not None and one.first < len(images):
+                images = images.select(torch.arange(one.first))
+            self._originals[key] = images
+        return self._originals[key]
+
+    def _load_pairing(self, one: TestSet, progress: Progress) -> Pairing:
+        parsed = parse(one.name)
+        kind = one.kind or parsed.kind
+        pairing = Pairing(one.name, kind or "far-ood", None)
+        try:
+            images = self._original(one, "test", self.limit, progress)
+        except UsageError:
+            raise
+        except Exception as error:
+            pairing.error = error
+            progress.say(f"{one.name}: {reason(error)}")
+            return pairing
+        pairing.kind = kind or images.kind
+        if parsed.attack:
+            pairing.images = images
+        else:
+            self._change(pairing, images, one, progress)
+        return pairing
+
+    def _change(self, pairing: Pairing, images: ImageSet, one: TestSet, progress: Progress) -> None:
+        """Give a pairing its images, corrupted or attacked as its name says, or the reason why it has none."""
+        pairing.images = None
+        parsed = parse(one.name)
+        try:
+            if parsed.attack and images.labels is not None and images.classes != self.inside.classes:
+                raise Unsuitable(f"the network knows other classes than those of {images.name}; attack {self.inside.name}")
+            changed = load.changed(
+                images,
+                parsed,
+                classifier=self.classifier,
+                seed=self.suite.seed,
+                settings=one.settings,
+                progress=progress,
+                batch_size=self.suite.batch_size,
+            )
+            changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand: what is broken says so here
+            self._refuse_in_distribution(changed)
+            changed = self._with_twins(changed)
+        except UsageError:
+            raise
+        except Exception as error:
+            pairing.error = error
+            progress.say(f"{one.name}: {reason(error)}")
+        else:
+            pairing.images = changed
+
+    def _with_twins(self, images: ImageSet) -> ImageSet:
+        """An official corruption, say, with the in-distribution test images that it was made from, where all are there."""
+        if images.clean is not None or not protocols.shares_images(self.inside, images):
+            return images
+        place = {int(base): row for row, base in enumerate(self.inside.base_index)}
+        rows = [place.get(int(base), -1) for base in images.base_index]
+        return images if -1 in rows else replace(images, clean=self.inside.select(torch.tensor(rows)).images)
+
+    def _refuse_in_distribution(self, images: ImageSet) -> None:
+        """The same pictures on both sides would be told apart by nothing."""
+        if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.inside, images):
+            both = np.intersect1d(self.inside.base_index.numpy(), images.base_index.numpy())
+            if len(both):
+                raise BadData(f"{len(both)} images of {images.name} are in-distribution test images; leave the set out")
+
+
+def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
+    """The detector, checked for what every cell of it needs. Raises UsageError for values it does not take."""
+    try:
+        detector = load_detector(name, **parameters)
+    except (TypeError, ValueError) as error:
+        if parameters:
+            raise UsageError(f"{name} does not take {parameters}: {reason(error)}") from error
+        raise
+    for role, head in (("unsupervised_head", detector.unsupervised_head), ("shift_head", detector.shift_head)):
+        if head is not None and head not in HEADS:
+            raise BadData(unknown(f"head of {name}", head, HEADS, f"known: {', '.join(HEADS)}"))
+        if head is not None and HEADS[head].learns_from_shift != (role == "shift_head"):
+            fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
+            raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
+    _check_variants(name, detector)
+    try:
+        json.dumps(detector.parameters(), allow_nan=False)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadData(
+            f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"
+        ) from error
+    return detector
+
+
+def _check_variants(name: str, detector: Detector) -> None:
+    variants = detector.variants
+    sound = not isinstance(variants, str) and all(isinstance(v, str) and v and ":" not in v for v in variants)
+    if not sound or len(set(variants)) < len(variants):
+        raise BadData(f"{name}: variants = {variants!r}; they are a tuple of different names without a colon")
+    if variants and detector.unsupervised_head != "identity":
+        raise BadData(f"{name}: has variants, so each column is a score and its unsupervised_head is identity")

@@ -1,0 +1,121 @@
+"""Statistics of one set by detector and setting, computed when first needed and never twice.
+
+A set is cut into fixed batches, so that which statistics are still missing, after a kill or under another protocol,
+changes no batch, and a figure comes out the same bit for bit.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from oodbench import passes
+from oodbench.batching import pieces_of
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.image_set import ImageSet
+
+Setting = dict[str, Any]
+Jobs = Mapping[Detector, Sequence[Setting]]
+
+
+class StatisticsCache:
+    """What the detectors make of one set, kept by detector and setting.
+
+    first: rows that come in batches of their own (the validation rows), for the others may never need what they need.
+    signals: what the probes keep ready: the same for every pass over this set.
+    on_batch: told how much work a batch was, in forward passes of one image.
+    spent: seconds by detector's name, added to: its own work, and an equal share of the shared forward pass.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        classifier: Classifier | None,
+        first: np.ndarray,
+        *,
+        batch_size: int,
+        signals: frozenset[str],
+        workers: int = 0,
+        on_batch: passes.OnBatch = lambda work: None,
+        spent: dict[str, float] | None = None,
+    ) -> None:
+        rest = np.setdiff1d(np.arange(len(images)), first)
+        self.images = images
+        self.failures: dict[Detector, Exception] = {}
+        self._spent = {} if spent is None else spent
+        self._pieces = pieces_of(np.sort(first), batch_size) + pieces_of(rest, batch_size)
+        self._pass: dict[str, Any] = {
+            "classifier": classifier,
+            "images": images,
+            "signals": signals,
+            "workers": workers,
+            "on_batch": on_batch,
+        }
+        self._values: dict[tuple[Detector, str], np.ndarray] = {}  # (N, D), NaN where not yet computed
+        self._seconds: dict[tuple[Detector, str], float] = {}
+
+    def ensure(self, *demands: tuple[Jobs, np.ndarray]) -> None:
+        """Compute what is missing of each demand, settings on the batches that hold some rows, in as few passes as can be.
+
+        A detector that fails is noted in ``failures`` and asked nothing more.
+        """
+        masks = [np.isin(np.arange(len(self.images)), rows) for _, rows in demands]
+        # Batches that miss the same things go in one pass.
+        groups: dict[tuple[tuple[Detector, str], ...], list[np.ndarray]] = {}
+        for piece in self._pieces:
+            wanted = merged(*(jobs for (jobs, _), mask in zip(demands, masks, strict=True) if mask[piece].any()))
+            missing = tuple(
+                (detector, _key(setting))
+                for detector, settings in wanted.items()
+                for setting in settings
+                if detector not in self.failures and not self._known(detector, setting, piece[0])
+            )
+            groups.setdefault(missing, []).append(piece)
+        for missing, pieces in groups.items():
+            if missing:
+                self._compute(missing, pieces)
+
+    def get(self, detector: Detector, settings: Sequence[Setting], rows: np.ndarray) -> np.ndarray:
+        """float64 (len(rows), S, D). Raises what the detector failed with."""
+        self.ensure(({detector: settings}, rows))
+        if detector in self.failures:
+            raise self.failures[detector]
+        return np.stack([self._values[detector, _key(setting)][rows] for setting in settings], axis=1)
+
+    def seconds(self, detector: Detector, settings: Sequence[Setting]) -> float:
+        """What these settings of the detector took on this set, with an equal share of the shared forward pass."""
+        return sum(self._seconds.get((detector, _key(setting)), 0.0) for setting in settings)
+
+    def _known(self, detector: Detector, setting: Setting, row: int) -> bool:
+        values = self._values.get((detector, _key(setting)))
+        return values is not None and not np.isnan(values[row]).any()
+
+    def _compute(self, missing: tuple[tuple[Detector, str], ...], pieces: list[np.ndarray]) -> None:
+        jobs: dict[Detector, list[Setting]] = {}
+        for detector, key in missing:
+            if not any(_key(known) == key for known in jobs.get(detector, [])):
+                jobs.setdefault(detector, []).append(json.loads(key))
+        found, seconds = passes.statistics(jobs, pieces=pieces, on_error=self.failures.__setitem__, **self._pass)
+        rows = np.concatenate(pieces)
+        for detector, values in found.items():
+            self._spent[detector.name] = self._spent.get(detector.name, 0.0) + seconds[detector]
+            for place, setting in enumerate(jobs[detector]):
+                slot = detector, _key(setting)
+                self._values.setdefault(slot, np.full((len(self.images), values.shape[2]), np.nan))[rows] = values[:, place]
+                self._seconds[slot] = self._seconds.get(slot, 0.0) + seconds[detector] / len(jobs[detector])
+
+
+def _key(setting: Setting) -> str:
+    return json.dumps(setting, sort_keys=True)
+
+
+def merged(*jobs: Jobs) -> dict[Detector, list[Setting]]:
+    """All settings of each detector, each once."""
+    together: dict[Detector, list[Setting]] = {}
+    for some in jobs:
+        for detector, settings in some.items():
+            known = together.setdefault(detector, [])
+            known.extend(setting for setting in settings if setting not in known)
+    return together

@@ -1,0 +1,130 @@
+"""What a detector costs by itself: interleaved with bare forward passes, warmed up, synchronised, medians.
+
+Machines drift threefold within minutes, so each repeat is divided by the bare pass right before it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.batching import synchronise
+from oodbench.classifier import Classifier
+from oodbench.detector import Detector
+from oodbench.probe import Probe
+
+REPEATS = 11
+BATCH_SIZE = 32
+
+
+class Job(NamedTuple):
+    """A fitted detector at one setting. Its head is not timed: a product with a vector at most."""
+
+    detector: Detector
+    setting: dict[str, Any]
+
+
+def standalone_costs(
+    jobs: Mapping[str, Job],
+    classifier: Classifier | None,
+    images: Tensor,
+    repeats: int = REPEATS,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float | None]]:
+    """Cost by job for a batch of images (N, C, H, W), floats on the classifier's device.
+
+    ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass
+    (None without a classifier). peak_memory_mb: the most that was allocated on the GPU above what lay there before,
+    in MiB; None on the CPU, where it cannot be had honestly.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    ratios: dict[str, list[float]] = {name: [] for name in jobs}
+    work = {name: partial(_statistics, job.detector, [job.setting], classifier, images) for name, job in jobs.items()}
+    peaks = {name: _peak_memory(work[name], images.device) for name in jobs}
+    for _ in range(repeats):
+        for name in jobs:
+            bare = _time(partial(_bare, classifier, images), images.device) if classifier else None
+            seconds[name].append(_time(work[name], images.device))
+            if bare:
+                ratios[name].append(seconds[name][-1] / bare)
+        on_step()
+    return {
+        name: {
+            "ms_per_image": float(np.median(seconds[name])) / len(images) * 1000,
+            "overhead": float(np.median(ratios[name])) if ratios[name] else None,
+            "peak_memory_mb": peaks[name],
+        }
+        for name in jobs
+    }
+
+
+def seconds_per_image(
+    jobs: Mapping[Detector, Sequence[dict[str, Any]]], classifier: Classifier | None, images: Tensor
+) -> tuple[float, dict[Detector, float]]:
+    """A bare forward pass, and what each fitted detector takes on top at all of its settings: a guess before long work.
+
+    By one batch (N, C, H, W). A detector that fails is left out; it will say so where it is run.
+    """
+    bare = 0.0
+    if classifier:
+        _bare(classifier, images)  # what a first pass costs more is nobody's
+        bare = _time(partial(_bare, classifier, images), images.device) / len(images)
+    found = {}
+    for detector, settings in jobs.items():
+        try:
+            seconds = _time(partial(_statistics, detector, settings, classifier, images), images.device) / len(images)
+        except Exception:
+            continue
+        found[detector] = max(0.0, seconds - bare)
+    return bare, found
+
+
+def format_breakdown(seconds: Mapping[str, float], dearest: int = 5) -> str:
+    """``21 min: odin 12 min, purview 5 min, 27 others 4 min``: a sum, and its largest parts by name."""
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
+    said = [f"{name} {_rounded(value)}" for name, value in parts[:dearest]]
+    if rest := parts[dearest:]:
+        said.append(f"{len(rest)} others {_rounded(sum(value for _, value in rest))}")
+    return f"{_rounded(sum(seconds.values()))}: {', '.join(said)}"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _bare(classifier: Classifier, images: Tensor) -> None:
+    with torch.inference_mode():
+        classifier(images)
+
+
+def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
+    # Clean twins cost a pass of their own, so they are not the images themselves.
+    probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
+    with probe.mode(), detector.computing(settings):
+        detector.grouped_statistics(probe)
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def _peak_memory(work: Callable[[], None], device: torch.device) -> float | None:
+    """MiB above what was allocated before; the run doubles as warm-up."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    synchronise(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

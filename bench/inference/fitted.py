@@ -1,0 +1,250 @@
+"""A fitted detector with its threshold, in one file: on new images it says where not to rely on the network's answer.
+
+``oodbench.inference.thresholds.fit`` makes one.
+"""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from oodbench import registry, state
+from oodbench.batching import as_images, pieces_of
+from oodbench.classifier import Classifier
+from oodbench.datasets.resize import FILTERS
+from oodbench.datasets.resize import fit as fit_size
+from oodbench.detector import Detector
+from oodbench.errors import BadData, UsageError, reason
+from oodbench.heads import HEADS
+from oodbench.image_set import ImageSet
+
+SCHEMA_VERSION = 1
+LARGEST = 4096  # pixels a side that a file may ask for
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Input(_Part):
+    """What images become before the network: RGB, of this size (H, W)."""
+
+    size: tuple[int, int]
+    resize: str
+    channels: int = Field(default=3, ge=3, le=3)
+
+
+class Model(_Part):
+    """The network: its name, the file that its weights came from, and what they are."""
+
+    name: str
+    weights: str | None  # path; None where the model brings its own
+    weights_sha256: str | None
+    weights_hash: str
+
+
+class FalseAlarms(_Part):
+    """Shares of in-distribution images that are flagged: what was asked at most, and what other held-out images show."""
+
+    asked: float = Field(gt=0, lt=1)
+    drawn_from: int  # held-out images that the threshold was drawn from
+    measured: float  # share of other held-out images
+    measured_low: float  # exact 95 % interval of Clopper and Pearson
+    measured_high: float
+    measured_on: int
+    exceeds: bool = False  # whether the whole interval lies above what was asked
+
+
+class Training(_Part):
+    """What it was fitted on."""
+
+    dataset: str
+    split: str
+    images: int
+    fingerprint: str
+    held_out_split: str
+    held_out_fingerprint: str
+    seed: int
+
+
+class About(_Part):
+    """All that the file says beside the detector: see docs/inference.md."""
+
+    schema_version: int = SCHEMA_VERSION
+    threshold: float
+    false_alarms: FalseAlarms
+    input: Input
+    model: Model | None  # None for a detector that reads images alone
+    training: Training
+    cost: dict[str, float | None]
+    provenance: dict[str, Any]
+
+
+class Fitted:
+    """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W).
+
+    detector, classifier: what computes the scores; classifier is None for a detector that reads images alone.
+    about: all that the file says.
+    """
+
+    def __init__(self, detector: Detector, classifier: Classifier | None, about: About, batch_size: int = 128) -> None:
+        self.detector, self.classifier, self.about, self.batch_size = detector, classifier, about, batch_size
+
+    @property
+    def threshold(self) -> float:
+        """An image whose score is above it is flagged."""
+        return self.about.threshold
+
+    @property
+    def false_alarms(self) -> float:
+        """The share of in-distribution images that was asked to be flagged at most; ``about`` has what was measured."""
+        return self.about.false_alarms.asked
+
+    @property
+    def cost(self) -> dict[str, float | None]:
+        """ms_per_image, overhead in multiples of a bare forward pass, and peak_memory_mb, measured when it was fitted."""
+        return self.about.cost
+
+    def __call__(self, images: Tensor | ImageSet | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float64 scores (N,), higher = more anomalous, and bool (N,): whether each is above the threshold.
+
+        Images (N, 1 or 3, H, W): uint8 of any size, resized as in training, or floats in [0, 1] of the input's size; grey
+        is repeated. Raises BadData for others.
+        """
+        images = as_images(images)
+        pieces = pieces_of(np.arange(len(images)), self.batch_size)
+        scores = [self._score(images.read(rows) if isinstance(images, ImageSet) else images[rows]) for rows in pieces]
+        joined = np.concatenate(scores)
+        return joined, joined > self.threshold
+
+    def _score(self, images: Tensor) -> np.ndarray:
+        fitting = (
+            torch.stack([fit_size(i, self.about.input.size, self.about.input.resize) for i in images.cpu()])
+            if images.dtype == torch.uint8
+            else self._as_they_are(images)
+        )
+        return self.detector.score(self.classifier, fitting, batch_size=self.batch_size)
+
+    def _as_they_are(self, images: Tensor) -> Tensor:
+        height, width = self.about.input.size
+        if images.shape[1] not in (1, 3) or tuple(images.shape[2:]) != (height, width):
+            raise BadData(
+                f"images are floats {tuple(images.shape[1:])}; give uint8, which is resized as in training, or floats of"
+                f" (3, {height}, {width})"
+            )
+        return images.expand(-1, 3, -1, -1)
+
+    def save(self, path: str | Path) -> None:
+        """Write all to one safetensors file with a JSON header; ``oodbench.load_fitted`` reads it."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.detector.save(Path(folder) / "detector")
+            header, fitted_state = state.load(Path(folder) / "detector")
+        state.save(Path(path), {**header, "fitted": self.about.model_dump(mode="json")}, fitted_state)
+
+
+def load_fitted(
+    path: str | Path,
+    classifier: Classifier | None = None,
+    *,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    batch_size: int = 128,
+    trust_model: bool = False,
+) -> Fitted:
+    """The detector that ``oodbench fit`` wrote: ``scores, flagged = load_fitted(path)(images)``.
+
+    Args:
+        classifier: the network it was fitted on; by default the file's model is loaded.
+        weights: the model's weights file; by default the one that it was fitted with, else as ``load_model`` finds it.
+        data: the data root.
+        trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
+
+    Nothing else in the file is run: it is safetensors and JSON, and its detector must be a registered one. Raises BadData
+    for a file that is not whole, that was fitted on other weights than those found, or whose scores are not finite.
+    """
+    from oodbench.models.device import resolve_device
+
+    path = Path(path)
+    about, detector_name = _read(path)
+    target = classifier.device if classifier else resolve_device(device)
+    if about.model is None:
+        classifier = None
+    elif classifier is None:
+        classifier = _rebuilt(path, about.model, weights, data, str(target), trust_model)
+    if classifier is not None and about.model is not None and classifier.weights_hash != about.model.weights_hash:
+        raise BadData(
+            f"{path} was fitted on {about.model.name} with weights {about.model.weights_hash}, not {classifier.weights_hash};"
+            " name its own weights file, or fit again"
+        )
+    if detector_name not in registry.records("detectors"):
+        raise UsageError(
+            f"{path} holds the detector '{detector_name}', which nobody here registers; install its package, or name it"
+            " with --plugin MODULE:CLASS"
+        )
+    try:
+        detector = Detector.load(path, target)
+        _check_head(detector)
+        fitted = Fitted(detector, classifier, about, batch_size)
+        fitted(torch.full((1, 3, *about.input.size), 127, dtype=torch.uint8))
+    except Exception as error:  # state that does not fit the detector may raise anything
+        why = reason(error).removesuffix("; fit it again")
+        why = why if why.startswith(f"{path} ") else f"{path} does not hold what {detector_name} needs ({why})"
+        raise BadData(f"{why}; fit it again") from error
+    return fitted
+
+
+def _check_head(detector: Detector) -> None:
+    """Another kind's state may give scores too, which mean nothing."""
+    names = [name for name in (detector.unsupervised_head, detector.shift_head) if name]
+    if type(detector.head) not in [HEADS[name] for name in names]:
+        raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
+
+
+def _read(path: Path) -> tuple[About, str]:
+    """What the file says, and its detector's name."""
+    header, _ = state.load(path)
+    if "fitted" not in header:
+        raise BadData(f"{path} holds no threshold; make such a file with oodbench fit")
+    version = header["fitted"].get("schema_version") if isinstance(header["fitted"], dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadData(f"{path} has schema version {version}, this oodbench reads {SCHEMA_VERSION}; fit it again")
+    try:
+        about = About.model_validate(header["fitted"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadData(f"{path} is not what oodbench fit writes ({where}: {first['msg']}); fit it again") from error
+    if not all(1 <= side <= LARGEST for side in about.input.size) or about.input.resize not in FILTERS:
+        raise BadData(f"{path} asks for images of {about.input.size} by {about.input.resize}; do not use this file")
+    return about, str(header.get("detector"))
+
+
+def _rebuilt(
+    path: Path, model: Model, weights: str | Path | None, data: str | Path | None, device: str, trust_model: bool
+) -> Classifier:
+    """The network of the file."""
+    from oodbench.models.load import load_model
+
+    source, colon, _ = model.name.partition(":")
+    if colon and source not in ("timm", "torchvision") and not trust_model:
+        raise UsageError(
+            f"{path} names the model {model.name}, and to load it would run that code; if you trust the file, say"
+            " --trust-model (in Python trust_model=True), or give load_fitted the classifier"
+        )
+    if weights is None and model.weights is not None and Path(model.weights).is_file():
+        weights = model.weights
+        if sha256_of(Path(weights)) != model.weights_sha256:
+            raise BadData(f"{weights} is no longer the file that {path} was fitted with; give --weights FILE, or fit again")
+    return load_model(model.name, weights, data=data, device=device, require_weights=True, progress=False)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,109 @@
+"""One detector by itself, without a run: ``Detector.fit`` and ``Detector.score``."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench import passes, protocols
+from oodbench.batching import as_images, pieces_of
+from oodbench.classifier import Classifier
+from oodbench.errors import BadData, Unsuitable
+from oodbench.heads import HEADS
+from oodbench.image_set import ImageSet
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from oodbench.detector import Detector
+
+
+def fit(
+    detector: "Detector",
+    classifier: Classifier | None,
+    images: Tensor | ImageSet | np.ndarray,
+    labels: Tensor | None,
+    *,
+    shift_images: Tensor | ImageSet | np.ndarray | None,
+    batch_size: int,
+    seed: int,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """``Detector.fit``: learn from training images, then calibrate the head, or fit a supervised one where a shift is given.
+
+    ``data`` is the data root, for detectors that load weights.
+    """
+    images = as_images(images)
+    if labels is not None:
+        labels = torch.as_tensor(labels).long().cpu()
+        if len(labels) != len(images):
+            raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
+    if shift_images is not None and detector.shift_head is None:
+        raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
+    if detector.observes or detector.prepares:  # from anew: an earlier fit may have broken off half-way
+        fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
+        vars(detector).clear()
+        vars(detector).update(fresh)
+    held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
+    train_set = TrainingSet(images, labels, held_out, seed, data)
+    with _explained(classifier, images):
+        passes.learn([detector], classifier, train_set, batch_size=batch_size, progress=progress)
+
+    def compute(settings: Sequence[dict[str, Any]], source: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
+        pieces = pieces_of(rows, batch_size)
+        with _explained(classifier, source):
+            found, _ = passes.statistics({detector: settings}, classifier, source, pieces, clean=source is images)
+        return detector.columns_of(found[detector])
+
+    head = HEADS[detector.unsupervised_head]()
+    if shift_images is not None:
+        assert detector.shift_head is not None
+        head = HEADS[detector.shift_head]()
+        settings = detector.shift_settings
+        shift = as_images(shift_images)
+        inside = compute(settings, images, np.flatnonzero(held_out))
+        outside = compute(settings, shift, np.arange(len(shift)))
+        orders = [protocols.stratified_order(len(side), None, seed) for side in (inside, outside)]
+        fit_half, choose_half = ((inside[orders[0][half::2]], outside[orders[1][half::2]]) for half in (0, 1))
+        head.fit(fit_half, choose_half, "tnr95")
+    else:
+        with _explained(classifier, images):
+            passes.calibrate({detector: head}, classifier, train_set, batch_size=batch_size)
+    detector.head = head
+
+
+def score(
+    detector: "Detector", classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
+) -> np.ndarray:
+    """``Detector.score``: one pass at the head's setting. Raises BadData for scores that are not finite."""
+    images = as_images(images)
+    detector.require_fitted()
+    head = detector.head
+    setting = detector.grid[head.setting_] if head.chooses else detector.setting
+    pieces = pieces_of(np.arange(len(images)), batch_size)
+    with _explained(classifier, images):
+        found = passes.statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
+    with np.errstate(all="ignore"):  # what overflows is said below
+        scores = head.score(detector.columns_of(found))
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise BadData(
+            f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
+            " though its statistics are: its head is broken; fit it again"
+        )
+    return scores
+
+
+@contextmanager
+def _explained(classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
+    """Where the network does not take these images, say that in one line instead of what its layers say."""
+    try:
+        yield
+    except (RuntimeError, AttributeError, TypeError):
+        if classifier is not None:
+            classifier.check(images.read([0]) if isinstance(images, ImageSet) else images[:1])
+        raise

@@ -1,0 +1,124 @@
+"""The grammar of set names: the one place that takes a name apart. Imports no torch.
+
+======================  =====================================================================
+``cifar10``             a registered set
+``cifar10:airplane``    one class of it, by name or number
+``cifar10c/fog@3``      a part of a set that has parts, at a level
+``cifar10+haze@3``      a corruption at a level from 1 to 5
+``cifar10+pgd``         an attack, ours or another library's (``cifar10+foolbox:LinfPGD``)
+``folder:PATH``         a folder of images below the data root; ``folder:PATH:class`` is one class
+======================  =====================================================================
+
+A change comes last: ``cifar10:airplane+haze@3``.
+"""
+
+from dataclasses import dataclass
+
+from oodbench.errors import UsageError
+from oodbench.registry import unknown
+
+CORRUPTIONS = ("noise", "lens-blur", "gaussian-blur", "dirty-lens", "exposure", "snow", "haze", "decolor")
+ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
+LEVELS = (1, 2, 3, 4, 5)
+FOLDER = "folder"
+
+
+@dataclass(frozen=True)
+class Name:
+    """A set's name taken apart. What the name does not say is empty.
+
+    Attributes:
+        original: the name without its change.
+        base: the registered set, or ``folder``.
+        path: of a folder, below the data root.
+        wanted_class: the one class to keep, by name or number.
+        part, part_level: of a set that has parts.
+        corruption, level: the generated corruption and its level.
+        attack: the attack.
+    """
+
+    original: str
+    base: str
+    path: str = ""
+    wanted_class: str = ""
+    part: str = ""
+    part_level: int | None = None
+    corruption: str = ""
+    level: int | None = None
+    attack: str = ""
+
+    @property
+    def dataset(self) -> str:
+        """The name without its level, as tables call the set."""
+        if self.corruption or self.attack:
+            return f"{self.original}+{self.corruption or self.attack}"
+        return self.original if self.part_level is None else self.original.rpartition("@")[0]
+
+    @property
+    def severity(self) -> int | None:
+        """The level of the corruption or of the part."""
+        return self.level if self.corruption else self.part_level
+
+    @property
+    def kind(self) -> str:
+        """``corruption`` or ``adversarial`` where the name says that the set is made by one, else empty."""
+        return "adversarial" if self.attack else "corruption" if self.corruption else ""
+
+
+def parse(text: str) -> Name:
+    """Take a name apart. Raises UsageError for an unknown change, and for a level that is missing or not 1 to 5."""
+    original, plus, change = text.partition("+")
+    if original.endswith(":") and original != f"{FOLDER}:":
+        raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
+    if original.startswith(f"{FOLDER}:"):
+        path, _, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
+        parsed = Name(original, FOLDER, path, wanted_class)
+    else:
+        whole, slash, part = original.partition("/")
+        base, _, wanted_class = whole.partition(":")
+        part, at, level = part.partition("@")
+        if (slash and not part) or (at and _level(level) is None):
+            raise UsageError(f"'{text}' names no part of {base}; write {base}/PART@LEVEL, with a level from 1 to 5")
+        parsed = Name(original, base, "", wanted_class, part, _level(level) if at else None)
+    return _with_change(parsed, text, change) if plus else parsed
+
+
+def base_of(text: str) -> str:
+    """The registered set that a name starts with, or ``folder``; of any text, also of a name that does not parse."""
+    return text.partition("+")[0].partition(":")[0].partition("/")[0]
+
+
+def source_and_change(dataset: str) -> tuple[str, str]:
+    """(``cifar10``, ``haze``) of ``cifar10+haze``; (``cifar10c``, ``fog``) of ``cifar10c/fog``; (name, "") of others.
+
+    A slash is part of a folder's path, and comes before a part of any other set. Takes any text.
+    """
+    separator = "+" if dataset.startswith(f"{FOLDER}:") or "/" not in dataset.partition("+")[0] else "/"
+    source, _, change = dataset.partition(separator)
+    return source, change
+
+
+def require_corruption(corruption: str, level: int | str) -> None:
+    """Raise UsageError for an unknown corruption, or a level that is not 1 to 5."""
+    if corruption not in CORRUPTIONS:
+        raise UsageError(unknown("corruption", corruption, CORRUPTIONS, f"known: {', '.join(CORRUPTIONS)}"))
+    if level not in LEVELS:
+        raise UsageError(f"'{corruption}' needs a level from 1 (mild) to 5, not {level}; write {corruption}@1")
+
+
+def _with_change(parsed: Name, text: str, change: str) -> Name:
+    changing, at, level = change.partition("@")
+    if changing in CORRUPTIONS:
+        require_corruption(changing, _level(level) or repr(level))
+        return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
+    if changing not in ATTACKS and ":" not in changing:  # the attacks of other libraries have a colon
+        known = [*CORRUPTIONS, *ATTACKS]
+        raise UsageError(unknown("corruption or attack", changing, known, f"known: {', '.join(known)}"))
+    if at:
+        raise UsageError(f"'{text}': an attack has no level; write {parsed.original}+{changing}")
+    return Name(**vars(parsed) | {"attack": changing})
+
+
+def _level(text: str) -> int | None:
+    """1 to 5, or None for any other text."""
+    return int(text) if text.isdecimal() and int(text) in LEVELS else None
