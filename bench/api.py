@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.engine import run as engine
-from oodbench.leaderboard import gather
+from oodbench.leaderboard import COLUMNS
+from oodbench.leaderboard.frame import frame_of
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, load_suite
@@ -19,7 +20,7 @@ class Results(RunFolder):
 
     def frame(self) -> "pd.DataFrame":
         """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``."""
-        return gather.frame_of(self)
+        return frame_of(self)[list(COLUMNS)]
 
 
 def run(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from oodbench.leaderboard.aggregate import COLUMNS
-from oodbench.results.folder import cost_key
+from oodbench.leaderboard.frame import frame_of
 
 if TYPE_CHECKING:
     from oodbench.results.folder import Cell, RunFolder
@@ -29,7 +29,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
         cells = folder.cells()
         columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": [cell.changed for cell in cells]}
-        frames.append(frame_of(folder).assign(**content_hashes, source=settings.get("transfer_from"), **columns))
+        frames.append(frame_of(folder)[list(COLUMNS)].assign(**content_hashes, source=settings.get("transfer_from"), **columns))
         where = f" ({folder.path})" if len(folders) > 1 else ""
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
     frame = pd.concat(frames, ignore_index=True)
@@ -48,17 +48,6 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     subsets = sorted({line for folder in folders for line in subsets_of(folder)})
     notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
     return frame.drop(columns=["weights", "images", "source", "content", "changed"]), notes
-
-
-def frame_of(folder: "RunFolder") -> pd.DataFrame:
-    """One row per cell, in the columns of ``oodbench.leaderboard.COLUMNS``."""
-    costs = folder.costs()
-    rows = []
-    for cell in folder.cells():
-        cost = costs.get(cost_key(cell.detector, cell.parameters, cell.setting), {}) if cell.status == "ok" else {}
-        names = {"detector": cell.row, "reason": cell.remark}
-        rows.append({**cell.model_dump(), **names, **(cell.metrics or {}), **cost})
-    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
 
 def subsets_of(folder: "RunFolder") -> list[str]:
