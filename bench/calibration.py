@@ -5,52 +5,59 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import BadData
+from oodbench.facts import ProbabilityFigures
 
 BINS = 15  # as in Guo et al. 2017
+# The Brier score is the mean of the squared error Σ_c (p_c − [c = label])², in [0, 2] (Brier 1950): a sum over classes.
+COLUMNS = ("confidence", "right", "probability of the label", "squared error")
 
 
-def evaluate_probabilities(probabilities: Any, labels: Any) -> dict[str, float]:
-    """``accuracy``, ``ece``, ``nll`` and ``brier`` of probabilities (N, classes), whose rows sum to 1, and labels (N,).
+def evaluate_probabilities(probabilities: Any, labels: Any) -> ProbabilityFigures:
+    """Accuracy, ECE, NLL and Brier score of probabilities (N, classes), whose rows sum to 1, and labels (N,).
 
     Raises BadData for probabilities of another shape, negative, not finite or not summing to 1, and for other labels.
     """
+    return figures(per_image(probabilities, labels))
+
+
+def per_image(probabilities: Any, labels: Any) -> np.ndarray:
+    """What the figures need of each image, float64 (N, 4): ``COLUMNS``. Raises as ``evaluate_probabilities``."""
     values, classes = _checked(probabilities, labels)
-    return {
-        "accuracy": accuracy(values, classes),
-        "ece": expected_calibration_error(values, classes),
-        "nll": negative_log_likelihood(values, classes),
-        "brier": brier_score(values, classes),
-    }
+    rows = np.arange(len(classes))
+    target = np.zeros_like(values)
+    target[rows, classes] = 1
+    right = values.argmax(1) == classes  # of equal ones the first counts
+    return np.column_stack([values.max(1), right, values[rows, classes], ((values - target) ** 2).sum(1)])
 
 
-def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose largest probability (N, classes) is that of their label (N,); of equal ones the first counts."""
-    return float((probabilities.argmax(1) == labels).mean())
+def figures(images: np.ndarray) -> ProbabilityFigures:
+    """All figures from ``per_image`` columns (N, 4)."""
+    confidence, right, own, squared_error = images.T
+    return ProbabilityFigures(
+        accuracy=float(right.mean()),
+        ece=expected_calibration_error(confidence, right),
+        nll=negative_log_likelihood(own),
+        brier=float(squared_error.mean()),
+    )
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     """Σ_b (n_b / N) · |accuracy of bin b − mean confidence of bin b|, in [0, 1] (Guo et al., ICML 2017, arXiv 1706.04599).
 
-    Confidence is the largest probability; bins are equally wide, ((b − 1)/B, b/B], and 0 belongs to the first.
+    ``confidence`` (N,) is the largest probability, ``right`` (N,) whether it is the label's. Bins are equally wide,
+    ((b − 1)/B, b/B], and 0 belongs to the first.
     """
-    confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
-    place = np.searchsorted(np.arange(1, bins) / bins, confidence)  # how many inner edges lie below
+    place = np.searchsorted(np.arange(1, bins) / bins, confidence)  # how many inner edges are below
     # Of bin b: n_b · (accuracy − mean confidence), so that an empty one adds nothing.
-    return float(np.abs(np.bincount(place, weights=right - confidence, minlength=bins)).sum() / len(labels))
+    return float(np.abs(np.bincount(place, weights=right - confidence, minlength=bins)).sum() / len(right))
 
 
-def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean −log p(label), in nats. A probability of 0 counts as the smallest float64, so that the mean stays finite."""
-    own = probabilities[np.arange(len(labels)), labels]
+def negative_log_likelihood(own: np.ndarray) -> float:
+    """Mean −log p(label), in nats, of the labels' probabilities (N,).
+
+    A probability of 0 counts as the smallest float64, so that the mean stays finite.
+    """
     return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
-
-
-def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over images of Σ_c (p_c − [c = label])², in [0, 2] (Brier 1950): the sum over classes, not their mean."""
-    target = np.zeros_like(probabilities)
-    target[np.arange(len(labels)), labels] = 1
-    return float(((probabilities - target) ** 2).sum(1).mean())
 
 
 def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -138,7 +138,7 @@ class Detector:
         """Hyper-parameters by name: the constructor's arguments."""
         return {name: getattr(self, name) for name in _arguments(type(self))}
 
-    def changed(self) -> dict[str, list[Any]]:
+    def non_default(self) -> dict[str, list[Any]]:
         """{name: [value, default]} of the hyper-parameters that are not their class's defaults."""
         found = {}
         for name, value in self.parameters().items():

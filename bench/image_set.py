@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData
+from oodbench.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
 
@@ -57,7 +58,7 @@ class ImageSet:
             in-distribution images are their own; None where there are none.
         negatives: what stands on the in-distribution side against this set; None for the in-distribution test images.
         noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean ones.
-        made: what is known of how the set was made, as JSON values: an attack's settings, success rate and mean norms.
+        attack_record: what the attack did that made the set; None for other sets.
     """
 
     images: Tensor | Images
@@ -74,7 +75,7 @@ class ImageSet:
     clean: Tensor | Images | None = None
     negatives: "ImageSet | None" = None
     noisy: Tensor | None = None
-    made: dict[str, Any] = field(default_factory=dict)
+    attack_record: AttackRecord | None = None
 
     def __post_init__(self) -> None:
         name = self.name or "image set"

@@ -1,4 +1,4 @@
-"""Where data, weights and caches lie."""
+"""Where data, weights and caches are, and how a file is written whole or not at all."""
 
 import os
 import sys
@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from oodbench.errors import OodbenchError
 
 
 def cache_root() -> Path:
@@ -35,3 +37,23 @@ def separate_cache(data: Path | None = None) -> Iterator[None]:
         finally:
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or nothing, also after a kill or a power cut. Raises OodbenchError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise OodbenchError(
+            f"cannot write {path}: {error.strerror or error}; free space there or choose another folder"
+        ) from error

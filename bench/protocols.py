@@ -38,6 +38,11 @@ def held_out(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
     return mask
 
 
+def validation_size(size: int) -> int:
+    """Images of a side of ``size`` images that may be learnt from, at most."""
+    return min(VALIDATION_SIZE, size // 2)
+
+
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
     """The first ``limit`` images of the seeded, stratified order, in their own order; the whole set without a limit."""
     if limit is None or limit >= len(images):
@@ -48,10 +53,10 @@ def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
 
 
 class Sides(NamedTuple):
-    """What is told apart: images of the in-distribution side, and anomalous ones."""
+    """The two sets of images that a detector tells apart."""
 
-    inside: ImageSet
-    outside: ImageSet
+    in_distribution: ImageSet
+    anomalous: ImageSet
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,12 @@ def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
             if shares_images(images, side):
                 mask &= ~np.isin(side.base_index.numpy(), images.base_index.numpy()[rows])
         if not mask.any():
-            raise Unsuitable(f"all of {side.name} are copies of images of {learnt_from.outside.name} that transfer learns from")
+            raise Unsuitable(
+                f"all of {side.name} are copies of images of {learnt_from.anomalous.name} that transfer learns from"
+            )
         return np.flatnonzero(mask)
 
-    split = replace(learnt, in_test=fresh(tested_on.inside), out_test=fresh(tested_on.outside))
+    split = replace(learnt, in_test=fresh(tested_on.in_distribution), out_test=fresh(tested_on.anomalous))
     check_no_leak(split, learnt_from, tested_on)
     return split
 
@@ -152,9 +159,8 @@ def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:
         images = (tested_on if is_test else learnt_from)[0 if name.startswith("in_") else 1]
         (tested if is_test else learnt).update((images.identity, int(row)) for row in images.base_index[rows])
     if leak := learnt & tested:
-        raise OodbenchError(
-            f"{len(leak)} images of {tested_on.inside.name} and {tested_on.outside.name} would be both fitted and tested on"
-        )
+        names = f"{tested_on.in_distribution.name} and {tested_on.anomalous.name}"
+        raise OodbenchError(f"{len(leak)} images of {names} would be both fitted and tested on")
 
 
 def labels_of(images: ImageSet) -> np.ndarray | None:

@@ -4,8 +4,6 @@ A value is a tensor, a number, a string, a bool, or a list of one of these (list
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,31 +13,12 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData, OodbenchError
+from oodbench.paths import write_atomically as write_atomically
 
 
 def fitted_state(thing: object) -> dict[str, Any]:
     """Attributes of an instance that end in ``_`` and do not start with it."""
     return {name: value for name, value in vars(thing).items() if name.endswith("_") and not name.startswith("_")}
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or nothing, also after a kill or a power cut. Raises OodbenchError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise OodbenchError(
-            f"cannot write {path}: {error.strerror or error}; free space there or choose another folder"
-        ) from error
 
 
 def restore(thing: object, found: Mapping[str, Any], path: Path) -> None:

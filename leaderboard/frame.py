@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from oodbench.leaderboard.aggregate import COLUMNS
-from oodbench.results.folder import RunFolder, cost_key
+from oodbench.results.folder import Costs, RunFolder
+from oodbench.results.records import DetectionRecord, cost_key
 
 # What a table says beside its figures, one value per record. Facts are JSON text, empty where there are none.
 FACTS = (
@@ -25,22 +27,35 @@ FACTS = (
 def frame_of(folder: RunFolder) -> pd.DataFrame:
     """One row per record: ``COLUMNS``, then ``FACTS``."""
     costs = folder.costs()
-    rows = []
-    for cell in folder.cells():
-        cost = costs.get(cost_key(cell.detector, cell.parameters, cell.setting), {}) if cell.status == "ok" else {}
-        calibration = {name: value for name, value in cell.extras.items() if name != "auroc_clean"}
-        facts = {
-            "weights": cell.weights_hash,
-            "non_default": _json(cell.changed),
-            "attack": _json(cell.made),
-            "calibration": _json(calibration),
-            "auroc_clean": cell.extras.get("auroc_clean"),
-            "sizes": _json(cell.sizes),
-        }
-        names = {"detector": cell.row, "reason": cell.remark}
-        rows.append({**cell.model_dump(), **facts, **names, **(cell.metrics or {}), **cost})
-    return pd.DataFrame(rows).reindex(columns=[*COLUMNS, *FACTS])
+    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *FACTS)}
+    for record in folder.records():
+        row = _row(record, costs)
+        for name, values in columns.items():
+            values.append(row.get(name))
+    return pd.DataFrame(columns)
 
 
-def _json(facts: dict[str, Any]) -> str:
+def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
+    ok = record.status == "ok"
+    cost = costs.get(cost_key(record.detector, record.parameters, record.setting), {}) if ok else {}
+    metrics = vars(record.metrics) if record.metrics else {}
+    facts = {
+        "weights": record.weights_hash,
+        "non_default": _json(record.non_default),
+        "attack": _json(record.attack),
+        "calibration": _json(record.calibration),
+        "sizes": _json(record.sizes),
+    }
+    return {**vars(record), **facts, **metrics, **cost, "detector": record.row, "reason": _remark(record)}
+
+
+def _remark(record: DetectionRecord) -> str:
+    """Why there are no figures, or with which hyper-parameters they were made that are not the detector's defaults."""
+    changes = (f"{name} {value} (default {default})" for name, (value, default) in record.non_default.items())
+    return record.reason or (", ".join(changes) if record.status == "ok" else "")
+
+
+def _json(facts: Any) -> str:
+    if isinstance(facts, BaseModel):
+        return facts.model_dump_json()
     return json.dumps(facts, sort_keys=True) if facts else ""

@@ -9,7 +9,8 @@ from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.frame import frame_of
 
 if TYPE_CHECKING:
-    from oodbench.results.folder import Cell, RunFolder
+    from oodbench.results.folder import RunFolder
+    from oodbench.results.records import DetectionRecord
 
 FIGURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # of extras: how tables call them
 
@@ -25,10 +26,11 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
     """
     frames, notes = [], []
     for folder in folders:
-        settings = folder.about()["settings"]
+        settings = folder.manifest().settings
         content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        cells = folder.cells()
-        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": [cell.changed for cell in cells]}
+        cells = list(folder.records())
+        changed = [cell.non_default for cell in cells]
+        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": changed}
         frames.append(frame_of(folder)[list(COLUMNS)].assign(**content_hashes, source=settings.get("transfer_from"), **columns))
         where = f" ({folder.path})" if len(folders) > 1 else ""
         notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
@@ -55,7 +57,7 @@ def subsets_of(folder: "RunFolder") -> list[str]:
 
     All that is made of one number of a set's images is one line.
     """
-    sizes = {name: size for cell in folder.cells() for name, size in cell.sizes.items()}
+    sizes = {name: size for cell in folder.records() for name, size in cell.sizes.items()}
     parts = {(_made_of(name), n, official) for name, (n, official) in sizes.items() if official and n != official}
     return [f"{name} {n:,} of {official:,} images" for name, n, official in sorted(parts)]
 
@@ -74,28 +76,28 @@ def _told_apart(changed: "pd.Series[Any]") -> "pd.Series[str]":
     return parts.map(lambda part: f" ({part})" if part else "")
 
 
-def _transfer_notes(cells: "Sequence[Cell]") -> list[str]:
+def _transfer_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
     names = dict.fromkeys(cell.transfer_from for cell in cells if cell.transfer_from)
     return [f"transfer: heads learnt from {name} alone, which has no cell there and no part in the means." for name in names]
 
 
-def _attack_notes(cells: "Sequence[Cell]") -> list[str]:
+def _attack_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
     """How strong each attack was, and what figures are against clean negatives alone, where noisy ones stand beside them."""
-    made = {cell.set_name: cell.made for cell in cells if "success_rate" in cell.made}
+    made = {cell.set_name: cell.attack.model_dump() for cell in cells if cell.attack}
     notes = []
     if made:
         notes.append(
             "Attacks are made against the network, not against the detectors; they fool it on so many of the images that it had"
             f" right: {'; '.join(f'{name} {_strength(of)}' for name, of in made.items())}."
         )
-    beside_noisy: dict[str, list[Cell]] = {}
+    beside_noisy: dict[str, list[DetectionRecord]] = {}
     for cell in cells:
-        if cell.metrics and "auroc_clean" in cell.extras:
+        if cell.metrics and cell.auroc_clean is not None:
             beside_noisy.setdefault(cell.set_name, []).append(cell)
     for name, of in beside_noisy.items():
-        changes = [cell.extras["auroc_clean"] - cell.metrics["auroc"] for cell in of if cell.metrics]
+        changes = [cell.auroc_clean - cell.metrics.auroc for cell in of if cell.metrics]
         most = max(range(len(of)), key=lambda place: abs(changes[place]))
-        clean = of[most].extras["auroc_clean"]
+        clean = of[most].auroc_clean
         notes.append(
             f"{name}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
             f" {100 * sum(changes) / len(of):+.1f} in the mean of {len(of)} rows, most for"
@@ -113,16 +115,16 @@ def _strength(made: Mapping[str, Any]) -> str:
     return f"{100 * made['success_rate']:.1f} %" + (f" ({details})" if details else "")
 
 
-def _probability_notes(cells: "Sequence[Cell]") -> list[str]:
+def _probability_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
     """Accuracy and calibration of detectors that are classifiers too, and the network's, as the last cell of each says."""
-    found = {cell.detector: cell.extras for cell in cells if FIGURES.keys() <= cell.extras.keys()}
+    found = {cell.detector: cell.calibration for cell in cells if cell.calibration}
     notes = []
     for detector, extras in found.items():
         parts = []
         for name, title in FIGURES.items():
-            network = extras.get(f"network_{name}")
+            network = getattr(extras.network, name) if extras.network else None
             beside = "" if network is None else f" (network {_short(network)})"
-            parts.append(f"{title} {_short(extras[name])}{beside}")
+            parts.append(f"{title} {_short(getattr(extras.detector, name))}{beside}")
         notes.append(f"{detector}, its own class probabilities: {', '.join(parts)}")
     return notes
 

@@ -241,10 +241,10 @@ def test_changed_parameters_are_those_that_differ_from_the_defaults():
         def __init__(self, k, layers=(1, 2), rate=0.1):
             self.k, self.layers, self.rate = k, layers, rate
 
-    assert Tuned(5).changed() == {}
-    assert Tuned(5, layers=[1, 2]).changed() == {}  # as it comes back from a file
-    assert Tuned(5, rate=0.2, layers=[1]).changed() == {"layers": [[1], (1, 2)], "rate": [0.2, 0.1]}
-    assert LargestLogit().changed() == {}
+    assert Tuned(5).non_default() == {}
+    assert Tuned(5, layers=[1, 2]).non_default() == {}  # as it comes back from a file
+    assert Tuned(5, rate=0.2, layers=[1]).non_default() == {"layers": [[1], (1, 2)], "rate": [0.2, 0.1]}
+    assert LargestLogit().non_default() == {}
 
 
 @pytest.mark.parametrize(

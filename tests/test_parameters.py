@@ -67,5 +67,5 @@ def test_a_grid_is_a_list_of_different_numbers(name, epsilons):
 def test_hyper_parameters_span_the_grid():
     small = oodbench.load_detector("odin", temperatures=[1, 1000], epsilons=[0, 0.002])
     assert small.shift_settings == [{"temperature": t, "epsilon": e} for t in (1.0, 1000.0) for e in (0.0, 0.002)]
-    assert small.changed()["temperatures"] == [[1.0, 1000.0], (1.0, 10.0, 100.0, 1000.0)]
+    assert small.non_default()["temperatures"] == [[1.0, 1000.0], (1.0, 10.0, 100.0, 1000.0)]
     assert oodbench.load_detector("mahalanobis-pfe", epsilons=[0]).grid == [{"epsilon": 0.0}]

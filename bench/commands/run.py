@@ -89,7 +89,7 @@ def run(
     asked = {one.name for one in chosen.tested_sets()}
     statuses = {
         cell.status
-        for cell in folder.cells()
+        for cell in folder.records()
         if cell.detector in chosen.detectors and cell.set_name in asked and cell.protocol in chosen.protocols
     }
     if "failed" in statuses or (strict and "skipped" in statuses):

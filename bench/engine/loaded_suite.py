@@ -1,7 +1,7 @@
 """What a run works on: the detectors, sets and model of a suite, loaded.
 
-What the whole run hangs on, the in-distribution set and the weights, raises; another set that cannot be read and a
-detector that cannot be built are kept with the reason, for their cells to say it.
+Errors in what the whole run needs, the in-distribution set and the weights, are raised. A test set that cannot be read and
+a detector that cannot be built are kept with the reason, which their records report.
 """
 
 import json
@@ -23,7 +23,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
 from oodbench.registry import unknown
-from oodbench.results.folder import row_name
+from oodbench.results.records import row_name
 from oodbench.suite import Suite, TestSet
 
 
@@ -40,8 +40,8 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Pairing:
-    """One set against the in-distribution one; ``images`` is None where it could not be read, and ``error`` says why."""
+class LoadedTestSet:
+    """A set under test. ``images`` is None where it could not be read, and ``error`` says why."""
 
     name: str  # as asked, with its level
     kind: str
@@ -53,10 +53,10 @@ class LoadedSuite:
     """A suite, loaded.
 
     detectors: by name; broken: why a detector could not be built, by name.
-    train, inside: the in-distribution training and test images. size: pixels a side, of all images.
-    classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, if so.
-    pairings: after ``load_pairings``, the sets tested, in the suite's order; those that are attacked after ``attack``.
-    source: the set that transfer learns from, one of the pairings or not; None without that protocol.
+    train, in_distribution: the in-distribution training and test images. size: pixels a side, of all images.
+    classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, or None.
+    test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
+    source: the set that transfer learns from, tested or not; None without that protocol.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LoadedSuite:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
         self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
-        self._to_attack: list[tuple[Pairing, TestSet]] = []
+        self._to_attack: list[tuple[LoadedTestSet, TestSet]] = []
         self.detectors: dict[str, Detector] = {}
         self.broken: dict[str, Exception] = {}
         for name in suite.detectors:
@@ -83,7 +83,7 @@ class LoadedSuite:
             except Exception as error:
                 self.broken[name] = error
                 progress.say(f"{name}: {reason(error)}")
-        for one in suite.each_set().values():  # before anything long: what is misspelt is said now
+        for one in suite.each_set().values():  # before anything long, so that a misspelt name is reported now
             parsed = parse(one.name)
             if parsed.attack:
                 resolve(parsed.attack, one.settings)
@@ -91,23 +91,23 @@ class LoadedSuite:
                 raise UsageError(f"{one.name}: settings are for attacks ({', '.join(one.settings)}); leave them out")
         progress.stage("loading the sets")
         self.size = suite.size
-        inside = TestSet(name=suite.in_distribution)
-        self.train = self._original(inside, suite.train_split, None, progress)
+        in_distribution = TestSet(name=suite.in_distribution)
+        self.train = self._original(in_distribution, suite.train_split, None, progress)
         self.size = suite.size or int(self.train.images.shape[-1])
-        self.inside = self._original(inside, suite.test_split, limit, progress)
-        if protocols.shares_images(self.train, self.inside):
+        self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
+        if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
-        for images in (self.train, self.inside):
+        for images in (self.train, self.in_distribution):
             images.clean = images.images  # their own clean twins
-        self.pairings: list[Pairing] = []
-        self.source: Pairing | None = None
+        self.test_sets: list[LoadedTestSet] = []
+        self.source: LoadedTestSet | None = None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
         self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
 
     def load_model(self, weights: str | Path | None, device: torch.device) -> None:
-        """Raises where the weights are absent, or the network's logits are not finite."""
+        """Load the network. Raises MissingData for absent weights, BadData for logits that are not finite."""
         from oodbench.models.load import load_model
 
         if self.suite.model is not None:
@@ -116,38 +116,43 @@ class LoadedSuite:
                 self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=False
             )
             try:
-                self.classifier.check(self.inside.read(range(min(2, len(self.inside)))) / 255)
+                self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
             except Unsuitable as error:
                 self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
 
-    def load_pairings(self, progress: Progress) -> None:
-        """All sets but the attacks: what they are made from stands in for them until ``attack``."""
+    def load_test_sets(self, progress: Progress) -> None:
+        """Load all sets but the attacks: the images that are attacked take their place until ``attack``."""
         sets = self.suite.each_set()
         wanted = [one for one in sets.values() if one.tested]
         transfers = self.suite.transfer_from if "transfer" in self.suite.protocols else None
         if transfers is not None and not sets[transfers].tested:
             wanted.append(sets[transfers])
         for one in wanted:
-            pairing = self._load_pairing(one, progress)
+            test_set = self._load_test_set(one, progress)
             if one.tested:
-                self.pairings.append(pairing)
+                self.test_sets.append(test_set)
             if one.name == transfers:
-                self.source = pairing
+                self.source = test_set
             if parse(one.name).attack:
-                self._to_attack.append((pairing, one))
+                self._to_attack.append((test_set, one))
         self._originals.clear()
 
     def attack(self, progress: Progress) -> None:
-        """Make the attacked sets, against the model that was loaded."""
-        for pairing, one in self._to_attack:
-            if pairing.images is not None:
-                self._change(pairing, pairing.images, one, progress)
+        """Make the attacked sets, against the loaded model."""
+        for test_set, one in self._to_attack:
+            if test_set.images is not None:
+                self._change(test_set, test_set.images, one, progress)
+
+    @property
+    def learns(self) -> bool:
+        """Whether heads may learn from shifts."""
+        return any(protocol != "unsupervised" for protocol in self.suite.protocols)
 
     def rows_of(self, name: str) -> list[Row]:
-        """The rows of one detector: its own under each protocol where it learns something, its variants' unsupervised."""
+        """The rows of one detector: one per protocol in which it learns something, and unsupervised one per variant."""
         if name not in self.detectors:
-            return [Row(name, protocol) for protocol in self.suite.protocols[:1]]  # one row, to say why
+            return [Row(name, protocol) for protocol in self.suite.protocols[:1]]  # one row, to report why
         detector, rows = self.detectors[name], []
         for protocol in self.suite.protocols:
             if protocol == "unsupervised":
@@ -156,13 +161,13 @@ class LoadedSuite:
                 rows.append(Row(name, protocol))
         return rows
 
-    def rows(self, pairing: Pairing) -> list[Row]:
-        """What has a cell on this set: under transfer nothing on the very set that it learns from."""
+    def rows(self, test_set: LoadedTestSet) -> list[Row]:
+        """The rows that have a record on this set: under transfer none on the set that it learns from."""
         rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
-        return [row for row in rows if row.protocol != "transfer" or pairing is not self.source]
+        return [row for row in rows if row.protocol != "transfer" or test_set is not self.source]
 
     def _original(self, one: TestSet, split: str, limit: int | None, progress: Progress) -> ImageSet:
-        """A set before it is corrupted or attacked, read once for all that are made from it."""
+        """A set before it is corrupted or attacked, read once for all sets that are made from it."""
         parsed = parse(one.name)
         key = parsed.original, split, one.first, limit
         if key not in self._originals:
@@ -174,32 +179,34 @@ class LoadedSuite:
             self._originals[key] = images
         return self._originals[key]
 
-    def _load_pairing(self, one: TestSet, progress: Progress) -> Pairing:
+    def _load_test_set(self, one: TestSet, progress: Progress) -> LoadedTestSet:
         parsed = parse(one.name)
         kind = one.kind or parsed.kind
-        pairing = Pairing(one.name, kind or "far-ood", None)
+        test_set = LoadedTestSet(one.name, kind or "far-ood", None)
         try:
             images = self._original(one, "test", self.limit, progress)
         except UsageError:
             raise
         except Exception as error:
-            pairing.error = error
+            test_set.error = error
             progress.say(f"{one.name}: {reason(error)}")
-            return pairing
-        pairing.kind = kind or images.kind
+            return test_set
+        test_set.kind = kind or images.kind
         if parsed.attack:
-            pairing.images = images
+            test_set.images = images
         else:
-            self._change(pairing, images, one, progress)
-        return pairing
+            self._change(test_set, images, one, progress)
+        return test_set
 
-    def _change(self, pairing: Pairing, images: ImageSet, one: TestSet, progress: Progress) -> None:
-        """Give a pairing its images, corrupted or attacked as its name says, or the reason why it has none."""
-        pairing.images = None
+    def _change(self, test_set: LoadedTestSet, images: ImageSet, one: TestSet, progress: Progress) -> None:
+        """Give a test set its images, corrupted or attacked as its name says, or the reason why it has none."""
+        test_set.images = None
         parsed = parse(one.name)
         try:
-            if parsed.attack and images.labels is not None and images.classes != self.inside.classes:
-                raise Unsuitable(f"the network knows other classes than those of {images.name}; attack {self.inside.name}")
+            if parsed.attack and images.labels is not None and images.classes != self.in_distribution.classes:
+                raise Unsuitable(
+                    f"the network knows other classes than those of {images.name}; attack {self.in_distribution.name}"
+                )
             changed = load.changed(
                 images,
                 parsed,
@@ -209,35 +216,35 @@ class LoadedSuite:
                 progress=progress,
                 batch_size=self.suite.batch_size,
             )
-            changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand: what is broken says so here
+            changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand, so that a broken file is found here
             self._refuse_in_distribution(changed)
             changed = self._with_twins(changed)
         except UsageError:
             raise
         except Exception as error:
-            pairing.error = error
+            test_set.error = error
             progress.say(f"{one.name}: {reason(error)}")
         else:
-            pairing.images = changed
+            test_set.images = changed
 
     def _with_twins(self, images: ImageSet) -> ImageSet:
-        """An official corruption, say, with the in-distribution test images that it was made from, where all are there."""
-        if images.clean is not None or not protocols.shares_images(self.inside, images):
+        """A set with the in-distribution test images that it was made from as clean twins, if all of them are there."""
+        if images.clean is not None or not protocols.shares_images(self.in_distribution, images):
             return images
-        place = {int(base): row for row, base in enumerate(self.inside.base_index)}
+        place = {int(base): row for row, base in enumerate(self.in_distribution.base_index)}
         rows = [place.get(int(base), -1) for base in images.base_index]
-        return images if -1 in rows else replace(images, clean=self.inside.select(torch.tensor(rows)).images)
+        return images if -1 in rows else replace(images, clean=self.in_distribution.select(torch.tensor(rows)).images)
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
-        """The same pictures on both sides would be told apart by nothing."""
-        if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.inside, images):
-            both = np.intersect1d(self.inside.base_index.numpy(), images.base_index.numpy())
+        """Raise BadData where the set holds in-distribution test images: no detector could tell these apart."""
+        if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.in_distribution, images):
+            both = np.intersect1d(self.in_distribution.base_index.numpy(), images.base_index.numpy())
             if len(both):
                 raise BadData(f"{len(both)} images of {images.name} are in-distribution test images; leave the set out")
 
 
 def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
-    """The detector, checked for what every cell of it needs. Raises UsageError for values it does not take."""
+    """The detector, checked for what every record of it needs. Raises UsageError for values that it does not take."""
     try:
         detector = load_detector(name, **parameters)
     except (TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from oodbench.errors import BadData, UsageError, reason
 from oodbench.image_set import ImageSet
 from oodbench.inference.fitted import About, FalseAlarms, Fitted, Input, Model, Training, sha256_of
 from oodbench.progress import Progress
-from oodbench.results.folder import provenance
+from oodbench.results.provenance import provenance
 
 CONFIDENCE = 0.95
 BATCH_SIZE = 128

@@ -1,151 +1,50 @@
-"""A run folder: one file a cell, written atomically once, with scores, split, provenance and schema version.
+"""A run folder: one file per pass over a set, each written whole or not at all.
 
 ::
 
     runs/cifar10/
-        run.json                          what the run is: suite, model, sets, versions
-        costs.json                        what each detector costs, measured apart
-        severity.png                      AUROC by level of corruption, drawn from the cells
-        cells/knn~per-shift~textures.safetensors
+        run.json                              what the run is: suite, model, sets, versions
+        costs.json                            what each detector costs, measured separately
+        severity.png                          AUROC by level of corruption
+        passes/textures.safetensors           the records of one set, their scores and splits
+        shared/in-distribution.safetensors    arrays that sets share: in-distribution scores, base rows
+        aside/                                damaged or superseded files
 
-Figures live in cells and costs beside them, so that a resumed run's figures are the same bit for bit.
+There is no index: the records of 100,000 cells are read from their files in seconds, so there is nothing to keep in step.
 """
 
-import hashlib
 import json
-import platform
-import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from oodbench import __version__, state
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.errors import BadData, OodbenchError, UsageError, reason
+from oodbench.paths import write_atomically
+from oodbench.results import pass_file
+from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
+from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
 
-SCHEMA_VERSION = 1
 SEVERITY = "severity.png"
+SHARED = "in-distribution.safetensors"
+ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
+Say = Callable[[str], None]
+Costs = dict[str, dict[str, float | None]]
 
-Status = Literal["ok", "skipped", "failed"]
 
-
-class Cell(BaseModel):
-    """One detector on one pairing under one protocol. Rates are fractions in [0, 1]."""
+class Manifest(BaseModel):
+    """What run.json says. All records of a folder share ``settings``."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
-    # What it is of.
-    model: str
-    weights_hash: str
-    in_distribution: str
-    in_fingerprint: str
-    train_fingerprint: str
-    detector: str
-    variant: str = ""  # which of the detector's variants; empty for its own score
-    parameters: dict[str, Any]
-    changed: dict[str, list[Any]] = {}  # those that are not the detector's defaults: [value, default]
-    protocol: str
-    transfer_from: str = ""  # under transfer: the set that the head learnt from; content of it and its negatives, and kind
-    transfer_fingerprint: str = ""
-    dataset: str  # without its level
-    level: int | None
-    kind: str
-    fingerprint: str  # of the set; empty where it could not be read
-    seed: int
-    made: dict[str, Any] = {}  # how the set was made, of an attack: its settings, success rate, mean norms
-    # How it went.
-    status: Status
-    reason: str = ""
-    # What came out; None where nothing did.
-    sizes: dict[str, tuple[int, int | None]] = {}  # images here and in the official set, by set name
-    n_in: int | None = None
-    n_out: int | None = None
-    metrics: dict[str, float] | None = None
-    setting: dict[str, Any] | None = None  # the grid's setting that the head chose, or the detector's own
-    head: str | None = None
-    wall_seconds: float | None = None
-    # Of the detector's own class probabilities on the in-distribution test images, and the network's: see calibration.py.
-    # And auroc_clean, against the clean negatives alone, where a set's negatives are clean and noisy.
-    extras: dict[str, float] = {}
+    settings: dict[str, Any]
+    suite: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
-
-    @property
-    def set_name(self) -> str:
-        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
-
-    @property
-    def row(self) -> str:
-        """What tables call the detector, or the variant of it."""
-        return row_name(self.detector, self.variant)
-
-    @property
-    def remark(self) -> str:
-        """Why there are no figures, or with which hyper-parameters they were had that are not the detector's defaults."""
-        changes = (f"{name} {value} (default {default})" for name, (value, default) in self.changed.items())
-        return self.reason or (", ".join(changes) if self.status == "ok" else "")
-
-    @property
-    def slot(self) -> str:
-        """The file's stem: which place in the table this cell fills."""
-        return "~".join(_slug(part) for part in (self.row, self.protocol, self.set_name))
-
-    @property
-    def key(self) -> str:
-        """Hash of all that decides the figures: a cell with another key is another cell."""
-        decides = self.model_dump(include=set(Cell.model_fields) & _KEY_FIELDS)
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-_KEY_FIELDS = {
-    "schema_version", "model", "weights_hash", "in_fingerprint", "train_fingerprint", "detector", "variant", "parameters",
-    "protocol", "transfer_from", "transfer_fingerprint", "dataset", "level", "kind", "fingerprint", "seed",
-}  # fmt: skip
-
-
-def row_name(detector: str, variant: str) -> str:
-    """``gradcon``, or ``gradcon:recon`` for a variant."""
-    return f"{detector}:{variant}" if variant else detector
-
-
-def _slug(name: str) -> str:
-    """A file name for any name: safe characters, and a hash where some had to go."""
-    safe = re.sub(r"[^A-Za-z0-9.@+_-]", "_", name)[:80]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def cost_key(detector: str, parameters: dict[str, Any], setting: dict[str, Any] | None) -> str:
-    """Under which name a detector's cost at a setting stands in costs.json."""
-    return json.dumps([detector, parameters, setting or {}], sort_keys=True)
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """Versions and machine, as every result states them."""
-    import torch
-
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
-    return {
-        "oodbench": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{device} ({name})",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cell_of(header: dict[str, Any], path: Path) -> Cell:
-    """Raises BadData where the header is not that of a cell."""
-    if header.get("schema_version") != SCHEMA_VERSION:
-        raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
-    try:
-        return Cell.model_validate(header)
-    except ValidationError as error:
-        raise BadData(f"{path} is not a cell of this oodbench; delete it and run again") from error
 
 
 class RunFolder:
@@ -153,55 +52,132 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.cells_path = self.path / "cells"
+        self.passes_path = self.path / "passes"
+        self.shared_path = self.path / "shared" / SHARED
+        self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
+
+    # Reading
+
+    def manifest(self) -> Manifest:
+        """What run.json says. Raises BadData for a damaged file, or one of a newer schema version."""
+        found = self._read_json("run.json")
+        version = found.get("schema_version")
+        if version not in (VERSION_1, SCHEMA_VERSION):
+            raise BadData(
+                f"{self.path} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
+                " use a newer oodbench, or run again with --fresh"
+            )
+        try:
+            return Manifest.model_validate(found | {"schema_version": SCHEMA_VERSION})
+        except ValidationError as error:
+            raise BadData(f"{self.path / 'run.json'} is not what oodbench writes; start over with --fresh") from error
+
+    def records(self, on_damage: Say | None = None) -> Iterator[DetectionRecord]:
+        """All records, set by set in order of name, without their arrays.
+
+        A damaged file raises BadData, or is left out and reported to ``on_damage``.
+        """
+        if has_cells(self.path):  # schema version 1; nothing else is there before it is migrated
+            yield from (record for record, _ in cells(self.path))
+            return
+        for path in self._pass_files():
+            try:
+                yield from pass_file.read_records(path)
+            except BadData as error:
+                if on_damage is None:
+                    raise
+                on_damage(reason(error))
+
+    def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
+        """The arrays of a record by role. Raises BadData where one is missing or damaged."""
+        wanted = set(record.arrays.values())
+        path = self._pass_file(record.set_name)
+        own = wanted & pass_file.array_names(path)
+        found = pass_file.read_arrays(path, own)
+        if wanted - own:
+            found |= pass_file.read_arrays(self.shared_path, wanted - own)
+        return {role: found[name] for role, name in record.arrays.items()}
+
+    def costs(self) -> Costs:
+        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
+        found = self._read_json("costs.json") if (self.path / "costs.json").exists() else {}
+        if not all(isinstance(cost, dict) for cost in found.values()):
+            raise BadData(f"{self.path / 'costs.json'} is not what oodbench writes; delete it, and costs are measured again")
+        return found
+
+    # Writing
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Say = lambda line: None) -> Iterator[None]:
         """Hold the folder for this process; the lock goes with the process, however it ends.
+
+        Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated.
 
         Raises UsageError for a folder with something else in it, OodbenchError where it is held or cannot be written.
         """
-        own = {"run.json", "costs.json", SEVERITY, "cells", ".lock"}
         there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if "run.json" not in there and (strangers := sorted(there - own)):
-            raise UsageError(f"{self.path} is no run folder and holds {strangers[0]}; name a new folder with --out")
+        if "run.json" not in there and (strangers := sorted(there - {*ENTRIES})):
+            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
-            self.cells_path.mkdir(parents=True, exist_ok=True)
+            self.passes_path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held until the run ends
         except OSError as error:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OodbenchError(f"another run is writing to {self.path}; wait for it or choose another --out") from error
-        except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
-            pass
-        try:
-            for half_written in [found for name in own - {"cells"} for found in self.path.glob(f".{name}.*")]:
-                half_written.unlink()
-            for half_written in self.cells_path.glob(".*.safetensors.*"):
-                half_written.unlink()
+            _hold(lock, self.path)
+            for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
+                parent, _, stem = name.rpartition("/")
+                for half_written in (self.path / parent).glob(f".{stem}.*"):
+                    half_written.unlink()
+            self._open(say)
             yield
         finally:
+            self._written = None
             lock.close()
+
+    def _open(self, say: Say) -> None:
+        """Read what is there, and set aside what is damaged."""
+        migrate(self.path, self._pass_file, say)
+        self._written = {}
+        available = self._checked_arrays(self.shared_path, say) if self.shared_path.exists() else set()
+        for path in self._pass_files():
+            names = self._checked_arrays(path, say)
+            if not path.exists():
+                continue
+            records = pass_file.read_records(path)
+            whole = [record for record in records if set(record.arrays.values()) <= names | available]
+            if len(whole) < len(records):
+                say(f"{path.name}: {len(records) - len(whole)} records lack arrays and are computed again")
+            for record in whole:
+                self._written.setdefault(record.set_name, {})[record.place] = record
+
+    def _checked_arrays(self, path: Path, say: Say) -> set[str]:
+        """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""
+        try:
+            if path != self.shared_path:
+                pass_file.read_records(path)
+            return set(pass_file.read_arrays(path))
+        except BadData as error:
+            say(f"{reason(error)} (moved to {self._set_aside(path)})")
+            return set()
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        own = [self.path / name for name in ("run.json", "costs.json", SEVERITY)]
-        for path in [*self.cells_path.glob("*.safetensors"), *own]:
+        for name in ("run.json", "costs.json", SEVERITY):
+            (self.path / name).unlink(missing_ok=True)
+        old = [*(self.path / "aside").glob("*.safetensors"), *(self.path / CELLS).glob("*.safetensors")]
+        for path in [*self._pass_files(), self.shared_path, *old]:
             path.unlink(missing_ok=True)
+        self._written = {}
 
-    def settle(self, settings: dict[str, Any], about: dict[str, Any]) -> None:
-        """Write run.json, or check that a run with the same settings lies here already.
+    def check_settings(self, settings: Mapping[str, Any], **about: Any) -> None:
+        """Write run.json, or check that a run with the same settings is there already.
 
-        ``settings`` are what all cells of a folder share; where they differ, UsageError names the first difference.
+        Raises UsageError that names the first setting that differs.
         """
         settings = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
         if (self.path / "run.json").exists():
-            before = self.about()["settings"]
+            before = self.manifest().settings
             for name, value in settings.items():
                 if name in before and before[name] != value:
                     raise UsageError(
@@ -209,64 +185,92 @@ class RunFolder:
                         " choose another folder with --out, or start over with --fresh"
                     )
             settings = before | settings
-        self._write_json("run.json", {"schema_version": SCHEMA_VERSION, "settings": settings, **about})
+        self._write_json("run.json", Manifest(settings=settings, **about).model_dump(mode="json"))
 
-    def about(self) -> dict[str, Any]:
-        """What run.json says. Raises BadData for another schema version."""
-        found = self._read_json("run.json")
-        if found.get("schema_version") != SCHEMA_VERSION:
-            raise BadData(
-                f"{self.path} has schema version {found.get('schema_version')} and this oodbench reads {SCHEMA_VERSION};"
-                " run again with --fresh"
-            )
-        return found
+    def finished(self, record: DetectionRecord) -> bool:
+        """Whether the record is there with figures, made from the same inputs by the same code."""
+        found = self.earlier(record)
+        return found is not None and found.status == "ok" and found.key == record.key
 
-    def write(self, cell: Cell, arrays: dict[str, np.ndarray] | None = None) -> bool:
-        """Write one cell with its scores and split, whole or not at all, and say whether it was.
+    def earlier(self, record: DetectionRecord) -> DetectionRecord | None:
+        """The record that is in its place, whatever it was made from."""
+        assert self._written is not None, "the folder is not locked"
+        return self._written.get(record.set_name, {}).get(record.place)
 
-        A cell with figures is only replaced by one with figures: what is finished is not lost to a set or a plug-in
-        that cannot be had today.
+    def write(
+        self,
+        records: Sequence[DetectionRecord],
+        arrays: Mapping[str, np.ndarray],
+        shared: Mapping[str, np.ndarray] | None = None,
+        say: Say = lambda line: None,
+    ) -> list[DetectionRecord]:
+        """Write the records of one set, with their arrays by hash, and return those that gave way to existing ones.
+
+        A record without figures does not replace one with figures of the same code, so that a set or a plug-in that is
+        unavailable today loses nothing. Records of other detectors stay; where the set's content has changed since, the
+        earlier file is moved aside.
+
+        ``shared`` are arrays that many sets use; they are kept once, in a file of their own.
         """
-        import torch
+        assert self._written is not None, "the folder is not locked"
+        name = records[0].set_name
+        path = self._pass_file(name)
+        before = self._written.get(name, {})
+        contents = {record.fingerprint for record in before.values()} - {""}
+        if any(record.fingerprint and record.fingerprint not in contents for record in records) and contents:
+            say(f"{name} has changed since: its earlier records are void (moved to {self._set_aside(path)})")
+            before = {}
+        kept = [new for new in records if _is_better(before.get(new.place), new)]
+        merged = before | {new.place: new for new in records if new not in kept}
+        if shared:
+            self._add_shared(shared)
+        wanted = {hash for record in merged.values() for hash in record.arrays.values()}
+        stored = pass_file.read_arrays(path) if path.exists() else {}
+        common = pass_file.array_names(self.shared_path) if self.shared_path.exists() else set()
+        own = {hash: array for hash, array in (stored | dict(arrays)).items() if hash in wanted - common}
+        pass_file.write(path, list(merged.values()), own)
+        self._written[name] = merged
+        return kept
 
-        path = self._file(cell)
-        if cell.status != "ok" and path.exists() and _cell_of(state.load_header(path), path).status == "ok":
-            return False
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
-        state.save(path, json.loads(cell.model_dump_json()), tensors)
-        return True
+    def tidy(self) -> None:
+        """Drop shared arrays that no record uses any more."""
+        assert self._written is not None, "the folder is not locked"
+        if not self.shared_path.exists():
+            return
+        used = {hash for of_set in self._written.values() for one in of_set.values() for hash in one.arrays.values()}
+        found = pass_file.read_arrays(self.shared_path)
+        if found.keys() - used:
+            pass_file.write(self.shared_path, [], {hash: array for hash, array in found.items() if hash in used})
 
-    def finished(self, cell: Cell) -> bool:
-        """Whether the cell lies here with figures, made from the same inputs."""
-        path = self._file(cell)
-        if not path.exists():
-            return False
-        found = _cell_of(state.load_header(path), path)
-        return found.status == "ok" and found.key == cell.key
+    def _add_shared(self, arrays: Mapping[str, np.ndarray]) -> None:
+        stored = pass_file.read_arrays(self.shared_path) if self.shared_path.exists() else {}
+        if arrays.keys() - stored.keys():
+            pass_file.write(self.shared_path, [], stored | dict(arrays))
 
-    def read(self, path: Path) -> tuple[Cell, dict[str, np.ndarray]]:
-        """One cell and its arrays: in_scores, out_scores, and the rows of the split."""
-        header, tensors = state.load(path)
-        return _cell_of(header, path), {name: tensor.numpy() for name, tensor in tensors.items()}
-
-    def cells(self) -> list[Cell]:
-        """All cells, by file name, without their arrays."""
-        return [_cell_of(state.load_header(path), path) for path in sorted(self.cells_path.glob("*.safetensors"))]
-
-    def costs(self) -> dict[str, dict[str, float | None]]:
-        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
-        return self._read_json("costs.json") if (self.path / "costs.json").exists() else {}
-
-    def write_costs(self, costs: dict[str, dict[str, float | None]]) -> None:
+    def write_costs(self, costs: Costs) -> None:
+        """Write costs.json."""
         self._write_json("costs.json", costs)
 
     def write_severity(self, picture: bytes) -> Path:
-        """Where it lies."""
-        state.write_atomically(self.path / SEVERITY, picture)
+        """Write the picture of the severity curves and return its path."""
+        write_atomically(self.path / SEVERITY, picture)
         return self.path / SEVERITY
 
-    def _file(self, cell: Cell) -> Path:
-        return self.cells_path / f"{cell.slot}.safetensors"
+    # Files
+
+    def _pass_files(self) -> list[Path]:
+        return sorted(path for path in self.passes_path.glob("*.safetensors") if not path.name.startswith("."))
+
+    def _pass_file(self, set_name: str) -> Path:
+        return self.passes_path / f"{pass_file.file_stem(set_name)}.safetensors"
+
+    def _set_aside(self, path: Path) -> Path:
+        """Move a file to ``aside``, under a name that is free there."""
+        folder = self.path / "aside"
+        folder.mkdir(exist_ok=True)
+        target = next(p for n in range(10**6) if not (p := folder / f"{path.stem}.{n}{path.suffix}").exists())
+        shutil.move(path, target)
+        return target
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -277,5 +281,21 @@ class RunFolder:
             raise BadData(f"{self.path / name} is not what oodbench writes; start over with --fresh")
         return found
 
-    def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        state.write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
+    """Whether the record that is there has figures, the new one has none, and the detector's code is not known to differ."""
+    return before is not None and before.status == "ok" and new.status != "ok" and new.code in ("", before.code)
+
+
+def _hold(lock: Any, path: Path) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out") from error

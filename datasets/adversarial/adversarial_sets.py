@@ -14,6 +14,7 @@ from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.adversarial.attack_cache import AttackCache, key_of
 from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import Unsuitable, UsageError
+from oodbench.facts import AttackRecord
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
 
@@ -68,7 +69,7 @@ def attacked(
         settings: of the attack, and ``rounded``, ``filtered`` and ``noise_std``; see ``Options``.
 
     Returns: a set of uint8 images, or float32 in [0, 1] if not rounded, of kind ``adversarial``, that shares its images with
-    the base. ``made`` says what the attack did (see ``docs/attacks.md``). Filtered, ``negatives`` are the same images
+    the base. ``attack_record`` says what the attack did (see ``docs/attacks.md``). Filtered, ``negatives`` are the same images
     clean, followed by their noisy twins.
 
     Raises UsageError for a name or setting that there is not, Unsuitable for a base without labels, for a network that
@@ -100,15 +101,7 @@ def attacked(
     )
     right_after = network.right(result)
     l2, linf = _distances(result, base, batch_size)
-    made: dict[str, Any] = {
-        "attack": name,
-        "network": against,
-        "settings": how | {"rounded": options.rounded, "filtered": options.filtered},
-        "attacked": len(base),
-        "clean_accuracy": float(right.double().mean()),
-        "adversarial_accuracy": float(right_after.double().mean()),
-        "success_rate": float((~right_after[right]).double().mean()),
-    }
+    made_with = how | {"rounded": options.rounded, "filtered": options.filtered}
     kept = torch.arange(len(base))
     if options.filtered:
         noisy = replace(result, images=_noisy(base, options, seed, batch_size))
@@ -118,7 +111,7 @@ def attacked(
                 f"{result.name}: the filter keeps none of {len(base):,} images, for none is right clean, right noisy and wrong"
                 " attacked; attack harder (eps, steps), or leave filtered out"
             )
-        made["settings"] |= {"noise_std": options.noise_std}
+        made_with |= {"noise_std": options.noise_std}
         # Of a whole set, what is kept is whole. Of a part, the official size stays, as a mark.
         official = {base.split: len(kept)} if base.official_size == len(base) else base.source.official_size
         result = replace(
@@ -126,13 +119,20 @@ def attacked(
             negatives=_twins(base.select(kept), noisy.select(kept)),
             source=replace(result.source, official_size=official),
         )
-    made |= {
-        "kept": len(kept),
-        "unchanged": float((linf[kept] == 0).double().mean()),
-        "mean_l2": float(l2[kept].mean()),
-        "mean_linf": float(linf[kept].mean()),
-    }
-    return replace(result, made=made)
+    record = AttackRecord(
+        attack=name,
+        network=against,
+        settings=made_with,
+        attacked=len(base),
+        clean_accuracy=float(right.double().mean()),
+        adversarial_accuracy=float(right_after.double().mean()),
+        success_rate=float((~right_after[right]).double().mean()),
+        kept=len(kept),
+        unchanged=float((linf[kept] == 0).double().mean()),
+        mean_l2=float(l2[kept].mean()),
+        mean_linf=float(linf[kept].mean()),
+    )
+    return replace(result, attack_record=record)
 
 
 class _Network(NamedTuple):

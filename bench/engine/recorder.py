@@ -1,0 +1,163 @@
+"""Makes the records of a run: what decides each, and its figures with the arrays that they are computed from."""
+
+import hashlib
+import time
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oodbench import code_hash, protocols
+from oodbench.datasets.name import parse
+from oodbench.detector import Detector
+from oodbench.engine.fitting import Fitting
+from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
+from oodbench.engine.trials import MeasuredTestSet, Trial
+from oodbench.errors import BadData, MissingData, Unsuitable, reason
+from oodbench.image_set import ImageSet
+from oodbench.results.pass_file import hash_of
+from oodbench.results.recompute import figures_of
+from oodbench.results.records import SPLIT_ROLES, DetectionRecord, Status, corruption_record
+
+PROBABILITY_ROLES = ("probabilities", "network_probabilities")
+
+
+class Measured(NamedTuple):
+    """A record with figures, and its arrays by hash: the set's own, and those that many sets share."""
+
+    record: DetectionRecord
+    own: dict[str, np.ndarray]
+    shared: dict[str, np.ndarray]
+
+
+class Recorder:
+    """Makes records of one run; ``provenance`` is theirs."""
+
+    def __init__(self, loaded: LoadedSuite, fitting: Fitting, provenance: dict[str, Any]) -> None:
+        self.loaded, self.fitting, self.suite, self.provenance = loaded, fitting, loaded.suite, provenance
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """Hash of each detector's code, by name."""
+        return {name: code_hash.of_class(type(detector))[:16] for name, detector in self.loaded.detectors.items()}
+
+    def record(self, test_set: LoadedTestSet, row: Row, status: Status = "ok", **fields: Any) -> DetectionRecord:
+        """What decides the record of a row on a set, and ``fields`` of what came out."""
+        loaded, images = self.loaded, test_set.images
+        name = parse(test_set.name)
+        detector = loaded.detectors.get(row.detector)
+        source = loaded.source if row.protocol == "transfer" else None
+        negatives = images.negatives if images is not None else None
+        sets = [loaded.train, loaded.in_distribution, images, source.images if source else None]
+        return DetectionRecord(
+            model=self.suite.model or "",
+            weights_hash=loaded.weights_hash,
+            in_distribution=self.suite.in_distribution,
+            in_fingerprint=(negatives or loaded.in_distribution).fingerprint,
+            train_fingerprint=loaded.train.fingerprint,
+            detector=row.detector,
+            variant=row.variant,
+            parameters=detector.parameters() if detector else self.suite.parameters.get(row.detector, {}),
+            code=self.code.get(row.detector, ""),
+            non_default=_non_default(detector, row) if detector else {},
+            protocol=row.protocol,
+            transfer_from=source.name if source else "",
+            transfer_fingerprint=_learnt_from(source),
+            dataset=name.dataset,
+            level=name.severity,
+            kind=test_set.kind,
+            fingerprint=images.fingerprint if images is not None else "",
+            corruption=corruption_record(name.dataset, name.severity, test_set.kind, self.suite.seed),
+            attack=images.attack_record if images is not None else None,
+            seed=self.suite.seed,
+            sizes={f"{s.name} ({s.split})": (len(s), s.official_size) for s in sets if s is not None},
+            status=status,
+            provenance=self.provenance,
+            **fields,
+        )
+
+    def without_figures(self, test_set: LoadedTestSet, row: Row, error: Exception | None) -> DetectionRecord:
+        """The record that says why there are no figures: skipped where that is nobody's fault, else failed."""
+        status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
+        return self.record(test_set, row, status, reason=reason(error or BadData("no reason")))
+
+    def measured(self, test_set: LoadedTestSet, row: Row, trial: Trial, measured: MeasuredTestSet) -> Measured:
+        """The record of a row with its figures. Raises what the head was not fitted for, and BadData for useless scores."""
+        detector = self.loaded.detectors[row.detector]
+        head, settings = trial.heads[detector], trial.settings[detector]
+        start = time.perf_counter()
+        if isinstance(head, Exception):
+            raise head
+        setting = settings[head.setting_]
+        sides = (measured.in_distribution, trial.split.in_test), (measured.anomalous, trial.split.out_test)
+        in_scores, out_scores = (
+            head.score(detector.columns_of(cache.get(detector, [setting], rows), row.variant)) for cache, rows in sides
+        )
+        if np.ptp(np.concatenate([in_scores, out_scores])) == 0:
+            raise BadData(f"all scores are {in_scores[0]:g}: they tell nothing apart")
+        arrays = {"in_scores": in_scores, "out_scores": out_scores, **self._arrays(row, trial, measured)}
+        figures = figures_of(arrays, self.suite.seed)
+        hashes = {role: hash_of(array) for role, array in arrays.items()}
+        record = self.record(
+            test_set,
+            row,
+            arrays=hashes,
+            n_in=len(in_scores),
+            n_out=len(out_scores),
+            metrics=figures.metrics,
+            auroc_clean=figures.auroc_clean,
+            calibration=figures.calibration,
+            setting=setting,
+            head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
+            wall_seconds=measured.anomalous.seconds(detector, settings if row.protocol == "per-shift" else [setting])
+            + time.perf_counter()
+            - start,
+        )
+        shared = _shared_roles(row.protocol, measured.in_distribution.images is self.loaded.in_distribution)
+        return Measured(
+            record,
+            {hashes[role]: array for role, array in arrays.items() if role not in shared},
+            {hashes[role]: array for role, array in arrays.items() if role in shared},
+        )
+
+    def _arrays(self, row: Row, trial: Trial, measured: MeasuredTestSet) -> dict[str, np.ndarray]:
+        """By role, what the figures need beside the scores."""
+        arrays: dict[str, np.ndarray] = {}
+        if row.protocol != "unsupervised":
+            arrays |= dict(trial.split)
+        sides = measured.sides
+        if protocols.shares_images(*sides):
+            arrays |= {"in_base": sides.in_distribution.base_index.numpy(), "out_base": sides.anomalous.base_index.numpy()}
+        if sides.in_distribution.noisy is not None:
+            arrays["in_noisy"] = sides.in_distribution.noisy.numpy()
+        if row.detector in self.fitting.probabilities:
+            given = self.fitting.probabilities.get(row.detector), self.fitting.probabilities.get("")
+            arrays |= {role: array for role, array in zip(PROBABILITY_ROLES, given, strict=True) if array is not None}
+        return arrays
+
+
+def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
+    """The roles whose arrays are the same for many sets."""
+    shared = set(PROBABILITY_ROLES)
+    if same_negatives:
+        shared.add("in_base")
+        if protocol == "unsupervised":
+            shared.add("in_scores")
+        if protocol == "transfer":
+            shared |= {"in_scores", *SPLIT_ROLES} - {"out_test"}
+    return shared
+
+
+def _non_default(detector: Detector, row: Row) -> dict[str, tuple[Any, Any]]:
+    """Hyper-parameters that are not the defaults, but for those that the head chooses."""
+    chosen = detector.setting if row.protocol != "unsupervised" and len(detector.shift_settings) > 1 else {}
+    return {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
+
+
+def _learnt_from(source: LoadedTestSet | None) -> str:
+    """All that a head of ``transfer`` depends on: the images of the source, its negatives, and its kind (how it chooses)."""
+    if source is None or source.images is None:
+        return ""
+    negatives: ImageSet | None = source.images.negatives
+    decides = [source.images.fingerprint, negatives.fingerprint if negatives else "", source.kind]
+    return hashlib.sha256(" ".join(decides).encode()).hexdigest()[:16]

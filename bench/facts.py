@@ -1,0 +1,52 @@
+"""Typed facts that records keep: how a set was made, and how good class probabilities are. Imports no torch."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Facts(BaseModel):
+    """Base: unknown fields and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class CorruptionRecord(Facts):
+    """How a corrupted set was made."""
+
+    corruption: str
+    level: int
+    origin: Literal["generated", "official"]
+    seed: int | None = None  # of a generated one
+
+
+class AttackRecord(Facts):
+    """What an attack did. Rates are fractions in [0, 1], distances in pixel units of [0, 1]."""
+
+    attack: str
+    network: str  # name and weights hash of the network that was attacked
+    settings: dict[str, Any]
+    attacked: int  # images
+    clean_accuracy: float
+    adversarial_accuracy: float
+    success_rate: float  # share of the images that were right before and are wrong after
+    kept: int  # images that the papers' filter keeps; all without the filter
+    unchanged: float  # share of the kept images that did not change at all
+    mean_l2: float
+    mean_linf: float
+
+
+class ProbabilityFigures(Facts):
+    """Accuracy and calibration of class probabilities; see ``oodbench.calibration``."""
+
+    accuracy: float
+    ece: float
+    nll: float
+    brier: float
+
+
+class CalibrationRecord(Facts):
+    """A detector's own class probabilities on the in-distribution test images, beside the network's."""
+
+    detector: ProbabilityFigures
+    network: ProbabilityFigures | None = None

@@ -1,0 +1,129 @@
+"""One file of a run folder: the records of one pass over a set, and the arrays that they are computed from.
+
+A safetensors file. Its metadata hold the records as JSON, with what they share written once, and a checksum of that text.
+Each array is named by the hash of its content, so equal arrays are stored once, and a damaged one does not match its name.
+Floats that single precision holds exactly are stored in it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from oodbench.errors import BadData
+from oodbench.paths import write_atomically
+from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
+
+Arrays = dict[str, np.ndarray]  # by the hash of their content
+RECORDS = {"detection": DetectionRecord}  # by task
+KINDS: dict[str, Any] = {"f": np.float64, "i": np.int64, "b": np.bool_}
+
+
+def file_stem(name: str) -> str:
+    """A file name for any name: safe characters, and a hash where some had to go."""
+    safe = re.sub(r"[^A-Za-z0-9.@+_-]", "_", name)[:80]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def hash_of(array: np.ndarray) -> str:
+    """The name of an array: a hash of its type, shape and values. Floats count as float64, whole numbers as int64."""
+    array = _canonical(array)
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write(path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the file whole or not at all."""
+    from safetensors.numpy import save
+
+    dumped = [record.model_dump(mode="json") for record in records]
+    shared = {
+        name: value for name, value in (dumped[0] if dumped else {}).items() if all(other[name] == value for other in dumped)
+    }
+    own = [{name: value for name, value in one.items() if name not in shared} for one in dumped]
+    text = json.dumps({"schema_version": SCHEMA_VERSION, "shared": shared, "records": own}, sort_keys=True, allow_nan=False)
+    stored = {name: _packed(array) for name, array in arrays.items()}
+    write_atomically(path, save(stored, {"oodbench": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def read_records(path: Path) -> list[DetectionRecord]:
+    """The records, without reading an array. Raises BadData for a damaged file, or one of another schema version."""
+    with _opened(path) as file:
+        return _records(file, path)
+
+
+def read_arrays(path: Path, names: Iterable[str] | None = None) -> Arrays:
+    """Arrays by name, by default all. Raises BadData where one is missing or does not match its name."""
+    with _opened(path) as file:
+        there = set(file.keys())
+        found = {}
+        for name in there if names is None else names:
+            if name not in there:
+                raise BadData(f"{path} lacks the array {name}; run again, and its records are computed again")
+            found[name] = _canonical(file.get_tensor(name))
+            if hash_of(found[name]) != name:
+                raise BadData(f"{path} is damaged (the array {name}); run again, and its records are computed again")
+        return found
+
+
+def array_names(path: Path) -> set[str]:
+    """The names of the arrays that the file holds."""
+    with _opened(path) as file:
+        return set(file.keys())
+
+
+def _records(file: Any, path: Path) -> list[DetectionRecord]:
+    metadata = file.metadata() or {}
+    text = metadata.get("oodbench", "")
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+        raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
+    content = json.loads(text)
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise BadData(
+            f"{path} has schema version {content['schema_version']}, and this oodbench reads {SCHEMA_VERSION};"
+            " use a newer oodbench, or run again with --fresh"
+        )
+    shared = content["shared"]
+    return [RECORDS[one.get("task", shared.get("task"))].model_validate(shared | one) for one in content["records"]]
+
+
+def _canonical(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=KINDS[array.dtype.kind])
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """The array in half the bytes, where nothing is lost."""
+    array = _canonical(array)
+    small: np.ndarray = array
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            small = array.astype(np.float32)
+    elif array.dtype == np.int64:
+        small = array.astype(np.int32)
+    return small if np.array_equal(small, array) else array
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise BadData(f"no such file: {path}") from error
+    except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise BadData(
+            f"{path} is damaged, or not a file of oodbench ({_first_line(error)}); run again, and it is made again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

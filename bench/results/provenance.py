@@ -1,0 +1,24 @@
+"""What every result states about the software and the machine that made it."""
+
+import platform
+from typing import Any
+
+import numpy as np
+
+from oodbench import __version__
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Versions, device and number of threads."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "oodbench": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+    }

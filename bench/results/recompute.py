@@ -1,0 +1,64 @@
+"""Computes the figures of a record again from its stored arrays, and from nothing else."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oodbench import calibration, metrics
+from oodbench.errors import BadData
+from oodbench.facts import CalibrationRecord
+from oodbench.results.folder import RunFolder
+from oodbench.results.records import DetectionRecord
+
+
+class Figures(NamedTuple):
+    """The figures of a record that follow from its arrays."""
+
+    metrics: metrics.Metrics
+    auroc_clean: float | None
+    calibration: CalibrationRecord | None
+
+
+def figures_of(arrays: Mapping[str, np.ndarray], seed: int) -> Figures:
+    """All figures from the arrays of a record by role; ``in_scores`` and ``out_scores`` are needed.
+
+    Both the run that makes a record and whoever verifies it call this.
+    """
+    in_scores, out_scores = arrays["in_scores"], arrays["out_scores"]
+    clusters: dict[str, Any] = {}
+    if "in_base" in arrays:
+        clusters = {
+            "in_clusters": _tested(arrays, "in_base", "in_test"),
+            "out_clusters": _tested(arrays, "out_base", "out_test"),
+        }
+    clean = None
+    if "in_noisy" in arrays:
+        clean = metrics.auroc(in_scores[~_tested(arrays, "in_noisy", "in_test")], out_scores)
+    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters), clean, calibration_of(arrays))
+
+
+def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None:
+    """The figures of class probabilities, from what ``calibration.per_image`` says of each image."""
+    if "probabilities" not in arrays:
+        return None
+    network = arrays.get("network_probabilities")
+    return CalibrationRecord(
+        detector=calibration.figures(arrays["probabilities"]),
+        network=None if network is None else calibration.figures(network),
+    )
+
+
+def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
+    """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
+    if record.status != "ok":
+        raise BadData(f"{record.row} on {record.set_name} has no figures ({record.reason}), so there is nothing to recompute")
+    arrays = folder.arrays(record)
+    if missing := {"in_scores", "out_scores"} - arrays.keys():
+        raise BadData(f"{record.row} on {record.set_name} stores no {sorted(missing)[0]}; run it again")
+    return figures_of(arrays, record.seed)
+
+
+def _tested(arrays: Mapping[str, np.ndarray], role: str, rows: str) -> np.ndarray:
+    """The values of the rows that are tested; without a split that is every row."""
+    return arrays[role][arrays[rows]] if rows in arrays else arrays[role]

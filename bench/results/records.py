@@ -1,0 +1,132 @@
+"""Records: what a run found, one typed model per task, with all that decides it.
+
+A record names its arrays (scores, split, base rows) by the hash of their content; ``oodbench.results.pass_file`` keeps
+them, and ``oodbench.results.recompute`` computes the figures again from them.
+"""
+
+import hashlib
+import json
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from oodbench.datasets.name import CORRUPTIONS, source_and_change
+from oodbench.facts import AttackRecord, CalibrationRecord, CorruptionRecord
+from oodbench.metrics import Metrics
+
+SCHEMA_VERSION = 2
+# Raised when the harness itself (probe, heads, protocols, metrics) may give other figures: records of an older version are
+# computed again.
+SCORING_VERSION = 1
+
+Status = Literal["ok", "skipped", "failed"]
+
+# Roles of arrays: rows of a split, what the sides are made from, which negatives are noisy, and what of class probabilities
+# the figures need of each image.
+SPLIT_ROLES = ("in_fit", "in_choose", "in_test", "out_fit", "out_choose", "out_test")
+
+
+class Record(BaseModel):
+    """What every record says, whatever its task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    task: str
+    # What it is of.
+    model: str
+    weights_hash: str
+    in_distribution: str
+    seed: int
+    scoring_version: int = SCORING_VERSION
+    # How it went.
+    status: Status
+    reason: str = ""
+    # Hash by role of the arrays that the figures are computed from.
+    arrays: dict[str, str] = {}
+    provenance: dict[str, Any] = {}
+
+    # Names of the fields that decide the figures.
+    decides: ClassVar[frozenset[str]] = frozenset(
+        {"task", "model", "weights_hash", "in_distribution", "seed", "scoring_version"}
+    )
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the figures: a record with another key is another record."""
+        values = self.model_dump(mode="json", include=set(self.decides))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class DetectionRecord(Record):
+    """One detector on one set under one protocol. Rates are fractions in [0, 1].
+
+    The set is named by its parts: ``dataset`` is the name without ``level``.
+    """
+
+    task: Literal["detection"] = "detection"
+    in_fingerprint: str  # of the in-distribution side: the test images, or the set's own negatives
+    train_fingerprint: str
+    detector: str
+    variant: str = ""  # which of the detector's variants; empty for its own score
+    parameters: dict[str, Any]
+    code: str = ""  # hash of the detector's code; empty where that could not be loaded
+    non_default: dict[str, tuple[Any, Any]] = {}  # the parameters that are not the detector's defaults: (value, default)
+    protocol: str
+    transfer_from: str = ""  # under transfer: the set that the head learnt from
+    transfer_fingerprint: str = ""  # content of that set and of its negatives, and its kind
+    dataset: str
+    level: int | None
+    kind: str
+    fingerprint: str  # of the set; empty where it could not be read
+    corruption: CorruptionRecord | None = None
+    attack: AttackRecord | None = None
+    # What came out; None where nothing did.
+    sizes: dict[str, tuple[int, int | None]] = {}  # images here and in the official set, by set name
+    n_in: int | None = None
+    n_out: int | None = None
+    metrics: Metrics | None = None
+    auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
+    setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own
+    head: str | None = None
+    wall_seconds: float | None = None
+    calibration: CalibrationRecord | None = None
+
+    decides: ClassVar[frozenset[str]] = Record.decides | {
+        "in_fingerprint", "train_fingerprint", "detector", "variant", "parameters", "code", "protocol", "transfer_from",
+        "transfer_fingerprint", "dataset", "level", "kind", "fingerprint",
+    }  # fmt: skip
+
+    @property
+    def set_name(self) -> str:
+        """The name of the set with its level."""
+        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
+
+    @property
+    def row(self) -> str:
+        """What tables call the detector, or the variant of it."""
+        return row_name(self.detector, self.variant)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Which record of its set this is."""
+        return self.row, self.protocol
+
+
+def row_name(detector: str, variant: str) -> str:
+    """``gradcon``, or ``gradcon:recon`` for a variant."""
+    return f"{detector}:{variant}" if variant else detector
+
+
+def cost_key(detector: str, parameters: dict[str, Any], setting: dict[str, Any] | None) -> str:
+    """The name of a detector's cost at a setting in costs.json."""
+    return json.dumps([detector, parameters, setting or {}], sort_keys=True)
+
+
+def corruption_record(dataset: str, level: int | None, kind: str, seed: int) -> CorruptionRecord | None:
+    """How a corrupted set was made, as its name says: generated (``cifar10+haze``) or official (``cifar10c/fog``)."""
+    _, change = source_and_change(dataset)
+    if kind != "corruption" or level is None or not change:
+        return None
+    if change in CORRUPTIONS:
+        return CorruptionRecord(corruption=change, level=level, origin="generated", seed=seed)
+    return CorruptionRecord(corruption=change, level=level, origin="official")
