@@ -70,9 +70,9 @@ def test_an_attack_of_a_package_in_a_set(name, settings, victim, tmp_path, monke
         assert not torch.equal(first, attack(victim, images().double(), labels, name, seed=2, **settings))
     found = attacked(base, name, victim, seed=1, settings=settings)
     assert found.images.dtype == torch.uint8
-    assert (found.name, found.made["attack"]) == (f"noise+{name}", name)
-    assert found.made["settings"] == settings | {"rounded": True, "filtered": False}
-    assert found.made["success_rate"] > 0.2
+    assert (found.name, found.attack_record.attack) == (f"noise+{name}", name)
+    assert found.attack_record.settings == settings | {"rounded": True, "filtered": False}
+    assert found.attack_record.success_rate > 0.2
     assert victim.weights_hash == before
     assert not any(p.requires_grad or p.grad is not None for p in victim.parameters())
     assert not any(module.training for module in victim.modules())

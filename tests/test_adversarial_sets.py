@@ -113,7 +113,7 @@ def test_a_set_and_its_record(base, victim, rounded):
     before, after = predicted(victim, base.images), predicted(victim, found.images)
     right = before == base.labels
     change = [a.double() / (255 if rounded else 1) - b.double() / 255 for a, b in zip(found.images, base.images, strict=True)]
-    assert found.made == {
+    assert found.attack_record.model_dump() == {
         "attack": "pgd",
         "network": f"tiny {victim.weights_hash}",
         "settings": {"eps": 0.1, "step": 2 / 255, "steps": 10, "rounded": rounded, "filtered": False},
@@ -126,7 +126,7 @@ def test_a_set_and_its_record(base, victim, rounded):
         "mean_l2": pytest.approx(sum(c.square().sum().sqrt().item() for c in change) / N, rel=1e-6),
         "mean_linf": pytest.approx(sum(c.abs().max().item() for c in change) / N, rel=1e-6),
     }
-    assert found.made["success_rate"] > 0.5
+    assert found.attack_record.success_rate > 0.5
 
 
 @pytest.mark.parametrize(("eps", "steps"), [(0.0301, 7), (0.05, 12), (8 / 255, 8)])
@@ -162,7 +162,7 @@ def test_images_that_decode_on_demand(base, victim):
     found = attacked(base, "fgsm", victim, settings=settings)
     assert torch.equal(lazy.images, found.images)
     assert torch.equal(lazy.negatives.images, found.negatives.images)
-    assert lazy.made == found.made
+    assert lazy.attack_record == found.attack_record
 
 
 # The filter.
@@ -200,12 +200,12 @@ def test_the_filter_against_its_definition(base, victim, rounded):
     assert negatives.base == found.base == base.fingerprint
     assert (negatives.name, negatives.source.title) == ("noise, clean and noisy", "Noise")
 
-    made = found.made
-    assert (made["attacked"], made["kept"], found.official_size) == (N, len(kept), len(kept))
-    assert made["settings"]["noise_std"] == 0.1
-    assert made["success_rate"] == everything.made["success_rate"]  # before the filter
+    made = found.attack_record
+    assert (made.attacked, made.kept, found.official_size) == (N, len(kept), len(kept))
+    assert made.settings["noise_std"] == 0.1
+    assert made.success_rate == everything.attack_record.success_rate  # before the filter
     change = (everything.images[kept].double() / (255 if rounded else 1) - base.images[kept].double() / 255).flatten(1)
-    assert made["mean_l2"] == pytest.approx(float(change.norm(dim=1).mean()), rel=1e-6)
+    assert made.mean_l2 == pytest.approx(float(change.norm(dim=1).mean()), rel=1e-6)
 
 
 def test_filtering_does_not_attack_again(base, victim, monkeypatch):
@@ -231,7 +231,7 @@ def test_an_attack_runs_once(base, victim, monkeypatch, folder):
     again = attacked(base, "pgd", victim, progress=heard, batch_size=7)
     assert sizes == []
     assert torch.equal(again.images, first.images)
-    assert again.made == first.made
+    assert again.attack_record == first.attack_record
     assert heard.done == pytest.approx(heard.expected)
     assert sorted(file.name for file in folder.glob("*/*")) == [f"0000{part}.safetensors" for part in range(3)]
 
@@ -371,7 +371,7 @@ classifier = oodbench.Classifier(network, name="victim")
 images = torch.randint(0, 256, (24, 3, 8, 8)).to(torch.uint8)
 base = oodbench.ImageSet(images, classifier(images / 255).argmax(1), name="noise")
 found = adversarial_sets.attacked(base, "cw", classifier, settings={"steps": 30, "weight": 5.0}, progress=Slow())
-print(found.fingerprint, found.made["success_rate"], found.made["mean_l2"])
+print(found.fingerprint, found.attack_record.success_rate, found.attack_record.mean_l2)
 """
 
 

@@ -25,10 +25,16 @@ def drawn(random):
 def test_against_scikit_learn(drawn):
     probabilities, labels = drawn
     found = calibration.evaluate_probabilities(probabilities, labels)
-    assert found["accuracy"] == accuracy_score(labels, probabilities.argmax(1))
-    assert found["nll"] == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
+    assert found.accuracy == accuracy_score(labels, probabilities.argmax(1))
+    assert found.nll == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
     one_against_all = sum(brier_score_loss(labels == c, probabilities[:, c]) for c in range(4))
-    assert found["brier"] == pytest.approx(one_against_all, rel=1e-12)
+    assert found.brier == pytest.approx(one_against_all, rel=1e-12)
+
+
+def ece(probabilities, labels, **options):
+    """Of probabilities (N, classes), through what is kept of each image."""
+    confidence, right, *_ = calibration.per_image(probabilities, labels).T
+    return calibration.expected_calibration_error(confidence, right, **options)
 
 
 def slow_ece(probabilities, labels, bins=15):
@@ -45,36 +51,36 @@ def slow_ece(probabilities, labels, bins=15):
 
 
 def test_calibration_error_against_a_loop(drawn):
-    assert calibration.expected_calibration_error(*drawn) == pytest.approx(slow_ece(*drawn), rel=1e-12)
-    assert calibration.expected_calibration_error(*drawn) > 0.05
+    assert ece(*drawn) == pytest.approx(slow_ece(*drawn), rel=1e-12)
+    assert ece(*drawn) > 0.05
     for bins in (1, 2, 7):
-        assert calibration.expected_calibration_error(*drawn, bins=bins) == pytest.approx(slow_ece(*drawn, bins), rel=1e-12)
+        assert ece(*drawn, bins=bins) == pytest.approx(slow_ece(*drawn, bins), rel=1e-12)
 
 
 def test_figures_worked_by_hand():
     """Two bins: .6 and .6 in (.533, .6], one right of two; .9 in (.867, .933], right."""
     probabilities, labels = np.array([[0.6, 0.4], [0.4, 0.6], [0.9, 0.1]]), np.array([0, 0, 0])
     found = calibration.evaluate_probabilities(probabilities, labels)
-    assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["ece"] == pytest.approx(2 / 3 * abs(0.5 - 0.6) + 1 / 3 * abs(1 - 0.9))
-    assert found["nll"] == pytest.approx(-np.mean(np.log([0.6, 0.4, 0.9])))
-    assert found["brier"] == pytest.approx(np.mean([0.4**2 * 2, 0.6**2 * 2, 0.1**2 * 2]))
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.ece == pytest.approx(2 / 3 * abs(0.5 - 0.6) + 1 / 3 * abs(1 - 0.9))
+    assert found.nll == pytest.approx(-np.mean(np.log([0.6, 0.4, 0.9])))
+    assert found.brier == pytest.approx(np.mean([0.4**2 * 2, 0.6**2 * 2, 0.1**2 * 2]))
 
 
 def test_a_confidence_on_an_edge_belongs_below():
     """.6 is 9/15: with .59 in one bin, not with .61."""
     together = np.array([[0.6, 0.4], [0.59, 0.41]]), np.array([0, 1])
     apart = np.array([[0.6, 0.4], [0.61, 0.39]]), np.array([0, 1])
-    assert calibration.expected_calibration_error(*together) == pytest.approx(abs(0.5 - 0.595))
-    assert calibration.expected_calibration_error(*apart) == pytest.approx((0.4 + 0.61) / 2)
+    assert ece(*together) == pytest.approx(abs(0.5 - 0.595))
+    assert ece(*apart) == pytest.approx((0.4 + 0.61) / 2)
 
 
 def test_certainty_is_finite():
     sure = np.array([[1.0, 0.0], [0.0, 1.0]])
     right, wrong = (calibration.evaluate_probabilities(sure, labels) for labels in ([0, 1], [1, 0]))
-    assert right == {"accuracy": 1, "ece": 0, "nll": 0, "brier": 0}
-    assert (wrong["accuracy"], wrong["ece"], wrong["brier"]) == (0, 1, 2)
-    assert 700 < wrong["nll"] < 710
+    assert right.model_dump() == {"accuracy": 1, "ece": 0, "nll": 0, "brier": 0}
+    assert (wrong.accuracy, wrong.ece, wrong.brier) == (0, 1, 2)
+    assert 700 < wrong.nll < 710
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_folders import arrays_of, figures, record_of
 
 import oodbench
 from oodbench import protocols, registry
@@ -119,16 +120,6 @@ def run(out, **options):
     return oodbench.run(options.pop("suite", "digits"), out=out, **options)
 
 
-def figures(folder: RunFolder) -> dict[str, bytes]:
-    """Everything but time and provenance, by cell."""
-    found = {}
-    for path in sorted(folder.cells_path.glob("*.safetensors")):
-        cell, arrays = folder.read(path)
-        rest = cell.model_dump(exclude={"wall_seconds", "provenance"})
-        found[path.name] = json.dumps(rest, sort_keys=True).encode() + b"".join(arrays[k].tobytes() for k in sorted(arrays))
-    return found
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -159,7 +150,8 @@ def test_every_pairing_has_its_cell_and_the_contract_its_columns(finished):
 
 @pytest.mark.parametrize("name", ["msp", "knn", "mahalanobis-fe"])
 def test_a_cell_holds_the_scores_that_the_detector_gives_by_itself(finished, name):
-    cell, arrays = finished.read(finished.cells_path / f"{name}~unsupervised~digits-heldout.safetensors")
+    cell = record_of(finished, name, "unsupervised", "digits-heldout")
+    arrays = finished.arrays(cell)
     classifier = oodbench.load_model("resnet8-digits")
     train = load_dataset("digits", split="train")
     detector = oodbench.load_detector(name).fit(classifier, train.images, train.labels)
@@ -168,12 +160,12 @@ def test_a_cell_holds_the_scores_that_the_detector_gives_by_itself(finished, nam
     np.testing.assert_allclose(arrays["out_scores"], detector.score(classifier, outside.images), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(arrays["in_scores"], detector.score(classifier, inside.images), rtol=1e-4, atol=1e-6)
     figure = oodbench.evaluate(arrays["in_scores"], arrays["out_scores"])
-    assert cell.metrics["auroc"] == figure.auroc
+    assert cell.metrics.auroc == figure.auroc
     assert (cell.n_in, cell.n_out) == (80, 80)
 
 
 def test_the_split_is_stored_and_no_base_image_is_both_fitted_and_tested(finished):
-    _, arrays = finished.read(finished.cells_path / "pixels~per-shift~digits+noise@5.safetensors")
+    arrays = arrays_of(finished, "pixels", "per-shift", "digits+noise@5")
     assert len(arrays["in_fit"]) == len(arrays["in_choose"]) == len(arrays["out_fit"]) == 20
     assert len(arrays["out_scores"]) == len(arrays["out_test"]) == 40
     learnt = {*arrays["in_fit"], *arrays["in_choose"], *arrays["out_fit"], *arrays["out_choose"]}
@@ -256,15 +248,15 @@ def test_what_is_finished_stays_when_its_set_or_plugin_is_gone(tmp_path, plugins
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     home = tmp_path / "home"
-    (home / "cells").mkdir(parents=True)
-    for name in ("notes.txt", ".eslintrc.json.swp", "cells/.hidden"):
+    (home / "passes").mkdir(parents=True)
+    for name in ("notes.txt", ".eslintrc.json.swp", "passes/.hidden"):
         (home / name).touch()
-    with pytest.raises(UsageError, match="is no run folder and holds"):
+    with pytest.raises(UsageError, match="is not a run folder and holds"):
         run(home, detectors=["msp"], fresh=True)
     folder = run(tmp_path / "run", detectors=["msp"], datasets=["photos"])
-    (folder.cells_path / "mine.csv").touch()
+    (folder.passes_path / "mine.csv").touch()
     run(folder.path, detectors=["msp"], datasets=["photos"], fresh=True)
-    assert (folder.cells_path / "mine.csv").exists()
+    assert (folder.passes_path / "mine.csv").exists()
     assert sorted(p.name for p in home.rglob("*") if p.is_file()) == [".eslintrc.json.swp", ".hidden", "notes.txt"]
 
 
@@ -355,15 +347,15 @@ def test_a_killed_run_goes_on_with_the_same_figures_and_redoes_nothing(tmp_path,
     )
     killed = RunFolder(tmp_path / "killed")
     process = subprocess.Popen([sys.executable, "-P", "-c", code, str(killed.path)], env=os.environ)
-    while process.poll() is None and not list(killed.cells_path.glob("*.safetensors")):
-        time.sleep(0.005)  # until the first cell lies there
+    while process.poll() is None and not list(killed.passes_path.glob("*.safetensors")):
+        time.sleep(0.005)  # until the first set is written
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in killed.cells_path.glob("*.safetensors")}
+    before = {path.name: path.stat().st_mtime_ns for path in killed.passes_path.glob("*.safetensors")}
     assert before
     resumed = run(killed.path, detectors=detectors)
     assert figures(resumed) == whole
-    after = {path.name: path.stat().st_mtime_ns for path in killed.cells_path.glob("*.safetensors")}
+    after = {path.name: path.stat().st_mtime_ns for path in killed.passes_path.glob("*.safetensors")}
     assert {name: after[name] for name in before} == before
     assert not [path for path in Path(killed.path).rglob(".*") if path.name != ".lock"]

@@ -1,10 +1,9 @@
 """Rows beyond a detector's own: variants, transfer from one shift, training of one's own, class probabilities, changes."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from run_folders import figures, record_of
 
 import oodbench
 from oodbench import batching, protocols, registry
@@ -102,23 +101,10 @@ def run(out, chosen=None, **options):
     return oodbench.run(chosen or suite(), out=out, **{"limit": 80, "measure_costs": False} | options)
 
 
-def figures(folder):
-    """Everything but time and provenance, by cell."""
-    found = {}
-    for path in sorted(folder.cells_path.glob("*.safetensors")):
-        cell, arrays = folder.read(path)
-        rest = cell.model_dump(exclude={"wall_seconds", "provenance"})
-        found[path.name] = json.dumps(rest, sort_keys=True).encode() + b"".join(arrays[k].tobytes() for k in sorted(arrays))
-    return found
-
-
-def cell(folder, row, protocol, dataset, level=None):
-    (path,) = [
-        path
-        for path in folder.cells_path.glob("*.safetensors")
-        if (c := folder.read(path)[0]).row == row and (c.protocol, c.dataset, c.level) == (protocol, dataset, level)
-    ]
-    return folder.read(path)
+def found_in(folder, row, protocol, dataset, level=None):
+    """The record of a row on a set, and its arrays."""
+    record = record_of(folder, row, protocol, dataset if level is None else f"{dataset}@{level}")
+    return record, folder.arrays(record)
 
 
 # Variants
@@ -137,7 +123,7 @@ def test_variants_are_rows_of_their_own_over_one_fit(tmp_path):
     assert set(frame.status) == {"ok"}
     assert Trains.trained == [9]
     own, near, far = (
-        cell(folder, row, "unsupervised", "photos")[1]["out_scores"] for row in ("trains", "trains:near", "trains:far")
+        found_in(folder, row, "unsupervised", "photos")[1]["out_scores"] for row in ("trains", "trains:near", "trains:far")
     )
     np.testing.assert_allclose(own, near + far)
     assert (near != far).all()
@@ -202,7 +188,7 @@ def test_what_was_changed_is_in_the_row(tmp_path):
     assert frame.reason["trains", "unsupervised"] == frame.reason["trains:far", "unsupervised"] == "epochs 2 (default 9)"
     assert frame.reason["odin", "unsupervised"] == "epsilon 0.002 (default 0.0014)"
     assert frame.reason["odin", "per-shift"] == ""  # chosen there
-    assert cell(folder, "trains", "unsupervised", "photos")[0].changed == {"epochs": [2, 9]}
+    assert found_in(folder, "trains", "unsupervised", "photos")[0].non_default == {"epochs": (2, 9)}
 
 
 # Class probabilities
@@ -215,10 +201,11 @@ def test_class_probabilities_are_judged_beside_the_networks(tmp_path):
     classifier = oodbench.load_model("resnet8-digits")
     logits = torch.cat([classifier(batch) for _, batch in batching.batches(inside, classifier, [np.arange(80)])]).double()
     own, network = (evaluate_probabilities((t * logits).softmax(1).numpy(), inside.labels.numpy()) for t in (2, 1))
-    expected = own | {f"network_{name}": value for name, value in network.items()}
     for row in ("trains", "trains:near"):
-        assert cell(folder, row, "unsupervised", "photos")[0].extras == pytest.approx(expected, rel=1e-4)
-    assert cell(folder, "msp", "unsupervised", "photos")[0].extras == {}
+        found = found_in(folder, row, "unsupervised", "photos")[0].calibration
+        assert found.detector.model_dump() == pytest.approx(own.model_dump(), rel=1e-4)
+        assert found.network.model_dump() == pytest.approx(network.model_dump(), rel=1e-4)
+    assert found_in(folder, "msp", "unsupervised", "photos")[0].calibration is None
 
 
 # Transfer
@@ -242,7 +229,7 @@ def test_transfer_tests_on_all_sets_but_the_one_that_it_learns_from(transferred)
         ("learns", "digits+noise", 1), ("learns", "digits-heldout", 0), ("learns", "photos", 0)
     }  # fmt: skip
     assert set(frame.status) == {"ok"}
-    found, _ = cell(transferred, "learns", "transfer", "photos")
+    found, _ = found_in(transferred, "learns", "transfer", "photos")
     assert (found.transfer_from, found.head) == ("digits+noise@5", "logistic")
     assert len(found.transfer_fingerprint) == 16
     assert plan(suite(transfer_from="digits+noise@5"), limit=80)[-1] == f"{len(frame)} cells"
@@ -253,11 +240,11 @@ def test_transfer_learns_on_the_validation_part_and_tests_on_no_copy_of_it(trans
     source = protocols.limited(load_dataset("digits+noise@5"), 80, 0)
     learnt = protocols.per_shift(inside, source, 0)
     for dataset, level, size in (("photos", None, 80), ("digits-heldout", None, 80), ("digits+noise", 1, 40)):
-        _, arrays = cell(transferred, "learns", "transfer", dataset, level)
+        _, arrays = found_in(transferred, "learns", "transfer", dataset, level)
         for name in ("in_fit", "in_choose", "in_test", "out_fit", "out_choose"):
             np.testing.assert_array_equal(arrays[name], getattr(learnt, name))
         assert len(arrays["out_scores"]) == len(arrays["out_test"]) == size
-    _, arrays = cell(transferred, "learns", "transfer", "digits+noise", 1)
+    _, arrays = found_in(transferred, "learns", "transfer", "digits+noise", 1)
     mild = protocols.limited(load_dataset("digits+noise@1"), 80, 0)
     learnt_bases = {*inside.base_index[learnt.in_validation].tolist(), *source.base_index[learnt.out_validation].tolist()}
     assert not learnt_bases & set(mild.base_index[arrays["out_test"]].tolist())
@@ -279,8 +266,8 @@ def test_transfer_resumes_bit_by_bit(transferred, tmp_path):
     chosen = suite(transfer_from="digits+noise@5")
     folder = run(tmp_path / "run", chosen)
     assert figures(folder) == whole
-    for kept in ("photos", "digits+noise@5", "~transfer~"):  # whatever is there, the rest comes out alike
-        for path in folder.cells_path.glob("*.safetensors"):
+    for kept in ("photos", "digits+noise@5", "nothing"):  # whatever is there, the rest comes out alike
+        for path in folder.passes_path.glob("*.safetensors"):
             if kept not in path.name:
                 path.unlink()
         assert figures(run(tmp_path / "run", chosen)) == whole

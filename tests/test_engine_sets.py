@@ -50,43 +50,43 @@ def attacked(tmp_path_factory):
 
 
 def cells_of(folder, dataset):
-    return {(c.detector, c.protocol): c for c in folder.cells() if c.dataset == dataset}
+    return {(c.detector, c.protocol): c for c in folder.records() if c.dataset == dataset}
 
 
 def arrays_of(folder, cell):
-    return folder.read(folder.cells_path / f"{cell.slot}.safetensors")[1]
+    return folder.arrays(cell)
 
 
 def test_every_cell_has_figures(attacked):
-    assert {(c.status, c.reason) for c in attacked.cells()} == {("ok", "")}
-    assert len(attacked.cells()) == 3 * 4 + 2 * 4 + 2 * 3
+    assert {(c.status, c.reason) for c in attacked.records()} == {("ok", "")}
+    assert len(list(attacked.records())) == 3 * 4 + 2 * 4 + 2 * 3
 
 
 def test_an_attack_is_made_of_the_first_images_and_stands_against_all_test_images(attacked):
     cells = cells_of(attacked, "digits+fgsm")
     plain = cells["msp", "unsupervised"]
     assert (plain.n_in, plain.n_out, plain.kind, plain.level) == (577, 200, "adversarial", None)
-    assert plain.made["attack"] == "fgsm"
-    assert plain.made["settings"]["eps"] == 0.05
-    assert 0 < plain.made["success_rate"] <= 1
-    assert plain.made["kept"] == plain.made["attacked"] == 200
-    assert "auroc_clean" not in plain.extras
+    assert plain.attack.attack == "fgsm"
+    assert plain.attack.settings["eps"] == 0.05
+    assert 0 < plain.attack.success_rate <= 1
+    assert plain.attack.kept == plain.attack.attacked == 200
+    assert plain.auroc_clean is None
 
 
 def test_a_filtered_attack_stands_against_its_own_clean_and_noisy_images(attacked, monkeypatch):
     cell = cells_of(attacked, "digits+pgd")["mahalanobis-fe", "unsupervised"]
-    assert cell.made["settings"]["filtered"] is True
-    assert cell.n_out == cell.made["kept"] < 577
+    assert cell.attack.settings["filtered"] is True
+    assert cell.n_out == cell.attack.kept < 577
     assert cell.n_in == 2 * cell.n_out
     assert cell.in_fingerprint != cells_of(attacked, "digits+fgsm")["msp", "unsupervised"].in_fingerprint
     found = arrays_of(attacked, cell)
-    assert cell.extras["auroc_clean"] == metrics.auroc(found["in_scores"][: cell.n_out], found["out_scores"])
+    assert cell.auroc_clean == metrics.auroc(found["in_scores"][: cell.n_out], found["out_scores"])
 
 
 def test_no_base_image_of_a_filtered_attack_is_both_learnt_from_and_tested(attacked):
     cells = cells_of(attacked, "digits+pgd")
     found = arrays_of(attacked, cells["pixels", "per-shift"])
-    kept = cells["pixels", "per-shift"].made["kept"]
+    kept = cells["pixels", "per-shift"].attack.kept
     learnt = {*found["in_fit"] % kept, *found["in_choose"] % kept, *found["out_fit"], *found["out_choose"]}
     tested = {*found["in_test"] % kept, *found["out_test"]}
     assert len(learnt) + len(tested) == kept
@@ -106,7 +106,7 @@ def test_a_folder_holds_one_making_of_a_set(attacked):
 def test_misspelt_settings_are_said_before_anything_is_deleted(attacked):
     with pytest.raises(UsageError, match="unknown setting of pgd 'epsilon'"):
         oodbench.run(suite(TestSet(name="digits+pgd", settings={"epsilon": 1})), out=attacked.path, fresh=True)
-    assert attacked.cells()
+    assert list(attacked.records())
     with pytest.raises(UsageError, match="settings are for attacks"):
         plan(suite(TestSet(name="photos", settings={"eps": 1})))
 
@@ -122,7 +122,7 @@ def test_a_broken_source_of_transfer_fails_what_learns_from_it(tmp_path, monkeyp
     chosen = suite(
         TestSet(name="photos", tested=False), TestSet(name="uniform"), protocols=["transfer"], transfer_from="photos"
     )
-    cells = oodbench.run(chosen, out=tmp_path, measure_costs=False).cells()
+    cells = oodbench.run(chosen, out=tmp_path, measure_costs=False).records()
     assert {(c.status, c.reason) for c in cells} == {
         ("failed", "transfer learns from photos: photos.png is no image; replace it")
     }
@@ -131,12 +131,12 @@ def test_a_broken_source_of_transfer_fails_what_learns_from_it(tmp_path, monkeyp
 def test_a_limit_goes_before_the_first_images(tmp_path):
     chosen = suite(TestSet(name="digits+fgsm", first=200), TestSet(name="digits+snow@1", first=30))
     folder = oodbench.run(chosen, detectors=["msp"], limit=60, out=tmp_path, measure_costs=False)
-    assert {c.set_name: c.n_out for c in folder.cells()} == {"digits+fgsm": 60, "digits+snow@1": 60}
+    assert {c.set_name: c.n_out for c in folder.records()} == {"digits+fgsm": 60, "digits+snow@1": 60}
 
 
 def test_what_changes_nothing_is_skipped_with_the_reason(tmp_path):
     folder = oodbench.run(suite(TestSet(name="digits+decolor@5")), out=tmp_path, detectors=["msp"], measure_costs=False)
-    (cell,) = folder.cells()
+    (cell,) = folder.records()
     assert (cell.status, cell.kind) == ("skipped", "corruption")
     assert cell.reason == "decolor leaves the images of digits as they are: there is nothing to detect"
 
@@ -144,7 +144,7 @@ def test_what_changes_nothing_is_skipped_with_the_reason(tmp_path):
 def test_an_attack_without_a_network_is_skipped(tmp_path):
     chosen = suite(TestSet(name="digits+pgd")).model_copy(update={"model": None, "detectors": ["pixels"]})
     folder = oodbench.run(chosen, out=tmp_path, measure_costs=False)
-    assert {(c.status, c.reason) for c in folder.cells()} == {
+    assert {(c.status, c.reason) for c in folder.records()} == {
         ("skipped", "digits+pgd is made against a network; name one (a suite's model)")
     }
     assert any("skipped: there is no network to attack" in line for line in plan(chosen))
@@ -238,10 +238,13 @@ def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path,
     sets = [TestSet(name="digits+noise@3"), TestSet(name="digits+pgd", settings=FILTERED), TestSet(name="photos")]
     paired = {"lid": {"reference": "paired"}}
     folder = oodbench.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200)
-    found = {(cell.dataset, cell.protocol): cell for cell in folder.cells()}
+    found = {(cell.dataset, cell.protocol): cell for cell in folder.records()}
     assert len(found) == 6
     for (dataset, _), cell in found.items():
-        assert (cell.status, cell.changed) == ("skipped" if dataset == "photos" else "ok", {"reference": ["paired", "fixed"]})
+        assert (cell.status, cell.non_default) == (
+            "skipped" if dataset == "photos" else "ok",
+            {"reference": ("paired", "fixed")},
+        )
     said = {cell.reason for cell in found.values() if cell.status == "skipped"}
     assert said == {"needs each image's clean twin; a set under a corruption or an attack brings them"}
     with pytest.raises(UsageError, match="holds a run with batch_size = 256, not 100"):
@@ -271,13 +274,13 @@ def test_official_corruptions_have_the_test_images_for_twins(registered, limit, 
     rows = torch.arange(len(digits)).flip(0)[:200]
     dimmed = replace(digits.select(rows), images=digits.images[rows] // 2, kind="corruption")
     registered(dimmed)
-    inputs = LoadedSuite(suite(TestSet(name="theirs")), Progress(), limit=limit)
-    inputs.load_pairings(Progress())
-    (pairing,) = inputs.pairings
-    assert pairing.error is None
-    assert (pairing.images.clean is not None) is whole
+    loaded = LoadedSuite(suite(TestSet(name="theirs")), Progress(), limit=limit)
+    loaded.load_test_sets(Progress())
+    (test_set,) = loaded.test_sets
+    assert test_set.error is None
+    assert (test_set.images.clean is not None) is whole
     if whole:
-        assert torch.equal(pairing.images.clean, digits.images[rows])
+        assert torch.equal(test_set.images.clean, digits.images[rows])
 
 
 def test_a_set_of_other_classes_is_not_attacked(registered, tmp_path):
@@ -285,4 +288,4 @@ def test_a_set_of_other_classes_is_not_attacked(registered, tmp_path):
     registered(replace(load_dataset("digits"), classes=tuple("abcdefgh"), images=255 - load_dataset("digits").images))
     folder = oodbench.run(suite(TestSet(name="theirs+fgsm")), detectors=["msp"], out=tmp_path, measure_costs=False)
     said = "the network knows other classes than those of theirs; attack digits"
-    assert {(cell.status, cell.reason) for cell in folder.cells()} == {("skipped", said)}
+    assert {(cell.status, cell.reason) for cell in folder.records()} == {("skipped", said)}

@@ -10,7 +10,7 @@ from oodbench.api import Results
 from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
-from oodbench.results.folder import Cell
+from oodbench.results.records import DetectionRecord
 
 
 @pytest.fixture
@@ -20,9 +20,11 @@ def folder(tmp_path):
     def make(cells, name="run", weights="0123456789", **settings):
         found = Results(tmp_path / name)
         settings |= {"weights": weights, "in-distribution images": "feed"}
-        found.settle(settings, {})
-        for cell in cells:
-            found.write(cell)
+        found.path.mkdir(exist_ok=True)
+        with found.locked():
+            found.check_settings(settings)
+            for name in dict.fromkeys(cell.set_name for cell in cells):
+                found.write([cell for cell in cells if cell.set_name == name], {})
         return found
 
     return make
@@ -32,7 +34,7 @@ def cell(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
     of = {"model": "net", "weights_hash": "", "in_distribution": "digits", "in_fingerprint": "", "train_fingerprint": ""}
     of |= {"parameters": {}, "level": None, "kind": "far-ood", "fingerprint": "", "seed": 0, "status": "ok"}
     of |= {"sizes": {"digits (test)": (5, 10)}, "metrics": {"auroc": auroc}}
-    return Cell(**of | {"detector": detector, "protocol": protocol, "dataset": dataset} | more)
+    return DetectionRecord(**of | {"detector": detector, "protocol": protocol, "dataset": dataset} | more)
 
 
 def test_one_name_for_two_networks_is_told_apart(folder):
@@ -97,7 +99,7 @@ def test_what_a_suite_changed_is_said_once(folder):
 
 
 def test_a_variant_costs_what_its_detector_costs(folder):
-    from oodbench.results.folder import cost_key
+    from oodbench.results.records import cost_key
 
     found = folder([cell("gradcon", variant=v) for v in ("", "recon")])
     found.write_costs({cost_key("gradcon", {}, None): {"ms_per_image": 2.0, "overhead": 3.0, "peak_memory_mb": None}})

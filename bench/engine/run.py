@@ -50,7 +50,7 @@ def run(
     target = resolve_device(device)
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
-    with folder.locked(progress.say), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with folder.locked(progress.say, fresh), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
         loaded.load_model(weights, target)
@@ -95,7 +95,7 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
         for row in loaded.rows_of(name):
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
-    return [*lines, f"{sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)} records"]
+    return [*lines, f"{sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)} cells"]
 
 
 class _Run:
@@ -165,9 +165,9 @@ class _Run:
                     void[_what_changed(before, records[row])] += 1
             work.append((test_set, missing))
         if done:
-            self.progress.say(f"Resuming {self.folder.path}: {done} records already done")
+            self.progress.say(f"Resuming {self.folder.path}: {_counted(done)} already done")
         for why, count in void.items():
-            self.progress.say(f"{why}: computing {count} records again")
+            self.progress.say(f"{why}: computing {_counted(count)} again")
         return work
 
     def _open(self, names: Collection[str]) -> None:
@@ -242,3 +242,7 @@ def _what_changed(before: DetectionRecord, now: DetectionRecord) -> str:
         return f"{now.row}: the code of its detector changed"
     changed = sorted(name for name in now.decides if getattr(before, name) != getattr(now, name))
     return f"{now.row}: {', '.join(changed) or 'something'} changed"
+
+
+def _counted(cells: int) -> str:
+    return "1 cell" if cells == 1 else f"{cells} cells"

@@ -108,12 +108,14 @@ class RunFolder:
     # Writing
 
     @contextmanager
-    def locked(self, say: Say = lambda line: None) -> Iterator[None]:
+    def locked(self, say: Say = lambda line: None, fresh: bool = False) -> Iterator[None]:
         """Hold the folder for this process; the lock goes with the process, however it ends.
 
-        Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated.
+        Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated. With ``fresh``
+        nothing is read and nothing is changed before ``clear``.
 
-        Raises UsageError for a folder with something else in it, OodbenchError where it is held or cannot be written.
+        Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
+        OodbenchError where it is held or cannot be written.
         """
         there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         if "run.json" not in there and (strangers := sorted(there - {*ENTRIES})):
@@ -129,7 +131,9 @@ class RunFolder:
                 parent, _, stem = name.rpartition("/")
                 for half_written in (self.path / parent).glob(f".{stem}.*"):
                     half_written.unlink()
-            self._open(say)
+            self._written = {}
+            if not fresh:
+                self._open(say)
             yield
         finally:
             self._written = None
@@ -137,8 +141,10 @@ class RunFolder:
 
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""
+        assert self._written is not None
+        if (self.path / "run.json").exists():
+            self.manifest()
         migrate(self.path, self._pass_file, say)
-        self._written = {}
         available = self._checked_arrays(self.shared_path, say) if self.shared_path.exists() else set()
         for path in self._pass_files():
             names = self._checked_arrays(path, say)
@@ -147,15 +153,14 @@ class RunFolder:
             records = pass_file.read_records(path)
             whole = [record for record in records if set(record.arrays.values()) <= names | available]
             if len(whole) < len(records):
-                say(f"{path.name}: {len(records) - len(whole)} records lack arrays and are computed again")
+                say(f"{path.name}: {len(records) - len(whole)} cells lack arrays and are computed again")
             for record in whole:
                 self._written.setdefault(record.set_name, {})[record.place] = record
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
         """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""
         try:
-            if path != self.shared_path:
-                pass_file.read_records(path)
+            pass_file.read_records(path)
             return set(pass_file.read_arrays(path))
         except BadData as error:
             say(f"{reason(error)} (moved to {self._set_aside(path)})")

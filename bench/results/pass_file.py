@@ -1,13 +1,15 @@
 """One file of a run folder: the records of one pass over a set, and the arrays that they are computed from.
 
-A safetensors file. Its metadata hold the records as JSON, with what they share written once, and a checksum of that text.
-Each array is named by the hash of its content, so equal arrays are stored once, and a damaged one does not match its name.
+A safetensors file. The tensor ``records`` holds the records as JSON, in which the most frequent value of each field is
+written once; the metadata hold a checksum of that text. Each array is named by the hash of its content, so equal arrays are
+stored once, and a damaged one does not match its name.
 Floats that single precision holds exactly are stored in it.
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +24,13 @@ from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 RECORDS = {"detection": DetectionRecord}  # by task
+TEXT = "records"
 KINDS: dict[str, Any] = {"f": np.float64, "i": np.int64, "b": np.bool_}
 
 
 def file_stem(name: str) -> str:
     """A file name for any name: safe characters, and a hash where some had to go."""
-    safe = re.sub(r"[^A-Za-z0-9.@+_-]", "_", name)[:80]
+    safe = re.sub(r"^\.|[^A-Za-z0-9.@+_-]", "_", name)[:80]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -44,13 +47,12 @@ def write(path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, n
     from safetensors.numpy import save
 
     dumped = [record.model_dump(mode="json") for record in records]
-    shared = {
-        name: value for name, value in (dumped[0] if dumped else {}).items() if all(other[name] == value for other in dumped)
-    }
-    own = [{name: value for name, value in one.items() if name not in shared} for one in dumped]
-    text = json.dumps({"schema_version": SCHEMA_VERSION, "shared": shared, "records": own}, sort_keys=True, allow_nan=False)
-    stored = {name: _packed(array) for name, array in arrays.items()}
-    write_atomically(path, save(stored, {"oodbench": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    common = {name: _most_common([one[name] for one in dumped]) for name in (dumped[0] if dumped else ())}
+    own = [{name: value for name, value in one.items() if value != common[name]} for one in dumped]
+    content = {"schema_version": SCHEMA_VERSION, "common": common, "records": own}
+    text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+    stored = {name: _packed(array) for name, array in arrays.items()} | {TEXT: np.frombuffer(text, np.uint8)}
+    write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest()}))
 
 
 def read_records(path: Path) -> list[DetectionRecord]:
@@ -62,7 +64,7 @@ def read_records(path: Path) -> list[DetectionRecord]:
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> Arrays:
     """Arrays by name, by default all. Raises BadData where one is missing or does not match its name."""
     with _opened(path) as file:
-        there = set(file.keys())
+        there = set(file.keys()) - {TEXT}
         found = {}
         for name in there if names is None else names:
             if name not in there:
@@ -76,13 +78,12 @@ def read_arrays(path: Path, names: Iterable[str] | None = None) -> Arrays:
 def array_names(path: Path) -> set[str]:
     """The names of the arrays that the file holds."""
     with _opened(path) as file:
-        return set(file.keys())
+        return set(file.keys()) - {TEXT}
 
 
 def _records(file: Any, path: Path) -> list[DetectionRecord]:
-    metadata = file.metadata() or {}
-    text = metadata.get("oodbench", "")
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+    text = file.get_tensor(TEXT).tobytes()
+    if (file.metadata() or {}).get("oodbench") != hashlib.sha256(text).hexdigest():
         raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
     content = json.loads(text)
     if content["schema_version"] != SCHEMA_VERSION:
@@ -90,8 +91,14 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
             f"{path} has schema version {content['schema_version']}, and this oodbench reads {SCHEMA_VERSION};"
             " use a newer oodbench, or run again with --fresh"
         )
-    shared = content["shared"]
-    return [RECORDS[one.get("task", shared.get("task"))].model_validate(shared | one) for one in content["records"]]
+    common = content["common"]
+    return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+
+
+def _most_common(values: list[Any]) -> Any:
+    """The value that most records share; of values that are no dictionary keys, by their JSON text."""
+    counts = Counter(json.dumps(value, sort_keys=True) for value in values)
+    return json.loads(counts.most_common(1)[0][0])
 
 
 def _canonical(array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from oodbench import calibration, metrics
 from oodbench.errors import BadData
 from oodbench.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
-from oodbench.results.records import DetectionRecord
+from oodbench.results.records import SCORING_VERSION, DetectionRecord
 
 
 class Figures(NamedTuple):
@@ -53,6 +53,10 @@ def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
     if record.status != "ok":
         raise BadData(f"{record.row} on {record.set_name} has no figures ({record.reason}), so there is nothing to recompute")
+    if record.scoring_version < SCORING_VERSION:
+        raise BadData(
+            f"{record.row} on {record.set_name}: an older oodbench does not store what its figures need; run it again"
+        )
     arrays = folder.arrays(record)
     if missing := {"in_scores", "out_scores"} - arrays.keys():
         raise BadData(f"{record.row} on {record.set_name} stores no {sorted(missing)[0]}; run it again")

@@ -62,7 +62,7 @@ def migrate(folder: Path, pass_file_of: Callable[[str], Path], say: Callable[[st
     for path in (folder / CELLS).glob("*.safetensors"):
         path.unlink()
     (folder / CELLS).rmdir()
-    say(f"{folder}: {sum(map(len, records.values()))} records of an older oodbench were migrated")
+    say(f"{folder}: {sum(map(len, records.values()))} cells of an older oodbench were migrated")
 
 
 def _record(cell: dict[str, Any], arrays: dict[str, np.ndarray]) -> DetectionRecord:

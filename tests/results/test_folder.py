@@ -1,0 +1,392 @@
+"""Run folders: what is stored, what survives damage, and when a record is void."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import arrays_of, figures, files, record_of
+
+import oodbench
+from oodbench import registry
+from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.progress import Progress
+from oodbench.results import pass_file
+from oodbench.results.folder import RunFolder
+from oodbench.results.recompute import recompute
+from oodbench.results.schema_1 import cells, has_cells
+
+SCHEMA_1 = Path(__file__).parent / "schema-1"
+SETS = ["digits-heldout", "digits+noise@5"]
+
+
+class Told(Progress):
+    """Keeps the lines that stay."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def run(out, told=None, **options):
+    options = {"detectors": ["msp", "pixels"], "datasets": SETS, "limit": 60, "measure_costs": False} | options
+    return oodbench.run("digits", out=out, progress=told, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return run(tmp_path_factory.mktemp("results") / "run")
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a finished run."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+# What is stored
+
+
+def test_one_file_per_set_and_one_for_what_sets_share(finished):
+    assert sorted(files(finished)) == [
+        ".lock",
+        "passes/digits+noise@5.safetensors",
+        "passes/digits-heldout.safetensors",
+        "run.json",
+        "shared/in-distribution.safetensors",
+    ]
+
+
+def test_in_distribution_scores_are_stored_once(finished):
+    first, second = (record_of(finished, "msp", "unsupervised", name) for name in SETS)
+    assert first.arrays["in_scores"] == second.arrays["in_scores"]
+    shared = pass_file.array_names(finished.shared_path)
+    assert first.arrays["in_scores"] in shared
+    for path in finished.passes_path.iterdir():
+        assert not pass_file.array_names(path) & shared
+
+
+def test_every_figure_follows_from_the_files_alone(finished):
+    for record in finished.records():
+        found = recompute(finished, record)
+        assert found == (record.metrics, record.auroc_clean, record.calibration), record.place
+    # Base images decide the interval where a set is made of the in-distribution images.
+    noisy = record_of(finished, "msp", "unsupervised", "digits+noise@5")
+    arrays = finished.arrays(noisy)
+    alone = oodbench.evaluate(arrays["in_scores"], arrays["out_scores"])
+    assert alone.auroc == noisy.metrics.auroc
+    assert (alone.auroc_low, alone.auroc_high) != (noisy.metrics.auroc_low, noisy.metrics.auroc_high)
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    arrays = [np.array([0.1, 2.0]), np.array([0.5, -0.0]), np.arange(3), np.array([2**40]), np.array([True, False])]
+    arrays += [np.empty(0), np.float32([0.1]), np.array([1e300])]
+    named = {pass_file.hash_of(array): array for array in arrays}
+    pass_file.write(tmp_path / "f.safetensors", [], named)
+    found = pass_file.read_arrays(tmp_path / "f.safetensors")
+    assert found.keys() == named.keys()
+    for name, array in named.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype in (np.float64, np.int64, np.bool_)
+    assert np.signbit(found[pass_file.hash_of(np.array([0.5, -0.0]))][1])
+    assert pass_file.hash_of(np.float32([0.5])) == pass_file.hash_of(np.array([0.5]))
+    assert pass_file.hash_of(np.array([0.0])) != pass_file.hash_of(np.array([-0.0]))
+    assert pass_file.hash_of(np.zeros((2, 3))) != pass_file.hash_of(np.zeros((3, 2)))
+
+
+def test_file_stems_are_safe_and_differ():
+    names = ["digits+noise@5", "folder:a/b", "folder:a_b", "../x", "x" * 200, "x" * 201, "a\nb"]
+    stems = [pass_file.file_stem(name) for name in names]
+    assert stems[0] == names[0]
+    assert len(set(stems)) == len(names)
+    assert not [stem for stem in stems if "/" in stem or "\n" in stem or len(stem) > 90 or stem.startswith(".")]
+
+
+# What a run goes on from
+
+
+def test_a_second_run_computes_and_writes_nothing(folder):
+    before, told = files(folder), Told()
+    run(folder.path, told)
+    assert {n: c for n, c in files(folder).items() if n != "run.json"} == {n: c for n, c in before.items() if n != "run.json"}
+    assert f"Resuming {folder.path}: {len(list(folder.records()))} cells already done" in told.lines
+
+
+def test_more_detectors_join_and_the_others_stay(folder):
+    before = figures(folder)
+    run(folder.path, detectors=["energy"])
+    after = figures(folder)
+    assert {name: after[name] for name in before} == before
+    assert {name[1] for name in after.keys() - before.keys()} == {"energy"}
+    assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "a byte of an array", "a byte of the records", "another version"])
+@pytest.mark.parametrize("victim", ["passes/digits-heldout.safetensors", "shared/in-distribution.safetensors"])
+def test_a_damaged_file_is_set_aside_and_made_again(folder, damage, victim):
+    before, path, told = figures(folder), folder.path / victim, Told()
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = bytearray()
+    elif damage == "a byte of an array":
+        content[8 + int.from_bytes(content[:8], "little")] ^= 1  # after the header comes the largest type, of scores
+    elif damage == "a byte of the records":
+        place = content.index(b"schema_version")
+        content[place] ^= 1
+    else:
+        content = content.replace(b'"schema_version":2', b'"schema_version":9')
+    path.write_bytes(content)
+    run(folder.path, told)
+    assert figures(folder) == before
+    assert [line for line in told.lines if "moved to" in line and str(path) in line]
+    assert (folder.path / "aside" / f"{path.stem}.0.safetensors").read_bytes() == content
+    assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
+
+
+def test_who_reads_a_damaged_file_is_told(folder):
+    path = folder.passes_path / "digits-heldout.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BadData, match=r"digits-heldout.safetensors is damaged.*run again"):
+        list(folder.records())
+    told = []
+    assert {record.set_name for record in folder.records(told.append)} == {"digits+noise@5"}
+    assert len(told) == 1
+
+
+def test_arrays_of_a_damaged_file_are_refused(folder):
+    path = folder.passes_path / "digits-heldout.safetensors"
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadData, match="is damaged"):
+        pass_file.read_arrays(path)
+
+
+def test_half_written_files_go(folder):
+    leftovers = [
+        folder.path / ".run.json.x",
+        folder.passes_path / ".photos.safetensors.y",
+        folder.path / "shared" / ".in-distribution.safetensors.z",
+    ]
+    for path in leftovers:
+        path.touch()
+    run(folder.path)
+    assert not [path for path in leftovers if path.exists()]
+
+
+def test_a_set_that_changed_voids_its_records(tmp_path):
+    from PIL import Image
+
+    data = tmp_path / "data" / "extra"
+    data.mkdir(parents=True)
+
+    def fill(seed):
+        for place in range(9):
+            pixels = np.random.default_rng([seed, place]).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(data / f"{place}.png")
+
+    fill(0)
+    options = {"datasets": ["folder:extra"], "data": tmp_path / "data", "protocols": ["unsupervised"]}
+    folder, told = run(tmp_path / "run", **options), Told()
+    before = figures(folder)
+    fill(1)
+    run(tmp_path / "run", told, detectors=["msp"], **options)
+    after = figures(folder)
+    assert after.keys() == {("folder:extra", "msp", "unsupervised")}
+    assert after != before
+    assert [line for line in told.lines if "folder:extra has changed since" in line]
+    assert "msp: fingerprint changed: computing 1 cell again" in told.lines
+
+
+# The code of detectors
+
+PLUGIN = '''
+import oodbench
+import helper
+
+class Signed(oodbench.Detector):
+    """Plus or minus the largest logit."""
+
+    signals = ("logits",)
+
+    def statistics(self, probe):
+        return helper.SIGN * {sign} * probe.logits.max(1).values
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """write(sign, helper's sign, comment) the module of a plug-in and load it anew."""
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.setattr(registry, "_added", {})
+    (tmp_path / "code").mkdir()
+
+    def write(sign="-1", helper="1", comment=""):
+        (tmp_path / "code" / "signed_plugin.py").write_text(PLUGIN.format(sign=sign) + comment)
+        (tmp_path / "code" / "helper.py").write_text(f"SIGN = {helper}\n")
+        for name in ("signed_plugin", "helper"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "code" / "__pycache__", ignore_errors=True)
+        registry._added.clear()
+        return registry.add_plugin("signed_plugin:Signed")
+
+    yield write
+    for name in ("signed_plugin", "helper"):
+        sys.modules.pop(name, None)
+
+
+def test_a_detector_whose_code_changed_is_run_again_and_the_others_are_kept(tmp_path, plugin):
+    def auroc(told=None):
+        folder = run(tmp_path / "run", told, detectors=["msp", name], datasets=["digits-heldout"], protocols=["unsupervised"])
+        return {record.row: record.metrics.auroc for record in folder.records()}, figures(folder)
+
+    name = plugin()
+    first, before = auroc()
+    told = Told()
+    name = plugin(sign="1")
+    flipped, after = auroc(told)
+    assert flipped[name] == pytest.approx(1 - first[name])
+    unchanged = ("digits-heldout", "msp", "unsupervised")
+    assert after[unchanged] == before[unchanged]
+    assert f"{name}: the code of its detector changed: computing 1 cell again" in told.lines
+    name = plugin(sign="1", helper="-1")  # a helper beside it counts too
+    assert auroc()[0] == first
+    told = Told()
+    plugin(sign="1", helper="-1", comment="\n# a comment\n")
+    auroc(told)
+    assert not [line for line in told.lines if "again" in line]
+
+
+def test_the_key_holds_what_decides_and_nothing_else(finished):
+    record = record_of(finished, "msp", "unsupervised", "digits-heldout")
+    changes = {
+        "model": "x", "weights_hash": "x", "in_distribution": "x", "seed": 5, "scoring_version": 9, "in_fingerprint": "x",
+        "train_fingerprint": "x", "detector": "x", "variant": "x", "parameters": {"k": 1}, "code": "x", "protocol": "x",
+        "transfer_from": "x", "transfer_fingerprint": "x", "dataset": "x", "level": 4, "kind": "x", "fingerprint": "x",
+    }  # fmt: skip
+    keys = {name: record.model_copy(update={name: value}).key for name, value in changes.items()}
+    assert len({record.key, *keys.values()}) == 1 + len(changes)
+    for name, value in {"status": "failed", "reason": "x", "provenance": {"a": 1}, "wall_seconds": 3.0, "n_in": 4}.items():
+        assert record.model_copy(update={name: value}).key == record.key
+    assert len(record.key) == 16
+
+
+def test_unknown_fields_and_infinities_are_refused(folder):
+    path = folder.passes_path / "digits-heldout.safetensors"
+    (record, *_) = pass_file.read_records(path)
+    with pytest.raises(ValueError, match="extra"):
+        type(record).model_validate(record.model_dump() | {"more": 1})
+    with pytest.raises(ValueError, match="finite"):
+        type(record).model_validate(record.model_dump() | {"wall_seconds": float("inf")})
+
+
+def test_shared_arrays_that_nobody_uses_go(folder):
+    before = pass_file.array_names(folder.shared_path)
+    with folder.locked():
+        folder._add_shared({pass_file.hash_of(np.arange(2)): np.arange(2)})
+        assert len(pass_file.array_names(folder.shared_path)) == len(before) + 1
+        folder.tidy()
+    assert pass_file.array_names(folder.shared_path) == before
+
+
+# Schema version 1
+
+
+def test_cells_of_schema_1_are_read(tmp_path):
+    shutil.copytree(SCHEMA_1, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    records = {(r.set_name, *r.place): r for r in folder.records()}
+    assert len(records) == 23
+    headers = [json.loads(header(path)) for path in sorted((SCHEMA_1 / "cells").glob("*"))]
+    assert [r.metrics and r.metrics.auroc for r in folder.records()] == [
+        h["metrics"] and h["metrics"]["auroc"] for h in headers
+    ]
+    assert records["digits+decolor@1", "msp", "unsupervised"].status == "skipped"
+    assert records["digits+pgd", "msp", "unsupervised"].attack.attack == "pgd"
+    assert records["digits+noise@5", "pixels", "per-shift"].corruption.corruption == "noise"
+    assert records["photos", "introspective", "unsupervised"].calibration.network.accuracy > 0.9
+    assert records["photos", "introspective", "unsupervised"].non_default == {"epochs": (4, 40)}
+    assert folder.manifest().settings["limit"] == 40
+
+
+def header(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        return json.dumps(json.loads(file.metadata()["oodbench"])["header"])
+
+
+def test_schema_1_is_migrated_by_a_run_that_computes_what_it_needs_again(tmp_path):
+    shutil.copytree(SCHEMA_1, tmp_path / "run")
+    folder, told = RunFolder(tmp_path / "run"), Told()
+    before = {(r.set_name, *r.place): (r, a) for r, a in cells(folder.path)}
+    run(folder.path, told, detectors=["msp"], datasets=["photos"], limit=40)
+    assert not has_cells(folder.path)
+    assert not (folder.path / "cells").exists()
+    after = {(r.set_name, *r.place): r for r in folder.records()}
+    assert after.keys() == before.keys()
+    for place, (record, arrays) in before.items():
+        found = after[place]
+        assert found.metrics == record.metrics, place
+        if place[:2] == ("photos", "msp"):
+            assert (found.scoring_version, found.code) != (record.scoring_version, "")
+        else:
+            assert found == record
+        if record.status == "ok":
+            for role in found.arrays:
+                np.testing.assert_array_equal(folder.arrays(found)[role], arrays[role])
+    assert [line for line in told.lines if "23 cells of an older oodbench were migrated" in line]
+    with pytest.raises(BadData, match="does not store what its figures need"):
+        recompute(folder, after["digits+noise@5", "msp", "unsupervised"])
+
+
+def test_a_newer_schema_is_refused(folder):
+    manifest = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps(manifest | {"schema_version": 3}))
+    before = files(folder)
+    with pytest.raises(BadData, match="schema version 3, and this oodbench reads up to 2"):
+        run(folder.path)
+    assert files(folder) == before
+    run(folder.path, fresh=True)
+    assert folder.manifest().schema_version == 2
+
+
+def test_hostile_json_is_one_line(folder):
+    for content in (
+        '{"schema_version": 2}',
+        '{"schema_version": 2, "settings": []}',
+        "[]",
+        "{",
+        '{"schema_version": 2, "settings": {}, "x": 1}',
+    ):
+        (folder.path / "run.json").write_text(content)
+        with pytest.raises(BadData, match=r"run.json .*--fresh|schema version None"):
+            folder.manifest()
+    (folder.path / "costs.json").write_text('{"x": 3}')
+    with pytest.raises(BadData, match=r"costs.json is not what oodbench writes"):
+        folder.costs()
+
+
+def test_another_run_is_kept_out(folder):
+    with folder.locked(), pytest.raises(OodbenchError, match="another run is writing"):
+        RunFolder(folder.path).locked().__enter__()
+    with pytest.raises(UsageError, match="seed = 0, not 1"):
+        run(folder.path, seed=1)
+
+
+def test_arrays_are_found_by_role(finished):
+    arrays = arrays_of(finished, "pixels", "per-shift", "digits+noise@5")
+    assert arrays.keys() == {
+        "in_scores", "out_scores", "in_fit", "in_choose", "in_test", "out_fit", "out_choose", "out_test", "in_base", "out_base",
+    }  # fmt: skip
