@@ -24,3 +24,9 @@ def test_gradient_norms_are_measured():
     assert re.search(r"oodbench.gradients +\d+\.\d\d ", text), text
     assert len(re.findall(r"e-\d\d   \d+ parameter tensors", text)) == 6, text
     assert re.search(r"oodbench.gradients +\d+ MiB", text), text
+
+
+def test_a_large_run_folder_is_measured():
+    text = printed("run_folder.py", "--sets", "6", "--rows", "4")
+    assert "opening all 24: " in text, text
+    assert re.search(r"leaderboard --format table: \d+\.\d s, \d\.\d\d GB", text), text
