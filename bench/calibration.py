@@ -1,4 +1,4 @@
-"""How good class probabilities are: accuracy, expected calibration error, negative log-likelihood, Brier score."""
+"""Figures of class probabilities: accuracy, expected calibration error, negative log-likelihood and Brier score."""
 
 from typing import Any
 

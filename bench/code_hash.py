@@ -1,4 +1,4 @@
-"""Hashes of what a class or a network computes, which no weights tell: code, structure and plain attributes."""
+"""Hashes of what a class or a network computes beyond its weights: code, structure and plain attributes."""
 
 import ast
 import functools
@@ -20,7 +20,7 @@ from oodbench.classifier import Classifier
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 CONTRACT, OWN_DETECTORS = "oodbench.detector", "oodbench.detectors"
-DEPTH = 6  # of lists within lists: a list may hold itself
+DEPTH = 6  # of nested lists, because a list may hold itself
 
 
 def of_class(kind: type) -> str:
@@ -33,14 +33,14 @@ def of_class(kind: type) -> str:
 
 
 def of_module(name: str) -> str:
-    """SHA-256 of a module, and of those that it imports from its own package. Comments and layout apart."""
+    """SHA-256 of a module, and of those that it imports from its own package. Comments and layout do not count."""
     return _digest(_module_code(name, set()))
 
 
 def of_network(classifier: Classifier) -> str:
-    """SHA-256 of structure, plain attributes (functions among them), code, head and layers; of torch's own classes the names.
+    """SHA-256 of a network's structure, plain attributes (functions too), code, head and layers; of torch's classes the names.
 
-    Two networks of one ``weights_hash`` may compute different things: another activation, or another ``forward``.
+    Two networks of one ``weights_hash`` may compute different things: they may differ in an activation or in ``forward``.
     """
     return _digest(_network(classifier))
 
@@ -85,7 +85,7 @@ def _root(module: str) -> str:
 
 
 def _module_code(name: str, seen: set[str], root: str | None = None) -> Iterator[str]:
-    """The code of a module, and of those that it imports from the package ``root``, by default the one that it lies in."""
+    """The code of a module, and of those that it imports from the package ``root``, by default its own."""
     if name in seen or (source := _source(name)) is None:
         return
     seen.add(name)
@@ -113,7 +113,7 @@ def _imported(tree: ast.AST, package: str) -> list[str]:
 
 
 def _folder_of(module: str) -> str | None:
-    """Where the file of a module without a package lies."""
+    """The folder of a module that belongs to no package."""
     if "." in module:
         return None
     file = None
@@ -125,7 +125,7 @@ def _folder_of(module: str) -> str | None:
 
 
 def _source(name: str) -> str | None:
-    """Of a module, loaded or not; None where there is none to be had."""
+    """The source of a module, loaded or not; None where it is unavailable."""
     with suppress(OSError, TypeError, ImportError, ValueError, AttributeError, SyntaxError):
         if name in sys.modules:
             source = inspect.getsource(sys.modules[name])
@@ -138,7 +138,7 @@ def _source(name: str) -> str | None:
 
 
 def _plain(value: Any, depth: int = 0) -> str:
-    """The same text for the same value, in any process; of other objects the type alone."""
+    """The same text for the same value in any process. Of other objects only the type counts."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
         return repr(value)
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""A set of images with what a result must say about it: source, fingerprint, and which image each row was made from."""
+"""A set of images with what results report about it: source, fingerprint, and the image that each row was made from."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set comes from, for tables and for whoever must cite it."""
+    """Where a set comes from, for tables and citations."""
 
     title: str = ""
     homepage: str = ""
     licence: str = ""
     citation: str = ""
-    # Images in the official set, by split: a set that holds fewer is a subset, and every result says so.
+    # Images in the official set, by split. A set that holds fewer is a subset, and every result reports that.
     official_size: dict[str, int] = field(default_factory=dict)
 
 
@@ -48,16 +48,16 @@ class ImageSet:
             8 bits holds a float32 tensor in [0, 1].
         labels: int64 (N,), or None.
         name, split: as the user names them, ``cifar10+noise@3`` and ``test``.
-        kind: the default kind of the pairing (one of ``KINDS``); a suite may say another.
+        kind: the default kind of the set (one of ``KINDS``); a suite may name another.
         classes: label names, or empty.
-        base_index: int64 (N,), the row of the image that each was made from; its own row in an original set.
-        base: what set ``base_index`` points into, a fingerprint or a name: two sets of one base share images.
+        base_index: int64 (N,), the row of the image that each image was made from; in an original set its own row.
+        base: the set that ``base_index`` points into, a fingerprint or a name. Two sets with the same base share images.
         level: severity 1-5 of a corruption, or None.
         flips: whether a mirrored image keeps its class (not for digits and traffic signs).
         clean: images row by row as they were before a corruption or attack, in memory or not, in any stored form;
             in-distribution images are their own; None where there are none.
-        negatives: what stands on the in-distribution side against this set; None for the in-distribution test images.
-        noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean ones.
+        negatives: the in-distribution side that this set is tested against; None for the in-distribution test images.
+        noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean images.
         attack_record: what the attack did that made the set; None for other sets.
     """
 
@@ -99,7 +99,7 @@ class ImageSet:
         return len(self.images)
 
     def read(self, rows: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """uint8 (len(rows), C, H, W), decoded if need be."""
+        """The images of these rows, uint8 (len(rows), C, H, W), decoded if necessary."""
         if isinstance(self.images, Tensor):
             return self.images[torch.as_tensor(rows)]
         return self.images[[int(r) for r in rows]]
@@ -116,7 +116,7 @@ class ImageSet:
         )
 
     def mapped(self, change: Callable[[Tensor | Images], Tensor | Images]) -> dict[str, Any]:
-        """``images`` and ``clean`` under a change, for ``replace``; images that are their own twins stay so."""
+        """``images`` and ``clean`` after a change, for ``replace``. Images that are their own twins stay so."""
         images = change(self.images)
         if self.clean is self.images:
             return {"images": images, "clean": images}
@@ -124,12 +124,12 @@ class ImageSet:
 
     @property
     def identity(self) -> str:
-        """Of what set ``base_index`` gives rows: equal rows of one base are one image, of different bases different ones."""
+        """The set that ``base_index`` points into: equal rows of the same base are one image."""
         return self.base or self.fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels and labels in order (16 hex digits): content, so no path and no file format enters."""
+        """SHA-256 of pixels and labels in order (16 hex digits). Paths and file formats do not count."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for start in range(0, len(self), 1024):
             rows = range(start, min(start + 1024, len(self)))
@@ -140,7 +140,7 @@ class ImageSet:
 
     @property
     def official_size(self) -> int | None:
-        """Images in the official split, or None where it is not known."""
+        """Number of images in the official split; None where it is unknown."""
         return self.source.official_size.get(self.split)
 
 

@@ -1,4 +1,4 @@
-"""What a run will take, said before its first set, and what each detector costs by itself, measured at the end."""
+"""Estimates the time of a run before its first set, and measures what each detector costs by itself at the end."""
 
 from collections.abc import Sequence
 

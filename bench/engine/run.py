@@ -129,7 +129,7 @@ class _Run:
         folder.check_settings(shared, suite=self.suite.model_dump(mode="json"), provenance=about)
 
     def run_sets(self, estimate: bool) -> None:
-        """Every record that is not finished yet; with ``estimate`` the expected time is said before them."""
+        """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""
         work = self._missing()
         present = [(test_set, rows) for test_set, rows in work if rows and test_set.images is not None]
         costs.expect(self.loaded, present, self.progress)
@@ -152,7 +152,7 @@ class _Run:
             self.progress.say(f"the detectors took {timing.format_breakdown(self.spent)}")
 
     def _missing(self) -> list[tuple[LoadedTestSet, list[Row]]]:
-        """The rows of each set that are not finished; what was finished, and what is void and why, is said."""
+        """The rows of each set that are not finished. Reports what is already done, and which earlier records are void and why."""
         work, void, done = [], Counter[str](), 0
         for test_set in self.loaded.test_sets:
             rows = self.loaded.rows(test_set)
@@ -171,11 +171,11 @@ class _Run:
         return work
 
     def _open(self, names: Collection[str]) -> None:
-        """Before the first set: fit these detectors, and pass over the in-distribution test images."""
+        """Fit these detectors, and pass over the in-distribution test images, before the first set."""
         self.fitting.fit(names)
         self.fitting.judge_probabilities(names)
         images = self.loaded.in_distribution
-        # Validation rows of every set are a beginning of this order, so their batches serve all sets.
+        # The validation rows of every set are the first of this order, so their batches serve all sets.
         order = protocols.stratified_order(len(images), protocols.labels_of(images), self.suite.seed)
         cache = self._cache(images, order[: protocols.validation_size(len(order)) if self.loaded.learns else 0])
         if "unsupervised" in self.suite.protocols:
@@ -196,7 +196,7 @@ class _Run:
         )
 
     def _run_set(self, test_set: LoadedTestSet, images: ImageSet, rows: list[Row]) -> None:
-        """One pass over a set, and its records, written together."""
+        """Pass once over a set, and write its records together."""
         assert self.trials is not None
         wanted: dict[str, list[Detector]] = {}
         for row in rows:

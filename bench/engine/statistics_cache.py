@@ -1,7 +1,7 @@
 """Statistics of one set by detector and setting, computed when first needed and never twice.
 
-A set is cut into fixed batches, so that which statistics are still missing, after a kill or under another protocol,
-changes no batch, and a figure comes out the same bit for bit.
+A set is cut into fixed batches, whatever statistics are still missing. So a figure is the same bit for bit after a kill and
+under other protocols.
 """
 
 import json
@@ -21,12 +21,12 @@ Jobs = Mapping[Detector, Sequence[Setting]]
 
 
 class StatisticsCache:
-    """What the detectors make of one set, kept by detector and setting.
+    """The statistics of the detectors on one set, by detector and setting.
 
-    first: rows that come in batches of their own (the validation rows), for the others may never need what they need.
-    signals: what the probes keep ready: the same for every pass over this set.
-    on_batch: told how much work a batch was, in forward passes of one image.
-    spent: seconds by detector's name, added to: its own work, and an equal share of the shared forward pass.
+    first: rows that come in separate batches (the validation rows), because the other rows may never need the same settings.
+    signals: what the probes keep ready; the same for every pass over this set.
+    on_batch: receives the work of each batch, in forward passes of one image.
+    spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class StatisticsCache:
         self._seconds: dict[tuple[Detector, str], float] = {}
 
     def ensure(self, *demands: tuple[Jobs, np.ndarray]) -> None:
-        """Compute what is missing of each demand, settings on the batches that hold some rows, in as few passes as can be.
+        """Compute what is missing of each demand (settings, on the batches that hold its rows) in as few passes as possible.
 
-        A detector that fails is noted in ``failures`` and asked nothing more.
+        A detector that fails is noted in ``failures`` and not called again.
         """
         masks = [np.isin(np.arange(len(self.images)), rows) for _, rows in demands]
-        # Batches that miss the same things go in one pass.
+        # Batches that lack the same statistics share a pass.
         groups: dict[tuple[tuple[Detector, str], ...], list[np.ndarray]] = {}
         for piece in self._pieces:
             wanted = merged(*(jobs for (jobs, _), mask in zip(demands, masks, strict=True) if mask[piece].any()))
@@ -78,14 +78,14 @@ class StatisticsCache:
                 self._compute(missing, pieces)
 
     def get(self, detector: Detector, settings: Sequence[Setting], rows: np.ndarray) -> np.ndarray:
-        """float64 (len(rows), S, D). Raises what the detector failed with."""
+        """Statistics of these rows, float64 (len(rows), S, D). Raises the error that the detector failed with."""
         self.ensure(({detector: settings}, rows))
         if detector in self.failures:
             raise self.failures[detector]
         return np.stack([self._values[detector, _key(setting)][rows] for setting in settings], axis=1)
 
     def seconds(self, detector: Detector, settings: Sequence[Setting]) -> float:
-        """What these settings of the detector took on this set, with an equal share of the shared forward pass."""
+        """Seconds of the detector at these settings on this set, with an equal share of the shared forward pass."""
         return sum(self._seconds.get((detector, _key(setting)), 0.0) for setting in settings)
 
     def _known(self, detector: Detector, setting: Setting, row: int) -> bool:
@@ -112,7 +112,7 @@ def _key(setting: Setting) -> str:
 
 
 def merged(*jobs: Jobs) -> dict[Detector, list[Setting]]:
-    """All settings of each detector, each once."""
+    """The settings of each detector over all jobs, each once."""
     together: dict[Detector, list[Setting]] = {}
     for some in jobs:
         for detector, settings in some.items():

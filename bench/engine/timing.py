@@ -1,4 +1,4 @@
-"""What a detector costs by itself: interleaved with bare forward passes, warmed up, synchronised, medians.
+"""The cost of a detector by itself: warmed up, synchronised, interleaved with bare forward passes, medians.
 
 Machines drift threefold within minutes, so each repeat is divided by the bare pass right before it.
 """
@@ -38,8 +38,8 @@ def standalone_costs(
     """Cost by job for a batch of images (N, C, H, W), floats on the classifier's device.
 
     ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass
-    (None without a classifier). peak_memory_mb: the most that was allocated on the GPU above what lay there before,
-    in MiB; None on the CPU, where it cannot be had honestly.
+    (None without a classifier). peak_memory_mb: the largest allocation on the GPU above what was allocated before, in MiB;
+    None on the CPU, where it cannot be measured honestly.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     ratios: dict[str, list[float]] = {name: [] for name in jobs}
@@ -65,13 +65,13 @@ def standalone_costs(
 def seconds_per_image(
     jobs: Mapping[Detector, Sequence[dict[str, Any]]], classifier: Classifier | None, images: Tensor
 ) -> tuple[float, dict[Detector, float]]:
-    """A bare forward pass, and what each fitted detector takes on top at all of its settings: a guess before long work.
+    """Seconds of a bare forward pass, and of each fitted detector beyond it at all of its settings: a guess before long work.
 
-    By one batch (N, C, H, W). A detector that fails is left out; it will say so where it is run.
+    Measured on one batch (N, C, H, W). A detector that fails is left out, because the run itself reports it.
     """
     bare = 0.0
     if classifier:
-        _bare(classifier, images)  # what a first pass costs more is nobody's
+        _bare(classifier, images)  # the extra cost of a first pass belongs to no detector
         bare = _time(partial(_bare, classifier, images), images.device) / len(images)
     found = {}
     for detector, settings in jobs.items():
@@ -83,13 +83,13 @@ def seconds_per_image(
     return bare, found
 
 
-def format_breakdown(seconds: Mapping[str, float], dearest: int = 5) -> str:
-    """``21 min: odin 12 min, purview 5 min, 27 others 4 min``: a sum, and its largest parts by name."""
+def format_breakdown(seconds: Mapping[str, float], slowest: int = 5) -> str:
+    """A sum and its largest parts by name: ``21 min: odin 12 min, purview 5 min, 27 others 4 min``."""
     parts = sorted(seconds.items(), key=lambda part: -part[1])
-    said = [f"{name} {_rounded(value)}" for name, value in parts[:dearest]]
-    if rest := parts[dearest:]:
-        said.append(f"{len(rest)} others {_rounded(sum(value for _, value in rest))}")
-    return f"{_rounded(sum(seconds.values()))}: {', '.join(said)}"
+    shown = [f"{name} {_rounded(value)}" for name, value in parts[:slowest]]
+    if rest := parts[slowest:]:
+        shown.append(f"{len(rest)} others {_rounded(sum(value for _, value in rest))}")
+    return f"{_rounded(sum(seconds.values()))}: {', '.join(shown)}"
 
 
 def _rounded(seconds: float) -> str:
@@ -104,7 +104,7 @@ def _bare(classifier: Classifier, images: Tensor) -> None:
 
 
 def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
-    # Clean twins cost a pass of their own, so they are not the images themselves.
+    # A copy, because clean twins cost a pass of their own.
     probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
     with probe.mode(), detector.computing(settings):
         detector.grouped_statistics(probe)
@@ -119,7 +119,7 @@ def _time(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _peak_memory(work: Callable[[], None], device: torch.device) -> float | None:
-    """MiB above what was allocated before; the run doubles as warm-up."""
+    """MiB above what was allocated before. The run is also the warm-up."""
     if device.type != "cuda":
         work()
         return None

@@ -34,7 +34,7 @@ class MeasuredTestSet:
     """A test set and the in-distribution images beside it: their statistics, and the heads that learnt from their validation
     rows.
 
-    split: its ``per_shift`` split, or why there is none.
+    split: its ``per_shift`` split, or the reason why it has none.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Trials:
     def of(
         self, test_set: LoadedTestSet, images: ImageSet, wanted: Mapping[str, list[Detector]]
     ) -> tuple[dict[str, Trial | OodbenchError], MeasuredTestSet]:
-        """By protocol, the trial of the detectors that want it, or why there is none; and the set with its statistics.
+        """By protocol, the trial of the detectors that want it, or the reason why it cannot be run; and the set with its statistics.
 
         One pass over the set: first the validation rows, whose statistics fit the heads, then the rows that are tested.
         """
