@@ -152,7 +152,7 @@ class _Run:
             self.progress.say(f"the detectors took {timing.format_breakdown(self.spent)}")
 
     def _missing(self) -> list[tuple[LoadedTestSet, list[Row]]]:
-        """The rows of each set that are not finished. Reports what is already done, and which earlier records are void and why."""
+        """The unfinished rows of each set. Reports what is already done, and which earlier records are void and why."""
         work, void, done = [], Counter[str](), 0
         for test_set in self.loaded.test_sets:
             rows = self.loaded.rows(test_set)

@@ -99,7 +99,7 @@ class Trials:
     def of(
         self, test_set: LoadedTestSet, images: ImageSet, wanted: Mapping[str, list[Detector]]
     ) -> tuple[dict[str, Trial | OodbenchError], MeasuredTestSet]:
-        """By protocol, the trial of the detectors that want it, or the reason why it cannot be run; and the set with its statistics.
+        """The trial of each protocol, or the reason why it cannot be run; and the set with its statistics.
 
         One pass over the set: first the validation rows, whose statistics fit the heads, then the rows that are tested.
         """
