@@ -23,3 +23,13 @@ def figures(folder: RunFolder) -> dict:
 def files(folder: RunFolder) -> dict[str, bytes]:
     """The content of every file, by path."""
     return {str(p.relative_to(folder.path)): p.read_bytes() for p in sorted(folder.path.rglob("*")) if p.is_file()}
+
+
+def detection_record(**changes) -> DetectionRecord:
+    """A record of ``msp`` on ``photos``, with these changes."""
+    of = {
+        "model": "net", "weights_hash": "w", "in_distribution": "digits", "in_fingerprint": "i", "train_fingerprint": "t",
+        "seed": 0, "detector": "msp", "parameters": {}, "code": "c", "protocol": "unsupervised", "dataset": "photos",
+        "level": None, "kind": "far-ood", "fingerprint": "f", "status": "ok",
+    }  # fmt: skip
+    return DetectionRecord(**of | changes)
