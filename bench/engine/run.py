@@ -222,8 +222,9 @@ class _Run:
     def _write(self, without: list[DetectionRecord], found: list[Measured]) -> None:
         own, shared = ({hash: array for one in found for hash, array in part(one).items()} for part in (_own, _shared))
         records = [*(one.record for one in found), *without]
-        for kept in self.folder.write(records, own, shared, self.progress.say):
-            self.progress.say(f"{kept.row} on {kept.set_name}: keeping the existing result ({kept.reason})")
+        kept = self.folder.write(records, own, shared, self.progress.say)
+        for why, count in Counter(record.reason for record in kept).items():
+            self.progress.say(f"{records[0].set_name}: {why}; keeping the existing result of {_counted(count)}")
 
 
 def _own(measured: Measured) -> dict[str, np.ndarray]:

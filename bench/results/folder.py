@@ -72,21 +72,13 @@ class RunFolder:
         except ValidationError as error:
             raise BadData(f"{self.path / 'run.json'} is not what oodbench writes; start over with --fresh") from error
 
-    def records(self, on_damage: Say | None = None) -> Iterator[DetectionRecord]:
-        """All records, set by set in order of name, without their arrays.
-
-        A damaged file raises BadData, or is left out and reported to ``on_damage``.
-        """
+    def records(self) -> Iterator[DetectionRecord]:
+        """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
         if has_cells(self.path):  # schema version 1; nothing else is there before it is migrated
             yield from (record for record, _ in cells(self.path))
             return
         for path in self._pass_files():
-            try:
-                yield from pass_file.read_records(path)
-            except BadData as error:
-                if on_damage is None:
-                    raise
-                on_damage(reason(error))
+            yield from pass_file.read_records(path)
 
     def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""

@@ -126,7 +126,16 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}") from error
-    except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (
+        SafetensorError,
+        ValidationError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OSError,
+    ) as error:
         raise BadData(
             f"{path} is damaged, or not a file of oodbench ({_first_line(error)}); run again, and it is made again"
         ) from error
