@@ -75,10 +75,8 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     A cell that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric,
     BadData where columns are missing.
     """
-    if metric not in METRICS:
-        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     cells = unique_cells(frame)
-    measured = cells[(cells["status"] == "ok") & cells[metric].notna()]
+    measured = _measured(cells, metric)
     places, filled = (part.drop_duplicates([*SCOPE, *PLACE]) for part in map(_scoped, (cells, measured)))
     kinds = sorted(set(places["kind"]), key=_rank(KINDS))
     datasets = places[SET].drop_duplicates().itertuples(index=False, name=None)
@@ -86,12 +84,25 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     means = [("mean", kind, "") for kind in [*kinds, "all"]]
     columns = pd.MultiIndex.from_tuples([*sets, *means], names=["group", "name", "content"])
     values = _wide(_averages(measured, metric), columns)
-    rows = _in_order(cells[ROW].drop_duplicates(), values[("mean", "all", "")], METRICS[metric][1])
+    rows = _in_order(cells, values[("mean", "all", "")], METRICS[metric][1])
     index = pd.MultiIndex.from_frame(rows)
     group = pd.MultiIndex.from_frame(_with_scope(rows)[SCOPE])
     counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
     shared_counts = (_wide(_counts(part, SCOPE), columns).reindex(group).set_axis(index) for part in (filled, places))
     return Tally(values.reindex(index), *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+
+
+def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
+    """The rows (``ROW``) of ``tally``, without its figures."""
+    cells = unique_cells(frame)
+    best = _averages(_measured(cells, metric), metric)[-1]
+    return pd.MultiIndex.from_frame(_in_order(cells, best, METRICS[metric][1]))
+
+
+def _measured(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if metric not in METRICS:
+        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+    return cells[(cells["status"] == "ok") & cells[metric].notna()]
 
 
 def _with_scope(rows: pd.DataFrame) -> pd.DataFrame:
@@ -137,8 +148,9 @@ def _wide(parts: list[pd.Series], columns: pd.MultiIndex) -> pd.DataFrame:
     return pd.concat([by_set.unstack(SET), means], axis=1).reindex(columns=columns)
 
 
-def _in_order(rows: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
-    """Rows by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
+def _in_order(cells: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
+    """The rows of cells by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
+    rows = cells[ROW].drop_duplicates()
     keys = pd.DataFrame(index=rows.index)
     for name in GROUP:
         keys[name] = pd.factorize(rows[name])[0]

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -78,14 +77,9 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def _json(frame: pd.DataFrame) -> str:
-    def value(found: Any) -> Any:
-        found = found.item() if hasattr(found, "item") else found
-        return None if pd.isna(found) or (isinstance(found, float) and math.isinf(found)) else found
-
-    rows = [
-        json.dumps(dict(zip(COLUMNS, map(value, row), strict=True)), allow_nan=False, ensure_ascii=False)
-        for row in _typed(frame).itertuples(index=False, name=None)
-    ]
+    table = _typed(frame).replace([math.inf, -math.inf], None).astype(object)
+    known = table.where(table.notna(), None)
+    rows = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in known.to_dict("records")]
     return "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n"
 
 

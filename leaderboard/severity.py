@@ -18,7 +18,7 @@ from oodbench.leaderboard.aggregate import (
     corruption,
     corruptions_of,
     qualified,
-    tally,
+    row_order,
     unique_cells,
     without_qualifiers,
 )
@@ -47,7 +47,7 @@ def curves(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 def curves_by_row(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """As ``curves``, with all of ``INDEX``."""
     cells = unique_cells(frame)
-    rows = tally(cells, metric).values.index
+    rows = row_order(cells, metric)
     cells = cells[(cells["kind"] == "corruption") & cells["level"].notna()]
     names = cells["dataset"].unique()
     bases, corruptions = ({name: part(name) for name in names} for part in (lambda name: base("corruption", name), corruption))
@@ -102,19 +102,20 @@ def text_tables(frame: pd.DataFrame, top: int | None = None) -> list[TextTable]:
     levels = [str(level) for level in by_corruption.columns]
     if len(levels) < 2:
         return []
+    sets = qualified(frame)[[*GROUP, "kind", "dataset"]].drop_duplicates()
     tables = severity_of(by_corruption).groupby(PLOT, sort=False)
-    return [_text_table(qualified(frame), by_corruption, table, levels, top) for _, table in tables]
+    return [_text_table(sets, by_corruption, table, levels, top) for _, table in tables]
 
 
 def _text_table(
-    frame: pd.DataFrame, by_corruption: pd.DataFrame, table: pd.DataFrame, levels: list[str], top: int | None
+    sets: pd.DataFrame, by_corruption: pd.DataFrame, table: pd.DataFrame, levels: list[str], top: int | None
 ) -> TextTable:
     rows = table.reset_index(drop=True)
     shown = best_rows(rows, top)
     left_out = rows_shown(rows, shown)
     rows = rows.iloc[shown]
     texts = {level: [_figure(*row) for row in rows[[level, f"{level} corruptions", "corruptions"]].values] for level in levels}
-    over = escape.plain(averaged(frame, by_corruption, rows.iloc[0]))
+    over = escape.plain(averaged(sets, by_corruption, rows.iloc[0]))
     caption = [f"{METRICS['auroc'][0]} ×100 by level of severity, mean over {over}."]
     caption.append(f"{BLOCKS[0]} is {100 * CHANCE:.0f} or less, {BLOCKS[-1]} 100.")
     counts = rows[[f"{level} corruptions" for level in levels]]
@@ -130,9 +131,9 @@ def _text_table(
     )
 
 
-def averaged(frame: pd.DataFrame, by_corruption: pd.DataFrame, key: "pd.Series[Any]") -> str:
+def averaged(sets: pd.DataFrame, by_corruption: pd.DataFrame, key: "pd.Series[Any]") -> str:
     """What the means of a model, in-distribution set and base (``PLOT``) are over, and what has no figure in any row."""
-    mine = frame[(frame[GROUP] == key[GROUP]).all(axis=1) & (frame["kind"] == "corruption")]
+    mine = sets[(sets[GROUP] == key[GROUP]).all(axis=1) & (sets["kind"] == "corruption")]
     datasets = [name for name in mine["dataset"].unique() if base("corruption", name) == key["base"]]
     table = by_corruption.dropna(how="all").index.to_frame(index=False)
     measured = set(table.loc[(table[PLOT] == key[PLOT]).all(axis=1), "corruption"])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import qualified
+from oodbench.leaderboard.aggregate import GROUP, qualified
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.severity import CHANCE, PLOT, averaged, curves_by_row, severity_of
 from oodbench.leaderboard.text_table import best_rows, row_labels, title_of
@@ -50,7 +50,7 @@ def draw(frame: pd.DataFrame, format: str = "png", top: int | None = None) -> by
     """
     if format not in FORMATS:
         raise UsageError(unknown("picture format", format, FORMATS, f"one of {', '.join(FORMATS)}"))
-    frame = qualified(frame)
+    sets = qualified(frame)[[*GROUP, "kind", "dataset"]].drop_duplicates()
     by_corruption = curves_by_row(frame).dropna(axis=1, how="all")
     if len(by_corruption.columns) < 2:
         raise BadData("no corruption has figures at two levels, so there is no severity curve; run one at several levels")
@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame, format: str = "png", top: int | None = None) -> by
     from matplotlib.figure import Figure
 
     tables = severity_of(by_corruption).groupby(PLOT, sort=False)
-    blocks = [_Block(frame, by_corruption, key, rows.reset_index(drop=True), top) for key, rows in tables]
+    blocks = [_Block(sets, by_corruption, key, rows.reset_index(drop=True), top) for key, rows in tables]
     across = min(ACROSS, max(4, *(len(rows) for block in blocks for _, rows in block.protocols)))
     metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
     written = io.BytesIO()
@@ -102,9 +102,9 @@ class _Block:
     """The panels of one model, in-distribution set and base."""
 
     def __init__(
-        self, frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...], rows: pd.DataFrame, top: int | None
+        self, sets: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...], rows: pd.DataFrame, top: int | None
     ) -> None:
-        self.title = f"Severity: {title_of(rows)}: {averaged(frame, by_corruption, rows.iloc[0])}"
+        self.title = f"Severity: {title_of(rows)}: {averaged(sets, by_corruption, rows.iloc[0])}"
         rows = rows.iloc[best_rows(rows, top)]
         self.curves: Any = by_corruption.xs(key, level=PLOT)
         self.levels = [int(level) for level in by_corruption.columns]
