@@ -1,7 +1,7 @@
-"""What a leaderboard says: figures by set, means over sets, and how many cells stand behind each.
+"""The numbers of a leaderboard: figures by set, means over sets, and how many cells stand behind each.
 
-A frame holds a row a cell, in ``COLUMNS``. A mean is taken step by step, so that no set weighs more for having more
-cells: seeds, then levels of one corruption, then corruptions of one base set, and attacks on it, then sets.
+A frame holds one row per cell, in ``COLUMNS``. A mean is taken step by step, so that no set weighs more because it has more
+cells: over seeds, then levels of one corruption, then corruptions of one base set (and attacks on it), then sets.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from oodbench.datasets.name import source_and_change
 from oodbench.errors import BadData, UsageError
 from oodbench.registry import unknown
 from oodbench.suite import PROTOCOLS
@@ -18,6 +19,15 @@ COLUMNS = (
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
 )  # fmt: skip
+# Further key columns, which a frame may lack: what tells apart things of one name in several runs, by the column that
+# holds the name. Empty where the name is enough. ``labels`` makes what people read of the two.
+QUALIFIERS = {
+    "model": "network",  # hash of the weights
+    "in_distribution": "images",  # hash of the test images
+    "protocol": "source",  # the set that transfer learnt from
+    "detector": "settings",  # JSON of the hyper-parameters
+    "dataset": "content",  # hash of the images
+}
 METRICS = {  # column: (what tables call it, whether higher is better)
     "auroc": ("AUROC", True),
     "aupr_out": ("AUPR of the anomalous side", True),
@@ -29,69 +39,82 @@ METRICS = {  # column: (what tables call it, whether higher is better)
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
 CONTROL = "pixels"  # the detector that never sees the network
 
-# Of CIFAR-10-C and its like, as its authors' files are called (Hendrycks & Dietterich, ICLR 2019).
+# The corruptions of CIFAR-10-C and its like, under the names of the authors' files (Hendrycks & Dietterich, ICLR 2019).
 MAIN = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )  # fmt: skip
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
-GROUP = ["model", "in_distribution"]  # one table each
-ROW = [*GROUP, "protocol", "detector"]
-SET = ["kind", "dataset"]
+GROUP = ["model", "network", "in_distribution", "images"]  # one table each
+ROW = [*GROUP, "protocol", "source", "detector", "settings"]
+SET = ["kind", "dataset", "content"]
 PLACE = [*SET, "level", "seed"]  # what a row has a cell for
+SCOPE = [*GROUP, "scope", "of"]  # whose places count for a row
 COST = ["ms_per_image", "overhead"]
 
 
 class Tally(NamedTuple):
     """Figures and the cells behind them: frames with the same rows (``ROW``) and columns.
 
-    Columns are (kind, dataset) for each set, then ("mean", kind) for each kind there is, then ("mean", "all").
+    Columns are (kind, dataset, content) for each set, then ("mean", kind, "") for each kind present, then
+    ("mean", "all", "").
     """
 
     values: pd.DataFrame  # fractions; NaN where no cell has a figure
     cells: pd.DataFrame  # how many cells have one
     present: pd.DataFrame  # how many cells there are, with a figure or a reason why not
-    # Of the same model and in-distribution set; transfer's own, for what it learns from is no place there:
+    # Of the same model and in-distribution set. Transfer has places of its own: none on the set that it learns from.
     filled: pd.DataFrame  # how many places any detector has a figure for
-    expected: pd.DataFrame  # how many places there are, whether or not anybody has a figure
+    expected: pd.DataFrame  # how many places there are, with a figure or without
 
 
 def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     """Values and counts, best mean over all sets first within each model, in-distribution set and protocol.
 
-    A cell that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for a metric that does
-    not exist, BadData where columns are missing.
+    A cell that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric,
+    BadData where columns are missing.
     """
-    if metric not in METRICS:
-        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     cells = unique_cells(frame)
-    measured = cells[(cells["status"] == "ok") & cells[metric].notna()]
-    places, filled = (part.drop_duplicates([*GROUP, "scope", *PLACE]) for part in map(_scoped, (cells, measured)))
+    measured = _measured(cells, metric)
+    places, filled = (part.drop_duplicates([*SCOPE, *PLACE]) for part in map(_scoped, (cells, measured)))
     kinds = sorted(set(places["kind"]), key=_rank(KINDS))
     datasets = places[SET].drop_duplicates().itertuples(index=False, name=None)
     sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
-    columns = pd.MultiIndex.from_tuples([*sets, *(("mean", kind) for kind in [*kinds, "all"])], names=["group", "name"])
+    means = [("mean", kind, "") for kind in [*kinds, "all"]]
+    columns = pd.MultiIndex.from_tuples([*sets, *means], names=["group", "name", "content"])
     values = _wide(_averages(measured, metric), columns)
-    rows = _in_order(cells[ROW].drop_duplicates(), values[("mean", "all")], METRICS[metric][1])
+    rows = _in_order(cells, values[("mean", "all", "")], METRICS[metric][1])
     index = pd.MultiIndex.from_frame(rows)
-    group = pd.MultiIndex.from_frame(rows[GROUP].assign(scope=_scope(rows["protocol"])))
+    group = pd.MultiIndex.from_frame(_with_scope(rows)[SCOPE])
     counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
-    shared_counts = (
-        _wide(_counts(part, [*GROUP, "scope"]), columns).reindex(group).set_axis(index) for part in (filled, places)
-    )
+    shared_counts = (_wide(_counts(part, SCOPE), columns).reindex(group).set_axis(index) for part in (filled, places))
     return Tally(values.reindex(index), *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
 
 
-def _scope(protocol: pd.Series) -> pd.Series:
-    """Whose places count for a row: transfer's own, or those of all protocols."""
-    return protocol.where(protocol.str.startswith("transfer"), "")
+def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
+    """The rows (``ROW``) of ``tally``, without its figures."""
+    cells = unique_cells(frame)
+    best = _averages(_measured(cells, metric), metric)[-1]
+    return pd.MultiIndex.from_frame(_in_order(cells, best, METRICS[metric][1]))
+
+
+def _measured(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if metric not in METRICS:
+        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+    return cells[(cells["status"] == "ok") & cells[metric].notna()]
+
+
+def _with_scope(rows: pd.DataFrame) -> pd.DataFrame:
+    """With whose places count for a row: transfer's own by the set it learnt from, or those of all protocols."""
+    transfer = rows["protocol"] == "transfer"
+    return rows.assign(scope=rows["protocol"].where(transfer, ""), of=rows["source"].where(transfer, ""))
 
 
 def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells for the scope of all protocols, and transfer's again for its own."""
-    scoped = cells.assign(scope=_scope(cells["protocol"]))
-    return pd.concat([cells.assign(scope=""), scoped[scoped["scope"] != ""]])
+    scoped = _with_scope(cells)
+    return pd.concat([cells.assign(scope="", of=""), scoped[scoped["scope"] != ""]])
 
 
 def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:
@@ -99,9 +122,17 @@ def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:
     by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)[metric].mean()  # over seeds
     by_dataset = by_level.groupby([*ROW, *SET]).mean()
     long = by_dataset.rename("value").reset_index()
-    long["set"] = [base(*key) for key in zip(long["kind"], long["dataset"], strict=True)]
+    sets = long[SET].drop_duplicates()
+    counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
+    long = long.merge(sets.assign(set=counts_as), on=SET, how="left", sort=False)
     by_set = long.groupby([*ROW, "kind", "set"])["value"].mean()
     return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean()]
+
+
+def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
+    """The set that a mean counts a dataset as: other content is another set, unless both are made from one base."""
+    of = base(kind, dataset)
+    return of, content if of == dataset else ""
 
 
 def _counts(cells: pd.DataFrame, keys: list[str]) -> list[pd.Series]:
@@ -113,64 +144,80 @@ def _wide(parts: list[pd.Series], columns: pd.MultiIndex) -> pd.DataFrame:
     """Series by set, by kind and by neither, side by side in ``columns``."""
     by_set, by_kind, over_all = parts
     means = pd.concat([by_kind.unstack("kind"), over_all.rename("all")], axis=1)
-    return pd.concat([by_set.unstack(SET), pd.concat({"mean": means}, axis=1)], axis=1).reindex(columns=columns)
+    means.columns = pd.MultiIndex.from_tuples([("mean", name, "") for name in means.columns])
+    return pd.concat([by_set.unstack(SET), means], axis=1).reindex(columns=columns)
 
 
-def _in_order(rows: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
-    """Rows by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
+def _in_order(cells: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
+    """The rows of cells by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
+    rows = cells[ROW].drop_duplicates()
     keys = pd.DataFrame(index=rows.index)
     for name in GROUP:
         keys[name] = pd.factorize(rows[name])[0]
     keys["protocol"] = rows["protocol"].map(_rank(PROTOCOLS))
+    keys["source"] = rows["source"]
     keys["best"] = best.reindex(pd.MultiIndex.from_frame(rows)).to_numpy() * (-1 if higher_is_better else 1)
     keys["detector"] = rows["detector"]
+    keys["settings"] = rows["settings"]
     return rows.loc[keys.sort_values(list(keys.columns)).index]
 
 
 def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """One row a model, in-distribution set, detector and protocol: the mean over each kind of set and over all sets.
+    """One row per model, in-distribution set, detector and protocol: the mean over each kind of set and over all sets.
 
-    Columns are ``model in_distribution protocol detector``, and for each kind that the frame holds, and for ``all``:
-    ``KIND`` (the mean, a fraction), ``KIND cells`` (how many cells stand behind it) and ``KIND expected`` (how many
-    there are to fill). Seeds are averaged. Sorted as ``tally`` is.
+    Columns are ``model in_distribution protocol detector`` (and those of ``QUALIFIERS`` that the frame has), and for each
+    kind that the frame holds, and for ``all``: ``KIND`` (the mean, a fraction), ``KIND cells`` (how many cells stand
+    behind it) and ``KIND expected`` (how many there are to fill). Seeds are averaged. Sorted as ``tally`` is.
     """
     found = tally(frame, metric)
     table = pd.DataFrame(index=found.values.index)
-    for kind in found.values["mean"].columns:
-        table[kind] = found.values[("mean", kind)]
-        table[f"{kind} cells"] = found.cells[("mean", kind)]
-        table[f"{kind} expected"] = found.expected[("mean", kind)]
-    return table.reset_index()
+    for place, kind in enumerate(found.values["mean"].columns.get_level_values("name")):
+        table[kind] = found.values["mean"].iloc[:, place]
+        table[f"{kind} cells"] = found.cells["mean"].iloc[:, place]
+        table[f"{kind} expected"] = found.expected["mean"].iloc[:, place]
+    return table.reset_index(without_qualifiers(table.index, frame)).reset_index(drop=True)
 
 
 def pivot(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """One row (``ROW``, the index) a detector and protocol, one column a set, then means, their counts and the cost.
+    """One row (the index) per detector and protocol, one column per set, then means, their counts and the cost.
 
     Columns are (kind, dataset), a corruption averaged over its levels; ("mean", kind) and ("mean", "all"); ("cells",
-    kind) and ("cells", "all"); ("cost", "ms_per_image") and ("cost", "overhead"). Figures are fractions, NaN where a
-    cell was skipped, failed or is not there.
+    kind) and ("cells", "all"); ("cost", "ms_per_image") and ("cost", "overhead"). Index and columns have the levels of
+    ``QUALIFIERS`` that the frame has. Figures are fractions, NaN where a cell was skipped, failed or does not exist.
     """
     found = tally(frame, metric)
-    counts = pd.concat({"cells": found.cells["mean"]}, axis=1)
-    return pd.concat([found.values, counts, pd.concat({"cost": costs(frame).reindex(found.values.index)}, axis=1)], axis=1)
+    counts = pd.concat({"cells": found.cells["mean"]}, axis=1, names=["group"])
+    cost = costs(frame).reindex(found.values.index)
+    cost.columns = pd.MultiIndex.from_tuples([("cost", name, "") for name in cost.columns], names=found.values.columns.names)
+    table = pd.concat([found.values, counts, cost], axis=1)
+    index, columns = table.index, table.columns
+    table.index = index.droplevel([name for name in index.names if name not in without_qualifiers(index, frame)])
+    table.columns = columns if "content" in frame.columns else columns.droplevel("content")
+    return table
+
+
+def without_qualifiers(index: pd.MultiIndex, frame: pd.DataFrame) -> list[str]:
+    """The names of an index's levels without those of ``QUALIFIERS`` that a frame lacks."""
+    return [str(name) for name in index.names if name not in QUALIFIERS.values() or name in frame.columns]
 
 
 def costs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds an image and multiples of a bare forward pass, by ``ROW``: the median over sets."""
+    """Milliseconds per image and multiples of a bare forward pass, by ``ROW``: the median over sets."""
     return unique_cells(frame).groupby(ROW)[COST].median()
 
 
 def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with each cell once, as it occurs last. Raises BadData where columns are missing."""
-    require_columns(frame)
-    cells = frame.drop_duplicates([*ROW, *PLACE], keep="last")
+    """The frame with each cell once, as it occurs last, and with all ``QUALIFIERS``. Raises BadData for missing columns."""
+    cells = qualified(frame).drop_duplicates([*ROW, *PLACE], keep="last")
     return cells.astype(dict.fromkeys((*METRICS, *COST, "level"), float))
 
 
-def require_columns(frame: pd.DataFrame) -> None:
-    """Raise BadData where a frame lacks some of ``COLUMNS``."""
+def qualified(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with all ``QUALIFIERS``, empty where it lacks them. Raises BadData where ``COLUMNS`` are missing."""
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
+    lacking = {name: "" for name in QUALIFIERS.values() if name not in frame.columns}
+    return frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
 
 
 def base(kind: str, dataset: str) -> str:
@@ -178,19 +225,12 @@ def base(kind: str, dataset: str) -> str:
 
     Any other stands for itself.
     """
-    return _taken_apart(dataset)[0] if kind in ("corruption", "adversarial") else dataset
+    return source_and_change(dataset)[0] if kind in ("corruption", "adversarial") else dataset
 
 
 def corruption(dataset: str) -> str:
     """What a corrupted set is called beside others of its base: ``haze`` of ``cifar10+haze``, ``fog`` of ``cifar10c/fog``."""
-    return _taken_apart(dataset)[1] or dataset
-
-
-def _taken_apart(dataset: str) -> tuple[str, str]:
-    """Base and the rest: a slash is part of a folder's path, and before a part of any other set."""
-    separator = "+" if dataset.startswith("folder:") or "/" not in dataset.partition("+")[0] else "/"
-    of, _, change = dataset.partition(separator)
-    return of, change
+    return source_and_change(dataset)[1] or dataset
 
 
 def corruptions_of(of: str, datasets: Iterable[str]) -> str:

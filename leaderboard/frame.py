@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
+from oodbench.facts import CalibrationRecord
 from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.results.folder import Costs, RunFolder
 from oodbench.results.records import DetectionRecord, cost_key
@@ -43,7 +44,7 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
         "weights": record.weights_hash,
         "non_default": _json(record.non_default),
         "attack": _json(record.attack),
-        "calibration": _json(record.calibration),
+        "calibration": _json(_figures(record.calibration)),
         "sizes": _json(record.sizes),
     }
     return {**vars(record), **facts, **metrics, **cost, "detector": record.row, "reason": _remark(record)}
@@ -53,6 +54,14 @@ def _remark(record: DetectionRecord) -> str:
     """Why there are no figures, or with which hyper-parameters they were made that are not the detector's defaults."""
     changes = (f"{name} {value} (default {default})" for name, (value, default) in record.non_default.items())
     return record.reason or (", ".join(changes) if record.status == "ok" else "")
+
+
+def _figures(calibration: CalibrationRecord | None) -> dict[str, float]:
+    """``accuracy`` and the like of the detector, ``network_accuracy`` and the like of the network."""
+    if calibration is None:
+        return {}
+    network = calibration.network.model_dump() if calibration.network else {}
+    return calibration.detector.model_dump() | {f"network_{name}": value for name, value in network.items()}
 
 
 def _json(facts: Any) -> str:

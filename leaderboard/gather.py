@@ -1,133 +1,72 @@
-"""One frame from several run folders, and what must be said of them below a table."""
+"""One frame from several run folders, and the notes on their facts."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
 from oodbench.leaderboard.frame import frame_of
+from oodbench.leaderboard.notes import Note, run_notes, subsets
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
-    from oodbench.results.records import DetectionRecord
-
-FIGURES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # of extras: how tables call them
-
-NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of a set's ``made``, in pixel units of [0, 1]
 
 
-def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[str]]:
-    """The cells of all folders, a row each, and notes for tables.
+def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
+    """The cells of all folders, one row each, in ``COLUMNS`` and ``QUALIFIERS``; and notes for tables.
 
     Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
-    other settings), the name gets a part of the hash, so that no row mixes them; so does transfer get the set that it
-    learnt from, and a detector the hyper-parameters that are not its defaults where its runs differ in them.
+    other settings), its qualifier is the hash of the content, so that no row mixes them. That of transfer is the set that it
+    learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults.
     """
     frames, notes = [], []
     for folder in folders:
-        settings = folder.manifest().settings
-        content_hashes = {"weights": settings["weights"], "images": settings["in-distribution images"]}
-        cells = list(folder.records())
-        changed = [cell.non_default for cell in cells]
-        columns: dict[str, Any] = {"content": [cell.fingerprint for cell in cells], "changed": changed}
-        frames.append(frame_of(folder)[list(COLUMNS)].assign(**content_hashes, source=settings.get("transfer_from"), **columns))
-        where = f" ({folder.path})" if len(folders) > 1 else ""
-        notes += [note + where for note in [*_transfer_notes(cells), *_attack_notes(cells), *_probability_notes(cells)]]
+        found = frame_of(folder)
+        notes += run_notes(found, str(folder.path) if len(folders) > 1 else "")
+        frames.append(found.assign(images=_test_images(found)))
     frame = pd.concat(frames, ignore_index=True)
-    for name, content in (("model", "weights"), ("in_distribution", "images")):
-        ambiguous = frame.groupby(name)[content].transform("nunique") > 1
-        frame.loc[ambiguous, name] = frame[name] + " #" + frame[content].str[:6]
-    read = frame[frame["content"] != ""]
-    place = ["model", "in_distribution", "dataset", "level", "seed"]
-    made_twice = read[read.groupby(place, dropna=False)["content"].transform("nunique") > 1].index
-    frame.loc[made_twice, "dataset"] = frame["dataset"] + " #" + frame["content"].str[:6]
-    row = ["model", "in_distribution", "detector", "protocol"]
-    frame["detector"] += frame.groupby(row)["changed"].transform(_told_apart)
+    frame = frame.assign(network=frame["weights"], source=frame["transfer_from"].fillna(""), content=frame["fingerprint"])
+    frame["settings"] = ""
+    for columns, qualifier in (
+        (["model"], "network"),
+        (["in_distribution"], "images"),
+        (["model", "network", "in_distribution", "images", "dataset", "level", "seed"], "content"),
+    ):
+        frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
     transfer = frame["protocol"] == "transfer"
-    if frame[transfer]["source"].nunique() > 1:
-        frame.loc[transfer, "protocol"] = "transfer from " + frame["source"]
-    subsets = sorted({line for folder in folders for line in subsets_of(folder)})
-    notes += [f"Parts of official sets, so not the whole sets' figures: {'; '.join(subsets)}."] if subsets else []
-    return frame.drop(columns=["weights", "images", "source", "content", "changed"]), notes
+    if frame.loc[transfer, "source"].nunique() < 2:
+        frame["source"] = ""
+    for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
+        frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
+    return frame[[*COLUMNS, *QUALIFIERS.values()]], [*notes, *subsets(frame)]
 
 
-def subsets_of(folder: "RunFolder") -> list[str]:
-    """One line per set that is a part of the official one: it must never pass for the whole.
+def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The content of the run's in-distribution set, by cell.
 
-    All that is made of one number of a set's images is one line.
+    Cells know their own negatives. Those of a corruption or an attack may be a part of the test images, or noisy twins of
+    them, so what most of the other cells say counts.
     """
-    sizes = {name: size for cell in folder.records() for name, size in cell.sizes.items()}
-    parts = {(_made_of(name), n, official) for name, (n, official) in sizes.items() if official and n != official}
-    return [f"{name} {n:,} of {official:,} images" for name, n, official in sorted(parts)]
+    made = frame["kind"].isin(["corruption", "adversarial"])
+    plain = frame.assign(made=made).sort_values("made", kind="stable")
+    plain = plain[plain["made"] == plain.groupby("in_distribution")["made"].transform("min")]
+    most = plain.groupby("in_distribution")["in_fingerprint"].agg(lambda hashes: hashes.value_counts().index[0])
+    return frame["in_distribution"].map(most)
 
 
-def _made_of(name: str) -> str:
-    """``cifar10+noise@3 (test)`` -> ``corruptions and attacks of cifar10 (test)``; another set's name as it is."""
-    base, plus, _ = name.partition("+")
-    return f"corruptions and attacks of {base} {name[name.rindex('(') :]}" if plus else name
+def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Series[str]") -> "pd.Series[str]":
+    """The content where those of one name differ, empty where they do not or nothing is known."""
+    known = content.where(content != "")
+    ambiguous = known.groupby([frame[name] for name in columns], dropna=False).transform("nunique") > 1
+    return content.where(ambiguous, "")
 
 
-def _told_apart(changed: "pd.Series[Any]") -> "pd.Series[str]":
-    """`` (k=200)`` by cell of one row: the hyper-parameters in which its cells differ, but those at their defaults."""
-    names = dict.fromkeys(name for of in changed for name in of)
-    differ = [name for name in names if changed.map(lambda of, name=name: repr(of.get(name))).nunique() > 1]
-    parts = changed.map(lambda of: ", ".join(f"{name}={of[name][0]}" for name in differ if name in of))
-    return parts.map(lambda part: f" ({part})" if part else "")
-
-
-def _transfer_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
-    names = dict.fromkeys(cell.transfer_from for cell in cells if cell.transfer_from)
-    return [f"transfer: heads learnt from {name} alone, which has no cell there and no part in the means." for name in names]
-
-
-def _attack_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
-    """How strong each attack was, and what figures are against clean negatives alone, where noisy ones stand beside them."""
-    made = {cell.set_name: cell.attack.model_dump() for cell in cells if cell.attack}
-    notes = []
-    if made:
-        notes.append(
-            "Attacks are made against the network, not against the detectors; they fool it on so many of the images that it had"
-            f" right: {'; '.join(f'{name} {_strength(of)}' for name, of in made.items())}."
-        )
-    beside_noisy: dict[str, list[DetectionRecord]] = {}
-    for cell in cells:
-        if cell.metrics and cell.auroc_clean is not None:
-            beside_noisy.setdefault(cell.set_name, []).append(cell)
-    for name, of in beside_noisy.items():
-        changes = [cell.auroc_clean - cell.metrics.auroc for cell in of if cell.metrics]
-        most = max(range(len(of)), key=lambda place: abs(changes[place]))
-        clean = of[most].auroc_clean
-        notes.append(
-            f"{name}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
-            f" {100 * sum(changes) / len(of):+.1f} in the mean of {len(of)} rows, most for"
-            f" {of[most].row} ({of[most].protocol}): {100 * (clean - changes[most]):.1f} to {100 * clean:.1f}."
-        )
-    return notes
-
-
-def _strength(made: Mapping[str, Any]) -> str:
-    """Success rate, the norms that are known, how many images the papers' filter left and how many did not change at all."""
-    norms = [f"mean {title} {_short(made[name])}" for name, title in NORMS.items() if name in made]
-    kept = [f"{made['kept']:,} images kept"] if made.get("settings", {}).get("filtered") else []
-    same = [f"{100 * made['unchanged']:.1f} % of the images as they were"] if made.get("unchanged") else []
-    details = ", ".join(norms + kept + same)
-    return f"{100 * made['success_rate']:.1f} %" + (f" ({details})" if details else "")
-
-
-def _probability_notes(cells: "Sequence[DetectionRecord]") -> list[str]:
-    """Accuracy and calibration of detectors that are classifiers too, and the network's, as the last cell of each says."""
-    found = {cell.detector: cell.calibration for cell in cells if cell.calibration}
-    notes = []
-    for detector, extras in found.items():
-        parts = []
-        for name, title in FIGURES.items():
-            network = getattr(extras.network, name) if extras.network else None
-            beside = "" if network is None else f" (network {_short(network)})"
-            parts.append(f"{title} {_short(getattr(extras.detector, name))}{beside}")
-        notes.append(f"{detector}, its own class probabilities: {', '.join(parts)}")
-    return notes
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+def _told_apart(non_default: list[str]) -> dict[str, str]:
+    """For each set of hyper-parameters that are not defaults, those in which they differ; JSON, empty where none is left."""
+    changed = {text: {name: value for name, (value, _) in json.loads(text or "{}").items()} for text in non_default}
+    names = dict.fromkeys(name for of in changed.values() for name in of)
+    differ = [name for name in names if len({repr(of.get(name)) for of in changed.values()}) > 1]
+    kept = {text: {name: of[name] for name in differ if name in of} for text, of in changed.items()}
+    return {text: json.dumps(of) if of else "" for text, of in kept.items()}

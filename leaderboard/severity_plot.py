@@ -1,4 +1,4 @@
-"""Severity curves as a picture: one panel a row of the table, AUROC against the level of corruption.
+"""Severity curves as a picture: one panel per row of the table, AUROC against the level of corruption.
 
 Thin lines are corruptions, the thick one is their mean; a hollow mark says that some corruption has no figure there.
 Names come from anybody's plug-ins: they are drawn as they are, never as formulas.
@@ -13,8 +13,10 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.severity import CHANCE, PLOT, averaged, curves, severity
-from oodbench.leaderboard.text_table import row_labels
+from oodbench.leaderboard.aggregate import GROUP, qualified
+from oodbench.leaderboard.labels import label
+from oodbench.leaderboard.severity import CHANCE, PLOT, averaged, curves_by_row, severity_of
+from oodbench.leaderboard.text_table import best_rows, row_labels, title_of
 from oodbench.registry import unknown
 
 if TYPE_CHECKING:
@@ -39,21 +41,24 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(frame: pd.DataFrame, format: str = "png") -> bytes:
-    """The picture of a frame with a row a cell: png, svg or pdf, the same bytes for the same frame.
+def draw(frame: pd.DataFrame, format: str = "png", top: int | None = None) -> bytes:
+    """The picture of a frame with one row per cell: png, svg or pdf, the same bytes for the same frame.
 
-    A block a model, in-distribution set and base; in it a panel a detector and protocol, in the order of the table.
-    Raises UsageError for another format, BadData where no corruption has figures at two levels.
+    One block per model, in-distribution set and base; in it one panel per detector and protocol, in the order of the table.
+    With ``top``, only that many rows per protocol, and the control. Raises UsageError for another format, BadData where no
+    corruption has figures at two levels.
     """
     if format not in FORMATS:
         raise UsageError(unknown("picture format", format, FORMATS, f"one of {', '.join(FORMATS)}"))
-    by_corruption = curves(frame).dropna(axis=1, how="all")
+    sets = qualified(frame)[[*GROUP, "kind", "dataset"]].drop_duplicates()
+    by_corruption = curves_by_row(frame).dropna(axis=1, how="all")
     if len(by_corruption.columns) < 2:
         raise BadData("no corruption has figures at two levels, so there is no severity curve; run one at several levels")
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    blocks = [_Block(frame, by_corruption, key, rows) for key, rows in severity(frame).groupby(PLOT, sort=False)]
+    tables = severity_of(by_corruption).groupby(PLOT, sort=False)
+    blocks = [_Block(sets, by_corruption, key, rows.reset_index(drop=True), top) for key, rows in tables]
     across = min(ACROSS, max(4, *(len(rows) for block in blocks for _, rows in block.protocols)))
     metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
     written = io.BytesIO()
@@ -96,12 +101,17 @@ class _Canvas:
 class _Block:
     """The panels of one model, in-distribution set and base."""
 
-    def __init__(self, frame: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...], rows: pd.DataFrame) -> None:
-        self.title = f"Severity: {key[0]}, in-distribution {key[1]}: {averaged(frame, by_corruption, key)}"
+    def __init__(
+        self, sets: pd.DataFrame, by_corruption: pd.DataFrame, key: tuple[Any, ...], rows: pd.DataFrame, top: int | None
+    ) -> None:
+        self.title = f"Severity: {title_of(rows)}: {averaged(sets, by_corruption, rows.iloc[0])}"
+        rows = rows.iloc[best_rows(rows, top)]
         self.curves: Any = by_corruption.xs(key, level=PLOT)
         self.levels = [int(level) for level in by_corruption.columns]
-        self.protocols = list(rows.groupby("protocol", sort=False))
-        names = self.curves.dropna(how="all").index.unique("corruption")
+        by_protocol = rows.groupby(["protocol", "source"], sort=False)
+        self.protocols = [(label("protocol", *protocol), of) for protocol, of in by_protocol]
+        known = self.curves.dropna(how="all").index.to_frame()[["corruption", "content"]].drop_duplicates()
+        names = known.itertuples(index=False, name=None)
         self.looks = {
             name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)], "linewidth": 0.8}
             for i, name in enumerate(names)
@@ -134,7 +144,8 @@ class _Block:
 
     def _panel(self, axes: Any, row: dict[Any, Any], ticks: tuple[bool, bool]) -> None:
         axes.axhline(CHANCE, color="#AAAAAA", linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
-        mine = self.curves.xs((row["protocol"], row["detector"]), level=["protocol", "detector"])
+        wanted = ["protocol", "source", "detector", "settings"]
+        mine = self.curves.xs(tuple(row[name] for name in wanted), level=wanted)
         for name, values in mine.dropna(how="all").iterrows():
             axes.plot(self.levels, values, zorder=2, marker=".", markersize=1.5, **self.looks[name])
         means = [row[str(level)] for level in self.levels]
@@ -145,13 +156,14 @@ class _Block:
         axes.set(xlim=(self.levels[0] - 0.3, self.levels[-1] + 0.3), xticks=self.levels, ylim=(self.bottom, 1.02))
         axes.tick_params(labelbottom=ticks[0], labelleft=ticks[1], labelcolor="#444444")
         axes.spines[["top", "right"]].set_visible(False)
-        label = row_labels([(row["protocol"], row["detector"])])[0].texts[0]
-        axes.set_title(escape.shortened(label, 26), loc="left", parse_math=False)
+        detector = row_labels(pd.DataFrame([row]))[0].texts[0]
+        axes.set_title(escape.shortened(detector, 26), loc="left", parse_math=False)
 
     def legend(self) -> dict[str, dict[str, Any]]:
         """What a line stands for: how it looks."""
         hollow = {"mean of some": MEAN_LOOK | {"marker": "o", "markerfacecolor": "white"}} if self.lacking else {}
-        return {"mean": MEAN_LOOK | {"marker": "o"}, **hollow, **self.looks}
+        named = {label("dataset", *name): look for name, look in self.looks.items()}
+        return {"mean": MEAN_LOOK | {"marker": "o"}, **hollow, **named}
 
 
 def _keys(across: int) -> int:

@@ -1,7 +1,8 @@
-"""One leaderboard table for people, before it takes a format: what each column shows, and what must be said about it."""
+"""One leaderboard table for people, before it takes a format: what each column shows, and the notes below it."""
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import pandas as pd
 
@@ -9,8 +10,8 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     CONTROL,
     COST,
-    GROUP,
     METRICS,
+    ROW,
     Tally,
     base,
     corruptions_of,
@@ -18,9 +19,10 @@ from oodbench.leaderboard.aggregate import (
     tally,
     unique_cells,
 )
+from oodbench.leaderboard.labels import label
+from oodbench.leaderboard.notes import Note, counted, table_notes
 
-Rows = list[tuple[str, str]]  # protocol and detector of each row
-CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
+PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,14 @@ class Column:
     texts: list[str]
     best: frozenset[int] = frozenset()  # rows that hold the best figure of their protocol
 
+    def only(self, rows: list[int]) -> "Column":
+        """The column with these rows alone."""
+        best = frozenset(place for place, row in enumerate(rows) if row in self.best)
+        return replace(self, texts=[self.texts[row] for row in rows], best=best)
+
 
 @dataclass(frozen=True)
-class Section:
+class TextTable:
     """One table for people, before it takes a format."""
 
     title: str
@@ -43,51 +50,103 @@ class Section:
     sets: list[Column]
     summary: list[Column]  # means and cost
     breaks: list[int]  # rows before which the protocol changes
-    notes: list[str]
+    notes: list[Note | str] = field(default_factory=list)
 
 
-def section(frame: pd.DataFrame, metric: str) -> Section:
-    """The table of one model and in-distribution set; ``frame`` holds a row a cell."""
-    found = tally(frame, metric)
+def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> TextTable:
+    """The table of one model and in-distribution set; ``frame`` holds one row per cell.
+
+    With ``top``, only that many rows per protocol, and the control.
+    """
     cells = unique_cells(frame)
-    rows = list(found.values.index.to_frame()[["protocol", "detector"]].itertuples(index=False, name=None))
-    title = "{}, in-distribution {}".format(*frame[GROUP].iloc[0])
-    figures = [_figures(found, place, rows, METRICS[metric][1]) for place in range(found.values.shape[1])]
-    is_mean = found.values.columns.get_level_values("group") == "mean"
-    cost = costs(cells).reindex(found.values.index)
-    means = [c for c, mean in zip(figures, is_mean, strict=True) if mean]
+    found = tally(cells, metric)
+    keys = found.values.index.to_frame(index=False)
+    shown = best_rows(keys, top)
+    contenders = keys[keys["detector"] != CONTROL].groupby(["protocol", "source"], sort=False).indices.values()
+    entrants = [keys.index[keys["detector"] != CONTROL][places].tolist() for places in contenders]
+    choose = max if METRICS[metric][1] else min
+    figures = [_figures(found, entrants, place, choose).only(shown) for place in range(found.values.shape[1])]
+    means = found.values.columns.get_level_values("group") == "mean"
+    summary = [column for column, mean in zip(figures, means, strict=True) if mean]
+    rows = keys.iloc[shown]
+    cost = costs(cells).reindex(found.values.index).iloc[shown]
     paid = [
-        Column("cost", ("ms/image",), [_three_digits(v) for v in cost[COST[0]]]),
-        Column("cost", ("overhead",), [f"{_three_digits(v)}×" if pd.notna(v) else "" for v in cost[COST[1]]]),
+        Column("cost", ("ms/image",), [three_digits(value) for value in cost[COST[0]]]),
+        Column("cost", ("overhead",), [times(value) for value in cost[COST[1]]]),
     ]
-    return Section(
-        title=title,
-        caption=_caption(cells, found, figures, metric),
+    return TextTable(
+        title=title_of(keys),
+        caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
         labels=row_labels(rows),
-        sets=[c for c, mean in zip(figures, is_mean, strict=True) if not mean],
-        summary=[means[-1], *means[:-1], *paid],  # what rows are sorted by, first
+        sets=[column for column, mean in zip(figures, means, strict=True) if not mean],
+        summary=[summary[-1], *summary[:-1], *paid],  # what rows are sorted by, first
         breaks=row_breaks(rows),
-        notes=[*_cue_notes(cells), *_setting_notes(cells), *_reason_notes(cells), *_repeat_notes(frame, cells)],
+        notes=list(table_notes(frame, cells)),
     )
 
 
-def row_labels(rows: Rows) -> list[Column]:
-    return [
-        Column("", ("detector",), [f"{name} (control)" if name == CONTROL else name for _, name in rows]),
-        Column("", ("protocol",), [protocol for protocol, _ in rows]),
-    ]
+def title_of(keys: pd.DataFrame) -> str:
+    """The model and the in-distribution set that a table is about; ``keys`` are its rows' (``ROW``)."""
+    first = keys.iloc[0]
+    model, inside = label("model", first["model"], first["network"]), label("in_distribution", *first[ROW[2:4]])
+    return f"{model}, in-distribution {inside}"
 
 
-def row_breaks(rows: Rows) -> list[int]:
-    return [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
+def best_rows(keys: pd.DataFrame, top: int | None) -> list[int]:
+    """Places of the first ``top`` rows of each protocol, and of the control's; ``keys`` are the rows' in their order."""
+    rank = keys.groupby([*ROW[:4], "protocol", "source"], sort=False).cumcount()
+    shown = (rank < (len(keys) if top is None else top)) | (keys["detector"] == CONTROL)
+    return shown.to_numpy().nonzero()[0].tolist()
 
 
-def _figures(found: Tally, place: int, rows: Rows, higher_is_better: bool) -> Column:
-    """A column of figures; the best of a protocol is that of a detector, not the control, with all its cells.
+def rows_shown(keys: pd.DataFrame, shown: list[int]) -> list[str]:
+    """What a caption says where rows are left out."""
+    return [] if len(shown) == len(keys) else [f"Shown: {len(shown)} of {len(keys)} rows, the best of each protocol."]
 
-    Cells that nobody has are said once, in a mean's heading; where a row lacks others, it says so itself.
+
+def row_labels(rows: pd.DataFrame) -> list[Column]:
+    """Detector and protocol of each row (``ROW``)."""
+    detectors = (
+        f"{name} (control)" if name == CONTROL else label("detector", name, settings)
+        for name, settings in zip(rows["detector"], rows["settings"], strict=True)
+    )
+    protocols = [label("protocol", *pair) for pair in zip(rows["protocol"], rows["source"], strict=True)]
+    return [Column("", ("detector",), list(detectors)), Column("", ("protocol",), protocols)]
+
+
+def row_breaks(rows: pd.DataFrame) -> list[int]:
+    """Places of the rows before which the protocol changes."""
+    protocols = list(zip(rows["protocol"], rows["source"], strict=True))
+    return [place for place in range(1, len(protocols)) if protocols[place] != protocols[place - 1]]
+
+
+def side_by_side(table: TextTable, needed: Callable[[list[Column]], int] = len, room: float = PAGE) -> list[list[Column]]:
+    """Columns of figures in blocks of ``room``, all in one or means and cost first, then kind by kind, split late."""
+    if needed([*table.sets, *table.summary]) <= room:
+        return [[*table.sets, *table.summary]]
+    blocks: list[list[Column]] = [[]]
+    for columns in [table.summary, *(list(of_kind) for _, of_kind in groupby(table.sets, lambda column: column.group))]:
+        if blocks[-1] and needed([*blocks[-1], *columns]) > room:
+            blocks.append([])
+        for column in columns:
+            if blocks[-1] and needed([*blocks[-1], column]) > room:
+                blocks.append([])
+            blocks[-1].append(column)
+    return blocks
+
+
+def alignment(columns: Sequence[Column]) -> list[str]:
+    """The two labels to the left, figures to the right."""
+    return ["left" if place < 2 else "right" for place in range(len(columns))]
+
+
+def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callable[..., int]) -> Column:
+    """A column of figures; ``entrants`` are the rows of each protocol but the control's.
+
+    The best of them is one that has all its cells.
+    Cells that no row has are reported once, in a mean's heading; where a row lacks others, its figure says so.
     """
-    group, name = (str(level[place]) for level in map(found.values.columns.get_level_values, ("group", "name")))
+    group, name, content = (str(part) for part in found.values.columns[place])
     values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
@@ -95,43 +154,49 @@ def _figures(found: Tally, place: int, rows: Rows, higher_is_better: bool) -> Co
         figure = f"{100 * value:.1f}" if have else "–" if there else ""
         texts.append(f"{figure} ({have}/{of})" if 0 < have < of else figure)
     best = set()
-    for protocol in {protocol for protocol, _ in rows}:
-        entrants = [
-            i for i, row in enumerate(rows) if row[0] == protocol and row[1] != CONTROL and cells[i] and cells[i] == whole[i]
-        ]
-        if entrants:
-            champion = (max if higher_is_better else min)(entrants, key=lambda i: values[i])
-            best |= {i for i in entrants if texts[i] == texts[champion]}
-    lines: tuple[str, ...] = (name.removeprefix("folder:"),)
+    for rows in entrants:
+        if complete := [i for i in rows if cells[i] and cells[i] == whole[i]]:
+            champion = choose(complete, key=lambda i: values[i])
+            best |= {i for i in complete if texts[i] == texts[champion]}
+    lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
-        lines = ("all sets" if name == "all" else name, lacking + _counted(expected[0]))
+        lines = ("all sets" if name == "all" else name, lacking + counted(expected[0]))
     return Column(group, lines, texts, frozenset(best))
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """Empty where nothing is known."""
     if pd.isna(value):
         return ""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _caption(cells: pd.DataFrame, found: Tally, figures: list[Column], metric: str) -> str:
+def times(value: float) -> str:
+    """``1.50×``; empty where nothing is known."""
+    return f"{three_digits(value)}×" if pd.notna(value) else ""
+
+
+def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -> list[str]:
     name, higher_is_better = METRICS[metric]
     parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), best mean over all sets first."]
     parts += _mean_remarks(cells)
     if (seeds := cells["seed"].nunique()) > 1:
         parts.append(f"Means of {seeds} seeds.")
-    if any(" (" in text for column in figures for text in column.texts):
+    whole = found.expected.copy()
+    whole["mean"] = found.filled["mean"]
+    if ((found.cells > 0) & (found.cells < whole)).iloc[shown].any(axis=None):
         parts.append("(k/n): only k of n cells have figures.")
     if (found.present.drop(columns="mean", level="group") == 0).any(axis=None):
-        parts.append("Blank: not run, or what transfer learnt from." if _has_transfer(cells) else "Blank: not run.")
+        transfers = (cells["protocol"] == "transfer").any()
+        parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
     if cells["overhead"].notna().any():
         parts.append("Overhead: multiples of a bare forward pass.")
-    return " ".join(parts)
+    return parts
 
 
 def _mean_remarks(cells: pd.DataFrame) -> list[str]:
-    """What stands behind the figures of corruptions and attacks, and how they weigh in means over sets."""
+    """What the figures of corruptions and attacks are means of, and how they weigh in means over sets."""
     corrupted, attacked = (cells[cells["kind"] == kind]["dataset"].unique().tolist() for kind in ("corruption", "adversarial"))
     remarks = []
     if corrupted:
@@ -141,61 +206,3 @@ def _mean_remarks(cells: pd.DataFrame) -> list[str]:
     if alike:
         remarks.append(f"In means over sets {' and '.join(alike)} count as one set.")
     return remarks
-
-
-def _cue_notes(cells: pd.DataFrame) -> list[str]:
-    """Where the control alone tells the sets apart."""
-    control = cells[cells["detector"] == CONTROL]
-    if control.empty:
-        return []
-    found = tally(control).values.drop(columns="mean", level="group")
-    notes = []
-    for (_, _, protocol, _), row in zip(found.index.tolist(), found.to_numpy(), strict=True):
-        named = zip(found.columns.get_level_values("name"), row, strict=True)
-        high = [f"{name.removeprefix('folder:')} ({100 * value:.1f})" for name, value in named if value >= CUE]
-        if high:
-            notes.append(
-                f"{CONTROL}, the control, never sees the network; yet ({protocol}) its AUROC ×100 is {100 * CUE:.0f} or more on"
-                f" {_listed(high, at_most=6)}: a plain cue of the images gives these sets away, which any detector can pick up."
-            )
-    return notes
-
-
-def _has_transfer(cells: pd.DataFrame) -> bool:
-    return bool(cells["protocol"].str.startswith("transfer").any())
-
-
-def _setting_notes(cells: pd.DataFrame) -> list[str]:
-    """What rows with figures remark: hyper-parameters that are not their detector's defaults."""
-    remarked = cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")]
-    return [
-        f"{_listed(sorted(of['detector'].unique()), at_most=3)}: {escape.plain(remark)}"
-        for remark, of in remarked.groupby("reason", sort=False)
-    ]
-
-
-def _reason_notes(cells: pd.DataFrame) -> list[str]:
-    """Each reason of a missing figure once, with how many cells it stands for, the most frequent first."""
-    missing = cells[cells["status"] != "ok"]
-    keys = list(zip(missing["status"], missing["reason"].fillna("").map(escape.plain), strict=True))
-    notes = []
-    for (status, reason), count in Counter(keys).most_common():
-        of = missing[[key == (status, reason) for key in keys]]
-        detectors, sets = of["detector"].unique().tolist(), of["dataset"].unique().tolist()
-        who = _listed(min(detectors, sets, key=len), at_most=3)
-        notes.append(f"– {_counted(count)} {status} ({who}): {reason or 'no reason given'}")
-    return notes
-
-
-def _repeat_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    count = len(frame) - len(cells)
-    return [f"Left out: {_counted(count)} that a later run holds again; the last of each is shown."] if count else []
-
-
-def _counted(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
-
-
-def _listed(names: list[str], at_most: int | None = None) -> str:
-    shown = names[:at_most]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")

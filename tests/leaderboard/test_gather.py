@@ -1,28 +1,61 @@
-"""Run folders gathered to one frame and its notes: no row mixes networks or transfers, and what must be said is said once."""
+"""Run folders gathered to one frame and its notes: no row mixes networks or transfers, and every note is given once."""
 
 import csv
 import io
 import json
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+from helpers.run_folders import detection_record
 
+import oodbench
 from oodbench.api import Results
-from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard import gather as gathering
+from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot
 from oodbench.leaderboard.formats import render
-from oodbench.leaderboard.gather import gather
-from oodbench.results.records import DetectionRecord
+from oodbench.leaderboard.frame import FACTS
+from oodbench.leaderboard.labels import labelled
+from oodbench.leaderboard.notes import Cue, Missing, Remark, sentence
+from oodbench.leaderboard.severity import curves
+from oodbench.results.records import cost_key
+
+
+def row(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
+    """One row of a run's frame; facts other than text are written as JSON."""
+    of = {"model": "net", "in_distribution": "digits", "detector": detector, "protocol": protocol, "dataset": dataset}
+    of |= {"kind": "far-ood", "level": None, "seed": 0, "status": "ok", "reason": "", "auroc": auroc}
+    of |= {"weights": "0123456789", "in_fingerprint": "feed", "fingerprint": "", "transfer_from": "", "auroc_clean": None}
+    of |= {"non_default": {}, "attack": {}, "calibration": {}, "sizes": {"digits (test)": (5, 10)}} | more
+    facts = {key: json.dumps(value, sort_keys=True) if value else "" for key, value in of.items() if isinstance(value, dict)}
+    return of | facts
+
+
+@pytest.fixture
+def gather(monkeypatch):
+    """gather(run=[rows], other=[rows]) -> the frame with labels, and the notes in words."""
+
+    def gather(**runs):
+        frame, notes = gather.raw(**runs)
+        return labelled(frame), list(map(sentence, notes))
+
+    def raw(**runs):
+        folders = [SimpleNamespace(path=name, rows=rows) for name, rows in runs.items()]
+        return gathering.gather(folders)
+
+    gather.raw = raw
+    monkeypatch.setattr(gathering, "frame_of", lambda folder: pd.DataFrame(folder.rows).reindex(columns=[*COLUMNS, *FACTS]))
+    return gather
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder(cells, name, **settings) -> a run folder of these cells."""
+    """folder(cells) -> a run folder of these cells."""
 
-    def make(cells, name="run", weights="0123456789", **settings):
-        found = Results(tmp_path / name)
-        settings |= {"weights": weights, "in-distribution images": "feed"}
-        found.path.mkdir(exist_ok=True)
+    def make(cells):
+        found = Results(tmp_path / "run")
         with found.locked():
-            found.check_settings(settings)
+            found.check_settings({})
             for name in dict.fromkeys(cell.set_name for cell in cells):
                 found.write([cell for cell in cells if cell.set_name == name], {})
         return found
@@ -30,63 +63,94 @@ def folder(tmp_path):
     return make
 
 
-def cell(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
-    of = {"model": "net", "weights_hash": "", "in_distribution": "digits", "in_fingerprint": "", "train_fingerprint": ""}
-    of |= {"parameters": {}, "level": None, "kind": "far-ood", "fingerprint": "", "seed": 0, "status": "ok"}
-    of |= {"sizes": {"digits (test)": (5, 10)}, "metrics": {"auroc": auroc}}
-    return DetectionRecord(**of | {"detector": detector, "protocol": protocol, "dataset": dataset} | more)
+def record(detector, dataset="a", **more):
+    figures = oodbench.evaluate([0.0, 1.0], [0.0, 1.0])
+    return detection_record(**{"detector": detector, "dataset": dataset, "metrics": figures} | more)
 
 
-def test_one_name_for_two_networks_is_told_apart(folder):
-    found, notes = gather([folder([cell("msp", 0.5)], "one"), folder([cell("msp", 0.7)], "two", weights="abcdef0123")])
+def test_one_name_for_two_networks_is_told_apart(gather):
+    runs = {"one": [row("msp", 0.5)], "two": [row("msp", 0.7, weights="abcdef0123")]}
+    found, notes = gather(**runs)
     assert found.model.tolist() == ["net #012345", "net #abcdef"]
     assert found.in_distribution.tolist() == ["digits", "digits"]
     assert list(found.columns) == list(COLUMNS)
     assert notes == ["Parts of official sets, so not the whole sets' figures: digits (test) 5 of 10 images."]
+    raw, _ = gather.raw(**runs)
+    assert (raw.model.tolist(), raw.network.tolist()) == (["net", "net"], ["0123456789", "abcdef0123"])
+    assert list(raw.columns) == [*COLUMNS, *QUALIFIERS.values()]
+    assert means(raw)[["model", "network", "all"]].values.tolist() == [["net", "0123456789", 0.5], ["net", "abcdef0123", 0.7]]
+    for format in ("table", "md", "csv", "json"):
+        assert "net #abcdef" in render(raw, format)
 
 
-def test_one_name_for_two_makings_of_a_set_is_told_apart(folder):
+def test_one_name_for_two_in_distribution_sets_is_told_apart(gather):
+    """By the test images, not by the negatives that an attack left of them."""
+    attacked = row("msp", dataset="digits+pgd", kind="adversarial", in_fingerprint="cafe")
+    found, _ = gather(one=[attacked, row("msp")], two=[row("msp")])
+    assert set(found.in_distribution) == {"digits"}
+    found, _ = gather(one=[attacked, row("msp")], two=[row("msp", dataset="b", in_fingerprint="beef")])
+    assert found.in_distribution.tolist() == ["digits #feed", "digits #feed", "digits #beef"]
+
+
+def test_one_name_for_two_makings_of_a_set_is_told_apart(gather):
     weak, strong = (
-        cell("msp", auroc, dataset="digits+pgd", fingerprint=made) for auroc, made in ((0.6, "aaaaaa1"), (0.9, "bbbbbb1"))
+        row("msp", auroc, dataset="digits+pgd", fingerprint=made) for auroc, made in ((0.6, "aaaaaa1"), (0.9, "bbbbbb1"))
     )
-    same = cell("msp", dataset="photos", fingerprint="cccccc1")
-    missing = cell("knn", dataset="digits+pgd", status="skipped", metrics=None)
-    found, _ = gather([folder([weak, same], "one"), folder([strong, same, missing], "two")])
+    same = row("msp", dataset="photos", fingerprint="cccccc1")
+    missing = row("knn", None, dataset="digits+pgd", status="skipped")
+    found, _ = gather(one=[weak, same], two=[strong, same, missing])
     assert dict(zip(found.dataset, found.auroc.fillna(0), strict=True)) == {
         "digits+pgd #aaaaaa": 0.6, "photos": 0.5, "digits+pgd #bbbbbb": 0.9, "digits+pgd": 0,
     }  # fmt: skip
 
 
-def test_what_a_transfer_learnt_from_is_said_and_two_are_told_apart(folder):
-    one = folder([cell("x", protocol="transfer", transfer_from="b")], "one", transfer_from="b")
-    found, notes = gather([one])
+def test_two_makings_of_a_corruption_are_two_curves_of_one_corruption(gather):
+    haze = {"dataset": "digits+haze", "kind": "corruption"}
+    runs = {
+        name: [row("msp", auroc + level / 10, level=level, fingerprint=f"{name}{level}", **haze) for level in (1, 2)]
+        for name, auroc in (("one", 0.5), ("two", 0.6))
+    }
+    raw, _ = gather.raw(**runs)
+    assert curves(raw).reset_index()["corruption"].tolist() == ["haze"] * len(curves(raw))
+    assert sorted(curves(raw)[1].dropna()) == pytest.approx([0.6, 0.7])
+    assert "1 corruption of digits" in render(raw)
+    assert pivot(raw).columns.names == ["group", "name", "content"]
+    assert means(raw)["all"].tolist() == pytest.approx([0.7])
+
+
+def test_what_a_transfer_learnt_from_is_noted_and_two_are_told_apart(gather):
+    one = [row("x", protocol="transfer", transfer_from="b")]
+    found, notes = gather(one=one)
     assert found.protocol.tolist() == ["transfer"]
-    assert notes[0] == "transfer: heads learnt from b alone, which has no cell there and no part in the means."
-    two = folder([cell("x", protocol="transfer", transfer_from="c")], "two", transfer_from="c")
-    found, notes = gather([one, two, folder([cell("x")], "plain")])
+    assert notes[0] == "transfer: heads learnt from b alone, which has no cell there and is not part of the means."
+    runs = {"one": one, "two": [row("x", 0.7, protocol="transfer", transfer_from="c", dataset="b")], "plain": [row("x")]}
+    found, notes = gather(**runs)
     assert found.protocol.tolist() == ["transfer from b", "transfer from c", "unsupervised"]
     assert notes[1].startswith("transfer: heads learnt from c alone")
-    assert notes[1].endswith(f" ({two.path})")
+    assert notes[1].endswith(" (two)")
+    raw, _ = gather.raw(**runs)
+    assert raw.protocol.tolist() == ["transfer", "transfer", "unsupervised"]
+    rows = means(raw).set_index("source")
+    assert rows["all expected"].to_dict() == {"": 2, "b": 1, "c": 1}  # each transfer has places of its own
+    assert "transfer from c" in render(raw)
 
 
-def test_one_name_for_two_settings_of_a_detector_is_told_apart(folder):
+def test_one_name_for_two_settings_of_a_detector_is_told_apart(gather):
     """Only where it is the same network and in-distribution set, and by what differs."""
-    far, farther = ({"changed": {"k": [k, 50]}} for k in (200, 500))
-    one = folder([cell("knn", 0.5), cell("msp", 0.6)], "one")
-    two = folder([cell("knn", 0.7, **far), cell("knn", 0.8, **far, dataset="b")], "two")
-    three = folder([cell("knn", 0.9, **farther)], "three")
-    found, _ = gather([one, two, three])
+    far, farther = ({"non_default": {"k": [k, 50]}} for k in (200, 500))
+    one = [row("knn", 0.5), row("msp", 0.6)]
+    two = [row("knn", 0.7, **far), row("knn", 0.8, **far, dataset="b")]
+    found, _ = gather(one=one, two=two, three=[row("knn", 0.9, **farther)])
     assert found.detector.tolist() == ["knn", "msp", "knn (k=200)", "knn (k=200)", "knn (k=500)"]
     assert found.auroc.tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
-    assert set(gather([two])[0].detector) == {"knn"}
-    other = folder([cell("knn", 0.7, **far, in_distribution="letters")], "other")
-    assert set(gather([one, other])[0].detector) == {"knn", "msp"}
+    assert set(gather(two=two)[0].detector) == {"knn"}
+    assert set(gather(one=one, other=[row("knn", 0.7, **far, in_distribution="letters")])[0].detector) == {"knn", "msp"}
 
 
-def test_what_a_suite_changed_is_said_once(folder):
-    lowered = {"parameters": {"epochs": 5}, "changed": {"epochs": [5, 1000], "alpha": [0.5, 0.03]}}
-    cells = [cell("gradcon", variant=v, dataset=s, **lowered) for v in ("", "recon") for s in "ab"]
-    cells.append(cell("gradcon", dataset="c", status="failed", reason="no", **lowered))
+def test_what_a_suite_changed_is_noted_once(folder):
+    lowered = {"parameters": {"epochs": 5}, "non_default": {"epochs": [5, 1000], "alpha": [0.5, 0.03]}}
+    cells = [record("gradcon", variant=v, dataset=s, **lowered) for v in ("", "recon") for s in "ab"]
+    cells.append(record("gradcon", dataset="c", status="failed", reason="no", **lowered))
     found = folder(cells).frame()
     remark = "alpha 0.5 (default 0.03), epochs 5 (default 1000)"
     assert sorted(found.reason) == [remark] * 4 + ["no"]
@@ -99,18 +163,16 @@ def test_what_a_suite_changed_is_said_once(folder):
 
 
 def test_a_variant_costs_what_its_detector_costs(folder):
-    from oodbench.results.records import cost_key
-
-    found = folder([cell("gradcon", variant=v) for v in ("", "recon")])
+    found = folder([record("gradcon", variant=v) for v in ("", "recon")])
     found.write_costs({cost_key("gradcon", {}, None): {"ms_per_image": 2.0, "overhead": 3.0, "peak_memory_mb": None}})
     assert found.frame().overhead.tolist() == [3, 3]
 
 
-def test_probabilities_of_a_detectors_own_are_said_once(folder):
-    extras = {"accuracy": 0.91, "ece": 0.0312, "nll": 1.25, "brier": 0.1}
-    network = {f"network_{name}": value / 2 for name, value in extras.items()}
-    cells = [cell("introspective", dataset=s, extras=extras | network) for s in "ab"] + [cell("own", extras=extras)]
-    _, notes = gather([folder(cells)])
+def test_probabilities_of_a_detectors_own_are_noted_once(gather):
+    figures = {"accuracy": 0.91, "ece": 0.0312, "nll": 1.25, "brier": 0.1}
+    network = {f"network_{name}": value / 2 for name, value in figures.items()}
+    rows = [row("introspective", dataset=s, calibration=figures | network) for s in "ab"] + [row("own", calibration=figures)]
+    _, notes = gather(run=rows)
     assert notes[:2] == [
         "introspective, its own class probabilities: accuracy .910 (network .455), ECE .031 (network .016),"
         " NLL 1.250 (network .625), Brier score .100 (network .050)",
@@ -118,31 +180,44 @@ def test_probabilities_of_a_detectors_own_are_said_once(folder):
     ]
 
 
-def test_an_attack_says_how_strong_it_was(folder):
-    pgd = {
-        "kind": "adversarial",
-        "dataset": "digits+pgd",
-        "made": {"success_rate": 0.998, "mean_l2": 1.625, "mean_linf": 0.03137},
-    }
-    cw = {
-        "kind": "adversarial",
-        "dataset": "digits+cw",
-        "made": {"success_rate": 1.0, "kept": 1577, "settings": {"filtered": True}},
-    }
-    _, notes = gather([folder([cell(name, **of) for name in ("msp", "knn") for of in (pgd, cw)] + [cell("msp")])])
+def test_an_attack_says_how_strong_it_was(gather):
+    kind = {"kind": "adversarial"}
+    cw = {"dataset": "digits+cw", "attack": {"success_rate": 1.0, "kept": 1577, "settings": {"filtered": True}}}
+    pgd = {"dataset": "digits+pgd", "attack": {"success_rate": 0.998, "mean_l2": 1.625, "mean_linf": 0.03137}}
+    _, notes = gather(run=[row(name, **kind, **of) for name in ("msp", "knn") for of in (cw, pgd)] + [row("msp")])
     assert notes[0] == (
-        "Attacks are made against the network, not against the detectors; they fool it on so many of the images that it had"
-        " right: digits+cw 100.0 % (1,577 images kept); digits+pgd 99.8 % (mean L2 1.625, mean L∞ .031)."
+        "Attacks are made against the network, not against the detectors. Share of correctly classified images on which an"
+        " attack fools it: digits+cw 100.0 % (1,577 images kept); digits+pgd 99.8 % (mean L2 1.625, mean L∞ .031)."
     )
     assert len(notes) == 2  # and the parts of official sets
 
 
-def test_figures_against_clean_negatives_alone_are_summed_up(folder):
+def test_figures_against_clean_negatives_alone_are_summed_up(gather):
     of = {"kind": "adversarial", "dataset": "digits+cw"}
-    cells = [cell("msp", 0.9, extras={"auroc_clean": 0.88}, **of), cell("knn", 0.7, extras={"auroc_clean": 0.75}, **of)]
-    cells.append(cell("lid", status="failed", reason="no", **of | {"metrics": None}))
-    _, notes = gather([folder(cells)])
+    rows = [row("msp", 0.9, auroc_clean=0.88, **of), row("knn", 0.7, auroc_clean=0.75, **of)]
+    rows.append(row("lid", None, status="failed", reason="no", **of))
+    _, notes = gather(run=rows)
     assert notes[0] == (
         "digits+cw: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
         " +1.5 in the mean of 2 rows, most for knn (unsupervised): 70.0 to 75.0."
     )
+
+
+def test_parts_of_official_sets_are_named_once_by_what_they_are_made_from(gather):
+    sizes = dict.fromkeys(("cifar10+haze@1 (test)", "cifar10+pgd (test)"), (7, 10_000))
+    sizes |= {"digits (test)": (5, 5), "mine (test)": (3, None)}
+    _, notes = gather(run=[row("msp", sizes=sizes), row("knn", sizes={"photos (test)": (1_000, 2_000)})])
+    assert notes == [
+        "Parts of official sets, so not the whole sets' figures: corruptions and attacks of cifar10 (test) 7 of 10,000 images;"
+        " photos (test) 1,000 of 2,000 images."
+    ]
+
+
+def test_notes_are_data_before_they_are_words():
+    missing = Missing(("a", "b"), "skipped", "not there", 3)
+    assert sentence(missing) == "3 cells skipped (a, b): not there"
+    assert sentence(Remark(("x",), "epochs 5 (default 10)")) == "x: epochs 5 (default 10)"
+    assert "on a (95.0):" in sentence(Cue(("folder:a",), "transfer", (0.95,), 2))
+    assert sentence("as it is") == "as it is"
+    assert "– 3 cells skipped" in render(pd.DataFrame([row("msp")]).reindex(columns=list(COLUMNS)), notes=[missing])
+    assert "- 3 cells skipped" in render(pd.DataFrame([row("msp")]).reindex(columns=list(COLUMNS)), "md", notes=[missing])

@@ -14,7 +14,7 @@ from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape, severity_plot
 from oodbench.leaderboard.aggregate import COLUMNS, EXTRA, MAIN, corruptions_of
 from oodbench.leaderboard.formats import render
-from oodbench.leaderboard.severity import BLOCKS, curves, sections, severity, sparkline
+from oodbench.leaderboard.severity import BLOCKS, curves, severity, sparkline, text_tables
 from oodbench.leaderboard.severity_plot import FORMATS, draw
 
 HOSTILE = "$\\frac{1}{0}$ <script>alert(1)</script>\x1b--&\u202e"
@@ -81,7 +81,7 @@ def test_rows_are_in_the_order_of_the_table_and_bases_apart(small):
         ["msp", "unsupervised", "digits"],
         ["msp", "per-shift", "digits"],
     ]
-    titles = [table.caption.split("mean over ")[1].split(".")[0] for table in sections(pd.concat([small, frame(*official)]))]
+    titles = [table.caption.split("mean over ")[1].split(".")[0] for table in text_tables(pd.concat([small, frame(*official)]))]
     assert titles == [
         "2 corruptions of digits (C-style, generated)",
         "2 corruptions of cifar10c (2 of the 15 main ones, 0 of the 4 extra ones)",
@@ -147,7 +147,7 @@ def test_sparkline():
 
 def test_without_two_levels_there_is_no_curve(small):
     for found in (small[small["kind"] == "far-ood"], small[small["level"] == 1]):
-        assert sections(found) == []
+        assert text_tables(found) == []
         assert "Severity" not in render(found)
         with pytest.raises(BadData, match="no corruption has figures at two levels") as raised:
             draw(found)

@@ -1,0 +1,311 @@
+"""What must be said below a table, as data until ``sentence`` puts it into words.
+
+A note says what it is about and holds values. Notes are read from a frame: ``COLUMNS`` are enough for those of one table
+(``table_notes``), ``FACTS`` for those of a run (``run_notes``).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import pandas as pd
+
+from oodbench.datasets.name import source_and_change
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.aggregate import CONTROL, tally
+from oodbench.leaderboard.labels import label, labelled
+
+CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
+PROBABILITIES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # what tables call them
+NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of an attack's changes, in pixel units of [0, 1]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to say about some detectors or sets."""
+
+    about: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cue(Note):
+    """Sets that the control alone tells from the in-distribution images."""
+
+    protocol: str
+    auroc: tuple[float, ...]  # one per set
+    sets: int  # all that the control has a figure for
+
+
+@dataclass(frozen=True)
+class Remark(Note):
+    """Hyper-parameters of detectors that are not their defaults."""
+
+    remark: str
+
+
+@dataclass(frozen=True)
+class Missing(Note):
+    """Cells without figures, and why."""
+
+    status: str
+    reason: str
+    cells: int
+
+
+@dataclass(frozen=True)
+class Repeated(Note):
+    """Cells that a later run holds again."""
+
+    cells: int
+
+
+@dataclass(frozen=True)
+class TransferSource(Note):
+    """The set that heads learnt from under transfer."""
+
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class AttackStrength(Note):
+    """How strong the attacks that made the sets were: success rate, norms, images kept, images that did not change."""
+
+    attacks: tuple[dict[str, Any], ...]  # one per set
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class CleanNegatives(Note):
+    """How AUROC moves on a set when the noisy twins among its negatives are left out."""
+
+    mean_change: float
+    rows: int
+    most: tuple[str, str]  # detector and protocol of the row that moves most
+    before: float
+    after: float
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Probabilities(Note):
+    """Accuracy and calibration of a detector that is a classifier too, and the network's."""
+
+    figures: dict[str, float]
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Subsets(Note):
+    """Sets that are parts of official ones: they must never pass for the whole."""
+
+    images: tuple[tuple[int, int], ...]  # one per set: here, and in the official set
+
+
+def table_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Note]:
+    """Notes on one table: ``cells`` are the frame's, each once."""
+    repeated = len(frame) - len(cells)
+    return [*_cues(cells), *_remarks(cells), *_missing(cells), *([Repeated((), repeated)] if repeated else [])]
+
+
+def _cues(cells: pd.DataFrame) -> list[Note]:
+    """Where the control alone tells the sets apart."""
+    control = cells[cells["detector"] == CONTROL]
+    if control.empty:
+        return []
+    found = tally(control).values.drop(columns="mean", level="group")
+    names = [label("dataset", *key[1:]) for key in found.columns]
+    notes: list[Note] = []
+    for key, row in zip(found.index.to_frame(index=False).to_dict("records"), found.to_numpy(), strict=True):
+        high = [(name, value) for name, value in zip(names, row, strict=True) if value >= CUE]
+        if high:
+            sets, auroc = zip(*high, strict=True)
+            protocol = label("protocol", key["protocol"], key["source"])
+            notes.append(Cue(sets, protocol, auroc, int(pd.notna(row).sum())))
+    return notes
+
+
+def _remarks(cells: pd.DataFrame) -> list[Note]:
+    """What rows with figures remark: hyper-parameters that are not their detector's defaults."""
+    remarked = labelled(cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
+    by_remark = remarked.groupby("reason", sort=False)["detector"]
+    return [Remark(tuple(sorted(of.unique())), str(remark)) for remark, of in by_remark]
+
+
+def _missing(cells: pd.DataFrame) -> list[Note]:
+    """Each reason of a missing figure once, the most frequent first."""
+    missing = labelled(cells[cells["status"] != "ok"])
+    missing["reason"] = missing["reason"].fillna("").map(escape.plain)
+    notes = []
+    for (status, reason), of in missing.groupby(["status", "reason"], sort=False):
+        detectors, sets = (tuple(of[name].unique()) for name in ("detector", "dataset"))
+        notes.append(Missing(min(detectors, sets, key=len), status, reason, len(of)))
+    return sorted(notes, key=lambda note: -note.cells)  # stable: equally frequent ones stay as in the frame
+
+
+def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
+    """Notes on the facts of one run: its frame needs ``FACTS``. ``run`` names it where there are several."""
+    sources = frame.loc[frame["transfer_from"].fillna("") != "", "transfer_from"].unique()
+    notes: list[Note] = [TransferSource((name,), run) for name in sources]
+    return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
+
+
+def _attacks(frame: pd.DataFrame, run: str) -> list[Note]:
+    made = _facts(frame, "attack", ["dataset", "level"])
+    strong = {_set_name(row.dataset, row.level): row.attack for row in made if "success_rate" in row.attack}
+    return [AttackStrength(tuple(strong), tuple(strong.values()), run)] if strong else []
+
+
+def _clean_negatives(frame: pd.DataFrame, run: str) -> list[Note]:
+    beside_noisy = frame[frame["auroc_clean"].notna() & frame["auroc"].notna()]
+    notes: list[Note] = []
+    for (dataset, level), of in beside_noisy.groupby(["dataset", "level"], sort=False, dropna=False):
+        before, after = of["auroc"].to_numpy(float), of["auroc_clean"].to_numpy(float)
+        changes = after - before
+        most = int(abs(changes).argmax())
+        row = (of["detector"].iloc[most], of["protocol"].iloc[most])
+        mean = sum(changes.tolist()) / len(of)
+        notes.append(
+            CleanNegatives((_set_name(dataset, level),), mean, len(of), row, float(before[most]), float(after[most]), run)
+        )
+    return notes
+
+
+def _probabilities(frame: pd.DataFrame, run: str) -> list[Note]:
+    """As the last cell of each detector says."""
+    rows = _facts(frame, "calibration", ["detector"])
+    # A variant is another score of the same fit, so it has the same probabilities.
+    found = {row.detector.partition(":")[0]: row.calibration for row in rows if row.calibration.keys() >= PROBABILITIES.keys()}
+    return [Probabilities((detector,), figures, run) for detector, figures in found.items()]
+
+
+def _facts(frame: pd.DataFrame, fact: str, keys: list[str]) -> list[Any]:
+    """The last known value of a fact by ``keys``, read from its JSON, in the order of first appearance."""
+    known = frame.loc[frame[fact].fillna("") != "", [*keys, fact]]
+    first = known.drop_duplicates(keys)[keys]
+    rows = first.merge(known.drop_duplicates(keys, keep="last"), on=keys, how="left")
+    return list(rows.assign(**{fact: rows[fact].map(json.loads)}).itertuples(index=False))
+
+
+def subsets(frame: pd.DataFrame) -> list[Note]:
+    """The sets of all runs that are parts of official ones. All that is made of equally many images of a set is one line."""
+    parts = set()
+    for sizes in map(json.loads, frame.loc[frame["sizes"].fillna("") != "", "sizes"].unique()):
+        parts |= {(_made_of(name), here, official) for name, (here, official) in sizes.items() if official not in (None, here)}
+    names = tuple(name for name, *_ in sorted(parts))
+    return [Subsets(names, tuple((here, official) for _, here, official in sorted(parts)))] if parts else []
+
+
+def _made_of(name: str) -> str:
+    """``cifar10+noise@3 (test)`` -> ``corruptions and attacks of cifar10 (test)``; another set's name as it is."""
+    dataset, _, split = name.rpartition(" ")
+    source, _ = source_and_change(dataset)
+    return f"corruptions and attacks of {source} {split}" if dataset.startswith(f"{source}+") else name
+
+
+def _set_name(dataset: str, level: float | None) -> str:
+    return dataset if pd.isna(level) else f"{dataset}@{int(level)}"
+
+
+def sentence(note: Note | str) -> str:
+    """A note in words."""
+    return _words(note) + (f" ({note.run})" if getattr(note, "run", "") else "")
+
+
+def listed(names: Iterable[str], at_most: int | None = None) -> str:
+    """``a, b and 3 more``."""
+    names = list(names)
+    shown = names[:at_most]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
+
+
+def counted(count: int) -> str:
+    """``1 cell`` or ``3 cells``."""
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+@singledispatch
+def _words(note: Any) -> str:
+    return str(note)
+
+
+@_words.register
+def _(note: Cue) -> str:
+    figures = (f"{n.removeprefix('folder:')} ({100 * value:.1f})" for n, value in zip(note.about, note.auroc, strict=True))
+    return (
+        f"{CONTROL}, the control, never sees the network. Under {note.protocol} its AUROC ×100 is still {100 * CUE:.0f} or more"
+        f" on {listed(figures, 6)}: a plain cue of the images gives these sets away, and any detector can pick it up."
+    )
+
+
+@_words.register
+def _(note: Remark) -> str:
+    return f"{listed(note.about, 3)}: {escape.plain(note.remark)}"
+
+
+@_words.register
+def _(note: Missing) -> str:
+    return f"{counted(note.cells)} {note.status} ({listed(note.about, 3)}): {note.reason or 'no reason given'}"
+
+
+@_words.register
+def _(note: Repeated) -> str:
+    return f"Left out: {counted(note.cells)} that a later run holds again; the last of each is shown."
+
+
+@_words.register
+def _(note: TransferSource) -> str:
+    return f"transfer: heads learnt from {note.about[0]} alone, which has no cell there and is not part of the means."
+
+
+@_words.register
+def _(note: AttackStrength) -> str:
+    each = "; ".join(f"{name} {_strength(attack)}" for name, attack in zip(note.about, note.attacks, strict=True))
+    return (
+        "Attacks are made against the network, not against the detectors. Share of correctly classified images on which an"
+        f" attack fools it: {each}."
+    )
+
+
+def _strength(attack: dict[str, Any]) -> str:
+    """Success rate, the norms that are known, how many images the papers' filter left and how many did not change at all."""
+    details = [f"mean {title} {short(attack[name])}" for name, title in NORMS.items() if name in attack]
+    if attack.get("settings", {}).get("filtered"):
+        details.append(f"{attack['kept']:,} images kept")
+    if attack.get("unchanged"):
+        details.append(f"{100 * attack['unchanged']:.1f} % of the images unchanged")
+    return f"{100 * attack['success_rate']:.1f} %" + (f" ({', '.join(details)})" if details else "")
+
+
+@_words.register
+def _(note: CleanNegatives) -> str:
+    return (
+        f"{note.about[0]}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
+        f" {100 * note.mean_change:+.1f} in the mean of {note.rows} rows, most for {note.most[0]} ({note.most[1]}):"
+        f" {100 * note.before:.1f} to {100 * note.after:.1f}."
+    )
+
+
+@_words.register
+def _(note: Probabilities) -> str:
+    parts = []
+    for name, title in PROBABILITIES.items():
+        network = note.figures.get(f"network_{name}")
+        parts.append(f"{title} {short(note.figures[name])}" + ("" if network is None else f" (network {short(network)})"))
+    return f"{note.about[0]}, its own class probabilities: {', '.join(parts)}"
+
+
+@_words.register
+def _(note: Subsets) -> str:
+    return f"Parts of official sets, so not the whole sets' figures: {'; '.join(parts_of(note))}."
+
+
+def parts_of(note: Subsets) -> Sequence[str]:
+    """One piece of text per set."""
+    return [f"{name} {n:,} of {of:,} images" for name, (n, of) in zip(note.about, note.images, strict=True)]
+
+
+def short(value: float) -> str:
+    """Three digits behind the point, none before it where it would be a nought."""
+    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
