@@ -1,4 +1,4 @@
-"""Where data, weights and caches lie."""
+"""Locations of data, weights and caches."""
 
 import os
 import sys
@@ -20,13 +20,13 @@ def cache_root() -> Path:
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The data root: what is given, else ``$OODBENCH_DATA``, else the cache folder."""
+    """The data root: the given one, else ``$OODBENCH_DATA``, else the cache folder."""
     return Path(given or os.environ.get("OODBENCH_DATA") or cache_root())
 
 
 @contextmanager
 def separate_cache(data: Path | None = None) -> Iterator[None]:
-    """An empty cache folder, so that nothing trained before is taken and nothing is left; the data root stays."""
+    """Use an empty temporary cache folder, so that no earlier training is reused and nothing is kept; the data root stays."""
     before = {name: os.environ.get(name) for name in ("OODBENCH_CACHE", "OODBENCH_DATA")}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(OODBENCH_CACHE=folder, OODBENCH_DATA=str(data_root(data)))
