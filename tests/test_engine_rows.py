@@ -161,7 +161,10 @@ def test_wrong_declarations_are_reasons(tmp_path):
     folder = run(tmp_path / "run", chosen, datasets=["photos"])
     reasons = folder.frame().set_index("detector").reason
     assert "wrong-heads: 'standardised-sum' is no shift_head; name one of choose, logistic" in reasons["wrong-heads"]
-    assert "gave 3 columns a setting; they are its own score and one for each of its variants" in reasons["wrong-variants"]
+    assert (
+        "gave 3 columns per setting; it must return the main score and one column for each of its variants"
+        in reasons["wrong-variants"]
+    )
     assert "do not sum to 1" in reasons["no-probabilities"]
     assert set(folder.frame().status) == {"failed"}
 
