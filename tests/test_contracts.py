@@ -108,7 +108,7 @@ def test_fit_leaves_the_held_out_tenth_out(classifier, images):
 
 
 def test_labels_must_fit(classifier, images):
-    with pytest.raises(BadData, match="40 images and 5 labels; give one label an image"):
+    with pytest.raises(BadData, match="40 images and 5 labels; give one label per image"):
         Distance().fit(classifier, images, torch.zeros(5))
 
 
@@ -196,7 +196,7 @@ def test_wrong_statistics_are_named(images, output, message):
 
 
 def test_several_columns_need_a_head(images):
-    with pytest.raises(Unsuitable, match="gives 3 statistics an image and no head"):
+    with pytest.raises(Unsuitable, match="gives 3 statistics per image and has no head"):
         Gives(torch.zeros(40, 3)).score(None, images)
 
 
@@ -253,7 +253,7 @@ def test_changed_parameters_are_those_that_differ_from_the_defaults():
         (torch.zeros(3, 8, 8), r"images have shape \(3, 8, 8\); a batch is \(N, C, H, W\) with N of at least 1"),
         (torch.zeros(0, 3, 8, 8), r"images have shape \(0, 3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "images are torch.int64; give uint8, or floats in .0, 1."),
-        (np.zeros((2, 3, 8, 8), dtype=object), "images cannot be made a tensor .TypeError"),
+        (np.zeros((2, 3, 8, 8), dtype=object), "images cannot be converted to a tensor .TypeError"),
         (torch.full((2, 3, 8, 8), 255.0), r"images range from \[255, 255\]; give floats in \[0, 1\] \(divide by 255"),
         (torch.full((2, 3, 8, 8), -0.5), r"images range from \[-0\.5, -0\.5\]"),
     ],
