@@ -1,4 +1,4 @@
-# make run | test | lint | bench: each creates .venv if it is not there and installs the project into it.
+# make run | test | lint | bench: each creates .venv if needed and installs the project into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,8 +10,8 @@ INSTALLED_TEST := $(VENV)/.installed-test
 run: $(INSTALLED)
 	$(BIN)/oodbench run
 
-# The console script, for `python -m` puts the root on the import path, where our datasets/ hides Hugging Face's.
-# A worker a core, of which each needs a gigabyte or two; tests/conftest.py gives each one thread. Plain `pytest` has none.
+# Use the console script: `python -m` puts the root on the import path, where our datasets/ hides the package of Hugging Face.
+# One worker per core; each needs one to two gigabytes, and tests/conftest.py gives it one thread. Plain `pytest` uses no workers.
 test: $(INSTALLED_TEST)
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
@@ -31,18 +31,18 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find bench detectors datasets leaderboard tests -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp of either holds for `run`; a changed pyproject.toml installs again.
+# `run` accepts the stamp of either installation; a changed pyproject.toml triggers a new one.
 $(INSTALLED): pyproject.toml | $(BIN)/pip
-	@echo "Installing oodbench into $(VENV): minutes the first time, for PyTorch is large."
+	@echo "Installing oodbench into $(VENV): this takes minutes the first time, because PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(INSTALLED_TEST): pyproject.toml | $(BIN)/pip
-	@echo "Installing oodbench and its test tools into $(VENV): minutes the first time, for PyTorch is large."
+	@echo "Installing oodbench and its test tools into $(VENV): this takes minutes the first time, because PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(INSTALLED) $@
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "oodbench needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	  echo "oodbench needs Python 3.11 or newer, but $(PYTHON) is older; run make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

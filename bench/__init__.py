@@ -1,6 +1,6 @@
 """oodbench: how well does a detector know that a network does not know?
 
-The names below are the public interface; each is imported when first used, so that the command line answers at once.
+The names below are the public interface; each is imported on first use, so that the command line starts quickly.
 """
 
 import importlib

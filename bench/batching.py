@@ -1,8 +1,7 @@
 """Images in batches: checked, cut, decoded, and as floats on the network's device.
 
-Sets that decode on demand may use worker processes, for most of what decoding a small image costs is Python's own work,
-which threads cannot share: on two cores, 64x64 JPEGs came 1.4 times as fast from two processes as from two threads, and
-256x256 ones as fast.
+Sets that decode on demand may use worker processes, because decoding a small image is mostly Python work, which threads
+cannot share: on two cores, two processes decoded 64x64 JPEGs 1.4 times as fast as two threads, and 256x256 ones as fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +19,13 @@ RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
 
 
 def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
-    """Checked images: an ImageSet as it is, else a tensor (N, C, H, W), uint8 or finite floats in [0, 1]."""
+    """Check images: an ImageSet is returned unchanged, others as a tensor (N, C, H, W), uint8 or finite floats in [0, 1]."""
     if isinstance(images, ImageSet):
         return images
     try:
         images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadData(f"images cannot be made a tensor ({reason(error)}); give uint8, or floats in [0, 1]") from error
+        raise BadData(f"images cannot be converted to a tensor ({reason(error)}); give uint8, or floats in [0, 1]") from error
     if images.dim() != 4 or len(images) == 0:
         raise BadData(f"images have shape {tuple(images.shape)}; a batch is (N, C, H, W) with N of at least 1")
     if images.dtype == torch.uint8:
@@ -42,7 +41,7 @@ def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
     low, high = float(images.min()), float(images.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise BadData(
-            f"images lie in [{low:.3g}, {high:.3g}]; give floats in [0, 1] (divide by 255; normalisation belongs"
+            f"images range from {low:.3g} to {high:.3g}; give floats in [0, 1] (divide by 255; normalisation belongs"
             " inside the Classifier)"
         )
     return images
@@ -71,19 +70,19 @@ def batches(
 
 
 def as_floats(batch: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Images as they are stored -> floats in [0, 1]."""
+    """Stored images -> floats in [0, 1]."""
     batch = batch.to(device, non_blocking=True)
     return batch.to(dtype) / 255 if batch.dtype == torch.uint8 else batch.to(dtype)
 
 
 def rows_like(images: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tensor:
-    """These rows of stored images, as the batch is: on its device and in its dtype."""
+    """These rows of stored images, on the device and in the dtype of ``batch``."""
     stored = images[torch.from_numpy(rows)] if isinstance(images, Tensor) else images[rows.tolist()]
     return as_floats(stored, batch.device, batch.dtype)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next tells the truth."""
+    """Wait for the device, so that a clock read next is accurate."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -91,9 +90,9 @@ def synchronise(device: torch.device) -> None:
 def decoded_batches(
     images: Images, pieces: Sequence[np.ndarray], workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Tensor]:
-    """uint8 (len(piece), C, H, W) for the rows of each piece, in order; 0 workers is this process.
+    """uint8 (len(piece), C, H, W) for the rows of each piece, in order; with 0 workers in this process.
 
-    Raises what decoding raises: the OodbenchError of a broken file as it is.
+    Raises the errors of decoding; the OodbenchError of a broken file is raised unchanged.
     """
     loader = DataLoader(_Pieces(images, pieces), batch_size=None, num_workers=workers, pin_memory=pin_memory)
     for batch in loader:
@@ -103,7 +102,7 @@ def decoded_batches(
 
 
 class _Pieces(Dataset[Tensor | OodbenchError]):
-    """An error is handed over as a value: a DataLoader would wrap it in its worker's traceback, many lines long."""
+    """Passes an error on as a value, because a DataLoader would wrap it in the long traceback of its worker."""
 
     def __init__(self, images: Images, pieces: Sequence[np.ndarray]) -> None:
         self._images, self._pieces = images, pieces

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 
-# What a layered detector reads, by how the network is built: the first pattern of which every module exists wins.
-# ResNets give their stem and stages, DenseNets their first convolution, transitions and final norm (Lee et al. 2018).
+# The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
+# For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
 LAYER_PATTERNS: tuple[tuple[str, ...], ...] = (
     ("relu", "layer1", "layer2", "layer3", "layer4"),  # ours and torchvision's ResNets
     ("act1", "layer1", "layer2", "layer3", "layer4"),  # timm's
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module.
         layers: dotted names of the modules that layered detectors read, first to last; by default those of the known
             families (ResNet, DenseNet).
-        name: what result tables call it.
+        name: its name in result tables.
     """
 
     mean: Tensor | None
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
             raise ValueError("give both mean and std, or neither")
         self.module = module
         self.name = name or type(module).__name__
-        # A buffer keeps its own dtype here and is cast to the images' when used: float64 images must not lose digits.
+        # Buffers stay float64 and are cast to the dtype of the images when used, so that float64 images lose no digits.
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1))
         modules = dict(module.named_modules())
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Stays in eval mode, always: a benchmark must not move running statistics."""
+        """Always stays in eval mode: a benchmark must not change running statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Classifier(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The final linear layer. Raises Unsuitable where there is none."""
+        """The final linear layer. Raises Unsuitable if there is none."""
         module = dict(self.module.named_modules()).get(self.head_name) if self.head_name is not None else None
         if not isinstance(module, nn.Linear):
             raise Unsuitable(f"{self.name} has no final linear layer; name one with Classifier(…, head=…)")
@@ -84,24 +84,24 @@ class Classifier(nn.Module):
 
     @property
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
-        """W (classes, features) and b (classes,) of the final linear layer; b is zero where it has none."""
+        """W (classes, features) and b (classes,) of the final linear layer; b is zero if the layer has no bias."""
         head = self.head
         bias = head.bias if head.bias is not None else head.weight.new_zeros(head.out_features)
         return head.weight.detach(), bias.detach()
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are; images are moved there."""
+        """Device of the network's parameters; images are moved to it."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's parameters; images are cast to it."""
+        """Dtype of the network's parameters; images are cast to it."""
         return next((p.dtype for p in self.module.parameters()), torch.float32)
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, normalisation included (16 hex digits)."""
+        """SHA-256 (16 hex digits) of names, dtypes, shapes and bytes of parameters and buffers, including normalisation."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -113,37 +113,37 @@ class Classifier(nn.Module):
         return digest.hexdigest()[:16]
 
     def check(self, images: Tensor) -> None:
-        """Forward passes of (N, C, H, W) images that must give finite logits (N, classes), the same each time.
+        """Check that images (N, C, H, W) give finite logits (N, classes), the same in each forward pass.
 
-        Raises Unsuitable for a network that wants other images or more than images, whose outputs are no logits, or whose
-        logits change from pass to pass or with the other images of a batch; BadData for logits that are not finite.
+        Raises Unsuitable for a network that needs other images or more inputs, whose output is not logits, or whose logits
+        change from pass to pass or with the rest of the batch; raises BadData for logits that are not finite.
         """
         training = [name for name, module in self.module.named_modules() if module.training]
         if training:
             raise Unsuitable(
                 f"{self.name}: '{training[0] or type(self.module).__name__}' stays in training mode after eval();"
-                " its train(mode) must obey"
+                " its train(mode) must apply the mode"
             )
         logits = self._checked_pass(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise Unsuitable(
                 f"{self.name} gives {got} for {len(images)} images, not logits ({len(images)}, classes);"
-                " wrap it in a module that returns the logits alone"
+                " wrap it in a module that returns only the logits"
             )
         if not torch.isfinite(logits).all():
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
-        # What rounding may change: half the digits. Dropout, or the others of a batch, change them all.
+        # Rounding may change half the digits; dropout or a dependence on the batch changes more.
         slack = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
         if torch.allclose(self._checked_pass(images[:1]), logits[:1], rtol=0, atol=slack):
             return
         if torch.allclose(self._checked_pass(images), logits, rtol=0, atol=slack):
             raise Unsuitable(
-                f"{self.name} gives an image other logits in another batch; make it use running statistics"
+                f"{self.name} gives an image different logits in different batches; make it use running statistics"
                 " (BatchNorm: track_running_stats=True)"
             )
         raise Unsuitable(
-            f"{self.name} gives the same images other logits each time; turn off what is random in it"
+            f"{self.name} gives the same images different logits each time; turn off its randomness"
             " (dropout: F.dropout(x, training=self.training))"
         )
 
@@ -153,11 +153,11 @@ class Classifier(nn.Module):
                 return self(images.to(self.device, self.dtype))
         except OodbenchError:
             raise
-        except Exception as error:  # a forward of anyone's may raise anything
+        except Exception as error:  # third-party forward() may raise anything
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(error, TypeError) and "argument" in said:
                 raise Unsuitable(
-                    f"{self.name} does not take images alone: {said}; wrap it in a module whose forward(images) gives the rest"
+                    f"{self.name} needs more inputs than images: {said}; wrap it in a module whose forward(images) adds them"
                 ) from error
             if self.dtype in HALF:
                 remedy = f"convert it from {str(self.dtype).removeprefix('torch.')} to float32 with module.float()"

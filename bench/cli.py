@@ -1,4 +1,4 @@
-"""The command line: the application, and what it does with errors. Each command is a file of ``oodbench.commands``."""
+"""The command line: the application and its error handling. Each command is one file in ``oodbench.commands``."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from oodbench.errors import OodbenchError, reason
 INTERRUPTED = 130  # exit code
 
 app = typer.Typer(
-    help="How well does a detector know that a network does not know?",
+    help="Benchmark out-of-distribution detectors: how well does a detector know that a network does not know?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,20 +41,20 @@ app.add_typer(data.commands, name="data")
 
 
 def main() -> None:
-    """The console script: one line for what the user can mend, a traceback only with ``--debug``."""
+    """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
     try:
         app()
     except SystemExit as error:
-        if error.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            print("oodbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        if error.code == INTERRUPTED:  # typer turns Ctrl-C into this code
+            print("oodbench: interrupted; repeat the command to resume", file=sys.stderr)
         raise
-    except BrokenPipeError:  # whoever read standard output has enough; Python would complain once more when it closes
+    except BrokenPipeError:  # the reader of standard output has closed it; avoid a second error when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if debugging():
             raise
-        hint = "" if isinstance(error, OodbenchError) else " (--debug shows where)"
+        hint = "" if isinstance(error, OodbenchError) else " (use --debug for a traceback)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)
 

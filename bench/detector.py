@@ -1,4 +1,4 @@
-"""The contract of every detector, ours and anyone's: a docstring and ``statistics``; all else has a default.
+"""The contract of every detector, built-in or third-party: a docstring and ``statistics``; the rest has defaults.
 
 ::
 
@@ -33,21 +33,22 @@ SCHEMA_VERSION = 1
 
 
 class Detector:
-    """Says how anomalous an image is, from what a network makes of it.
+    """Rates how anomalous an image is, from what a network computes for it.
 
-    Constructor arguments are hyper-parameters, kept as plain attributes of the same name; fitted state is attributes
-    that end in ``_``, on which saving, loading and hashing rely. What is gathered before ``finish`` starts with ``_``.
+    Constructor arguments are hyper-parameters, kept as plain attributes of the same name. Fitted state is stored in
+    attributes that end in ``_``; saving, loading and hashing rely on this. Data gathered before ``finish`` is kept in
+    attributes that start with ``_``.
 
     Class attributes:
-        signals: what ``observe`` and ``statistics`` ask of the probe (names of ``oodbench.probe.SIGNALS``). None, the
-            default, gets everything, which keeps a graph of each forward pass: declare them to be cheap; the constructor
-            may, where they hang on a hyper-parameter.
-        variants: names for the columns of ``statistics`` after the first, which is the detector's own score: each makes
-            a row ``NAME:VARIANT`` of its own, over the one fit.
-        quick: hyper-parameters that make its training short, for ``oodbench check``.
-        caches: whether what ``prepare`` leaves may come from the cache: False where it reads files that may change.
-        grid: settings (dicts of constructor arguments) to choose from where a shift may be learnt from; the constructor
-            sets it where hyper-parameters span it.
+        signals: what ``observe`` and ``statistics`` read from the probe (names of ``oodbench.probe.SIGNALS``). None, the
+            default, allows everything, which keeps a graph of each forward pass: declare signals to be fast. The
+            constructor may set them if they depend on a hyper-parameter.
+        variants: names for the columns of ``statistics`` after the first, which is the detector's main score. Each
+            variant gets its own row ``NAME:VARIANT``; all rows share one fit.
+        quick: hyper-parameters that shorten training, for ``oodbench check``.
+        caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.
+        grid: settings (dicts of constructor arguments) to choose from when learning from a shift is allowed; set by the
+            constructor if hyper-parameters define it.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """
@@ -65,43 +66,43 @@ class Detector:
     _head: Head | None = None
 
     def check(self, classifier: Classifier | None) -> None:
-        """Raise Unsuitable where this detector cannot work with this classifier; called once, before any pass."""
+        """Raise Unsuitable if this detector cannot work with this classifier; called once, before any pass."""
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
-        """Train something of one's own, before the first pass: fitted state, which the harness caches.
+        """Train the detector's own network, before the first pass; the harness caches the resulting fitted state.
 
-        What lies in the cache under the same parameters, weights, images and seed is taken instead of a call.
+        It is not called if the cache holds a result for the same code, parameters, weights, images and seed.
         """
 
     def probabilities(self, probe: Probe) -> Tensor | None:
-        """(N, classes), where the detector makes a classifier of its own: its accuracy and calibration are then reported."""
+        """(N, classes) if the detector builds its own classifier; its accuracy and calibration are then reported."""
         return None
 
     def observe(self, probe: Probe) -> None:
         """One batch of in-distribution training images, with ``probe.labels`` and ``probe.held_out``."""
 
     def finish(self) -> None:
-        """After the last batch: turn what was gathered into fitted state."""
+        """After the last batch: turn the gathered data into fitted state."""
 
     def statistics(self, probe: Probe) -> Tensor:
         """(N,) or (N, D), higher = more anomalous; for several ``settings`` the columns of each, one after the other."""
         raise NotImplementedError(f"{type(self).__name__} has no statistics(probe)")
 
-    # What follows is the harness's side of the contract; a detector need not override it.
+    # The rest is the harness's side of the contract; a detector does not need to override it.
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """The settings that ``statistics`` computes now: by default the constructor's own."""
+        """The settings that ``statistics`` computes now; by default the values given to the constructor."""
         return [self.setting] if self._settings is None else self._settings
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The constructor's own value of each argument that the grid varies."""
+        """The value given to the constructor for each argument that the grid varies."""
         return {name: getattr(self, name) for name in (self.grid[0] if self.grid else ())}
 
     @property
     def shift_settings(self) -> list[dict[str, Any]]:
-        """The settings that its shift head sees: the grid where it chooses, else the constructor's own."""
+        """The settings that the shift head sees: the grid if it chooses, else the values given to the constructor."""
         chooses = self.shift_head is not None and HEADS[self.shift_head].chooses
         return list(self.grid) if chooses else [self.setting]
 
@@ -121,17 +122,17 @@ class Detector:
 
     @property
     def prepares(self) -> bool:
-        """Whether it trains something of its own."""
+        """Whether it trains its own network."""
         return type(self).prepare is not Detector.prepare
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether it makes a classifier of its own."""
+        """Whether it builds its own classifier."""
         return type(self).probabilities is not Detector.probabilities
 
     @property
     def declared_signals(self) -> frozenset[str]:
-        """``signals``, or all of them where none are declared."""
+        """``signals``, or all signals if none are declared."""
         return SIGNALS if self.signals is None else frozenset(self.signals)
 
     def parameters(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Detector:
         return {name: getattr(self, name) for name in _arguments(type(self))}
 
     def non_default(self) -> dict[str, list[Any]]:
-        """{name: [value, default]} of the hyper-parameters that are not their class's defaults."""
+        """{name: [value, default]} of the hyper-parameters that differ from the defaults of the class."""
         found = {}
         for name, value in self.parameters().items():
             default = inspect.signature(type(self)).parameters[name].default
@@ -148,7 +149,7 @@ class Detector:
         return found
 
     def columns_of(self, statistics: np.ndarray, variant: str = "") -> np.ndarray:
-        """What the head of one row sees of statistics (N, S, D): all columns, or its own one where there are variants."""
+        """The part of statistics (N, S, D) that the head of one row sees: all columns, or only its own with variants."""
         if not self.variants:
             return statistics
         place = ("", *self.variants).index(variant)
@@ -158,17 +159,17 @@ class Detector:
         """``statistics`` as float64 (N, S, D), S = len(settings). Raises BadData for another shape or dtype."""
         values = self.statistics(probe)
         if not isinstance(values, Tensor):
-            raise BadData(f"statistics(probe) gave {type(values).__name__}; it returns a tensor (N,) or (N, D)")
+            raise BadData(f"statistics(probe) gave {type(values).__name__}; it must return a tensor (N,) or (N, D)")
         if values.dim() not in (1, 2) or len(values) != len(probe) or values.numel() % (len(probe) * len(self.settings)):
             raise BadData(
                 f"statistics(probe) gave shape {tuple(values.shape)} for {len(probe)} images and"
-                f" {len(self.settings)} settings; it returns (N,) or (N, D)"
+                f" {len(self.settings)} settings; it must return (N,) or (N, D)"
             )
         grouped = values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
         if self.variants and grouped.shape[2] != 1 + len(self.variants):
             raise BadData(
-                f"statistics(probe) gave {grouped.shape[2]} columns a setting; they are its own score and one for each of"
-                f" its variants {', '.join(self.variants)}"
+                f"statistics(probe) gave {grouped.shape[2]} columns per setting; it must return the main score and one"
+                f" column for each of its variants {', '.join(self.variants)}"
             )
         return grouped
 
@@ -184,8 +185,8 @@ class Detector:
     ) -> "Detector":
         """Fit on in-distribution training images (N, C, H, W), floats in [0, 1] or uint8, or an ImageSet, with labels (N,).
 
-        A seeded tenth is held out for thresholds and calibration. With ``shift_images`` (M, C, H, W) of one shift, a
-        detector that learns from shifts fits its supervised head on that tenth against them.
+        A random tenth (set by ``seed``) is held out for thresholds and calibration. With ``shift_images`` (M, C, H, W) of
+        one shift, a detector that learns from shifts fits its supervised head on that tenth against these images.
         """
         standalone.fit(self, classifier, images, labels, shift_images=shift_images, batch_size=batch_size, seed=seed)
         return self
@@ -193,13 +194,13 @@ class Detector:
     def score(self, classifier: Classifier | None, images: Tensor | ImageSet, *, batch_size: int = 128) -> np.ndarray:
         """float64 scores (N,), higher = more anomalous, of images (N, C, H, W), floats in [0, 1] or uint8, or an ImageSet.
 
-        Raises NotFitted before ``fit`` where the detector needs it, and BadData for images that are not finite.
+        Raises NotFitted if the detector must be fitted first, and BadData for images that are not finite.
         """
         return standalone.score(self, classifier, images, batch_size=batch_size)
 
     @property
     def head(self) -> Head:
-        """The head fitted last; the unsupervised one by default. Raises NotFitted where that one wants calibration."""
+        """The head fitted last; by default the unsupervised one. Raises NotFitted if that one needs calibration."""
         if self._head is None:
             head = HEADS[self.unsupervised_head]()
             if head.calibrates:
@@ -212,7 +213,7 @@ class Detector:
         self._head = head
 
     def require_fitted(self) -> None:
-        """Raise NotFitted where the detector learns from training images and has not."""
+        """Raise NotFitted if the detector learns from training images and has not been fitted."""
         if (self.observes or self.prepares) and not state.fitted_state(self):
             raise NotFitted(f"{self.name or type(self).__name__} is not fitted; call fit(classifier, images, labels) first")
 
@@ -230,11 +231,11 @@ class Detector:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Detector":
-        """The detector that ``save`` wrote: of this class, or by its registered name from ``Detector`` itself."""
+        """Load the detector that ``save`` wrote: of this class, or, from ``Detector`` itself, by its registered name."""
         header, found = state.load(Path(path), device)
         if header.get("schema_version") != SCHEMA_VERSION:
             raise BadData(
-                f"{path} has schema version {header.get('schema_version')}, this oodbench reads {SCHEMA_VERSION};"
+                f"{path} has schema version {header.get('schema_version')}; this oodbench reads version {SCHEMA_VERSION};"
                 " fit the detector again"
             )
         try:
@@ -256,9 +257,9 @@ class Detector:
 
 
 def load_detector(name: str, **parameters: Any) -> Detector:
-    """A detector by name, built-in or third-party, with its hyper-parameters.
+    """Load a detector by name, built-in or third-party, with the given hyper-parameters.
 
-    Raises UsageError for a name nobody registered or a parameter that the detector does not have.
+    Raises UsageError for an unknown name, or for a parameter that the detector does not have.
     """
     kind = registry.load("detectors", name)
     if not (isinstance(kind, type) and issubclass(kind, Detector)):

@@ -1,11 +1,11 @@
-"""What goes wrong on the user's side: each error is one line that names the thing and the remedy.
+"""Errors that the user can fix: each message is one line that names the problem and the remedy.
 
 The command line prints these without a traceback (unless ``--debug``) and exits with ``exit_code``.
 """
 
 
 class OodbenchError(Exception):
-    """Something the user can mend: the message is one line that names the thing and the remedy."""
+    """An error that the user can fix: the message is one line that names the problem and the remedy."""
 
     exit_code = 1
 
@@ -20,28 +20,28 @@ class UsageError(OodbenchError):
 
 
 class MissingData(OodbenchError):
-    """A data set or weights file is not where it was looked for."""
+    """A data set or weights file was not found."""
 
 
 class BadData(OodbenchError):
-    """A file is truncated, hostile, or not what its layout says."""
+    """A file is truncated, malicious, or does not have the expected layout."""
 
 
 class Unsuitable(OodbenchError):
-    """This detector cannot work on this model or this set; its cell is skipped with the message."""
+    """This detector cannot work on this model or this set; its cell is skipped, with the message as reason."""
 
 
 class NotFitted(OodbenchError):
-    """A detector was asked for scores before it saw the in-distribution training set."""
+    """A detector was asked for scores before it was fitted on the in-distribution training set."""
 
 
 def one_line(text: str) -> str:
-    """One line that says what it holds: names come from outside, and may hold line breaks or what a terminal obeys."""
+    """The text on one line, safe to print: names from outside may hold line breaks or terminal control characters."""
     shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
     return "".join(shown)
 
 
 def reason(error: BaseException) -> str:
-    """One line for a table or a terminal: our own messages as they are, others with their type."""
+    """One line for a table or a terminal: oodbench's messages unchanged, other errors prefixed with their type."""
     text = one_line(" ".join(str(error).split())) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"

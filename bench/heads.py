@@ -1,8 +1,8 @@
-"""Heads turn a detector's statistics into one score an image, higher = more anomalous.
+"""Heads turn a detector's statistics into one score per image, higher = more anomalous.
 
-Statistics are float64 arrays (N, S, D): S settings of the detector's hyper-parameters, D columns each. A head that
-learns nothing sees one setting; one that chooses sees the detector's whole grid on validation samples and keeps the
-best as ``setting_``. Heads on the unsupervised side never see an anomalous sample.
+Statistics are float64 arrays (N, S, D): S settings of the detector's hyper-parameters with D columns each. A head that
+learns nothing sees one setting; a head that chooses sees the whole grid of the detector on validation samples and keeps
+the best as ``setting_``. Unsupervised heads never see an anomalous sample.
 """
 
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ Criterion = Literal["tnr95", "auroc"]
 
 
 def separation(inside: np.ndarray, outside: np.ndarray, by: Criterion) -> float:
-    """How well scores (n,) and (m,) part: the share of ``outside`` rejected while 95 % of ``inside`` are accepted, or AUROC."""
+    """How well scores (n,) and (m,) separate: share of ``outside`` rejected with 95 % of ``inside`` accepted, or AUROC."""
     from oodbench import metrics
 
     return 1 - metrics.fpr95(inside, outside) if by == "tnr95" else metrics.auroc(inside, outside)
 
 
 def inverse_spread(columns: np.ndarray) -> np.ndarray:
-    """1 / standard deviation of each column of (n, D), and 0 for one without spread, so that it counts nothing.
+    """1 / standard deviation of each column of (n, D), and 0 for a constant column, so that it is ignored.
 
-    Equal values have a spread of some rounding errors where their mean is no binary fraction: that is none.
+    Rounding of the mean can give equal values a tiny spread; such a column counts as constant.
     """
     spread = columns.std(0)
     return np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-12 * np.abs(columns).max(0))
 
 
 class Head:
-    """Base: fitted state is attributes that end in ``_``."""
+    """Base class; fitted state is kept in attributes that end in ``_``."""
 
-    calibrates = False  # wants the statistics of held-out in-distribution images
-    learns_from_shift = False  # wants statistics of both sides of a validation split
-    chooses = False  # wants them for every setting of the grid
+    calibrates = False  # needs the statistics of held-out in-distribution images
+    learns_from_shift = False  # needs the statistics of both sides of a validation split
+    chooses = False  # needs them for every setting of the grid
 
     setting_: int = 0  # which setting of the grid it keeps
 
@@ -61,16 +61,16 @@ class Identity(Head):
 
     def score(self, statistics: np.ndarray) -> np.ndarray:
         if statistics.shape[1:] != (1, 1):
-            raise Unsuitable(f"gives {statistics.shape[2]} statistics an image and no head that makes one score of them")
+            raise Unsuitable(f"gives {statistics.shape[2]} statistics per image and has no head that combines them")
         return statistics[:, 0, 0]
 
 
 class StandardisedSum(Head):
-    """The sum of columns, each standardised on held-out in-distribution images; a column without spread counts nothing."""
+    """The sum of columns, each standardised on held-out in-distribution images; constant columns are ignored."""
 
     calibrates = True
     mean_: list[float]
-    scale_: list[float]  # 1 / standard deviation, 0 for a column without spread
+    scale_: list[float]  # 1 / standard deviation, 0 for a constant column
 
     def calibrate(self, inside: np.ndarray) -> None:
         columns = inside[:, 0, :]
@@ -84,9 +84,9 @@ class StandardisedSum(Head):
 
 
 class StandardisedSquare(StandardisedSum):
-    """The mean over columns of the squared standardised column: far from the usual on either side is anomalous.
+    """Mean over columns of the squared standardised value: both unusually low and unusually high values are anomalous.
 
-    Standardised on held-out in-distribution images; a column without spread there counts nothing.
+    Standardised on held-out in-distribution images; columns that are constant there are ignored.
     """
 
     def score(self, statistics: np.ndarray) -> np.ndarray:
@@ -96,8 +96,8 @@ class StandardisedSquare(StandardisedSum):
 class MahalanobisDistance(Head):
     """Squared Mahalanobis distance of the columns to those of held-out in-distribution images.
 
-    The covariance is Ledoit and Wolf's (2004), shrunk towards its mean variance, so that a column without spread in
-    distribution still tells: columns must share a unit.
+    The covariance is the estimate of Ledoit and Wolf (2004), shrunk towards its mean variance, so that a column that is
+    constant in distribution still counts; all columns must have the same unit.
     """
 
     calibrates = True
@@ -116,9 +116,9 @@ class MahalanobisDistance(Head):
 
 
 class Choose(Head):
-    """One column a setting: keeps the setting that parts the validation samples best.
+    """One column per setting: keeps the setting that separates the validation samples best.
 
-    Nothing is fitted, so both halves of the validation samples choose, as in the papers.
+    Nothing is fitted, so both halves of the validation samples are used for the choice, as in the papers.
     """
 
     learns_from_shift = True
@@ -132,16 +132,17 @@ class Choose(Head):
         return Identity().score(statistics)
 
 
-TOLERANCE = 1e-10  # of a gradient's entries, a row
+TOLERANCE = 1e-10  # of gradient entries, per row
 STEPS, HALVINGS = 100, 30
-ROUNDING = 1e-12  # of the objective, relative: a step may not be refused for less
+ROUNDING = 1e-12  # relative to the objective: a smaller increase does not reject a step
 STRENGTHS = np.logspace(-4, 4, 10)  # inverse regularisation
 
 
 class Logistic(Head):
     """Logistic regression on standardised columns; the score is the log-odds of anomalous.
 
-    Log-odds, for probabilities round to 1 and tie. The inverse regularisation is cross-validated, as in Lee et al. 2018.
+    Log-odds are used because probabilities round to 1 and tie. The inverse regularisation is cross-validated, as in
+    Lee et al. 2018.
     """
 
     learns_from_shift = True
@@ -164,7 +165,7 @@ class Logistic(Head):
         _require_two(inside, outside)
         splits = StratifiedKFold(min(5, len(inside), len(outside))).split(columns, target)
         left_out = np.stack([np.isin(np.arange(len(target)), rows) for _, rows in splits])  # (folds, n)
-        with threadpool_limits(1, "blas"):  # threads on matrices this small only wait for each other
+        with threadpool_limits(1, "blas"):  # for matrices this small, several threads are slower than one
             used = np.tile(~left_out, (len(STRENGTHS), 1)).astype(float)
             found = fit_logistic(columns, target, used, np.repeat(STRENGTHS, len(left_out)))
             odds = found[:, :-1] @ columns.T + found[:, -1:]  # (strengths · folds, n)
@@ -181,7 +182,7 @@ class Logistic(Head):
 
 
 class ChooseLogistic(Logistic):
-    """Logistic regression for every setting on one half of the validation samples; the other half chooses the setting."""
+    """Logistic regression for each setting on half of the validation samples; the other half chooses the setting."""
 
     chooses = True
 
@@ -200,17 +201,18 @@ class ChooseLogistic(Logistic):
 class MLP(Head):
     """Two fully connected layers on standardised columns, D -> 40 -> 1 with ReLU; the score is the log-odds of anomalous.
 
-    Columns (n, D) are standardised on the half that it is fitted on; Adam at a rate of 1e-3 on the binary cross-entropy
-    in minibatches of 50, until the loss of the other half has not fallen for 20 epochs (200 at most); the weights with the
-    least are kept. As the head of gradient features in Lee et al. 2023 (arXiv 2304.02834), who give neither width nor
-    optimiser. All in float64, on one thread and from a seed of its own: the same samples give the same head.
+    Columns (n, D) are standardised on the half used for fitting. Training uses Adam with learning rate 1e-3 on the binary
+    cross-entropy in minibatches of 50, until the loss on the other half has not fallen for 20 epochs (200 at most); the
+    weights with the lowest loss are kept. Modelled on the head for gradient features in Lee et al. 2023 (arXiv
+    2304.02834), who give neither width nor optimiser. Everything is float64, on one thread and with a fixed seed: the
+    same samples give the same head.
     """
 
     learns_from_shift = True
     width, batch_size, patience, epochs, seed = 40, 50, 20, 200, 0
 
     mean_: Tensor  # (D,)
-    scale_: Tensor  # (D,): 1 / standard deviation, 0 for a column without spread
+    scale_: Tensor  # (D,): 1 / standard deviation, 0 for a constant column
     hidden_: Tensor  # (40, D)
     hidden_bias_: Tensor  # (40,)
     output_: Tensor  # (1, 40)
@@ -222,7 +224,7 @@ class MLP(Head):
         self.mean_, self.scale_ = torch.from_numpy(columns.mean(0)), torch.from_numpy(inverse_spread(columns))
         random = torch.Generator().manual_seed(self.seed)
         shapes = (self.width, columns.shape[1]), (self.width,), (1, self.width), (1,)
-        # As torch initialises a linear layer: uniform, up to 1 / √inputs.
+        # Initialise like a torch linear layer: uniform, up to 1 / √inputs.
         bounds = (shape[-1] ** -0.5 for shape in (shapes[0], shapes[0], shapes[2], shapes[2]))
         with _one_thread(), torch.inference_mode(False), torch.enable_grad():
             weights = [
@@ -290,7 +292,7 @@ def _one_thread() -> Iterator[None]:
 def _require_two(inside: np.ndarray, outside: np.ndarray) -> None:
     if min(len(inside), len(outside)) < 2:
         raise Unsuitable(
-            f"needs at least 2 validation images a side, has {len(inside)} and {len(outside)};"
+            f"needs at least 2 validation images per side, has {len(inside)} and {len(outside)};"
             " raise --limit or leave out per-shift"
         )
 
@@ -298,13 +300,13 @@ def _require_two(inside: np.ndarray, outside: np.ndarray) -> None:
 def fit_logistic(columns: np.ndarray, target: np.ndarray, used: np.ndarray, strengths: np.ndarray) -> np.ndarray:
     """Weights and bias (P, D + 1) of P regressions, by Newton's method with halved steps.
 
-    scikit-learn's fit takes some 3 ms on a thousand rows, most of it checks; a run needs a hundred thousand of them.
+    scikit-learn takes about 3 ms per fit on a thousand rows, mostly for checks; a run needs a hundred thousand fits.
 
-    Each minimises Σ used·log(1 + exp(∓odds)) + ‖weights‖² / (2·strength), the bias unpenalised: scikit-learn's
-    ``LogisticRegression(C=strength)`` on the rows that it uses.
+    Each fit minimises Σ used·log(1 + exp(∓odds)) + ‖weights‖² / (2·strength) with an unpenalised bias, the same as
+    scikit-learn's ``LogisticRegression(C=strength)`` on the rows used.
 
     Args:
-        columns: (n, D), of about unit spread. target: (n,), 0 or 1.
+        columns: (n, D), with about unit spread. target: (n,), 0 or 1.
         used: (P, n), 1 for the rows that a regression is fitted on, else 0. strengths: (P,).
     """
     design = np.c_[columns, np.ones(len(columns))]
@@ -327,7 +329,7 @@ def fit_logistic(columns: np.ndarray, target: np.ndarray, used: np.ndarray, stre
             break
         curvature = used[left] * chance * (1 - chance)
         hessian = (design.T * curvature[:, None, :]) @ design  # (left, D + 1, D + 1)
-        hessian[:, places, places] += penalty[left] + ROUNDING  # of parted classes the bias has no curvature left
+        hessian[:, places, places] += penalty[left] + ROUNDING  # with separated classes the bias has no curvature left
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         before, slope, size = objective(weights[left], left), (gradient * step).sum(1), np.ones(len(left))
         for _ in range(HALVINGS):

@@ -1,4 +1,4 @@
-"""Where data, weights and caches are, and how a file is written whole or not at all."""
+"""Locations of data, weights and caches, and writing a file whole or not at all."""
 
 import os
 import sys
@@ -22,13 +22,13 @@ def cache_root() -> Path:
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The data root: what is given, else ``$OODBENCH_DATA``, else the cache folder."""
+    """The data root: the given one, else ``$OODBENCH_DATA``, else the cache folder."""
     return Path(given or os.environ.get("OODBENCH_DATA") or cache_root())
 
 
 @contextmanager
 def separate_cache(data: Path | None = None) -> Iterator[None]:
-    """An empty cache folder, so that nothing trained before is taken and nothing is left; the data root stays."""
+    """Use an empty temporary cache folder, so that no earlier training is reused and nothing is kept; the data root stays."""
     before = {name: os.environ.get(name) for name in ("OODBENCH_CACHE", "OODBENCH_DATA")}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(OODBENCH_CACHE=folder, OODBENCH_DATA=str(data_root(data)))
@@ -40,7 +40,7 @@ def separate_cache(data: Path | None = None) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or nothing, also after a kill or a power cut. Raises OodbenchError where it cannot be written."""
+    """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -1,8 +1,8 @@
-"""What the network makes of one batch of images: each thing computed once, when first asked for, shared by all detectors.
+"""What the network computes for one batch of images: each quantity once, when first needed, shared by all detectors.
 
-A detector never runs the network behind the probe's back, so that N detectors cost one forward pass plus what is truly
-theirs. The forward pass keeps its graph only where some detector declared a gradient, and is never run twice
-for that: several losses go backwards through the one graph.
+A detector never runs the network outside the probe, so that N detectors cost one forward pass plus their own work.
+The forward pass keeps its graph only if a detector declared a gradient, and is not run again for it: all losses use
+the same graph for their backward passes.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -21,33 +21,33 @@ SIGNALS = frozenset(
 )
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
 
-Loss = Callable[["Probe"], Tensor]  # a probe -> one loss an image (N,)
-LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images -> one loss an image (N,)
+Loss = Callable[["Probe"], Tensor]  # a probe -> one loss per image (N,)
+LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images -> one loss per image (N,)
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the last layer that is asked for."""
+    """Ends a forward pass at the last layer that is needed."""
 
 
 class Probe:
     """One batch under one classifier.
 
     Args:
-        classifier: None in a suite without a network: then only ``images`` can be had.
+        classifier: None in a suite without a network; then only ``images`` is available.
         images: floats (N, C, H, W) in [0, 1], on the classifier's device and in its dtype.
-        signals: the names (of ``SIGNALS``) that somebody will ask for; None for all of them. Asking for one that was
-            not declared is an error, for its cost was not paid.
+        signals: the names (of ``SIGNALS``) that detectors will use; None for all of them. Using an undeclared one is an
+            error, because the forward pass was not set up for it.
         labels: int64 (N,), only while training data is observed.
-        held_out: bool (N,), while training data is observed: the tenth kept for those that normalise or calibrate
-            on images they did not fit.
-        clean: the images (N, C, H, W) before their corruption or attack, or what reads them when they are asked for;
-            ``images`` itself where these are clean.
-        until: the last layer (its place) that will be asked for: the forward pass stops there, before the logits.
+        held_out: bool (N,), while training data is observed: the tenth kept for detectors that normalise or calibrate
+            on images that they were not fitted on.
+        clean: the images (N, C, H, W) before their corruption or attack, or a function that reads them when needed;
+            ``images`` itself if these are clean.
+        until: index of the last layer that will be used: the forward pass stops there, before the logits.
 
-    Tensors come detached, except inside a loss function, and are the asker's own, except ``images``.
+    Returned tensors are detached, except inside a loss function, and are copies, except ``images``.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Probe:
         self._signals = SIGNALS if signals is None else frozenset(signals)
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._leaf: Tensor | None = None  # the images that the graph starts from
-        self._recording: Any = None  # of the forward pass, where parameter gradients will be asked for
+        self._recording: Any = None  # of the forward pass, if parameter gradients are declared
         self._clean = clean
         self._until = until
         self._memo: dict[Hashable, Any] = {}
@@ -79,19 +79,19 @@ class Probe:
         return len(self.images)
 
     def mode(self) -> AbstractContextManager:
-        """The context in which detectors read this probe: inference mode, unless a gradient will be asked for."""
+        """The context in which detectors read this probe: inference mode, unless a gradient is declared."""
         return torch.no_grad() if self._graph else torch.inference_mode()
 
     @property
     def classifier(self) -> Classifier:
-        """The network that the images go through. Raises Unsuitable where the suite has none."""
+        """The network that the images go through. Raises Unsuitable if the suite has none."""
         if self._classifier is None:
             raise Unsuitable("needs a classifier, and this suite has none")
         return self._classifier
 
     @property
     def logits(self) -> Tensor:
-        """float64 (N, classes): in float32 a third of the largest softmax probabilities of real images tie."""
+        """float64 (N, classes); in float32 a third of the largest softmax probabilities of real images tie."""
         return self._give(self._once("logits", lambda: self._logits().double()))
 
     @property
@@ -106,10 +106,10 @@ class Probe:
 
     @property
     def features(self) -> Tensor:
-        """(N, features): what the final linear layer reads, in the network's dtype. Raises Unsuitable where there is none."""
+        """(N, features): input of the final linear layer, in the network's dtype. Raises Unsuitable if there is none."""
         self._declared("features", "stochastic")
         if not self._once("is head", self._head_gives_logits):
-            self.classifier.head  # noqa: B018  # says what is missing, if it is missing
+            self.classifier.head  # noqa: B018  # raises with the reason if the head is missing
             raise Unsuitable(
                 f"{self.classifier.name}: its logits do not come from '{self.classifier.head_name}', its last linear layer;"
                 " name the one that gives them with Classifier(…, head=…)"
@@ -118,9 +118,9 @@ class Probe:
 
     @property
     def layers(self) -> list[Tensor]:
-        """One (N, channels) a layer of ``classifier.layer_names``: activations averaged over space.
+        """One (N, channels) per layer of ``classifier.layer_names``: activations averaged over space.
 
-        Raises Unsuitable where the layers are not known, or the forward pass does not go through one.
+        Raises Unsuitable if the layers are not known, or if the forward pass does not go through one of them.
         """
         return [self.layer(place) for place in range(max(1, len(self.classifier.layer_names)))]
 
@@ -131,33 +131,34 @@ class Probe:
 
     @property
     def maps(self) -> list[Tensor]:
-        """One (N, channels, …) a layer of ``classifier.layer_names``: its activations as they are. Raises like ``layers``."""
+        """One (N, channels, …) per layer of ``classifier.layer_names``: unchanged activations. Raises like ``layers``."""
         self._declared("maps")
         return [self._give(self._kept("maps", place)) for place in range(max(1, len(self.classifier.layer_names)))]
 
     def stochastic(self, passes: int, p: float = 0.5, seed: int = 0) -> Tensor:
         """Logits of ``passes`` networks thinned by dropout, BatchNorm in eval mode: float64 (passes, N, classes).
 
-        A pass drops the same units for every image, drawn by its seed, so that an image's logits do not depend on its
-        batch. What drops are the modules of ``DROPOUTS`` that the forward pass goes through; ``F.dropout`` and the dropout
-        inside ``nn.MultiheadAttention`` are not reached. Where there is none, features are dropped with probability ``p``
-        before the network's head, and no further forward pass is needed.
+        Each pass drops the same units for every image, drawn from its seed, so that an image's logits do not depend on
+        its batch. Units are dropped in the modules of ``DROPOUTS`` that the forward pass goes through, but not by
+        ``F.dropout`` or inside ``nn.MultiheadAttention``. In a network without dropout, features are dropped with
+        probability ``p`` before the head, which needs no further forward pass.
 
-        Raises Unsuitable where dropout sees tokens before images, so that masks would differ between images of a batch.
+        Raises Unsuitable if the first dimension of a dropout's input is tokens instead of images, so that masks would
+        differ between images of a batch.
         """
         self._declared("stochastic")
         return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
 
     @property
     def base(self) -> "Probe":
-        """The probe of the clean twins, without gradients; of in-distribution images, this probe.
+        """The probe of the clean twins, without gradients; for in-distribution images, this probe itself.
 
-        Raises Unsuitable where the images have none: another set's images were made from nothing clean.
+        Raises Unsuitable if the images have no clean twins: only corrupted and attacked images do.
         """
         self._declared("base")
         clean = self._clean
         if clean is None:
-            raise Unsuitable("needs each image's clean twin; a set under a corruption or an attack brings them")
+            raise Unsuitable("needs the clean twin of each image; only sets with a corruption or an attack have them")
         if clean is self.images:
             return self
 
@@ -171,17 +172,17 @@ class Probe:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.
 
         ``loss`` maps a probe to (N,) and may use a detector's fitted state. It is computed once for each ``key``
-        (by default the function itself), so detectors that name one loss alike share its backward pass.
+        (by default the function itself), so detectors that pass the same key share its backward pass.
         """
         self._declared("input_gradient")
         return self._once(("gradient", key if key is not None else loss), lambda: self._backward(loss))
 
     def gradient_norms(self, loss: str | LogitLoss = "ones", key: Hashable = None) -> Tensor:
-        """‖∇_θp lossₙ‖² for every parameter tensor p of the network, in their order: (N, parameters).
+        """‖∇_θp lossₙ‖² for every parameter tensor p of the network, in order: (N, parameters).
 
         ``loss`` is a name of ``oodbench.gradients.losses`` or a function of logits (N, classes) and images to (N,);
-        memoised like ``input_gradient``. The activation gradients go back through the one graph, and no weight
-        gradient is computed (``oodbench.gradients``).
+        memoised like ``input_gradient``. The backward pass uses the shared graph, and no weight gradient is computed
+        (see ``oodbench.gradients``).
         """
         self._declared("gradient_norms")
         return self._give(self._once(("norms", key if key is not None else loss), lambda: self._parameter_norms(loss)))
@@ -189,8 +190,8 @@ class Probe:
     def perturbed(self, epsilon: float, loss: Loss, key: Hashable = None, until: int | None = None) -> "Probe":
         """The probe of images − ε·sign(∂loss/∂images), with sign(0) = +1 and not clipped (Liang et al. 2018).
 
-        ε is in pixel units of [0, 1]. ε = 0 is this probe itself: no gradient is taken. Where only ``layer(until)`` will
-        be asked of it, say so: its forward pass goes no further.
+        ε is in pixel units of [0, 1]. ε = 0 returns this probe itself, without computing a gradient. If only layers up
+        to ``layer(until)`` are needed, give ``until``: the forward pass stops there.
         """
         if epsilon == 0:
             return self
@@ -203,7 +204,7 @@ class Probe:
         return self._once(("perturbed", float(epsilon), key, until), step)
 
     def _kept(self, what: str, place: int) -> Tensor:
-        """Of ``layers`` or ``maps``, the one at a place."""
+        """The tensor of ``layers`` or ``maps`` at one index."""
         names = self.classifier.layer_names
         if not names:
             raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
@@ -213,24 +214,24 @@ class Probe:
         return kept[names[place]]
 
     def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
-        """Raises Unsuitable where the network has no dropout and no head of its own, and like ``stochastic``."""
+        """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
         seeds = [seed * 1_000_003 + number for number in range(passes)]
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
         first, reached = self._dropped(self.images, seeds[0], dropouts) if dropouts else (None, False)
-        if first is None or not reached:  # a dropout of a branch that is not used is none
+        if first is None or not reached:  # dropout in an unused branch does not count
             features = self.features.double()
             weight, bias = (part.double() for part in self.classifier.weight_and_bias)
             masks = [_mask(features.shape[1:], p, torch.Generator().manual_seed(each)).to(weight) for each in seeds]
             return torch.stack([F.linear(features * mask, weight, bias) for mask in masks])
-        # The last image, for where masks do differ the first one's are as if it were alone. A lone image comes twice.
+        # Compare the last image: where masks differ, the first image still gets the ones it gets alone. Repeat a lone image.
         last = self.images[-1:]
         alone, _ = self._dropped(last, seeds[0], dropouts)
         among = first if len(self) > 1 else self._dropped(torch.cat([last, last]), seeds[0], dropouts)[0]
         slack = torch.finfo(self.images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
         if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
             raise Unsuitable(
-                f"{self.classifier.name}: with dropout an image's logits change with the others of its batch, for its dropout"
-                " sees another dimension first; build it with images first (batch_first=True)"
+                f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input"
+                " of a dropout does not have the batch first; build the network with batch_first=True"
             )
         return torch.stack([first, *(self._dropped(self.images, each, dropouts)[0] for each in seeds[1:])])
 
@@ -249,7 +250,7 @@ class Probe:
 
     def _logits(self) -> Tensor:
         if "logits" not in self._forward():
-            raise Unsuitable(f"asked for logits of a probe that goes no further than layer {self._until}")
+            raise Unsuitable(f"asked for logits of a probe that stops at layer {self._until}")
         return self._forward()["logits"]
 
     def _declared(self, signal: str, *implied_by: str) -> None:
@@ -258,24 +259,24 @@ class Probe:
         if signal in NEED_GRAPH and self.images.dtype in HALF:
             dtype = str(self.images.dtype).removeprefix("torch.")
             raise Unsuitable(
-                f"needs a network in float32 or float64, for {dtype} loses its gradients and small steps on pixels to rounding;"
+                f"needs a network in float32 or float64, because {dtype} loses gradients and small pixel steps to rounding;"
                 " convert it with module.float()"
             )
 
     def _give(self, tensor: Tensor) -> Tensor:
-        # A copy, for a detector that writes into it must not change what the others see.
+        # A copy, so that a detector that writes into it does not change what the others see.
         return tensor if self._in_loss else tensor.detach().clone()
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         if key not in self._memo:
-            # With gradients on wherever a graph is kept, so that what a detector computes first, outside a loss,
-            # still leads back to the images when a loss uses it.
+            # Gradients are on whenever a graph is kept, so that a value first computed outside a loss still depends
+            # on the images when a loss uses it.
             with torch.set_grad_enabled(self._graph):
                 self._memo[key] = compute()
         return self._memo[key]
 
     def forward(self) -> None:
-        """Run the network now, so that its time is nobody's in particular; without this it runs when first needed."""
+        """Run the network now, so that its time is not charged to one detector; otherwise it runs when first needed."""
         self._forward()
 
     def _forward(self) -> dict[str, Any]:
@@ -295,7 +296,7 @@ class Probe:
                 try:
                     self._recording = Recording(self.classifier, images)
                     hooks.enter_context(self._recording.recorder)
-                except Unsuitable as error:  # for who asks for the norms to hear
+                except Unsuitable as error:  # raised later, to the detectors that ask for the norms
                     self._recording = error
             self._hook(hooks, seen)
             with suppress(_Reached):
@@ -307,9 +308,9 @@ class Probe:
             seen["features"], seen["head"] = inputs[0], output
 
         def keep_layer(name: str) -> Callable[..., None]:
-            # Means and copies are taken here and now: a later in-place module would change the map under a reference.
+            # Take means and copies immediately: a later in-place module would change a map that is only referenced.
             def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if "layers" in self._signals and name not in seen["layers"]:  # of a module that is used twice, the first use
+                if "layers" in self._signals and name not in seen["layers"]:  # first use of a module that is used twice
                     seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
                 if "maps" in self._signals and name not in seen["maps"]:
                     seen["maps"][name] = output.clone()
@@ -356,7 +357,7 @@ def _mask(shape: Iterable[int], p: float, random: torch.Generator) -> Tensor:
 
 
 def _dropping(random: torch.Generator, reached: list[nn.Module]) -> Callable[..., Tensor]:
-    """A forward hook on a dropout module that drops the same units, or whole channels, for every image, and is noted."""
+    """A forward hook on a dropout module that drops the same units or channels for every image; adds it to ``reached``."""
 
     def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
         reached.append(module)

@@ -1,4 +1,4 @@
-"""Progress on long work: what runs, how far, how long still. On standard error, so that standard output pipes."""
+"""Progress of long work: current stage, share done and time remaining. Printed on standard error, to keep stdout clean."""
 
 import sys
 import time
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Says nothing: the default of the Python interface."""
+    """Prints nothing: the default of the Python interface."""
 
     def expect(self, units: float) -> None:
-        """So much more work is to come, in the units of ``advance``."""
+        """Add to the expected total work, in the units of ``advance``."""
 
     def stage(self, title: str) -> None:
-        """What runs from now on."""
+        """Name the stage that starts now."""
 
     def advance(self, units: float) -> None:
-        """So much of it is done."""
+        """Record work done."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
 
 
 class Lines(Progress):
-    """One line a stage, for logs and pipes."""
+    """One line per stage, for logs and pipes."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -45,7 +45,7 @@ class Lines(Progress):
 
 @contextmanager
 def terminal_progress() -> Iterator[Progress]:
-    """A live bar where standard error is a terminal, lines where it is not."""
+    """A live bar if standard error is a terminal, otherwise one line per stage."""
     if not sys.stderr.isatty():
         yield Lines()
         return
@@ -60,8 +60,8 @@ def terminal_progress() -> Iterator[Progress]:
         BarColumn(bar_width=None),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        TextColumn("· still"),
         TimeRemainingColumn(),
+        TextColumn("remaining"),
     )
     with RichProgress(*columns, console=Console(stderr=True), transient=True, expand=True) as live:
         task = live.add_task("starting", total=None)

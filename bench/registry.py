@@ -1,8 +1,8 @@
 """Finds detectors, data sets and models: the built-in tables, and what other packages register.
 
-Built-ins are one literal table a family, in the syntax of entry points and loaded on demand. Third parties come
-through the entry-point groups ``oodbench.detectors``, ``oodbench.datasets`` and ``oodbench.models``. Listing imports
-no plug-in, so one that is broken never takes the tool down: it fails where it is asked for, and in ``list --check``.
+Built-ins are one literal table per family, in entry-point syntax and imported on demand. Third-party packages use
+the entry-point groups ``oodbench.detectors``, ``oodbench.datasets`` and ``oodbench.models``. Listing imports no
+plug-in, so a broken plug-in never breaks the tool: it fails only when it is used, and in ``list --check``.
 """
 
 import configparser
@@ -28,13 +28,13 @@ class Entry(NamedTuple):
     target: str  # "module:object"
     summary: str
     source: str = ""  # paper or home page
-    learns_from: str = ""  # detectors: what it sees before it scores
-    parameters: str = ""  # detectors: names of its hyper-parameters, with blanks between
+    learns_from: str = ""  # detectors: the data needed before scoring
+    parameters: str = ""  # detectors: names of the hyper-parameters, separated by spaces
 
 
 @dataclass(frozen=True)
 class Record:
-    """One name of one family, ours or somebody's; ``error`` says why it cannot be used, once that is known."""
+    """One name of one family, built-in or third-party; ``error`` says why it cannot be used, once that is known."""
 
     family: str
     name: str
@@ -56,7 +56,7 @@ class Record:
 def discover(group: str) -> list[tuple[str, str, str, str]]:
     """(name, target, distribution, version) of every entry point of ``group``; nothing is imported.
 
-    The one place that reads entry points. ``$OODBENCH_PLUGINS=0`` turns third parties off.
+    This is the only place that reads entry points. ``$OODBENCH_PLUGINS=0`` disables third-party packages.
     """
     if os.environ.get("OODBENCH_PLUGINS") == "0":
         return []
@@ -74,13 +74,13 @@ def discover(group: str) -> list[tuple[str, str, str, str]]:
 
 
 def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
-    """``get_group_all``, one distribution at a time: it gives up on all of them where one's entry_points.txt is malformed."""
+    """``get_group_all`` one distribution at a time, because it fails for all if one entry_points.txt is malformed."""
     from importlib.metadata import distributions
 
     points: dict[str, list[entrypoints.EntryPoint]] = {}
     for distribution in distributions():
         name = distribution.name
-        if name in points:  # the first on the import path hides others of its name
+        if name in points:  # the first on the import path hides later ones of the same name
             continue
         points[name] = []
         parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
@@ -101,11 +101,11 @@ _added: dict[tuple[str, str], Record] = {}  # what --plugin added to this proces
 
 
 def records(family: str) -> dict[str, Record]:
-    """Every name of a family, built-ins first, then third parties by name.
+    """Every name of a family: built-ins first, then third-party names in alphabetical order.
 
-    Where two packages register one name, the record carries the conflict as its ``error``, naming both owners: fatal
-    where that name is asked for, and nowhere else. Built-in names are reserved: ours stays, and who claims it too is a
-    record of its own with an error.
+    If two packages register the same name, the ``error`` of the record names both owners; it is raised only when that
+    name is used. Built-in names are reserved: the built-in stays usable, and another package's claim becomes a separate
+    record with an error.
     """
     table = importlib.import_module(f"oodbench.{family}").TABLE
     found = {name: Record(family, name, *entry) for name, entry in table.items()}
@@ -117,12 +117,12 @@ def records(family: str) -> dict[str, Record]:
     for record in third_parties:
         claim = f"{family[:-1]} '{record.name}' of {record.owner}"
         if record.name in table:
-            reserved = f"{claim} has a name that is reserved for oodbench's own; rename or uninstall it"
+            reserved = f"{claim} uses a name that is reserved for an oodbench built-in; rename or uninstall it"
             found[f"{record.name} ({record.distribution})"] = replace(record, error=reserved)
         elif other := found.get(record.name):
             conflict = (
-                f"{claim} is registered by {other.owner} too; rename or uninstall one of them"
-                " (OODBENCH_PLUGINS=0 turns third parties off)"
+                f"{claim} is also registered by {other.owner}; rename or uninstall one of them"
+                " (OODBENCH_PLUGINS=0 disables third-party packages)"
             )
             found[record.name] = replace(other, error=conflict)
         else:
@@ -131,14 +131,14 @@ def records(family: str) -> dict[str, Record]:
 
 
 def add_plugin(target: str, family: str = "detectors") -> str:
-    """Register ``module:Class`` for this process and return its name (the class's ``name``, or its own in lower case)."""
+    """Register ``module:Class`` for this process and return its name: ``Class.name``, or the class name in lower case."""
     if ":" not in target:
         raise UsageError(f"--plugin takes module:Class, not '{target}'")
     try:
         plugin = resolve(target)
     except Exception as error:
         raise UsageError(
-            f"--plugin {target} cannot be imported: {reason(error)}; check its name and the import path"
+            f"--plugin {target} cannot be imported: {reason(error)}; check the name and the import path"
         ) from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
     _added[family, name] = Record(family, name, target, distribution="--plugin")
@@ -146,12 +146,12 @@ def add_plugin(target: str, family: str = "detectors") -> str:
 
 
 def find(family: str, name: str) -> Record:
-    """The record of a name; an unknown one raises UsageError with the nearest names."""
+    """The record of a name. Raises UsageError for an unknown name, with the nearest known one."""
     known = records(family)
     if name not in known:
         base, _, variant = name.partition(":")
         if family == "detectors" and variant and base in known:
-            raise UsageError(f"'{name}' names a row of {base}, not a detector; ask for '{base}', which gives all its rows")
+            raise UsageError(f"'{name}' is a row of {base}, not a detector; use '{base}', which gives all its rows")
         raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
     if known[name].error:
         raise UsageError(known[name].error)
@@ -159,7 +159,7 @@ def find(family: str, name: str) -> Record:
 
 
 def check_parameters(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UsageError, with the nearest name, for a parameter that detector ``name`` does not have."""
+    """Raise UsageError for a parameter that detector ``name`` does not have, with the nearest known one."""
     known = list(known)
     for parameter in given:
         if parameter not in known:
@@ -174,19 +174,19 @@ def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
 
 
 def load(family: str, name: str) -> Any:
-    """Import and return what a name stands for. Raises OodbenchError that names the plug-in where its import fails."""
+    """Import and return the object of a name. Raises OodbenchError that names the plug-in if its import fails."""
     record = find(family, name)
     try:
         return resolve(record.target)
     except Exception as error:
         raise OodbenchError(
             f"{family[:-1]} '{name}' of {record.owner} ({record.target}) cannot be imported: {reason(error)};"
-            f" mend or uninstall {record.distribution}"
+            f" repair or uninstall {record.distribution}"
         ) from error
 
 
 def check(record: Record) -> Record:
-    """The same record after an import was tried, with its reason and traceback if that failed."""
+    """The record after trying the import, with error and traceback if it failed."""
     try:
         resolve(record.target)
     except Exception as error:
@@ -200,7 +200,7 @@ def resolve(target: str) -> Any:
     try:
         found = importlib.import_module(module)
     except SystemExit as error:
-        raise ImportError(f"{module} exits when it is imported") from error
+        raise ImportError(f"{module} exits on import") from error
     for part in path.split(".") if path else ():
         found = getattr(found, part)
     return found

@@ -1,4 +1,4 @@
-"""One detector by itself, without a run: ``Detector.fit`` and ``Detector.score``."""
+"""Fit and score a single detector without a run: ``Detector.fit`` and ``Detector.score``."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def fit(
     data: str | Path | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """``Detector.fit``: learn from training images, then calibrate the head, or fit a supervised one where a shift is given.
+    """``Detector.fit``: learn from training images, then calibrate the head, or fit a supervised head if a shift is given.
 
     ``data`` is the data root, for detectors that load weights.
     """
@@ -42,10 +42,10 @@ def fit(
     if labels is not None:
         labels = torch.as_tensor(labels).long().cpu()
         if len(labels) != len(images):
-            raise BadData(f"{len(images)} images and {len(labels)} labels; give one label an image")
+            raise BadData(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if shift_images is not None and detector.shift_head is None:
         raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
-    if detector.observes or detector.prepares:  # from anew: an earlier fit may have broken off half-way
+    if detector.observes or detector.prepares:  # start afresh: an earlier fit may have stopped half-way
         fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
         vars(detector).clear()
         vars(detector).update(fresh)
@@ -88,19 +88,19 @@ def score(
     pieces = pieces_of(np.arange(len(images)), batch_size)
     with _explained(classifier, images):
         found = passes.statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
-    with np.errstate(all="ignore"):  # what overflows is said below
+    with np.errstate(all="ignore"):  # overflow is reported below
         scores = head.score(detector.columns_of(found))
     if bad := int((~np.isfinite(scores)).sum()):
         raise BadData(
             f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
-            " though its statistics are: its head is broken; fit it again"
+            " although its statistics are; its head is broken, fit it again"
         )
     return scores
 
 
 @contextmanager
 def _explained(classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
-    """Where the network does not take these images, say that in one line instead of what its layers say."""
+    """If the network does not accept these images, report that in one line instead of the error of a layer."""
     try:
         yield
     except (RuntimeError, AttributeError, TypeError):

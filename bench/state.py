@@ -1,4 +1,4 @@
-"""Fitted state on disk: attributes that end in ``_``, as safetensors with a JSON header. No pickle.
+"""Fitted state on disk: attributes that end in ``_``, stored as safetensors with a JSON header, without pickle.
 
 A value is a tensor, a number, a string, a bool, or a list of one of these (lists of tensors included).
 """
@@ -22,10 +22,10 @@ def fitted_state(thing: object) -> dict[str, Any]:
 
 
 def restore(thing: object, found: Mapping[str, Any], path: Path) -> None:
-    """Set fitted state that ``load`` found in ``path``. Raises BadData, and sets nothing, where a name is none of it."""
+    """Set fitted state that ``load`` found in ``path``. Raises BadData, and sets nothing, if a name is not fitted state."""
     for name in found:
         if name.startswith("_") or not name.endswith("_"):
-            raise BadData(f"{path} sets '{name}', which is no fitted state; do not use this file")
+            raise BadData(f"{path} sets '{name}', which is not fitted state; do not use this file")
     for name, value in found.items():
         setattr(thing, name, value)
 
@@ -55,7 +55,7 @@ def to_bytes(header: Mapping[str, Any], state: Mapping[str, Any], file: str) -> 
             f"cannot store fitted state in {file}: {error}; keep tensors, numbers, strings or lists of"
             " these in attributes that end in _"
         ) from error
-    # Copies, for safetensors refuses tensors that share memory.
+    # Copies, because safetensors refuses tensors that share memory.
     return tensors_to_bytes({k: v.clone() for k, v in tensors.items()}, {"oodbench": text})
 
 
@@ -63,7 +63,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
     """(header, state) of a file that ``save`` wrote. Raises BadData for any other file."""
     with _opened(path, device) as file:
         text = _text(file)
-        # Copies, for what it gives is the file itself, mapped, and changes with it.
+        # Copies, because the tensors are memory-mapped and change with the file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
         header, state = dict(text["header"]), dict(text["state"])
     lists: dict[str, dict[int, Tensor]] = {}
@@ -77,7 +77,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
 
 
 def load_header(path: Path) -> dict[str, Any]:
-    """The header alone, without reading a tensor. Raises BadData as ``load``."""
+    """Read only the header, no tensors. Raises BadData like ``load``."""
     with _opened(path, "cpu") as file:
         return dict(_text(file)["header"])
 
@@ -94,6 +94,6 @@ def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
         with safe_open(path, "pt", device=str(device)) as file:
             yield file
     except FileNotFoundError as error:
-        raise BadData(f"no such file: {path}") from error
+        raise BadData(f"no such file: {path}; check the path") from error
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise BadData(f"{path} is not a file of oodbench, or it is truncated ({error}); delete it and make it again") from error
+        raise BadData(f"{path} is not an oodbench file, or it is truncated ({error}); delete it and create it again") from error

@@ -1,4 +1,4 @@
-"""Suites: TOML files that say which sets, detectors and protocols make a benchmark, ours in the package or anyone's."""
+"""Suites: TOML files, in the package or your own, that list the sets, detectors and protocols of a benchmark."""
 
 import tomllib
 from collections import Counter
@@ -18,29 +18,29 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 class TestSet(BaseModel):
-    """One set against the in-distribution one; ``levels`` stands for one set a level, ``name@level``.
+    """One set to tell from the in-distribution set; ``levels`` expands to one set per level, ``name@level``.
 
-    ``first``: at most so many images, the first of the set that it is made from; a run's limit goes before it.
-    ``settings``: of an attack.
+    ``first``: use only the first ``first`` images of the set that it is made from; the limit of a run takes precedence.
+    ``settings``: settings of an attack.
     """
 
     model_config = ConfigDict(extra="forbid")
-    __test__ = False  # its name does not make it one of pytest's
+    __test__ = False  # keeps pytest from collecting it because of its name
 
     name: str
     kind: Kind | None = None  # None: the set's own default
     levels: list[int] = []
     first: int | None = Field(default=None, ge=1)
     settings: dict[str, Any] = {}
-    tested: bool = True  # False: only what transfer learns from
+    tested: bool = True  # False: only used as the set that transfer learns from
 
     def each(self) -> list["TestSet"]:
-        """One set a level, by its full name."""
+        """One set per level, with its full name."""
         return [self.model_copy(update={"name": f"{self.name}@{level}", "levels": []}) for level in self.levels] or [self]
 
 
 class Suite(BaseModel):
-    """What a suite file says. Sizes in pixels; ``size`` None keeps the in-distribution set's own."""
+    """The content of a suite file. Sizes are in pixels; ``size`` None keeps the size of the in-distribution set."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,7 +53,7 @@ class Suite(BaseModel):
     size: int | None = Field(default=None, ge=1)
     resize: str = "bilinear"
     protocols: list[Protocol] = ["unsupervised", "per-shift"]
-    transfer_from: str | None = None  # the one of the sets, by name and level, that transfer learns from
+    transfer_from: str | None = None  # full name (with level) of the set that transfer learns from
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0)
@@ -61,11 +61,11 @@ class Suite(BaseModel):
     sets: list[TestSet] = Field(min_length=1)
 
     def each_set(self) -> dict[str, TestSet]:
-        """By full name, one set a level, in order; those too that only transfer reads."""
+        """All sets by full name, one per level, in order, including a set that only transfer reads."""
         return {one.name: one for several in self.sets for one in several.each()}
 
     def tested_sets(self) -> list[TestSet]:
-        """Those of ``each_set`` that have cells."""
+        """The sets of ``each_set`` that have cells."""
         return [one for one in self.each_set().values() if one.tested]
 
     def override(
@@ -79,16 +79,16 @@ class Suite(BaseModel):
         seed: int | None = None,
         batch_size: int | None = None,
     ) -> "Suite":
-        """The suite with what is given instead of its own. A set that the suite names keeps its kind and levels.
+        """The suite with the given values in place of its own. A set that the suite lists keeps its kind and levels.
 
-        What transfer learns from stays, tested or not. Raises UsageError for an unknown protocol, for transfer from a set
-        that is not among the suite's, and for parameters of a detector that does not run.
+        The set that transfer learns from is kept, tested or not. Raises UsageError for an unknown protocol, for transfer
+        from a set that the suite does not list, and for parameters of a detector that does not run.
         """
         known = {one.name: one for one in self.sets} | self.each_set()
         run = list(dict.fromkeys(detectors or self.detectors))
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
-            raise UsageError(f"parameters are given for {', '.join(sorted(strangers))}, which does not run; add --detector")
+            raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
@@ -112,20 +112,20 @@ class Suite(BaseModel):
 
 
 def suite_names() -> list[str]:
-    """The suites in the package."""
+    """Names of the suites in the package."""
     folder = resources.files("oodbench") / "suites"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def load_suite(name: str | Path) -> Suite:
-    """A suite by name, or from a file that ends in ``.toml``.
+    """Load a suite by name, or from a file that ends in ``.toml``.
 
-    Raises UsageError for an unknown name and for a file that is no suite, naming the key that is wrong.
+    Raises UsageError for an unknown name, and for an invalid suite file, naming the wrong key.
     """
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise UsageError(f"no suite file {path}")
+            raise UsageError(f"suite file {path} does not exist")
         text, stem = path.read_text(encoding="utf-8", errors="replace"), path.stem
     elif str(name) in suite_names():
         text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)
@@ -135,7 +135,7 @@ def load_suite(name: str | Path) -> Suite:
     try:
         return _validated({"name": stem} | tomllib.loads(text), name)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is no TOML: {error}") from error
+        raise UsageError(f"{name} is not valid TOML: {error}") from error
 
 
 def _validated(values: dict[str, Any], name: object) -> Suite:
@@ -148,10 +148,10 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     sets = suite.each_set()
     if len(sets) < sum(len(one.each()) for one in suite.sets):
         twice = Counter(one.name for several in suite.sets for one in several.each()).most_common(1)[0][0]
-        raise UsageError(f"suite {name}: names the set {twice} twice; leave one out, or write another suite")
+        raise UsageError(f"suite {name}: lists the set {twice} twice; remove one, or write another suite")
     if suite.transfer_from is not None and suite.transfer_from not in sets:
         listing = f"its sets are {', '.join(sets)}"
         raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, sets, listing)}")
     if "transfer" in suite.protocols and suite.transfer_from is None:
-        raise UsageError(f"suite {name}: transfer needs transfer_from, the one of its sets to learn from")
+        raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from")
     return suite

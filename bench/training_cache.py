@@ -1,8 +1,8 @@
-"""What detectors train of their own, kept in the cache folder, so that the same training runs once.
+"""Networks that detectors train, kept in the cache folder, so that the same training runs only once.
 
-``<cache>/prepared/NAME-<hash>.safetensors`` holds the fitted state that ``Detector.prepare`` left. The hash is over all
-that decides it: class, its code, hyper-parameters, the network's weights, structure, code and device, training images with
-labels and whether they may be flipped, held-out rows, seed, version.
+``<cache>/prepared/NAME-<hash>.safetensors`` holds the fitted state that ``Detector.prepare`` left. The hash covers
+everything that determines it: class, its code, hyper-parameters, the network's weights, structure, code and device,
+training images with labels and whether they may be flipped, held-out rows, seed, version.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ SCHEMA_VERSION = 1
 
 
 def prepare(detector: "Detector", classifier: Classifier | None, train_set: TrainingSet, progress: Progress) -> None:
-    """Fitted state as ``detector.prepare`` leaves it: from the cache, or trained now and put there, if it ``caches``.
+    """Give the detector the fitted state that ``detector.prepare`` leaves: from the cache, or trained now and cached.
 
-    Training draws from torch's generators seeded with ``train_set.seed``, which are as before afterwards. Either way the
-    detector ends with its fitted state alone, so that whatever else it would need shows the first time.
+    Training uses torch's generators, seeded with ``train_set.seed``; their state is restored afterwards. Either way the
+    detector ends with its fitted state only, so that anything else it depends on is noticed the first time.
 
-    Raises what ``prepare`` raises, and BadData where it leaves no fitted state.
+    Raises the errors of ``prepare``, and BadData if it leaves no fitted state.
     """
     name = detector.name or type(detector).__name__
     key = key_of(detector, classifier, train_set)
@@ -46,11 +46,11 @@ def prepare(detector: "Detector", classifier: Classifier | None, train_set: Trai
         try:
             _restore(detector, path, key, device)
         except BadData as error:
-            progress.say(f"{name}: {reason(error)}: deleted, to be trained again")
+            progress.say(f"{name}: {reason(error)}; deleted, training again")
             with suppress(OSError):
                 path.unlink()
         else:
-            progress.stage(f"{name}: trained before ({path})")
+            progress.stage(f"{name}: already trained ({path})")
             return
     progress.stage(f"{name}: training on {len(train_set.rows):,} images")
     before = dict(vars(detector))
@@ -59,14 +59,14 @@ def prepare(detector: "Detector", classifier: Classifier | None, train_set: Trai
         detector.prepare(train_set, classifier, progress)
     trained = state.fitted_state(detector)
     if not trained:
-        raise BadData(f"{name}: prepare left no fitted state; keep what it trains in attributes that end in _")
+        raise BadData(f"{name}: prepare left no fitted state; keep trained values in attributes that end in _")
     if not detector.caches:
         return
     data = state.to_bytes({"schema_version": SCHEMA_VERSION, "key": key}, trained, path.name)
     try:
         state.write_atomically(path, data)
     except OodbenchError as error:
-        progress.say(f"{name}: what it trained is not kept: {reason(error)}")
+        progress.say(f"{name}: the training result is not cached: {reason(error)}")
         return
     vars(detector).clear()
     vars(detector).update(before)
@@ -74,7 +74,7 @@ def prepare(detector: "Detector", classifier: Classifier | None, train_set: Trai
 
 
 def key_of(detector: "Detector", classifier: Classifier | None, train_set: TrainingSet) -> str:
-    """SHA-256 of all that decides what ``prepare`` trains."""
+    """SHA-256 of everything that determines the result of ``prepare``."""
     kind = type(detector)
     decides = {
         "detector": f"{kind.__module__}:{kind.__qualname__}",
@@ -106,5 +106,5 @@ def _content(images: Tensor | ImageSet) -> str:
 def _restore(detector: "Detector", path: Path, key: str, device: torch.device) -> None:
     header, found = state.load(path, device)
     if header != {"schema_version": SCHEMA_VERSION, "key": key}:
-        raise BadData(f"{path} holds something else")
+        raise BadData(f"{path} does not match its name")
     state.restore(detector, found, path)

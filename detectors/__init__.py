@@ -1,4 +1,4 @@
-"""The detectors: one method, one paper, one file. This table is their table of contents."""
+"""The detectors: one method, one paper, one file each. This table lists them all."""
 
 from oodbench.registry import Entry
 
@@ -28,7 +28,7 @@ TABLE = {
     ),
     "vim": Entry(
         "oodbench.detectors.vim:ViM",
-        "Virtual logit of the residual outside the principal subspace, against energy",
+        "Virtual logit of the residual outside the principal subspace, compared with the energy",
         "Wang et al. 2022",
         "training images",
         parameters="dimension",
@@ -52,7 +52,7 @@ TABLE = {
     ),
     "rmd": Entry(
         "oodbench.detectors.rmd:RelativeMahalanobis",
-        "Mahalanobis distance to the nearest class, less that to the whole training set",
+        "Mahalanobis distance to the nearest class minus the distance to the whole training set",
         "Ren et al. 2021",
         "labelled training images",
     ),
@@ -64,7 +64,7 @@ TABLE = {
     ),
     "gradnorm": Entry(
         "oodbench.detectors.gradnorm:GradNorm",
-        "Norm of the last layer's gradient of KL to uniform, in closed form",
+        "Gradient norm of the last layer for the KL divergence from uniform, in closed form",
         "Huang et al. 2021",
         "nothing",
     ),
@@ -76,7 +76,7 @@ TABLE = {
     ),
     "ddu": Entry(
         "oodbench.detectors.ddu:DDU",
-        "Minus the log-density of the features under one Gaussian a class",
+        "Minus the log-density of the features under one Gaussian per class",
         "Mukhoti et al. 2023",
         "labelled training images",
     ),
@@ -131,7 +131,7 @@ TABLE = {
     ),
     "gram": Entry(
         "oodbench.detectors.gram:Gram",
-        "Correlations between channels that leave their range on training images of the predicted class",
+        "Channel correlations outside the range seen on training images of the predicted class",
         "Sastry & Oore 2020",
         "training images",
     ),
@@ -145,22 +145,22 @@ TABLE = {
     ),
     "mc-dropout": Entry(
         "oodbench.detectors.mc_dropout:MCDropout",
-        "Entropy of the mean softmax of passes with dropout on",
+        "Entropy of the mean softmax over several passes with dropout",
         "Gal & Ghahramani 2016",
         "nothing",
         parameters="passes p seed",
     ),
-    # From an autoencoder of their own.
+    # From an autoencoder that the detector trains.
     "gradcon": Entry(
         "oodbench.detectors.gradcon:GradCon",
-        "Error of an autoencoder, less the alignment of its gradients with those of training",
+        "Reconstruction error of an autoencoder minus the alignment of its gradients with training gradients",
         "Kwon et al. 2020",
         "training images",
         parameters="epochs alpha beta",
     ),
     "gradcon-vae": Entry(
         "oodbench.detectors.gradcon:GradConVAE",
-        "The same, of a variational autoencoder",
+        "GradCon with a variational autoencoder",
         "Kwon et al. 2020",
         "training images",
         parameters="epochs alpha beta",
@@ -176,7 +176,7 @@ TABLE = {
     # The control.
     "pixels": Entry(
         "oodbench.detectors.pixels:Pixels",
-        "Control: cheap statistics of the image, never the network",
+        "Control: simple image statistics, without the network",
         "Hasler & Süsstrunk 2003",
         "held-out training images; a validation shift",
     ),

@@ -1,4 +1,4 @@
-"""``oodbench check``: conformance of a detector or data set, anyone's."""
+"""``oodbench check``: conformance of any detector or data set, built-in or third-party."""
 
 import json
 from typing import Annotated, Literal
@@ -18,23 +18,26 @@ from oodbench.errors import UsageError
 
 
 def check(
-    name: Annotated[str | None, typer.Argument(help="A detector or data set; by default that of --plugin.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a detector or data set (default: the one of --plugin).")] = None,
     family: Annotated[
-        Literal["detectors", "datasets"] | None, typer.Option(help="Which is meant, where both have the name.")
+        Literal["detectors", "datasets"] | None,
+        typer.Option(help="Choose when a detector and a data set share the name."),
     ] = None,
     param: Parameters = [],  # noqa: B006
-    plugin: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    plugin: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="Check a detector that no installed package registers.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as a JSON list.")] = False,
     data: Data = None,
     debug: Debug = False,
 ) -> None:
-    """Whether a detector or data set keeps its contract, check by check. Exits with 1 where a check fails."""
+    """Check whether a detector or data set fulfils its contract. Exits with 1 if a check fails."""
     if plugin:
         find_in_working_folder(plugin)
         added = add_plugins([plugin])[0]
         name = name or added
     if not name:
-        raise UsageError("check what? name a detector or data set, or give --plugin MODULE:CLASS")
+        raise UsageError("nothing to check; name a detector or data set, or give --plugin MODULE:CLASS")
     from oodbench import conformance
 
     family = family or conformance.family_of(name)

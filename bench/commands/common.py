@@ -1,4 +1,4 @@
-"""What the commands share: the application, options of several commands, and checks of names before torch is imported."""
+"""What the commands share: common options, and checks of names before torch is imported."""
 
 import json
 import shutil
@@ -25,27 +25,31 @@ def debugging() -> bool:
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
-Data = Annotated[Path | None, typer.Option(help="Data root; by default $OODBENCH_DATA, or the user's cache folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Parameters = Annotated[list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="A hyper-parameter: knn.k=10.")]
-Plugins = Annotated[list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="A detector that no package registers.")]
+Data = Annotated[Path | None, typer.Option(help="Data root (default: $OODBENCH_DATA, or the user's cache folder).")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or cuda:N.")]
+Parameters = Annotated[
+    list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="Set a hyper-parameter of a detector, such as knn.k=10.")
+]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="Add a detector that no installed package registers.")
+]
 
 
 def find_in_working_folder(*targets: str) -> None:
-    """Let ``module:object`` be a module that lies there; last, for it must not hide an installed package."""
+    """Put the working folder on the import path for ``module:object``, last so that it hides no installed package."""
     if any(":" in target for target in targets):
         sys.path.append(str(Path.cwd()))
 
 
 def add_plugins(targets: list[str]) -> list[str]:
-    """Register ``module:Class`` detectors for this process; their names."""
+    """Register ``module:Class`` detectors for this process and return their names."""
     from oodbench import registry
 
     return [registry.add_plugin(target) for target in targets]
 
 
 def check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
-    """A misspelt name is said before torch is imported; another package's hyper-parameters are known only after."""
+    """Report misspelt names before torch is imported; hyper-parameters of other packages are only known afterwards."""
     from oodbench import registry
 
     for name in detectors:
@@ -62,13 +66,13 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
 
 
 def check_device(name: str) -> None:
-    """Raise UsageError for a name that no device has."""
+    """Raise UsageError for an unknown device name."""
     if name.split(":")[0] not in ("auto", "cpu", "cuda"):
         raise UsageError(f"unknown device '{name}' (auto, cpu, cuda or cuda:N)")
 
 
 def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
-    """``knn.k=10`` -> {"knn": {"k": 10}}; a value that is no JSON stays text."""
+    """``knn.k=10`` -> {"knn": {"k": 10}}; a value that is not JSON is kept as text."""
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -83,10 +87,10 @@ def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_parameters_of(detector: str, given: list[str]) -> dict[str, Any]:
-    """Those of the one detector that a command is about. Raises UsageError for another's."""
+    """Hyper-parameters of the command's one detector. Raises UsageError if another detector is named."""
     found = read_parameters(given)
     if others := sorted(found.keys() - {detector}):
-        raise UsageError(f"--param {others[0]}.…: this is about {detector}; write {detector}.NAME=VALUE")
+        raise UsageError(f"--param {others[0]}.…: this command uses {detector}; write {detector}.NAME=VALUE")
     return found.get(detector, {})
 
 

@@ -21,24 +21,26 @@ from oodbench.errors import UsageError
 
 
 def fit(
-    detector: Annotated[str, typer.Argument(help="A name of `oodbench list detectors`.")],
-    dataset: Annotated[str, typer.Option(help="The in-distribution set, with a train split.")],
-    out: Annotated[Path, typer.Option(help="Where it goes, safetensors.")],
-    model: Annotated[str | None, typer.Option(help="The network; none for a detector that reads images alone.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
-    false_alarms: Annotated[float, typer.Option(help="Share of new in-distribution images to be flagged at most.")] = 0.05,
-    held_out: Annotated[str, typer.Option(help="Split that the threshold is drawn from; train keeps a tenth of it.")] = "test",
+    detector: Annotated[str, typer.Argument(help="Name of a detector (see `oodbench list detectors`).")],
+    dataset: Annotated[str, typer.Option(help="In-distribution set with a train split.")],
+    out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
+    model: Annotated[str | None, typer.Option(help="Network; leave out for a detector that only reads images.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file of the model (safetensors or a state dict).")] = None,
+    false_alarms: Annotated[float, typer.Option(help="Largest share of new in-distribution images to flag.")] = 0.05,
+    held_out: Annotated[
+        str, typer.Option(help="Split used to set the threshold; `train` holds out a tenth of the training images.")
+    ] = "test",
     param: Parameters = [],  # noqa: B006
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
     data: Data = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of what is held out, and of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for held-out splits and training.")] = 0,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Fit a detector, and store it with the threshold that flags, on average, at most a given share of new images.
+    """Fit a detector and store it with a threshold that flags, on average, at most a given share of new images.
 
-    The last line is the file; `oodbench score` takes it.
+    The last line of the output is the file, ready for `oodbench score`.
     """
     find_in_working_folder(*plugin, model or "")
     add_plugins(plugin)
@@ -48,9 +50,9 @@ def fit(
     if not 0 < false_alarms < 1:
         raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name a file in it")
+        raise UsageError(f"--out {out} is a folder; give a file name")
     if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
+        raise UsageError(f"--out {out}: folder {out.parent} does not exist; create it, or choose another")
     from oodbench.inference import thresholds
     from oodbench.models.device import resolve_device
     from oodbench.progress import terminal_progress
@@ -75,8 +77,8 @@ def fit(
     times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
     print(
         f"threshold     {fitted.threshold:.6g}, from {alarms.drawn_from:,} held-out images\n"
-        f"false alarms  at most {alarms.asked:.2%} asked; {alarms.measured:.2%} of {alarms.measured_on:,} other held-out images"
-        f" (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
-        f"cost          {cost['ms_per_image']:.3g} ms an image{times}\n"
+        f"false alarms  at most {alarms.asked:.2%} requested; {alarms.measured:.2%} measured on {alarms.measured_on:,} other"
+        f" held-out images (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
+        f"cost          {cost['ms_per_image']:.3g} ms per image{times}\n"
         f"{out}"
     )

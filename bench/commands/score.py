@@ -1,4 +1,4 @@
-"""``oodbench score``: scores and verdicts of image files."""
+"""``oodbench score``: scores and verdicts for image files."""
 
 import csv
 import json
@@ -19,18 +19,20 @@ Format = Literal["table", "csv", "json"]
 
 
 def score(
-    file: Annotated[Path, typer.Argument(help="What `oodbench fit` wrote.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, and folders of them.")],
-    format: Annotated[Format, typer.Option(help="json writes a line an image.")] = "table",
-    weights: Annotated[Path | None, typer.Option(help="The model's weights, where they have moved.")] = None,
-    trust_model: Annotated[bool, typer.Option("--trust-model", help="Import the file's model `module:function`.")] = False,
+    file: Annotated[Path, typer.Argument(help="File written by `oodbench fit`.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, or folders of image files.")],
+    format: Annotated[Format, typer.Option(help="Output format; `json` writes one object per line.")] = "table",
+    weights: Annotated[Path | None, typer.Option(help="Weights file of the model, if it has moved.")] = None,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Import the model `module:function` that the file names.")
+    ] = False,
     data: Data = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 128,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Path, score and verdict of each image, `ok` or `anomalous`. Exits with 1 where an image cannot be read."""
+    """Print path, score and verdict (`ok` or `anomalous`) of each image. Exits with 1 if an image cannot be read."""
     check_device(device)
     if not file.is_file():
         raise MissingData(f"no such file: {file}; make one with oodbench fit")
@@ -58,7 +60,7 @@ def score(
 
 
 def _print_rows(rows: Iterable["Row"], format: Format) -> None:
-    """Rows alone, on standard output; csv and json as they come."""
+    """Print only rows on standard output; csv and json are written row by row."""
     if format == "json":
         for row in rows:
             print(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), flush=True)

@@ -9,19 +9,19 @@ from oodbench.commands.common import Data, Debug, Device, check_device, check_na
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="A name of `oodbench list models`.")],
-    dataset: Annotated[str, typer.Option(help="A set with labels and a train split.")],
-    out: Annotated[Path, typer.Option(help="Where the weights go, safetensors.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    model: Annotated[str, typer.Argument(help="Name of a model (see `oodbench list models`).")],
+    dataset: Annotated[str, typer.Option(help="Data set with labels and a train split.")],
+    out: Annotated[Path, typer.Option(help="File to write the weights to (safetensors).")],
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the training images.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of the first step.")] = 0.1,
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
     data: Data = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for initial weights, order and augmentation.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Train a model; a killed training goes on where it stopped. The last line is the file."""
+    """Train a model. Repeat the command to resume an interrupted training. The last line of the output is the file."""
     find_in_working_folder(model)
     check_names([], [dataset], [model], {})
     check_device(device)

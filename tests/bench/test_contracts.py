@@ -108,7 +108,7 @@ def test_fit_leaves_the_held_out_tenth_out(classifier, images):
 
 
 def test_labels_must_fit(classifier, images):
-    with pytest.raises(BadData, match="40 images and 5 labels; give one label an image"):
+    with pytest.raises(BadData, match="40 images and 5 labels; give one label per image"):
         Distance().fit(classifier, images, torch.zeros(5))
 
 
@@ -184,7 +184,7 @@ def test_settings_are_computed_within_a_context_only():
     ("output", "message"),
     [
         (np.zeros(40), r"statistics\(probe\) gave ndarray; it returns a tensor"),
-        (torch.tensor(1.0), r"gave shape \(\) for 40 images and 1 settings; it returns \(N,\) or \(N, D\)"),
+        (torch.tensor(1.0), r"gave shape \(\) for 40 images and 1 settings; it must return \(N,\) or \(N, D\)"),
         (torch.zeros(39), r"gave shape \(39,\) for 40 images"),
         (torch.zeros(40, 2, 2), r"gave shape \(40, 2, 2\) for 40 images"),
         (torch.full((40,), torch.nan), "40 of 40 images have scores that are not finite .NaN or infinity., the first in row 0"),
@@ -196,7 +196,7 @@ def test_wrong_statistics_are_named(images, output, message):
 
 
 def test_several_columns_need_a_head(images):
-    with pytest.raises(Unsuitable, match="gives 3 statistics an image and no head"):
+    with pytest.raises(Unsuitable, match="gives 3 statistics per image and has no head"):
         Gives(torch.zeros(40, 3)).score(None, images)
 
 
@@ -253,9 +253,9 @@ def test_changed_parameters_are_those_that_differ_from_the_defaults():
         (torch.zeros(3, 8, 8), r"images have shape \(3, 8, 8\); a batch is \(N, C, H, W\) with N of at least 1"),
         (torch.zeros(0, 3, 8, 8), r"images have shape \(0, 3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "images are torch.int64; give uint8, or floats in .0, 1."),
-        (np.zeros((2, 3, 8, 8), dtype=object), "images cannot be made a tensor .TypeError"),
-        (torch.full((2, 3, 8, 8), 255.0), r"images lie in \[255, 255\]; give floats in \[0, 1\] \(divide by 255"),
-        (torch.full((2, 3, 8, 8), -0.5), r"images lie in \[-0\.5, -0\.5\]"),
+        (np.zeros((2, 3, 8, 8), dtype=object), "images cannot be converted to a tensor .TypeError"),
+        (torch.full((2, 3, 8, 8), 255.0), r"images range from \[255, 255\]; give floats in \[0, 1\] \(divide by 255"),
+        (torch.full((2, 3, 8, 8), -0.5), r"images range from \[-0\.5, -0\.5\]"),
     ],
 )
 def test_wrong_images_are_named(given, message):

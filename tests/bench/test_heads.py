@@ -37,7 +37,7 @@ def sides(random, shifts, columns=1, n=80, m=60):
 
 def test_identity():
     assert Identity().score(np.array([[[3.0]], [[1.0]]])).tolist() == [3, 1]
-    with pytest.raises(Unsuitable, match="gives 2 statistics an image and no head"):
+    with pytest.raises(Unsuitable, match="gives 2 statistics per image and has no head"):
         Identity().score(np.zeros((4, 1, 2)))
 
 
@@ -169,7 +169,7 @@ def test_logistic_survives_constant_columns(random):
 @pytest.mark.parametrize("kind", [Logistic, MLP])
 def test_heads_that_fit_need_two_a_side(random, kind):
     fit, choose = sides(random, [1.0], n=2, m=60)
-    with pytest.raises(Unsuitable, match="needs at least 2 validation images a side, has 1 and 30; raise --limit"):
+    with pytest.raises(Unsuitable, match="needs at least 2 validation images per side, has 1 and 30; raise --limit"):
         kind().fit(fit, choose, "auroc")
 
 

@@ -217,7 +217,7 @@ def test_clean_twins_come_row_by_row(stored, form):
 
 
 def test_a_set_without_clean_twins_is_refused_where_they_are_asked_for(stored):
-    with pytest.raises(Unsuitable, match="needs each image's clean twin"):
+    with pytest.raises(Unsuitable, match="needs the clean twin of each image"):
         Moved().score(None, stored)
     own = ImageSet(stored, clean=stored)
     assert not Moved().score(None, own).any()

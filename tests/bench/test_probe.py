@@ -247,7 +247,7 @@ def test_a_pass_until_a_layer_goes_no_further(make_classifier):
         part = probe.perturbed(0.01, lambda p: p.layer(1).sum(1), key="the same", until=1)
         assert torch.equal(part.layer(1), expected)
         assert ran == ["layer1"]
-        with pytest.raises(Unsuitable, match="no further than layer 1"):
+        with pytest.raises(Unsuitable, match="stops at layer 1"):
             _ = part.logits
         with pytest.raises(Unsuitable, match="does not go through layer2"):
             part.layer(2)
@@ -350,7 +350,9 @@ def test_clean_images_are_their_own_base(counted, images):
 
 def test_a_base_that_is_not_there_or_not_declared(counted, images):
     classifier, _ = counted
-    with pytest.raises(Unsuitable, match="needs each image's clean twin; a set under a corruption or an attack brings them"):
+    with pytest.raises(
+        Unsuitable, match="needs the clean twin of each image; only sets with a corruption or an attack have them"
+    ):
         _ = Probe(classifier, images).base
     with pytest.raises(Unsuitable, match="asked the probe for 'base' without declaring it"):
         _ = Probe(classifier, images, {"logits"}, clean=images).base

@@ -115,7 +115,7 @@ def test_builtin_names_are_reserved(install):
     install("thief", "3.1", "[oodbench.detectors]\nmsp = bright_module:Brightness\n", bright_module=GOOD)
     assert registry.records("detectors")["msp"].target == "oodbench.detectors.msp:MSP"
     assert registry.load("detectors", "msp").__module__ == "oodbench.detectors.msp"  # the main job goes on
-    assert "'msp' of thief 3.1 has a name that is reserved" in registry.records("detectors")["msp (thief)"].error
+    assert "'msp' of thief 3.1 uses a name that is reserved" in registry.records("detectors")["msp (thief)"].error
 
 
 def test_unknown_names_suggest():

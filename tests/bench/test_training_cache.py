@@ -1,4 +1,4 @@
-"""What detectors train of their own: trained once for the same inputs, the same from the cache, and never a crash of it."""
+"""Networks that detectors train: trained once for the same inputs, the same from the cache, and never a crash of it."""
 
 import importlib
 import subprocess
@@ -271,7 +271,7 @@ def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, dama
     assert len(progress.lines) == 1
     assert progress.lines[0].startswith("trains: ")
     assert str(path) in progress.lines[0]
-    assert progress.lines[0].endswith(": deleted, to be trained again")
+    assert progress.lines[0].endswith(": deleted, training again")
     assert path.read_bytes() == whole
     assert torch.equal(again.mean_, first.mean_)
 
@@ -283,7 +283,7 @@ def test_a_cache_that_cannot_be_written_is_said(classifier, train_set, monkeypat
     prepare(detector, classifier, train_set, progress)
     assert len(detector.mean_) == 192
     assert len(progress.lines) == 1
-    assert "is not kept: cannot write" in progress.lines[0]
+    assert "the training result is not cached: cannot write" in progress.lines[0]
 
 
 def test_what_cannot_be_kept_is_an_error_the_first_time(classifier, train_set):
@@ -299,7 +299,7 @@ def test_what_cannot_be_kept_is_an_error_the_first_time(classifier, train_set):
         def prepare(self, train_set, classifier, progress):
             self.net_ = torch.nn.Linear(2, 2)
 
-    with pytest.raises(BadData, match="prepare left no fitted state; keep what it trains in attributes that end in _"):
+    with pytest.raises(BadData, match="prepare left no fitted state; keep trained values in attributes that end in _"):
         prepare(NothingKept(), classifier, train_set, Progress())
     with pytest.raises(OodbenchError, match="cannot store fitted state"):
         prepare(AModule(), classifier, train_set, Progress())

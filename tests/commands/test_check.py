@@ -70,9 +70,9 @@ def test_check_of_a_plugin_that_breaks_its_contract(tmp_path):
     ("arguments", "says"),
     [
         (["enregy"], "unknown detector or data set 'enregy'; did you mean 'energy'?"),
-        ([], "check what?"),
+        ([], "nothing to check; name a detector"),
         (["knn", "--param", "knn.kk=3"], "did you mean 'k'?"),
-        (["knn", "--param", "msp.k=3"], "this is about knn"),
+        (["knn", "--param", "msp.k=3"], "this command uses knn"),
         (["digits", "--param", "digits.k=3"], "has no parameters"),
         (["msp", "--family", "models"], "'models' is not one of 'detectors', 'datasets'"),
     ],

@@ -129,7 +129,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
             "'gradcon:recon' names a row of gradcon, not a detector; ask for 'gradcon'",
         ),
         (["run", "digit"], 2, "did you mean 'digits'?"),
-        (["run", "nowhere.toml"], 2, "no suite file nowhere.toml"),
+        (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
         (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),
         (["run", "--limit", "0"], 2, "--limit"),
         (["run", "--device", "cuda"], None, "cuda"),
@@ -241,7 +241,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.decode().rstrip().endswith("interrupted; the same command goes on where it stopped")
+    assert errors.decode().rstrip().endswith("interrupted; repeat the command to resume")
 
 
 def test_a_model_from_the_working_folder(tmp_path):

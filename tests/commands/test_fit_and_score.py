@@ -151,7 +151,8 @@ def test_a_file_goes_into_a_folder_that_is_there(tmp_path):
     done = run("fit", "msp", "--model", "resnet8-digits", "--dataset", "digits", "--out", tmp_path / "a" / "b" / "x")
     assert done.returncode == 2
     assert done.stderr == (
-        f"oodbench: --out {tmp_path / 'a' / 'b' / 'x'}: there is no folder {tmp_path / 'a' / 'b'}; make it, or name another\n"
+        f"oodbench: --out {tmp_path / 'a' / 'b' / 'x'}: folder {tmp_path / 'a' / 'b'} does not exist;"
+        " create it, or choose another\n"
     )
     assert not list(tmp_path.iterdir())
 

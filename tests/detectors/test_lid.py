@@ -113,7 +113,7 @@ def test_paired_refers_to_each_clean_image_once(network):
 def test_paired_needs_twins_and_company(network):
     detector = oodbench.load_detector("lid", reference="paired").fit(network, TRAIN)
     assert np.isfinite(detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST))).all()
-    with pytest.raises(Unsuitable, match="needs each image's clean twin"):
+    with pytest.raises(Unsuitable, match="needs the clean twin of each image"):
         detector.score(network, TEST)
     with pytest.raises(Unsuitable, match="'paired' needs 3 clean images a batch, a batch has 2; take another batch size"):
         detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST), batch_size=10)

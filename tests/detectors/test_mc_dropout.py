@@ -148,9 +148,7 @@ class Tokens(nn.Module):
 def test_dropout_whose_masks_would_differ_between_images_does_not_suit(size):
     detector, images = oodbench.load_detector("mc-dropout"), bright(size, 0)
     network = Classifier(Tokens(batch_first=False), name="tokens")
-    with pytest.raises(
-        Unsuitable, match=r"^tokens: with dropout an image's logits change with the others of its batch"
-    ) as error:
+    with pytest.raises(Unsuitable, match=r"^tokens: with dropout, an image's logits depend on the rest of its batch") as error:
         detector.statistics(Probe(network, images, detector.signals))
     assert "\n" not in str(error.value)
     network = Classifier(Tokens(batch_first=True), name="tokens")

@@ -147,7 +147,10 @@ def test_wrong_declarations_are_reasons(tmp_path):
     folder = run(tmp_path / "run", chosen, datasets=["photos"])
     reasons = folder.frame().set_index("detector").reason
     assert "wrong-heads: 'standardised-sum' is no shift_head; name one of choose, logistic" in reasons["wrong-heads"]
-    assert "gave 3 columns a setting; they are its own score and one for each of its variants" in reasons["wrong-variants"]
+    assert (
+        "gave 3 columns per setting; it must return the main score and one column for each of its variants"
+        in reasons["wrong-variants"]
+    )
     assert "do not sum to 1" in reasons["no-probabilities"]
     assert set(folder.frame().status) == {"failed"}
 
@@ -308,7 +311,7 @@ def test_a_source_too_small_to_learn_from_is_a_reason(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "suite s: transfer needs transfer_from, the one of its sets to learn from"),
+        ({}, "suite s: transfer needs transfer_from, the name of one of its sets to learn from"),
         ({"transfer_from": "photo"}, "suite s: transfer_from: unknown set 'photo'; did you mean 'photos'?"),
         ({"transfer_from": "digits+noise"}, "its sets are digits+noise@1, digits+noise@5, digits-heldout, photos"),
     ],

@@ -302,7 +302,7 @@ def test_what_the_run_hangs_on_raises(tmp_path):
         run(tmp_path / "b", datasets=["digit-heldout"])
     with pytest.raises(UsageError, match="unknown protocol 'per-shfit'"):
         run(tmp_path / "c", protocols=["per-shfit"])
-    with pytest.raises(UsageError, match="parameters are given for odin"):
+    with pytest.raises(UsageError, match="parameters given for odin"):
         run(tmp_path / "d", parameters={"odin": {"epsilon": 0}})
     with pytest.raises(UsageError, match="parameter of knn 'kk'"):
         run(tmp_path / "e", parameters={"knn": {"kk": 3}})

@@ -246,7 +246,7 @@ def test_clean_twins_of_corruptions_attacks_and_negatives(monkeypatch, tmp_path,
             {"reference": ("paired", "fixed")},
         )
     said = {cell.reason for cell in found.values() if cell.status == "skipped"}
-    assert said == {"needs each image's clean twin; a set under a corruption or an attack brings them"}
+    assert said == {"needs the clean twin of each image; only sets with a corruption or an attack have them"}
     with pytest.raises(UsageError, match="holds a run with batch_size = 256, not 100"):
         oodbench.run(suite(*sets), detectors=["lid"], parameters=paired, out=tmp_path / "run", limit=200, batch_size=100)
     with pytest.raises(UsageError, match="holds a run with protocols"):

@@ -132,11 +132,11 @@ def run(monkeypatch, tmp_path):
 
 
 UNUSABLE = [
-    (FunctionalDropout, "gives the same images other logits each time; turn off what is random in it"),
-    (BatchStatistics, "gives an image other logits in another batch; make it use running statistics"),
-    (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns the logits alone"),
-    (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns the logits alone"),
-    (WantsMore, r"does not take images alone: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
+    (FunctionalDropout, "gives the same images different logits each time; turn off its randomness"),
+    (BatchStatistics, "gives an image different logits in different batches; make it use running statistics"),
+    (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
+    (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
+    (WantsMore, r"needs more inputs than images: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
     (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
 ]
 
@@ -149,7 +149,9 @@ def test_what_no_detector_can_read_is_said_in_one_line(make, says):
 
 
 def test_a_layer_that_stays_in_training_mode_is_named():
-    with pytest.raises(Unsuitable, match=r"Sequential: '1' stays in training mode after eval\(\); its train\(mode\) must obey"):
+    with pytest.raises(
+        Unsuitable, match=r"Sequential: '1' stays in training mode after eval\(\); its train\(mode\) must apply the mode"
+    ):
         Classifier(staying()).check(IMAGES[:2])
 
 
@@ -216,7 +218,7 @@ def test_in_half_precision_what_takes_gradients_says_what_it_needs(run, dtype):
         if name in GRADIENTS:
             assert status == "skipped", f"{name}: {status}, {why}"
             short = str(dtype).removeprefix("torch.")
-            assert why.startswith(f"needs a network in float32 or float64, for {short} loses its gradients"), f"{name}: {why}"
+            assert why.startswith(f"needs a network in float32 or float64, for {short} loses gradients"), f"{name}: {why}"
         else:
             assert status == "ok" or (name == "ensemble" and status == "skipped"), f"{name}: {status}, {why}"
 
@@ -236,5 +238,5 @@ def test_no_threshold_is_found_for_a_network_that_answers_at_random(monkeypatch)
     module = types.ModuleType("random_model_for_a_test")
     module.build = lambda: network(FunctionalDropout)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(OodbenchError, match="gives the same images other logits each time"):
+    with pytest.raises(OodbenchError, match="gives the same images different logits each time"):
         thresholds.fit("msp", model="random_model_for_a_test:build", dataset="digits")
