@@ -172,17 +172,17 @@ class RunFolder:
 
         Raises UsageError that names the first setting that differs.
         """
-        settings = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
+        own: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
         if (self.path / "run.json").exists():
             before = self.manifest().settings
-            for name, value in settings.items():
+            for name, value in own.items():
                 if name in before and before[name] != value:
                     raise UsageError(
                         f"{self.path} holds a run with {name} = {before[name]}, not {value};"
                         " choose another folder with --out, or start over with --fresh"
                     )
-            settings = before | settings
-        self._write_json("run.json", Manifest(settings=settings, **about).model_dump(mode="json"))
+            own = before | own
+        self._write_json("run.json", Manifest(settings=own, **about).model_dump(mode="json"))
 
     def finished(self, record: DetectionRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
