@@ -22,6 +22,20 @@ ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
 LEVELS = (1, 2, 3, 4, 5)
 FOLDER = "folder"
 
+# The parts of CIFAR-10-C, named as its authors' files are (Hendrycks & Dietterich, ICLR 2019). The paper's benchmark is
+# the mean over the 15 main corruptions; the 4 extra ones are for validation.
+MAIN_CORRUPTIONS_C = (
+    *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost", "gaussian_noise", "glass_blur"),
+    *("impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "shot_noise", "snow", "zoom_blur"),
+)
+EXTRA_CORRUPTIONS_C = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
+CORRUPTIONS_C = tuple(sorted(MAIN_CORRUPTIONS_C + EXTRA_CORRUPTIONS_C))
+# The parts of CURE-TSR, in the order of their numbers, from 1 (Temel et al., NIPS workshop 2017).
+CHALLENGES = (
+    *("Decolorization", "LensBlur", "CodecError", "Darkening", "DirtyLens", "Exposure"),
+    *("GaussianBlur", "Noise", "Rain", "Shadow", "Snow", "Haze"),
+)
+
 
 @dataclass(frozen=True)
 class Name:
