@@ -1,14 +1,14 @@
-"""The data sets: one family, one file. This table is their table of contents.
+"""The data sets: one family per file. The table below lists them.
 
-Each name stands for a loader, ``loader(root: Path, split: str) -> ImageSet``, ours and third parties' alike (entry-point
-group ``oodbench.datasets``). A set with parts (``cifar10c/fog@3``) has ``loader(root, split, part, level)`` instead, where
-``part`` is empty for the set itself and ``level`` None where none is named. It gives images as they are, grey or RGB, in
-their own size: a uint8 tensor (N, C, H, W), or an indexable (``oodbench.image_set.Images``) that decodes on demand; where
-sizes vary its ``shape`` is (N, C, 0, 0) and it is asked for one image at a time. It raises MissingData where the set is not
-below ``root``, and UsageError for a split or part that the set does not have. Resizing, colour, one class of a set,
-corruptions and attacks are the same for all: see ``load``.
+Each name stands for a loader, ``loader(root: Path, split: str) -> ImageSet``, for built-in and third-party sets alike
+(entry-point group ``oodbench.datasets``). A set with parts (``cifar10c/fog@3``) has ``loader(root, split, part, level)``
+instead; without a part in the name, ``part`` is empty and ``level`` is None. A loader returns images unchanged, grey or RGB,
+in their own size: a uint8 tensor (N, C, H, W), or an indexable (``oodbench.image_set.Images``) that decodes on demand. If
+sizes vary, its ``shape`` is (N, C, 0, 0) and images are requested one at a time. It raises MissingData if the set is not
+below ``root``, and UsageError for an unknown split or part. Resizing, colour, one class of a set, corruptions and attacks
+work the same for all sets: see ``load``.
 
-``folder:PATH`` needs no name here: any folder of images below the data root.
+``folder:PATH`` needs no entry here: it is any folder of images below the data root.
 """
 
 import importlib
@@ -50,37 +50,37 @@ TABLE = {
     ),
     "cifar10c": Entry(
         "oodbench.datasets.cifar10c:cifar10c",
-        "CIFAR-10-C, 19 corruptions of CIFAR-10 at five levels: parts such as cifar10c/fog@3",
+        "CIFAR-10-C, 19 corruptions of CIFAR-10 at five levels as parts, such as cifar10c/fog@3",
         "https://zenodo.org/records/2535967",
     ),
     "svhn": Entry(
         "oodbench.datasets.svhn:svhn",
-        "House numbers of Street View, 32x32",
+        "Digits of house numbers from Street View, 32x32",
         "http://ufldl.stanford.edu/housenumbers/",
     ),
     "lsun-crop": Entry(
         "oodbench.datasets.odin_sets:lsun_crop",
-        "Crops of scenes, the file of ODIN",
+        "Crops of scenes, from ODIN's file",
         "https://github.com/facebookresearch/odin",
     ),
     "lsun-resize": Entry(
         "oodbench.datasets.odin_sets:lsun_resize",
-        "Scenes made small, the file of ODIN",
+        "Resized scenes, from ODIN's file",
         "https://github.com/facebookresearch/odin",
     ),
     "tinyimagenet": Entry(
         "oodbench.datasets.tinyimagenet:tinyimagenet",
-        "200 classes of ImageNet at 64x64; shares classes with CIFAR-10",
+        "200 ImageNet classes at 64x64; shares classes with CIFAR-10",
         "http://cs231n.stanford.edu/",
     ),
     "tinyimagenet-crop": Entry(
         "oodbench.datasets.odin_sets:tinyimagenet_crop",
-        "Crops of images of 200 classes of ImageNet, the file of ODIN",
+        "Crops of images of 200 ImageNet classes, from ODIN's file",
         "https://github.com/facebookresearch/odin",
     ),
     "tinyimagenet-resize": Entry(
         "oodbench.datasets.odin_sets:tinyimagenet_resize",
-        "Images of 200 classes of ImageNet made small, the file of ODIN",
+        "Resized images of 200 ImageNet classes, from ODIN's file",
         "https://github.com/facebookresearch/odin",
     ),
     "textures": Entry(
@@ -100,7 +100,7 @@ TABLE = {
     ),
     "curetsr": Entry(
         "oodbench.datasets.curetsr:curetsr",
-        "CURE-TSR, photographs of traffic signs, 14 classes, sizes vary; twelve challenges at five levels: parts such as"
+        "CURE-TSR, photographs of traffic signs, 14 classes, sizes vary; twelve challenges at five levels as parts, such as"
         " curetsr/Haze@3",
         "https://github.com/olivesgatech/CURE-TSR",
     ),

@@ -6,20 +6,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.cifar_pickle import read_pickle
 from oodbench.datasets.formats.layout import missing, require_split
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
-SIZES = {"train": 50_000, "test": 10_000}
-
 
 class Layout(NamedTuple):
-    """Where one of the two sets lies, and what its files call things."""
+    """Names of the files of one set, and of the entries in them."""
 
     name: str
     title: str
-    folder: str
     batches: dict[str, tuple[str, ...]]
     labels: str
     meta: str
@@ -27,13 +26,16 @@ class Layout(NamedTuple):
 
     @property
     def archive(self) -> str:
-        return f"https://www.cs.toronto.edu/~kriz/{self.name.replace('cifar', 'cifar-')}-python.tar.gz"
+        return CATALOGUE[self.name].address()
+
+    @property
+    def folder(self) -> str:
+        return CATALOGUE[self.name].downloads[0].paths[0]
 
 
 CIFAR10 = Layout(
     name="cifar10",
     title="CIFAR-10",
-    folder="cifar-10-batches-py",
     batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
     labels="labels",
     meta="batches.meta",
@@ -42,7 +44,6 @@ CIFAR10 = Layout(
 CIFAR100 = Layout(
     name="cifar100",
     title="CIFAR-100",
-    folder="cifar-100-python",
     batches={"train": ("train",), "test": ("test",)},
     labels="fine_labels",
     meta="meta",
@@ -51,12 +52,12 @@ CIFAR100 = Layout(
 
 
 def cifar10(root: Path, split: str) -> ImageSet:
-    """``cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}``; train is what there is of the five batches."""
+    """Load ``cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}``; train is those of the five batches that exist."""
     return _load(CIFAR10, root, split)
 
 
 def cifar100(root: Path, split: str) -> ImageSet:
-    """``cifar-100-python/{train,test,meta}``, with the fine labels."""
+    """Load ``cifar-100-python/{train,test,meta}``, with the fine labels."""
     return _load(CIFAR100, root, split)
 
 
@@ -72,6 +73,7 @@ def _load(layout: Layout, root: Path, split: str) -> ImageSet:
     classes = read_pickle(meta).get(layout.class_names)
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
         raise BadData(f"{meta} holds no list of names under {layout.class_names}; unpack {layout.archive} again")
+    official_size = CATALOGUE[layout.name].images
     parts = [_batch(path, layout, len(classes)) for path in present]
     images = np.concatenate([images for images, _ in parts])
     return ImageSet(
@@ -82,20 +84,20 @@ def _load(layout: Layout, root: Path, split: str) -> ImageSet:
         split=split,
         kind="near-ood",
         classes=tuple(classes),
-        # Other sets are made from the rows of a whole split, CIFAR-10-C for one; the rows of a part are others.
-        base=f"{layout.name}/{split}" if len(images) == SIZES[split] else "",
+        # Rows of a whole split have a name, because other sets, such as CIFAR-10-C, are made from them.
+        base=f"{layout.name}/{split}" if len(images) == official_size[split] else "",
         source=Source(
             layout.title,
-            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            TABLE[layout.name].source,
             "none stated; research use",
             "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-            SIZES,
+            official_size,
         ),
     )
 
 
 def _batch(path: Path, layout: Layout, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, 3072) and int64 (N,) of one batch file."""
+    """Return the images, uint8 (N, 3072), and labels, int64 (N,), of one batch file."""
     remedy = f"unpack {layout.archive} again"
     batch = read_pickle(path)
     images, labels = batch.get("data"), batch.get(layout.labels)
@@ -103,7 +105,7 @@ def _batch(path: Path, layout: Layout, classes: int) -> tuple[np.ndarray, np.nda
         got = f"uint8 {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise BadData(f"{path}: data is {got}, not uint8 (N, 3072); {remedy}")
     if not isinstance(labels, list) or not all(type(v) is int and 0 <= v < classes for v in labels):
-        raise BadData(f"{path}: {layout.labels} is no list of classes 0 to {classes - 1}; {remedy}")
+        raise BadData(f"{path}: {layout.labels} is not a list of classes 0 to {classes - 1}; {remedy}")
     if len(labels) != len(images):
         raise BadData(f"{path} has {len(images)} images and {len(labels)} labels; {remedy}")
     return images, np.array(labels, dtype=np.int64)

@@ -8,31 +8,31 @@ from typing import NamedTuple
 import torch
 
 from oodbench import registry
-from oodbench.datasets.fetching.catalogue import CHALLENGES
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import image_files, require_split
+from oodbench.datasets.name import CHALLENGES, LEVELS
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
-LEVELS = 5
 CLASSES = (
     *("speed limit", "goods vehicles", "no overtaking", "no stopping", "no parking", "stop", "bicycle"),
     *("hump", "no left", "no right", "priority to", "no entry", "yield", "parking"),
 )
 SOURCE = Source(
     "CURE-TSR",
-    "https://github.com/olivesgatech/CURE-TSR",
+    TABLE["curetsr"].source,
     "given on request, for research",
     "Temel et al., CURE-TSR: Challenging Unreal and Real Environments for Traffic Sign Recognition, NIPS workshop 2017",
 )
-REAL_SIZE = {"train": 7_292, "test": 3_334}  # images a folder, in today's layout
-# Sequence type, sign, challenge, level, index; the older release puts the challenge's source before it and another number
+# Sequence type, sign, challenge, level, index. The older release adds a field before the challenge, its source, and one
 # before the index. The authors' code reads the sign from the second field of either.
 NAME = re.compile(r"(\d\d)_(\d\d)_(?:(\d\d)_(\d\d)|\d\d_(\d\d)_(\d\d)_(\d{1,3}))_(\d{1,9})\.bmp", re.ASCII | re.IGNORECASE)
 
 
 class Kind(NamedTuple):
-    """Photographs, or pictures that a game engine rendered."""
+    """Photographs, or images that a game engine rendered."""
 
     name: str
     folder: str
@@ -43,29 +43,29 @@ REAL, UNREAL = Kind("curetsr", "Real", 1), Kind("curetsr-unreal", "Unreal", 2)
 
 
 def curetsr(root: Path, split: str, part: str, level: int | None) -> ImageSet:
-    """The photographs: ``CURE-TSR/{Real_Train,Real_Test}/{ChallengeFree,<Type>-<1..5>}/*.bmp``, sizes vary.
+    """Load the photographs: ``CURE-TSR/{Real_Train,Real_Test}/{ChallengeFree,<Type>-<1..5>}/*.bmp``, whose sizes vary.
 
-    ``part`` is a challenge, in any case of letters, or empty for the images without one. The older layout is read too:
+    ``part`` is a challenge, in upper or lower case, or empty for the images without one. The older layout is read too:
     ``CURE-TSR/RealChallengeFree/{train,val,test}`` and ``CURE-TSR/RealChallenge/TT_LL/{train,val,test}``.
 
-    ``base_index`` is the row, in the folder without a challenge, of the image of the same sign and index. Where that is
-    not there it is a number beyond the last row, the same for all challenges of one image.
+    ``base_index`` is the row of the image with the same sign and index in the folder without a challenge. If that image
+    does not exist, it is a number beyond the last row, the same for all challenges of one image.
 
-    Raises UsageError for an unknown split, part or level, MissingData where the folder is not there, and BadData for a
-    file whose name is out of pattern or disagrees with its folder.
+    Raises UsageError for an unknown split, part or level, MissingData if the folder does not exist, and BadData for a file
+    whose name does not match the pattern or disagrees with its folder.
     """
     return _load(REAL, root, split, part, level)
 
 
 def curetsr_unreal(root: Path, split: str, part: str, level: int | None) -> ImageSet:
-    """The rendered pictures, as ``curetsr``, with ``Unreal`` for ``Real`` in all names of folders."""
+    """Load the rendered images, as ``curetsr``, with ``Unreal`` in place of ``Real`` in all folder names."""
     return _load(UNREAL, root, split, part, level)
 
 
 def _load(kind: Kind, root: Path, split: str, part: str, level: int | None) -> ImageSet:
     place = root / "CURE-TSR"
     older = _is_older(place, kind)
-    # Where nothing is there, either layout may come.
+    # Without any folder, either layout may be expected.
     require_split(kind.name, split, ("train", "test", "val") if older or not place.is_dir() else ("train", "test"))
     challenge = _challenge(kind, part, level)
     free, folder = (_folder(place, kind, split, code, number, older) for code, number in ((0, 0), (challenge, level or 0)))
@@ -73,7 +73,7 @@ def _load(kind: Kind, root: Path, split: str, part: str, level: int | None) -> I
         raise _missing(kind, split, folder)
     keys = _keys(folder, kind, challenge, level or 0)
     rows = {key: row for row, key in enumerate(_keys(free, kind, 0, 0).values())} if free.is_dir() else {}
-    sizes = REAL_SIZE if kind is REAL and not older else {}
+    sizes = {} if older else CATALOGUE[kind.name].images
     name = CHALLENGES[challenge - 1] if challenge else ""
     return ImageSet(
         ImageFiles(list(keys), sizes_vary=True),
@@ -95,14 +95,14 @@ def _load(kind: Kind, root: Path, split: str, part: str, level: int | None) -> I
 
 
 def _challenge(kind: Kind, part: str, level: int | None) -> int:
-    """The number of a challenge, 1 to 12; 0 for none."""
+    """Return the number of a challenge, 1 to 12, or 0 for none."""
     if not part:
         return 0
     codes = {challenge.lower(): code for code, challenge in enumerate(CHALLENGES, 1)}
     if part.lower() not in codes:
         raise UsageError(registry.unknown(f"part of {kind.name}", part, CHALLENGES, f"known: {', '.join(CHALLENGES)}"))
-    if level is None or level not in range(1, LEVELS + 1):
-        raise UsageError(f"{kind.name}/{part} needs a level from 1 to {LEVELS}; write {kind.name}/{part}@1 to @{LEVELS}")
+    if level is None or level not in LEVELS:
+        raise UsageError(f"{kind.name}/{part} needs a level from 1 to 5; write {kind.name}/{part}@1 to @5")
     return codes[part.lower()]
 
 
@@ -112,7 +112,7 @@ def _is_older(place: Path, kind: Kind) -> bool:
 
 
 def _folder(place: Path, kind: Kind, split: str, challenge: int, level: int, older: bool) -> Path:
-    """Where the images of a challenge lie; of challenge 0, those without one."""
+    """Return the folder of a challenge; challenge 0 means no challenge."""
     if not older:
         name = f"{CHALLENGES[challenge - 1]}-{level}" if challenge else "ChallengeFree"
         return place / f"{kind.folder}_{split.capitalize()}" / name
@@ -122,7 +122,7 @@ def _folder(place: Path, kind: Kind, split: str, challenge: int, level: int, old
 
 
 class _Key(NamedTuple):
-    """What tells an image of one split apart; its challenges have the same."""
+    """Identifies an image within a split. An image has the same key under each challenge."""
 
     sign: int
     sequence: int  # of the older names only
@@ -130,28 +130,28 @@ class _Key(NamedTuple):
 
     @property
     def number(self) -> int:
-        """One number for all three."""
+        """All three fields as one number."""
         return (self.sign * 1000 + self.sequence) * 10**9 + self.image
 
 
 def _keys(folder: Path, kind: Kind, challenge: int, level: int) -> dict[Path, _Key]:
-    """The images of a folder, by name. Raises BadData for a name that is none of this folder's."""
+    """Return the key of each image of a folder. Raises BadData for a file name that does not belong in the folder."""
     found: dict[Path, _Key] = {}
     for path in image_files(folder):
         match = NAME.fullmatch(path.name)
         if match is None:
-            raise BadData(f"{path} is not named as CURE-TSR's files are (01_06_03_01_0001.bmp); rename or remove it")
+            raise BadData(f"{path} is not named like CURE-TSR's files (01_06_03_01_0001.bmp); rename or remove it")
         sequence_type, sign, *fields = (int(field or 0) for field in match.groups())
-        said = (sequence_type, fields[0] + fields[2], fields[1] + fields[3])  # one pair of the two is there
+        said = (sequence_type, fields[0] + fields[2], fields[1] + fields[3])  # only one of the two pairs is present
         if said != (kind.sequence, challenge, level):
             wanted = f"{kind.sequence:02d}, {challenge:02d} and {level:02d}"
             given = ", ".join(f"{field:02d}" for field in said)
             raise BadData(f"{path} says sequence type, challenge and level {given}; its folder holds {wanted}; move it away")
         if not 1 <= sign <= len(CLASSES):
-            raise BadData(f"{path} says sign type {sign:02d}, which is none of 01 to {len(CLASSES)}; rename or remove it")
+            raise BadData(f"{path} says sign type {sign:02d}, which is not 01 to {len(CLASSES)}; rename or remove it")
         found[path] = _Key(sign, fields[4], fields[5])
     if len(set(found.values())) < len(found):
-        raise BadData(f"{folder} holds two images of one sign and index; remove what was added to the set")
+        raise BadData(f"{folder} holds two images with the same sign and index; remove the files that are not part of the set")
     if not found:
         raise BadData(f"{folder} holds no images; unpack CURE-TSR again")
     return found
@@ -159,7 +159,8 @@ def _keys(folder: Path, kind: Kind, challenge: int, level: int) -> dict[Path, _K
 
 def _missing(kind: Kind, split: str, folder: Path) -> MissingData:
     return MissingData(
-        f"{kind.name} ({split}) is not there: no {folder.absolute()}; no program can download it: ask for CURE-TSR by the"
-        f" request form at IEEE DataPort or {SOURCE.homepage}, and lay it out below the data root (--data DIR or OODBENCH_DATA)"
-        f" as CURE-TSR/{kind.folder}_Train and CURE-TSR/{kind.folder}_Test, each with ChallengeFree and folders as Haze-3"
+        f"{kind.name} ({split}) is missing: {folder.absolute()} does not exist; CURE-TSR is given on request only: use"
+        f" the request form at IEEE DataPort or {SOURCE.homepage}, and unpack it below the data root (--data DIR or"
+        f" OODBENCH_DATA) as CURE-TSR/{kind.folder}_Train and CURE-TSR/{kind.folder}_Test, each with ChallengeFree and folders"
+        " such as Haze-3"
     )

@@ -1,4 +1,4 @@
-"""Handwritten digits that scikit-learn ships, 8x8 grey: nothing to download."""
+"""Handwritten digits, 8x8 grey, embedded in scikit-learn."""
 
 from functools import cache
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from oodbench.datasets import TABLE
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 from oodbench.protocols import stratified_order
@@ -16,14 +17,14 @@ TRAIN_SHARE = 0.6
 SPLIT_SEED = 0
 SOURCE = Source(
     "Optical Recognition of Handwritten Digits (test part)",
-    "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    TABLE["digits"].source,
     "CC BY 4.0",
     "Alpaydin & Kaynak, Cascading Classifiers, Kybernetika 1998",
 )
 
 
 def digits(root: Path, split: str) -> ImageSet:
-    """Digits 0-7: a seeded, stratified 60 % are train, the rest test."""
+    """Load digits 0-7: train is a seeded, stratified 60 % of them, test is the rest."""
     require_split("digits", split, ("train", "test"))
     images, labels = _pixels()
     rows = np.flatnonzero(~np.isin(labels, HELD_OUT_CLASSES))
@@ -43,7 +44,7 @@ def digits(root: Path, split: str) -> ImageSet:
 
 
 def digits_heldout(root: Path, split: str) -> ImageSet:
-    """Digits 8 and 9, which a network trained on ``digits`` has never seen; labels 0 and 1 stand for them."""
+    """Load digits 8 and 9, with labels 0 and 1. A network trained on ``digits`` has never seen them."""
     require_split("digits-heldout", split, ("test",))
     images, labels = _pixels()
     rows = np.isin(labels, HELD_OUT_CLASSES)

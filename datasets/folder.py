@@ -11,19 +11,19 @@ from oodbench.image_set import ImageSet, Source
 
 
 def folder(root: Path, path: str, split: str) -> ImageSet:
-    """A folder of images, without labels, or a folder of class folders, labelled 0, 1, … by name. Files come by name.
+    """Load a folder of images, without labels, or of class folders, labelled 0, 1, … in order of name. Files are sorted.
 
-    Its one split is test; where it holds folders ``train`` and ``test``, these are its splits. Hidden files and files
-    without the suffix of an image are left out.
+    The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. Hidden files
+    and files without an image suffix are left out.
 
-    Raises UsageError for a path that leads out of the data root, MissingData where there is no such folder, and
-    BadData for one that holds no images, or images beside class folders.
+    Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
+    folder that holds no images, or images beside class folders.
     """
     name = f"folder:{path}"
     place = root / _below_root(path)
     if not place.is_dir():
         raise MissingData(
-            f"{name} is not there: no folder {place.absolute()}; make it, or name the data root that holds it with --data DIR"
+            f"{name} is missing: {place.absolute()} is not a folder; create it, or name another data root with --data DIR"
             " or OODBENCH_DATA"
         )
     has_splits = (place / "train").is_dir() and (place / "test").is_dir()
@@ -37,7 +37,7 @@ def _read(name: str, place: Path, split: str) -> ImageSet:
     if flat and paths:
         raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
     if not flat and not paths:
-        raise BadData(f"{place} holds no images ({' '.join(sorted(SUFFIXES))}); put some there or name another folder")
+        raise BadData(f"{place} holds no images ({' '.join(sorted(SUFFIXES))}); add some, or name another folder")
     return ImageSet(
         ImageFiles(flat or paths),
         torch.tensor(labels) if paths else None,
@@ -50,11 +50,11 @@ def _read(name: str, place: Path, split: str) -> ImageSet:
 
 
 def _below_root(path: str) -> str:
-    # Read as Windows reads it, with both kinds of slash and with drives: what is inside there is inside everywhere.
+    # Parse as Windows does, with both kinds of slash and drives: a path inside by these rules is inside on every system.
     parsed = PureWindowsPath(path)
     if not parsed.parts or parsed.anchor or ".." in parsed.parts:
         raise UsageError(
-            f"folder:{path} must name a folder below the data root, without '..' and not from the top;"
+            f"folder:{path} must name a folder below the data root: no '..', and not absolute;"
             " write folder:PATH relative to it, or name another data root with --data DIR"
         )
     return path

@@ -5,27 +5,29 @@ from pathlib import Path
 
 import torch
 
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import image_files, labelled_files, missing, require_split, text_lines
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
-ARCHIVES = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+TEST_LABELS = CATALOGUE["gtsrb"].downloads[-1]
 CLASSES = tuple(f"{label:05d}" for label in range(43))
 SOURCE = Source(
     "GTSRB",
-    "https://benchmark.ini.rub.de/gtsrb_news.html",
+    TABLE["gtsrb"].source,
     "free to use; cite the paper",
     "Stallkamp et al., Man vs. Computer: Benchmarking Machine Learning Algorithms for Traffic Sign Recognition, 2012",
-    {"train": 26_640, "test": 12_630},
+    CATALOGUE["gtsrb"].images,
 )
 
 
 def gtsrb(root: Path, split: str) -> ImageSet:
-    """Train is ``GTSRB/Training/<class>/*.ppm``, test ``GTSRB/Final_Test/Images/*.ppm`` with ``GT-final_test.csv``.
+    """Load train, ``GTSRB/Training/<class>/*.ppm``, or test, ``GTSRB/Final_Test/Images/*.ppm`` with ``GT-final_test.csv``.
 
-    The table may lie in the data root, in ``GTSRB`` or in ``GTSRB/Final_Test``. Where ``Final_Test`` is not there, test
-    may also be folders of classes, ``gtsrb/<class>/*``. Sizes vary.
+    The table may be in the data root, in ``GTSRB`` or in ``GTSRB/Final_Test``. Without ``Final_Test``, test may also be
+    class folders, ``gtsrb/<class>/*``. Sizes vary.
     """
     require_split("gtsrb", split, SOURCE.official_size)
     training, final = root / "GTSRB" / "Training", root / "GTSRB" / "Final_Test" / "Images"
@@ -36,11 +38,10 @@ def gtsrb(root: Path, split: str) -> ImageSet:
         where = training if split == "train" else root / "gtsrb"
         folders = [(where / name, label) for label, name in enumerate(CLASSES) if (where / name).is_dir()]
         if not folders:
-            archive = "GTSRB-Training_fixed.zip" if split == "train" else "GTSRB_Final_Test_Images.zip"
-            raise missing("gtsrb", split, training if split == "train" else final, f"{ARCHIVES}/{archive}")
+            raise missing("gtsrb", split, training if split == "train" else final, CATALOGUE["gtsrb"].address(split))
         paths, labels = labelled_files(folders)
     if not paths:
-        raise BadData(f"{where} holds no images; unpack the archives of {ARCHIVES} again")
+        raise BadData(f"{where} holds no images; unpack {CATALOGUE['gtsrb'].address(split)} again")
     return ImageSet(
         ImageFiles(paths),
         torch.tensor(labels),
@@ -54,23 +55,24 @@ def gtsrb(root: Path, split: str) -> ImageSet:
 
 
 def _final_test(root: Path, final: Path) -> tuple[list[Path], list[int]]:
-    """The images there are, by name, with the labels of ``GT-final_test.csv`` (columns Filename and ClassId, by semicolons)."""
+    """Return the present images, sorted by name, and their labels from ``GT-final_test.csv``.
+
+    Its columns Filename and ClassId are separated by semicolons.
+    """
     places = [folder / "GT-final_test.csv" for folder in (root, root / "GTSRB", root / "GTSRB" / "Final_Test")]
     table = next((path for path in places if path.is_file()), None)
     if table is None:
-        raise missing("gtsrb", "test", places[0], f"{ARCHIVES}/GTSRB_Final_Test_GT.zip")
+        raise missing("gtsrb", "test", places[0], TEST_LABELS.url)
     labels: dict[str | None, int] = {}
     header, *lines = (line.split(";") for line in text_lines(table) or [""])
     for number, line in enumerate(lines, 2):
         row = dict(zip(header, line, strict=False))
         label = row.get("ClassId", "")
         if not (re.fullmatch("[0-9]{1,5}", label) and int(label) < len(CLASSES)):
-            raise BadData(
-                f"{table}, line {number}: ClassId is '{label[:20]}', not 0 to 42; unpack GTSRB_Final_Test_GT.zip again"
-            )
+            raise BadData(f"{table}, line {number}: ClassId is '{label[:20]}', not 0 to 42; unpack {TEST_LABELS.file} again")
         if labels.setdefault(row.get("Filename"), int(label)) != int(label):
-            raise BadData(f"{table}, line {number}: the file has two classes; unpack GTSRB_Final_Test_GT.zip again")
+            raise BadData(f"{table}, line {number}: the file has two classes; unpack {TEST_LABELS.file} again")
     paths = image_files(final)
     if strangers := [path for path in paths if path.name not in labels]:
-        raise BadData(f"{strangers[0]} has no line in {table}; remove it or unpack GTSRB_Final_Test_GT.zip again")
+        raise BadData(f"{strangers[0]} has no line in {table}; remove it or unpack {TEST_LABELS.file} again")
     return paths, [labels[path.name] for path in paths]

@@ -1,6 +1,6 @@
-"""``load_dataset``: from a name to images, all sets through the same resizing, colour and checks.
+"""``load_dataset``: load images by name, with the same resizing, colour and checks for all sets.
 
-``oodbench.datasets.name`` says what names there are.
+The forms of names are listed in ``oodbench.datasets.name``.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from oodbench.paths import data_root
 from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
-IN_MEMORY = 2 * 2**30  # bytes of pixels up to which a set is decoded once, into one tensor
+IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once into one tensor
 
 
 def load_dataset(
@@ -43,22 +43,22 @@ def load_dataset(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> ImageSet:
-    """The images of a set by its name, uint8 (N, 3, H, W).
+    """Load the images of a set by name, uint8 (N, 3, H, W).
 
     Args:
         name: see ``oodbench.datasets.name``.
         data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
-        size: height and width in pixels. None keeps the set's own size, and makes images 32x32 where a set's sizes vary.
-        resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits; nothing is resampled that
-            has its size already.
-        classifier: the network that an attack is made against.
-        seed: of the randomness of a corruption or attack.
-        settings: of an attack (``eps``, ``filtered``, …); see ``attacked``.
-        first: only so many images, the first.
-        workers: processes that decode a set of many files.
+        size: height and width in pixels. None keeps the set's own size; if sizes vary, images become 32x32.
+        resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits. Images that have the size
+            already are not resampled.
+        classifier: the network to attack.
+        seed: random seed of a corruption or attack.
+        settings: settings of an attack (``eps``, ``filtered``, …); see ``attacked``.
+        first: load only the first N images.
+        workers: number of processes that decode a set of many files.
 
-    Raises UsageError for a name, split, class, part or level that there is not, MissingData where the set's files are
-    absent, BadData where they are broken, Unsuitable for an attack without a network.
+    Raises UsageError for an unknown name, split, class, part or level, MissingData if the set's files are absent, BadData if
+    they are broken, Unsuitable for an attack without a network.
     """
     parsed = parse(name)
     if first is not None and first < 1:
@@ -75,7 +75,7 @@ def load_dataset(
 def original(
     parsed: Name, data: str | Path | None, split: str, size: int | None, resize: str, workers: int, progress: Progress
 ) -> ImageSet:
-    """The set without its change: RGB, in one size. Arguments and errors as of ``load_dataset``."""
+    """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UsageError(f"size is {size!r}; give a number of pixels, or None for the set's own size")
     if resize not in FILTERS:
@@ -96,7 +96,7 @@ def changed(
     progress: Progress,
     batch_size: int = 256,
 ) -> ImageSet:
-    """The set under the corruption or attack of its name, or as it is. Errors as of ``load_dataset``."""
+    """Apply the corruption or attack of the name, if it has one. Errors as in ``load_dataset``."""
     if settings and not parsed.attack:
         raise UsageError(f"{images.name}: settings are for attacks ({', '.join(settings)}); leave them out")
     if parsed.corruption and parsed.level:
@@ -111,9 +111,9 @@ def changed(
 
 
 def one_class(images: ImageSet, wanted: str) -> ImageSet:
-    """The images of one class, named or numbered; ``base_index`` points into the whole set.
+    """Select the images of one class, by name or number; ``base_index`` refers to the whole set.
 
-    Raises UsageError for a class that the set does not have, BadData where it has no image of it.
+    Raises UsageError for an unknown class, BadData if the set has no image of it.
     """
     if images.labels is None:
         raise UsageError(f"{images.name} has no labels, so no class '{wanted}'; leave ':{wanted}' out")
@@ -127,15 +127,15 @@ def one_class(images: ImageSet, wanted: str) -> ImageSet:
     rows = torch.nonzero(images.labels == label).flatten()
     if len(rows) == 0:
         raise BadData(f"{images.name} ({images.split}) holds no image of class '{wanted}'; choose another class")
-    # Of a whole set the class is whole. Of a subset its official size is not known: the set's own stays, as a mark.
+    # The class of a whole set is whole. For a subset its official size is unknown: the set's own size marks it as partial.
     official = {images.split: len(rows)} if images.official_size == len(images) else images.source.official_size
     return replace(images.select(rows), source=replace(images.source, official_size=official))
 
 
 def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> ImageSet:
-    """The set under a corruption, labels kept. An image's randomness hangs on its row in the base set.
+    """Corrupt a set; labels are kept. The randomness of an image depends on its row in the base set.
 
-    Raises Unsuitable where the corruption changes nothing, as ``decolor`` of grey images.
+    Raises Unsuitable if the corruption changes nothing, such as ``decolor`` on grey images.
     """
     index = images.base_index
     pixels: Tensor | Images
@@ -158,12 +158,12 @@ def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> Image
 
 
 def takes_parts(loader: object) -> bool:
-    """Whether a loader has parts: ``loader(root, split, part, level)``, and not ``loader(root, split)``."""
+    """Whether a loader has parts: ``loader(root, split, part, level)`` rather than ``loader(root, split)``."""
     return callable(loader) and "part" in inspect.signature(loader).parameters
 
 
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
-    """What the loader of the base gives, after a check that it kept its contract."""
+    """Load the base set with its loader, and check that the loader kept its contract."""
     if name.base == FOLDER:
         return folder(root, name.path, split)
     loader = registry.load("datasets", name.base)
@@ -177,19 +177,21 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     except Exception as error:
         raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {reason(error)}") from error
     if not isinstance(images, ImageSet):
-        raise BadData(f"dataset '{name.base}' of {owner} gave {type(images).__name__}; a loader returns an ImageSet")
+        raise BadData(f"dataset '{name.base}' of {owner} returned {type(images).__name__}; a loader must return an ImageSet")
     if len(images.images.shape) != 4 or images.images.shape[1] not in (1, 3):
         raise BadData(f"dataset '{name.base}' of {owner} has shape {tuple(images.images.shape)}, not (N, 1 or 3, H, W)")
     if images.labels is None:
         return images
     last = len(images.classes) - 1 if images.classes else torch.inf
     if images.labels.is_floating_point() or images.labels.min() < 0 or images.labels.max() > last:
-        raise BadData(f"dataset '{name.base}' of {owner} has labels that are not 0, 1, … {last}; a loader gives int64 (N,)")
+        raise BadData(
+            f"dataset '{name.base}' of {owner} has labels that are not 0, 1, … {last}; a loader must return int64 (N,)"
+        )
     return replace(images, labels=images.labels.to(torch.int64))
 
 
 def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, progress: Progress) -> ImageSet:
-    """The set in RGB and in one size, in memory unless it is too large."""
+    """Convert the set to RGB in one size, in memory unless it is too large."""
     height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
     wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
 

@@ -1,15 +1,15 @@
-"""The grammar of set names: the one place that takes a name apart. Imports no torch.
+"""The grammar of set names. All parsing of names is here; no torch is imported.
 
 ======================  =====================================================================
 ``cifar10``             a registered set
 ``cifar10:airplane``    one class of it, by name or number
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
-``cifar10+pgd``         an attack, ours or another library's (``cifar10+foolbox:LinfPGD``)
+``cifar10+pgd``         an attack, built-in or of another library (``cifar10+foolbox:LinfPGD``)
 ``folder:PATH``         a folder of images below the data root; ``folder:PATH:class`` is one class
 ======================  =====================================================================
 
-A change comes last: ``cifar10:airplane+haze@3``.
+The corruption or attack comes last: ``cifar10:airplane+haze@3``.
 """
 
 from dataclasses import dataclass
@@ -22,18 +22,32 @@ ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
 LEVELS = (1, 2, 3, 4, 5)
 FOLDER = "folder"
 
+# The parts of CIFAR-10-C, named as its authors' files are (Hendrycks & Dietterich, ICLR 2019). The paper's benchmark is
+# the mean over the 15 main corruptions; the 4 extra ones are for validation.
+MAIN_CORRUPTIONS_C = (
+    *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost", "gaussian_noise", "glass_blur"),
+    *("impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "shot_noise", "snow", "zoom_blur"),
+)
+EXTRA_CORRUPTIONS_C = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
+CORRUPTIONS_C = tuple(sorted(MAIN_CORRUPTIONS_C + EXTRA_CORRUPTIONS_C))
+# The parts of CURE-TSR, in the order of their numbers, from 1 (Temel et al., NIPS workshop 2017).
+CHALLENGES = (
+    *("Decolorization", "LensBlur", "CodecError", "Darkening", "DirtyLens", "Exposure"),
+    *("GaussianBlur", "Noise", "Rain", "Shadow", "Snow", "Haze"),
+)
+
 
 @dataclass(frozen=True)
 class Name:
-    """A set's name taken apart. What the name does not say is empty.
+    """A parsed set name. Absent components are empty.
 
     Attributes:
-        original: the name without its change.
+        original: the name without its corruption or attack.
         base: the registered set, or ``folder``.
-        path: of a folder, below the data root.
+        path: the path of a folder below the data root.
         wanted_class: the one class to keep, by name or number.
-        part, part_level: of a set that has parts.
-        corruption, level: the generated corruption and its level.
+        part, part_level: the part of a set that has parts, and its level.
+        corruption, level: the generated corruption, and its level.
         attack: the attack.
     """
 
@@ -49,7 +63,7 @@ class Name:
 
     @property
     def dataset(self) -> str:
-        """The name without its level, as tables call the set."""
+        """The name without its level, as shown in tables."""
         if self.corruption or self.attack:
             return f"{self.original}+{self.corruption or self.attack}"
         return self.original if self.part_level is None else self.original.rpartition("@")[0]
@@ -61,12 +75,12 @@ class Name:
 
     @property
     def kind(self) -> str:
-        """``corruption`` or ``adversarial`` where the name says that the set is made by one, else empty."""
+        """``corruption`` or ``adversarial`` if the name contains one, else empty."""
         return "adversarial" if self.attack else "corruption" if self.corruption else ""
 
 
 def parse(text: str) -> Name:
-    """Take a name apart. Raises UsageError for an unknown change, and for a level that is missing or not 1 to 5."""
+    """Parse a name. Raises UsageError for an unknown corruption or attack, and for a level that is missing or not 1 to 5."""
     original, plus, change = text.partition("+")
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
@@ -84,14 +98,15 @@ def parse(text: str) -> Name:
 
 
 def base_of(text: str) -> str:
-    """The registered set that a name starts with, or ``folder``; of any text, also of a name that does not parse."""
+    """Return the registered set at the start of a name, or ``folder``. Accepts any text, also invalid names."""
     return text.partition("+")[0].partition(":")[0].partition("/")[0]
 
 
 def source_and_change(dataset: str) -> tuple[str, str]:
-    """(``cifar10``, ``haze``) of ``cifar10+haze``; (``cifar10c``, ``fog``) of ``cifar10c/fog``; (name, "") of others.
+    """Split a name: ``cifar10+haze`` into (``cifar10``, ``haze``), ``cifar10c/fog`` into (``cifar10c``, ``fog``).
 
-    A slash is part of a folder's path, and comes before a part of any other set. Takes any text.
+    For other names, the second value is empty. A slash belongs to the path of a folder; in any other name it precedes a part.
+    Accepts any text.
     """
     separator = "+" if dataset.startswith(f"{FOLDER}:") or "/" not in dataset.partition("+")[0] else "/"
     source, _, change = dataset.partition(separator)
@@ -111,7 +126,7 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
     if changing in CORRUPTIONS:
         require_corruption(changing, _level(level) or repr(level))
         return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
-    if changing not in ATTACKS and ":" not in changing:  # the attacks of other libraries have a colon
+    if changing not in ATTACKS and ":" not in changing:  # attacks of other libraries have a colon
         known = [*CORRUPTIONS, *ATTACKS]
         raise UsageError(unknown("corruption or attack", changing, known, f"known: {', '.join(known)}"))
     if at:
@@ -120,5 +135,5 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
 
 
 def _level(text: str) -> int | None:
-    """1 to 5, or None for any other text."""
+    """Return 1 to 5, or None for any other text."""
     return int(text) if text.isdecimal() and int(text) in LEVELS else None

@@ -1,4 +1,4 @@
-"""Patches of the two photographs that scikit-learn ships: nothing to download."""
+"""Patches of the two photographs that are embedded in scikit-learn."""
 
 from pathlib import Path
 
@@ -7,16 +7,19 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 
-COUNT, SIZE, SEED = 500, 8, 0
+COUNT = CATALOGUE["photos"].images["test"]
+SIZE, SEED = 8, 0
 
 
 def photos(root: Path, split: str) -> ImageSet:
-    """500 grey patches (500, 1, 8, 8) at seeded random places, half from each photograph.
+    """Cut 500 grey patches (500, 1, 8, 8) at seeded random positions, half from each photograph.
 
-    Grey, because the digits that they stand against are grey: colour would tell the two apart without any network.
+    They are grey because the digits are grey: colour alone would separate the two sets, without any network.
     """
     require_split("photos", split, ("test",))
     random = np.random.default_rng(SEED)
@@ -33,7 +36,7 @@ def photos(root: Path, split: str) -> ImageSet:
         kind="far-ood",
         source=Source(
             "Patches of scikit-learn's sample images",
-            "https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_sample_images.html",
+            TABLE["photos"].source,
             "CC BY 2.0",
             "china.jpg by danielbuechele and flower.jpg by vultilion, Flickr",
         ),

@@ -2,25 +2,27 @@
 
 from pathlib import Path
 
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import image_files, missing, require_split
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
-ARCHIVE = "http://data.csail.mit.edu/places/places365/test_256.tar"
+ARCHIVE = CATALOGUE["places365"].address()
 SOURCE = Source(
     "Places365",
-    "http://places2.csail.mit.edu/",
+    TABLE["places365"].source,
     "non-commercial research and education",
     "Zhou et al., Places: A 10 Million Image Database for Scene Recognition, TPAMI 2018",
-    {"test": 328_500},
+    CATALOGUE["places365"].images,
 )
 
 
 def places365(root: Path, split: str) -> ImageSet:
-    """``test_256/*.jpg``, the test images, whose labels are not published.
+    """Load the test images, ``test_256/*.jpg``. Their labels are not published.
 
-    So many headers are not read to find out whether all have one size: without a size asked for they become 32x32.
+    The headers of so many files are not read to compare sizes: unless a size is given, the images become 32x32.
     """
     require_split("places365", split, SOURCE.official_size)
     folder = root / "test_256"

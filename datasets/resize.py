@@ -1,4 +1,4 @@
-"""One resize kernel for all sets: a kernel of its own would be a cue that tells one set from another."""
+"""One resize kernel for all sets: a different kernel per set would be a cue that separates them."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from oodbench.errors import BadData
 from oodbench.image_set import Images
 from oodbench.progress import Progress
 
-# PIL's filters are antialiased when they shrink, and round to uint8.
+# PIL's filters are antialiased when shrinking, and round to uint8.
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
-MANY = 5_000  # images from which on decoding says how far it is, and is worth starting processes for
-CHUNK = 2**22  # bytes of pixels that a worker hands over at a time
+MANY = 5_000  # number of images from which decoding reports progress and may start processes
+CHUNK = 2**22  # bytes of pixels that a worker returns at a time
 
 
 def decoded(images: Images, workers: int, progress: Progress, name: str = "images") -> Tensor:
-    """All of images that decode on demand, of one size: uint8 (N, C, H, W), the same by any number of workers.
+    """Decode all images, which have one size, to uint8 (N, C, H, W). The result does not depend on the number of workers.
 
-    ``workers`` processes decode a set of ``MANY`` images or more; with 0, and smaller sets, this process does.
+    ``workers`` processes decode a set of at least ``MANY`` images. With 0 workers, and for smaller sets, this process does.
     """
     many = len(images) >= MANY
     if many:
@@ -39,7 +39,7 @@ def decoded(images: Images, workers: int, progress: Progress, name: str = "image
 
 
 class Resized:
-    """``Images`` (N, 3, H, W) of the given size, made on demand from grey or RGB ones of any size."""
+    """``Images`` (N, 3, H, W) of the given size, resized on demand from grey or RGB images of any size."""
 
     def __init__(self, images: Tensor | Images, size: tuple[int, int], resize: str) -> None:
         self._images, self._size, self._resize = images, size, resize
@@ -52,19 +52,19 @@ class Resized:
         return torch.stack([fit(self._own(row), self._size, self._resize) for row in rows])
 
     def _own(self, row: int) -> Tensor:
-        # A plain index is a view of a tensor; an index by a list would start torch's threads for each image.
+        # Indexing a tensor by an int gives a view; indexing by a list would start torch's threads for each image.
         return self._images[row] if isinstance(self._images, Tensor) else self._images[[row]][0]
 
 
 def fit(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
-    """uint8 (1 or 3, h, w) -> uint8 (3, H, W), size = (H, W); an image of that size is not resampled.
+    """Resize an image: uint8 (1 or 3, h, w) -> uint8 (3, H, W), size = (H, W). An image of that size is not resampled.
 
-    Raises BadData for anything else than such an image.
+    Raises BadData for any other input.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3) or 0 in image.shape:
-        raise BadData(f"an image is {image.dtype} {tuple(image.shape)}; a data set's loader gives uint8 (1 or 3, H, W)")
+        raise BadData(f"an image is {image.dtype} {tuple(image.shape)}; a loader must return uint8 (1 or 3, H, W)")
     if tuple(image.shape[1:]) != size:
-        # Grey as a 2-D array (h, w), colour as (h, w, 3): how PIL takes them and gives them back.
+        # Grey as a 2-D array (h, w), colour as (h, w, 3): as PIL accepts and returns them.
         pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
         resized = np.array(Image.fromarray(pixels).resize(size[::-1], FILTERS[resize]))
         image = torch.from_numpy(np.atleast_3d(resized)).permute(2, 0, 1)

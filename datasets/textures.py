@@ -4,23 +4,25 @@ from pathlib import Path
 
 import torch
 
+from oodbench.datasets import TABLE
+from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import labelled_files, missing, require_split, subfolders
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
-ARCHIVE = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
+ARCHIVE = CATALOGUE["textures"].address()
 SOURCE = Source(
     "Describable Textures (DTD)",
-    "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    TABLE["textures"].source,
     "research use only",
     "Cimpoi et al., Describing Textures in the Wild, CVPR 2014",
-    {"test": 5_640},
+    CATALOGUE["textures"].images,
 )
 
 
 def textures(root: Path, split: str) -> ImageSet:
-    """``dtd/images/<class>/*.jpg``, sizes vary: all images are test, as usual where textures stand for other data."""
+    """Load ``dtd/images/<class>/*.jpg``, whose sizes vary. All images are test, as usual when DTD serves as OOD data."""
     require_split("textures", split, SOURCE.official_size)
     folder = root / "dtd" / "images"
     if not folder.is_dir():

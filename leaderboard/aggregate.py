@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from oodbench.datasets.name import EXTRA_CORRUPTIONS_C as EXTRA
+from oodbench.datasets.name import MAIN_CORRUPTIONS_C as MAIN
 from oodbench.datasets.name import source_and_change
 from oodbench.errors import BadData, UsageError
 from oodbench.registry import unknown
@@ -38,13 +40,6 @@ METRICS = {  # column: (what tables call it, whether higher is better)
 }
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
 CONTROL = "pixels"  # the detector that never sees the network
-
-# The corruptions of CIFAR-10-C and its like, under the names of the authors' files (Hendrycks & Dietterich, ICLR 2019).
-MAIN = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 GROUP = ["model", "network", "in_distribution", "images"]  # one table each
 ROW = [*GROUP, "protocol", "source", "detector", "settings"]

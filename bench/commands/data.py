@@ -1,4 +1,4 @@
-"""``oodbench data``: which sets and weights there are, fetching them, and whether what is there is what should be."""
+"""``oodbench data``: list, fetch and verify data sets and weights."""
 
 import json
 import sys
@@ -20,17 +20,17 @@ from oodbench.progress import Progress
 FAULTS_SHOWN = 5
 SECONDS_BETWEEN_LINES = 10.0
 
-commands = typer.Typer(help="Sets and model weights: what there is, fetching, checking.", no_args_is_help=True)
-Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names of `oodbench data list`.")]
+commands = typer.Typer(help="List, fetch and verify data sets and model weights.", no_args_is_help=True)
+Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names from `oodbench data list`.")]
 
 
 @commands.command("list")
 def list_data(
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
     data: Data = None,
     debug: Debug = False,
 ) -> None:
-    """Every set and weights file: whether it is there, how large it is, and how to get it."""
+    """List all data sets and weights files: whether they are present, how large they are, and how to get them."""
     root = data_root(data)
     items = catalogue.items()
     rows = [_row(item, root) for item in items]
@@ -43,7 +43,7 @@ def list_data(
         [
             row["name"],
             row["state"],
-            " ".join(f"{split} {'~' if item.about else ''}{count:,}" for split, count in item.images.items()),
+            " ".join(f"{split} {'~' if item.approximate else ''}{count:,}" for split, count in item.images.items()),
             _megabytes(row["download_bytes"]),
             _megabytes(row["disk_bytes"]),
             row["get"],
@@ -58,17 +58,17 @@ def list_data(
 @commands.command()
 def fetch(
     names: Names,
-    split: Annotated[list[str], typer.Option(help="Only the files of this split; repeat for several.")] = [],  # noqa: B006
+    split: Annotated[list[str], typer.Option(help="Fetch only the files of this split; repeat for several.")] = [],  # noqa: B006
     mirror: Annotated[
-        list[str], typer.Option(metavar="URL", help="Ask there first for the same file names; repeat for several.")
+        list[str], typer.Option(metavar="URL", help="Try this address first, for the same file names; repeat for several.")
     ] = [],  # noqa: B006
-    force: Annotated[bool, typer.Option("--force", help="Fetch again, and replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again, and replace existing files.")] = False,
     data: Data = None,
     debug: Debug = False,
 ) -> None:
-    """Download sets and weights, check them and unpack them. Repeated, it goes on where it stopped.
+    """Download data sets and weights, check them and unpack them. Repeat an interrupted command to resume it.
 
-    Exits with 1 where one of them could not be fetched; the others are, all the same.
+    Exits with 1 if one of them could not be fetched; the others are still fetched.
     """
     root = data_root(data)
     chosen = [catalogue.find(name) for name in names]
@@ -102,9 +102,9 @@ def fetch(
 
 @commands.command()
 def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
-    """Whether sets and weights are whole and can be read: layout, counts, checksums, every image, labels.
+    """Check that data sets and weights are whole and readable: layout, counts, checksums, every image, labels.
 
-    Exits with 1 where one is not.
+    Exits with 1 if one is not.
     """
     root = data_root(data)
     chosen = [catalogue.find(name) for name in names]
@@ -119,10 +119,10 @@ def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
                 progress.print(f"{item.name}: … and {more:,} more")
             if faults:
                 whole = False
-                if item.form or item.downloads:
+                if item.request_form or item.downloads:
                     progress.print(f"{item.name}: {_remedy(item, root)}")
             else:
-                images = " ".join(f"{split} {count:,}" for split, count in item.images.items() if not item.about)
+                images = " ".join(f"{split} {count:,}" for split, count in item.images.items() if not item.approximate)
                 progress.print(f"{item.name}: whole{f', {images}' if images else ''}")
     if not whole:
         raise typer.Exit(1)
@@ -132,9 +132,9 @@ def _row(item: catalogue.Item, root: Path) -> dict[str, Any]:
     if item.embedded:
         get = "embedded, nothing to fetch"
     elif item.owner:
-        get = f"of {item.owner}: its package says how"
-    elif item.form:
-        get = f"on request: `oodbench data fetch {item.name}` says where"
+        get = f"see the documentation of {item.owner}"
+    elif item.request_form:
+        get = f"on request: see `oodbench data fetch {item.name}`"
     else:
         get = f"`oodbench data fetch {item.name}`"
     state, lacks = item.survey(root)
@@ -148,12 +148,12 @@ def _row(item: catalogue.Item, root: Path) -> dict[str, Any]:
         "download_bytes": _sum([download.size for download in usual]),
         "disk_bytes": _sum([download.disk for download in usual]),
         "get": get,
-        "addresses": [item.form] if item.form else [download.url for download in item.downloads],
+        "addresses": [item.request_form] if item.request_form else [download.url for download in item.downloads],
     }
 
 
 def _sum(sizes: list[int | None]) -> int | None:
-    """None where one is not known, or there is none."""
+    """Return the sum, or None if one is unknown or there is none."""
     known = [size for size in sizes if size is not None]
     return sum(known) if known and len(known) == len(sizes) else None
 
@@ -163,20 +163,20 @@ def _megabytes(size: int | None) -> str:
 
 
 def _remedy(item: catalogue.Item, root: Path) -> str:
-    if item.form:
-        return f"`oodbench data fetch {item.name}` says how to ask for it"
+    if item.request_form:
+        return f"request it: see `oodbench data fetch {item.name}`"
     if item.survey(root)[0] == "absent":
         return f"get it with `oodbench data fetch {item.name}`"
     return f"get it again with `oodbench data fetch {item.name} --force`"
 
 
 def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
-    """What is wrong with a set or weights, a line each: in its files, then in what its reader makes of them."""
+    """Yield one line per fault of a set or weights: first of its files, then of what its loader reads from them."""
     if item.survey(root)[0] == "absent":
-        yield f"not there: nothing of it below {root.absolute()}"
+        yield f"absent: none of its files is below {root.absolute()}"
         return
     clean = True
-    for fault in faults_of(item.pieces, root):
+    for fault in faults_of(item.expected, root):
         clean = False
         yield fault
     if clean:
@@ -184,12 +184,12 @@ def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
 
 
 def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
-    """Read each split, in each of its parts, as a run would; of image files the names, for they were decoded before."""
+    """Read each split of each part as a run does. Image files are not decoded again."""
     from oodbench.datasets.load import as_loaded
     from oodbench.datasets.name import parse
 
     optional = {split for download in item.downloads if download.optional for split in download.splits}
-    splits = {piece.split for piece in item.pieces} - {""} or item.images.keys() - optional or {"test"}
+    splits = {entry.split for entry in item.expected} - {""} or item.images.keys() - optional or {"test"}
     for name in item.parts or (item.name,):
         for split in sorted(splits):
             try:
@@ -198,8 +198,8 @@ def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
                 yield reason(error)
                 continue
             wanted = item.images.get(split, count)
-            if count != wanted and not item.about:
-                yield f"{name} ({split}) has {count:,} images as read, and the official set {wanted:,}"
+            if count != wanted and not item.approximate:
+                yield f"{name} ({split}) has {count:,} images as read; the official set has {wanted:,}"
 
 
 def _unreadable_weights(item: catalogue.Item, root: Path) -> Iterator[str]:
@@ -212,7 +212,7 @@ def _unreadable_weights(item: catalogue.Item, root: Path) -> Iterator[str]:
 
 
 class Transfers(Progress):
-    """Bytes of one file at a time; ``stage`` begins the next. Lines now and then, for logs and pipes."""
+    """Reports the bytes of one file at a time, in a line every ten seconds; ``stage`` begins the next. For logs and pipes."""
 
     def __init__(self) -> None:
         self._title, self._size, self._done, self._next = "", 0.0, 0.0, 0.0
@@ -235,13 +235,13 @@ class Transfers(Progress):
         print(one_line(line), file=sys.stderr, flush=True)
 
     def print(self, line: str) -> None:
-        """A line of the result, on standard output."""
+        """Print a line of the result to standard output."""
         print(one_line(line), flush=True)
 
 
 @contextmanager
 def transfers() -> Iterator[Transfers]:
-    """A live bar where standard error is a terminal, lines where it is not."""
+    """Show a live bar if standard error is a terminal, else lines."""
     if not sys.stderr.isatty():
         yield Transfers()
         return
@@ -255,10 +255,10 @@ def transfers() -> Iterator[Transfers]:
         BarColumn(bar_width=None),
         DownloadColumn(),
         TransferSpeedColumn(),
-        TextColumn("· still"),
         TimeRemainingColumn(),
+        TextColumn("remaining"),
     )
-    # Redirected, standard output would come out on standard error: right on one terminal, wrong where it is a pipe.
+    # rich redirects standard output to standard error: right on one terminal, wrong if standard output is a pipe.
     redirect, console = sys.stdout.isatty(), Console(stderr=True)
     with RichProgress(*columns, console=console, transient=True, expand=True, redirect_stdout=redirect) as live:
         task = live.add_task("", total=None)

@@ -1,4 +1,4 @@
-"""Attacks on the network under test, and the sets that are made of attacked images."""
+"""Attacks on the network under test, and data sets of attacked images."""
 
 from oodbench.datasets.adversarial.attacks import ATTACKS, attack
 

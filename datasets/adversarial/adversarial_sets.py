@@ -1,4 +1,4 @@
-"""A set under an attack: made or taken from the cache, rounded, with what the attack did, and filtered as the papers do."""
+"""Data sets under an attack: computed or read from the cache, rounded, described, and filtered as in the papers."""
 
 import math
 import numbers
@@ -18,18 +18,19 @@ from oodbench.facts import AttackRecord
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
 
-# Standard deviation of the noisy twins by attack, in pixel units. For fgsm, bim and cw that of Lee et al. 2018 for ResNets,
-# 0.0625, 0.065 and 0.025 in normalised space, times 0.201, the mean deviation of their CIFAR-10; the others take bim's.
+# Standard deviation of the noisy twins by attack, in pixel units. For fgsm, bim and cw it is that of Lee et al. 2018 for
+# ResNets, 0.0625, 0.065 and 0.025 in normalised space, times 0.201, the mean deviation of their CIFAR-10; others use bim's.
 NOISE_STD = {"fgsm": 0.0126, "bim": 0.0131, "cw": 0.0050}
 OTHER_NOISE_STD = 0.0131
 NOISE_STREAM = 0x6E6F697365
 
 
 class Options(NamedTuple):
-    """What a set is made of attacked images by.
+    """How attacked images become a data set.
 
-    rounded: to 8 bits, as any image that is stored. filtered: only images that the network gets right clean and noisy and
-    wrong attacked (Lee et al., NeurIPS 2018). noise_std: of that noise, in pixel units.
+    rounded: round to 8 bits, as for any stored image. filtered: keep only images that the network classifies correctly when
+    clean and when noisy, and wrongly when attacked (Lee et al., NeurIPS 2018). noise_std: standard deviation of that noise,
+    in pixel units.
     """
 
     rounded: bool = True
@@ -38,7 +39,7 @@ class Options(NamedTuple):
 
 
 def resolve(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
-    """(all settings of the attack, options of the set). Raises UsageError for a name, setting or value there is not."""
+    """Return all settings of the attack, and the options of the set. Raises UsageError for an unknown or invalid setting."""
     own = {key: value for key, value in settings.items() if key in Options._fields}
     rest = {key: value for key, value in settings.items() if key not in own}
     how = attacks.settings_of(name, rest, Options._fields)
@@ -61,19 +62,19 @@ def attacked(
     progress: Progress | None = None,
     batch_size: int = attacks.BATCH_SIZE,
 ) -> ImageSet:
-    """The set under an attack made against ``classifier``, labels kept; kept in the cache folder.
+    """Attack a set against ``classifier``; labels are kept, and images are cached in the cache folder.
 
     Args:
-        base: images with the labels that the network was trained on.
-        name: of the attack; see ``adversarial.attack``.
-        settings: of the attack, and ``rounded``, ``filtered`` and ``noise_std``; see ``Options``.
+        base: images with the labels on which the network was trained.
+        name: name of the attack; see ``adversarial.attack``.
+        settings: settings of the attack, and ``rounded``, ``filtered`` and ``noise_std``; see ``Options``.
 
-    Returns: a set of uint8 images, or float32 in [0, 1] if not rounded, of kind ``adversarial``, that shares its images with
-    the base. ``attack_record`` says what the attack did (see ``docs/attacks.md``). Filtered, ``negatives`` are the same images
-    clean, followed by their noisy twins.
+    Returns: a set of uint8 images, or float32 in [0, 1] if not rounded, of kind ``adversarial``, with the same base as
+    ``base``. ``attack_record`` says what the attack did (see ``docs/attacks.md``). If filtered, ``negatives`` are the
+    same images clean, followed by their noisy twins.
 
-    Raises UsageError for a name or setting that there is not, Unsuitable for a base without labels, for a network that
-    gets no image right or takes no such images, and where the filter leaves none; what ``adversarial.attack`` raises.
+    Raises UsageError for an unknown name or setting; Unsuitable for a base without labels, for a network that classifies no
+    image correctly or does not accept such images, and if the filter keeps no image; and all errors of ``adversarial.attack``.
     """
     how, options = resolve(name, settings or {})
     if base.labels is None:
@@ -85,8 +86,7 @@ def attacked(
     right = network.right(base)
     if not right.any():
         raise Unsuitable(
-            f"{classifier.name} gets no image of {base.name} right, so that {name} has nothing to change;"
-            " check weights and labels"
+            f"{classifier.name} gets no image of {base.name} right, so {name} has nothing to change; check weights and labels"
         )
     against = f"{classifier.name} {classifier.weights_hash}"
     result = replace(
@@ -108,11 +108,11 @@ def attacked(
         kept = torch.nonzero(right & network.right(noisy) & ~right_after)[:, 0]
         if len(kept) == 0:
             raise Unsuitable(
-                f"{result.name}: the filter keeps none of {len(base):,} images, for none is right clean, right noisy and wrong"
+                f"{result.name}: the filter keeps none of {len(base):,} images: none is right clean, right noisy and wrong"
                 " attacked; attack harder (eps, steps), or leave filtered out"
             )
         made_with |= {"noise_std": options.noise_std}
-        # Of a whole set, what is kept is whole. Of a part, the official size stays, as a mark.
+        # What is kept of a whole set is whole. For a part, the official size stays and marks it as partial.
         official = {base.split: len(kept)} if base.official_size == len(base) else base.source.official_size
         result = replace(
             result.select(kept),
@@ -136,14 +136,14 @@ def attacked(
 
 
 class _Network(NamedTuple):
-    """The network attacked, and how it is fed."""
+    """The attacked network, with progress and batch size."""
 
     classifier: Classifier
     progress: Progress
     batch_size: int
 
     def right(self, images: ImageSet) -> Tensor:
-        """bool (N,): which images the network takes for what their labels say."""
+        """Return bool (N,): which images the network classifies as labelled."""
         labels = images.labels
         assert labels is not None  # attacked refused others
         right = torch.empty(len(images), dtype=torch.bool)
@@ -156,7 +156,7 @@ class _Network(NamedTuple):
 
 
 def _images(base: ImageSet, name: str, how: dict[str, Any], options: Options, seed: int, network: _Network) -> Tensor:
-    """The attacked images (N, C, H, W), uint8 or float32: those of the cache, and the others made and put there."""
+    """Return the attacked images (N, C, H, W), uint8 or float32: read from the cache, or computed and stored there."""
     dtype = torch.uint8 if options.rounded else torch.float32
     shape = (len(base), *base.images.shape[1:])
     key = key_of(base, name, how, options.rounded, seed, network.classifier, network.batch_size)
@@ -179,7 +179,7 @@ def _images(base: ImageSet, name: str, how: dict[str, Any], options: Options, se
                 **how,
             )
             found = _stored(changed, options.rounded)
-            if options.rounded and "eps" in how and name in attacks.ATTACKS:  # others' eps may be of another norm
+            if options.rounded and "eps" in how and name in attacks.ATTACKS:  # eps of library attacks may be in another norm
                 found = _within(found, base.read(rows), how["eps"])
             cache.write(part, rows, found)
         else:
@@ -189,7 +189,7 @@ def _images(base: ImageSet, name: str, how: dict[str, Any], options: Options, se
 
 
 def _noisy(base: ImageSet, options: Options, seed: int, batch_size: int) -> Tensor:
-    """Each image with Gaussian noise, clipped to [0, 1], stored as the attacked ones are."""
+    """Add Gaussian noise to each image, clip to [0, 1], and store as the attacked ones are stored."""
     keys = attacks.keys_of(seed, base.base_index, NOISE_STREAM)
     noisy = []
     for rows in _batches(len(base), batch_size):
@@ -200,7 +200,7 @@ def _noisy(base: ImageSet, options: Options, seed: int, batch_size: int) -> Tens
 
 
 def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
-    """The clean images, followed by the noisy ones, stored as those are."""
+    """Return the clean images followed by the noisy ones, in the same stored form."""
     everything = range(len(clean))
     pixels = clean.read(everything) if noisy.read([0]).dtype == torch.uint8 else _floats(clean, everything)
     return replace(
@@ -216,7 +216,7 @@ def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
 
 
 def _distances(result: ImageSet, base: ImageSet, batch_size: int) -> tuple[Tensor, Tensor]:
-    """L2 and largest distance of each image from its base, both float64 (N,), in pixel units."""
+    """Return the L2 and L∞ distance of each image from its base, both float64 (N,), in pixel units."""
     l2, linf = [], []
     for rows in _batches(len(base), batch_size):
         change = (_floats(result, rows).double() - _floats(base, rows).double()).flatten(1)
@@ -230,13 +230,13 @@ def _batches(size: int, batch_size: int) -> list[range]:
 
 
 def _floats(images: ImageSet, rows: range) -> Tensor:
-    """float32 (n, C, H, W) in [0, 1]."""
+    """Read rows as float32 (n, C, H, W) in [0, 1]."""
     pixels = images.read(rows)
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def _within(rounded: Tensor, base: Tensor, eps: float) -> Tensor:
-    """No pixel further than eps from its base, for rounding may carry one out: both uint8 (n, C, H, W)."""
+    """Clip each pixel to within eps of its base, because rounding may exceed it; both uint8 (n, C, H, W)."""
     most = math.floor(eps * 255 + 1e-6)
     base = base.to(torch.int16)
     return torch.minimum(torch.maximum(rounded.to(torch.int16), base - most), base + most).to(torch.uint8)

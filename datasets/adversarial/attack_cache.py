@@ -1,8 +1,8 @@
-"""Attacked images in the cache folder, so that an attack runs once, and one that was killed goes on where it stopped.
+"""Attacked images in the cache folder, so that an attack runs only once, and a killed one resumes where it stopped.
 
-``<cache>/adversarial/SET+ATTACK-<hash>/00000.safetensors`` and so on, ``PART`` images each, written when they are done. The
-hash is over all that decides them: base images, labels and rows, attack, its code and settings, seed, rounding, the
-network's weights, structure, code and device, version. Two processes at once write the same parts.
+Files are ``<cache>/adversarial/SET+ATTACK-<hash>/00000.safetensors`` and so on, with ``PART`` images each, written as soon as
+they are complete. The hash covers everything that determines the images: base images, labels and rows; attack, its code and
+settings; seed; rounding; the network's weights, structure, code and device; version. Two processes write the same files.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from oodbench.paths import cache_root
 from oodbench.progress import Progress
 
 SCHEMA_VERSION = 2  # 2: rounded within eps
-PART = 256  # images a file
-HEADER = 2**16  # bytes that a file may hold beside its pixels
+PART = 256  # images per file
+HEADER = 2**16  # most bytes of a file besides its pixels
 
 
 class AttackCache:
@@ -33,7 +33,7 @@ class AttackCache:
 
     Args:
         shape, dtype: of all images, uint8 or float32 (N, C, H, W).
-        key: of ``key_of``.
+        key: as returned by ``key_of``.
     """
 
     def __init__(self, name: str, key: str, shape: tuple[int, ...], dtype: torch.dtype, progress: Progress) -> None:
@@ -42,23 +42,23 @@ class AttackCache:
         self._writes = True
 
     def parts(self) -> Iterator[tuple[int, range]]:
-        """(number, rows) of each part."""
+        """Yield the number and rows of each part."""
         for part, start in enumerate(range(0, self._shape[0], PART)):
             yield part, range(start, min(start + PART, self._shape[0]))
 
     def read(self, part: int, rows: range) -> Tensor | None:
-        """The images of a part, or None where it is not there. What is no part of this set is told, and not read."""
+        """Return the images of a part, or None if it is missing. A damaged or foreign file is reported, not read."""
         path = self._path(part)
-        if not path.is_file():  # a broken link, a pipe or a folder neither
+        if not path.is_file():  # also false for a broken link, a pipe or a folder
             return None
         try:
             return self._checked(path, rows)
         except (BadData, OSError) as error:
-            self._progress.say(f"{self._name}: {reason(error)}: it is made again")
+            self._progress.say(f"{self._name}: {reason(error)}; attacking these images again")
             return None
 
     def write(self, part: int, rows: range, images: Tensor) -> None:
-        """Keep a part. Where that fails, one line says so, and the attack goes on without."""
+        """Store a part. If that fails, report it once and continue without a cache."""
         if not self._writes:
             return
         header = self._header(rows, images)
@@ -66,9 +66,7 @@ class AttackCache:
             state.save(self._path(part), header, {"images": images})
         except OodbenchError as error:
             self._writes = False
-            self._progress.say(
-                f"{self._name}: attacked images are not kept, and the next run makes them again: {reason(error)}"
-            )
+            self._progress.say(f"{self._name}: attacked images are not cached, so the next run attacks again: {reason(error)}")
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:05d}.safetensors"
@@ -81,7 +79,7 @@ class AttackCache:
         shape = (len(rows), *self._shape[1:])
         pixels = torch.Size(shape).numel() * self._dtype.itemsize
         if not pixels <= path.stat().st_size <= pixels + HEADER:
-            raise BadData(f"{path} is truncated, or no part of this set")
+            raise BadData(f"{path} is truncated, or not a part of this set")
         header, found = state.load(path)
         images = found.get("images")
         if not isinstance(images, Tensor) or images.dtype != self._dtype or images.shape != shape:
@@ -100,14 +98,14 @@ def key_of(
     classifier: Classifier,
     batch_size: int,
 ) -> str:
-    """SHA-256 of all that decides the attacked images. Raises UsageError for settings that are no plain values."""
+    """Return the SHA-256 of all that determines the images. Raises UsageError for settings that are not plain values."""
     ours = name in attacks.ATTACKS
     decides = {
         "base": base.fingerprint,
         "rows": hashlib.sha256(base.base_index.to(torch.int64).numpy().tobytes()).hexdigest(),
         "attack": name,
         "code": code_hash.of_module((attacks if ours else library_attacks).__name__),
-        # Other packages draw for a whole batch at a time, so there it decides too.
+        # Other packages draw random numbers per batch, so the batch size matters too.
         "package": None if ours else [library_attacks.version(name), batch_size],
         "settings": dict(settings),
         "rounded": rounded,
@@ -121,4 +119,4 @@ def key_of(
     try:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     except TypeError as error:
-        raise UsageError(f"settings of {name} are plain values, numbers and strings: {error}") from error
+        raise UsageError(f"settings of {name} must be plain values, numbers or strings: {error}") from error

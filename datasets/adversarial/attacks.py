@@ -1,8 +1,8 @@
-"""Attacks: images changed so that a network gets them wrong, made against that very network.
+"""Attacks: images changed so that a network misclassifies them, made against this very network.
 
-Distances are in pixel units of [0, 1], and so is what comes out. The randomness of an image is a hash of (seed, image,
-trial), so a result depends neither on the batch an image comes in nor on the order, the network's own rounding aside.
-The attacks do not adapt to a detector: they know the network alone.
+Distances are in pixel units, and all images are in [0, 1]. The randomness of an image is a hash of (seed, image, trial), so a
+result does not depend on the batch or the order, apart from the network's own rounding. The attacks know the network only:
+they do not adapt to a detector.
 """
 
 import math
@@ -22,40 +22,40 @@ from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.progress import Progress
 
 BATCH_SIZE = 256
-STEP = 2  # a forward pass and one backward to the images alone, in forward passes
-OTHER_PASSES = 100  # of an attack of another package, whose cost is not known: a guess for the progress bar
-STREAM = 0x61747461636B  # keeps an attack's randomness apart from a corruption's of the same seed
+STEP = 2  # cost, in forward passes, of one forward pass and one backward pass to the images only
+OTHER_PASSES = 100  # of a library attack, whose cost is unknown: a guess for the progress bar
+STREAM = 0x61747461636B  # separates the randomness of attacks from that of corruptions with the same seed
 
 
 class Network:
-    """A classifier as the attacks use it: logits in float64, gradients of the images alone, and a count of its work."""
+    """A classifier for attacks: logits in float64, gradients with respect to the images only, and a count of passes."""
 
     def __init__(self, classifier: Classifier, progress: Progress) -> None:
         self._classifier, self._progress = classifier, progress
-        self.passes = 0.0  # images that went forward, and STEP times those that came back too
+        self.passes = 0.0  # number of images forward, plus STEP times the number forward and backward
 
     def logits(self, images: Tensor) -> Tensor:
-        """float64 (N, classes), without a graph."""
+        """Return logits, float64 (N, classes), without a graph."""
         with torch.no_grad():
             logits = self._classifier(images).double()
         self._count(len(images))
         return logits
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(logits (N, classes), the gradient (N, C, H, W) of ``loss(logits)`` summed over the batch, each image's own)."""
+        """Return logits (N, classes), and the gradient (N, C, H, W) of the summed ``loss(logits)``: each image's own."""
         leaf = images.detach().requires_grad_()
-        # A copy goes in, for a network may work in place. From the logits on float64: a sure network's softmax is 1.
+        # Pass a copy, because a network may work in place. Use float64, because a confident network's softmax rounds to 1.
         logits = self._classifier(leaf.clone()).double()
         if not logits.requires_grad:
-            raise Unsuitable(f"{self._classifier.name} lets no gradient through to its images; attack another network")
+            raise Unsuitable(f"{self._classifier.name} passes no gradient to its images; attack another network")
         (gradient,) = torch.autograd.grad(loss(logits).sum(), leaf)
-        if not torch.isfinite(gradient).all():  # of what is no number the sign is 0
+        if not torch.isfinite(gradient).all():  # the sign of NaN is 0
             raise BadData(f"{self._classifier.name} gives gradients that are not finite; attack another network")
         self._count(STEP * len(images))
         return logits.detach(), gradient
 
     def count_up_to(self, passes: float) -> None:
-        """Where less was needed than was announced."""
+        """Count up to the announced number of passes, if fewer were needed."""
         self._count(max(0.0, passes - self.passes))
 
     def _count(self, passes: float) -> None:
@@ -64,30 +64,30 @@ class Network:
 
 
 def fgsm(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: float) -> Tensor:
-    """One step of ``eps`` along the sign of the gradient (Goodfellow, Shlens & Szegedy, ICLR 2015)."""
+    """Take one step of ``eps`` along the sign of the gradient (Goodfellow, Shlens & Szegedy, ICLR 2015)."""
     return _signed_steps(network, images, images, labels, eps, eps, 1)
 
 
 def bim(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
-    """Small steps within the ball of ``eps`` around the image (Kurakin, Goodfellow & Bengio 2016, arXiv 1607.02533)."""
+    """Take small steps within the ball of ``eps`` around the image (Kurakin, Goodfellow & Bengio 2016, arXiv 1607.02533)."""
     return _signed_steps(network, images, images, labels, eps, step, steps)
 
 
 def pgd(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
-    """BIM from a random place in the ball (Madry et al., ICLR 2018)."""
+    """Run BIM from a random point in the ball (Madry et al., ICLR 2018)."""
     start = images + eps * (2 * uniform(keys, images.shape[1:]) - 1).to(images.dtype)
     return _signed_steps(network, images, start.clamp(0, 1), labels, eps, step, steps)
 
 
 def iterll(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
-    """BIM towards the class that is least likely of the clean image (Kurakin, Goodfellow & Bengio 2016, arXiv 1607.02533)."""
+    """Run BIM towards the class that is least likely for the clean image (Kurakin et al. 2016, arXiv 1607.02533)."""
     return _signed_steps(network, images, images, network.logits(images).argmin(1), eps, -step, steps)
 
 
 def _signed_steps(
     network: Network, images: Tensor, start: Tensor, labels: Tensor, eps: float, step: float, steps: int
 ) -> Tensor:
-    """Up the cross-entropy of the labels (down, where ``step`` is negative), within eps of the images and within [0, 1]."""
+    """Ascend the cross-entropy of the labels (descend if ``step`` is negative), within eps of the images and within [0, 1]."""
     attacked = start
     for _ in range(steps):
         _, gradient = network.gradient(attacked, lambda logits: F.cross_entropy(logits, labels, reduction="none"))
@@ -107,10 +107,10 @@ def cw(
     kappa: float,
     steps: int,
 ) -> Tensor:
-    """The nearest wrong image in L2 that Adam comes by (Carlini & Wagner, IEEE S&P 2017), in pixels, projected to [0, 1].
+    """Search with Adam for the nearest misclassified image in L2, in pixels, projected to [0, 1] (Carlini & Wagner, S&P 2017).
 
-    Minimises squared L2 + weight · max(margin, −kappa), margin = logit of the label − largest other logit. Each image gets
-    its best iterate: the nearest that is misclassified by ``kappa`` or more; without any, it stays as it was.
+    Minimises squared L2 + weight · max(margin, −kappa), margin = logit of the label − largest other logit. Each image becomes
+    its nearest iterate that is misclassified by ``kappa`` or more; without any, it stays unchanged.
     """
     attacked = images.clone()
     adam = torch.optim.Adam([attacked], lr=lr)
@@ -128,17 +128,17 @@ def cw(
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,): the logit of the label less the largest other, negative where the label does not win."""
+    """Return the logit of the label minus the largest other logit, (N,): negative where the label is not the prediction."""
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
 
 
 def semantic(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, reading: str, trials: int) -> Tensor:
-    """The negative image 1 − x, or hue and saturation shifted at random until the network errs.
+    """Return the negative image 1 − x, or shift hue and saturation at random until the network errs.
 
     ``negative``: Hosseini et al. 2017, arXiv 1703.06857. ``hsv``: Hosseini & Poovendran 2018, arXiv 1804.00499: in trial
-    i = 0, 1, …, trials − 1 hue + U(0, 1) modulo 1 and saturation + U(−1, 1)·i/trials clipped to [0, 1]; an image that is
-    wrong from the start, and one that no trial fools, stays as it was.
+    i = 0, 1, …, trials − 1 hue + U(0, 1) modulo 1 and saturation + U(−1, 1)·i/trials clipped to [0, 1]. An image that is
+    misclassified from the start, or in no trial, stays unchanged.
     """
     if reading == "negative":
         return 1 - images
@@ -162,14 +162,14 @@ def semantic(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, 
 
 
 class Attack(NamedTuple):
-    """run: ``(network, images, labels, keys, **settings) -> images`` of one batch; passes: forward passes an image."""
+    """run: ``(network, images, labels, keys, **settings) -> images`` for one batch; passes: forward passes per image."""
 
     run: Callable[..., Tensor]
     settings: dict[str, Any]
     passes: Callable[[Mapping[str, Any]], float]
 
 
-# Each attack with its settings' defaults: Lee et al. 2018 for fgsm, bim and cw, else those that the field's tools share.
+# Default settings are those of Lee et al. 2018 for fgsm, bim and cw; the others are common to the field's tools.
 ATTACKS: dict[str, Attack] = {
     "fgsm": Attack(fgsm, {"eps": 0.05}, lambda s: STEP),
     "bim": Attack(bim, {"eps": 0.05, "step": 0.01, "steps": 6}, lambda s: STEP * s["steps"]),
@@ -179,11 +179,11 @@ ATTACKS: dict[str, Attack] = {
     "semantic": Attack(
         semantic,
         {"reading": "negative", "trials": 1000},
-        lambda s: 0 if s["reading"] == "negative" else 1 + s["trials"] / 3,  # what not all images need
+        lambda s: 0 if s["reading"] == "negative" else 1 + s["trials"] / 3,  # an estimate: not all images need all trials
     ),
 }
-# Other defaults by the setting ``preset``. Lee et al. run C&W in normalised space: in pixels, at CIFAR-10's standard
-# deviation of 0.2, lr shrinks by 0.2 and the weight by 0.2².
+# Alternative defaults, chosen by the setting ``preset``. Lee et al. run C&W in normalised space. In pixels, at CIFAR-10's
+# standard deviation of 0.2, lr shrinks by 0.2 and the weight by 0.2².
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"cw": {"lee": {"weight": 0.04, "lr": 0.002}}}
 READINGS = ("negative", "hsv")
 
@@ -200,22 +200,22 @@ def attack(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Images changed so that the classifier gets them wrong.
+    """Change images so that the classifier misclassifies them.
 
     Args:
-        classifier: the network attacked, on its device and in its dtype; it stays frozen and in eval mode.
+        classifier: the attacked network, on its device and in its dtype; it stays frozen and in eval mode.
         images: floats in [0, 1], (N, C, H, W).
-        labels: int64 (N,), what each image shows.
-        name: one of ``ATTACKS``, or ``foolbox:CLASS`` or ``art:CLASS`` where those packages are installed.
-        seed, index: with what each image is known by, int64 (N,), the seed decides its randomness. By default the index
-            is 0, 1, …, N − 1.
-        progress: is told of the work done, in images forward.
-        settings: ``eps``, ``step``, … of this attack; see ``ATTACKS`` for names and defaults, in pixel units.
+        labels: int64 (N,), the true class of each image.
+        name: one of ``ATTACKS``, or ``foolbox:CLASS`` or ``art:CLASS`` if those packages are installed.
+        seed, index: the seed and the identifier of an image, int64 (N,), determine its randomness. The default index is
+            0, 1, …, N − 1.
+        progress: receives the work done, in forward passes of one image.
+        settings: ``eps``, ``step``, … of this attack, in pixel units; see ``ATTACKS`` for names and defaults.
 
     Returns: floats in [0, 1], (N, C, H, W), in the dtype and on the device of the images.
 
-    Raises UsageError for an unknown name or setting and for a setting out of its range, BadData for images or labels that
-    do not fit, Unsuitable for a network that takes no such images or lets no gradient through.
+    Raises UsageError for an unknown name or setting and for a value out of range, BadData for unsuitable images or labels,
+    Unsuitable for a network that does not accept such images or passes no gradient to them.
     """
     how = settings_of(name, settings)
     _check(name, images, labels, index, batch_size)
@@ -229,8 +229,8 @@ def attack(
             classes = classifier(images[:1].to(classifier.device, classifier.dtype)).shape[1]
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise BadData(
-                f"{name}: labels from {int(labels.min())} to {int(labels.max())}, and {classifier.name} has classes 0 to"
-                f" {classes - 1}; attack images of the set that it was trained on"
+                f"{name}: labels go from {int(labels.min())} to {int(labels.max())}, but {classifier.name} has classes 0 to"
+                f" {classes - 1}; attack images of the set on which it was trained"
             )
         network = Network(classifier, progress or Progress())
         for start in range(0, len(images), batch_size):
@@ -240,7 +240,7 @@ def attack(
                 name, network, classifier, here, labels[rows].clone().to(here.device, torch.int64), index[rows], seed, how
             )
             if not torch.isfinite(result).all():
-                raise BadData(f"{name} against {classifier.name} gives images that are not finite; choose other settings")
+                raise BadData(f"{name} against {classifier.name} produces images that are not finite; choose other settings")
             attacked[rows] = result.clamp(0, 1).to(images.device, images.dtype)
             network.count_up_to(passes(name, how) * (start + len(here)))
     return attacked
@@ -264,12 +264,12 @@ def _run(
 
 
 def passes(name: str, settings: Mapping[str, Any]) -> float:
-    """About how many forward passes an image this attack takes, with the settings that ``settings_of`` gives."""
+    """Estimate the forward passes per image of this attack, with the settings of ``settings_of``."""
     return ATTACKS[name].passes(settings) if name in ATTACKS else OTHER_PASSES
 
 
 def require(name: str) -> None:
-    """Raise UsageError for a name that is no attack, or one of a package that is not installed."""
+    """Raise UsageError for an unknown attack, or one of a package that is not installed."""
     if name in ATTACKS:
         return
     from oodbench.datasets.adversarial import library_attacks
@@ -281,9 +281,9 @@ def require(name: str) -> None:
 
 
 def settings_of(name: str, given: Mapping[str, Any], beside: Sequence[str] = ()) -> dict[str, Any]:
-    """All settings of an attack: those given, and the defaults of the others. ``beside`` are names for messages alone.
+    """Return all settings of an attack: the given ones, and defaults for the rest. ``beside``: further names for messages.
 
-    Raises UsageError for an unknown attack or setting, and for a value out of its range.
+    Raises UsageError for an unknown attack or setting, and for a value out of range.
     """
     require(name)
     if name not in ATTACKS:
@@ -305,7 +305,7 @@ def settings_of(name: str, given: Mapping[str, Any], beside: Sequence[str] = ())
     return defaults | {setting: _checked(name, setting, value, defaults[setting]) for setting, value in given.items()}
 
 
-# setting: (what holds, what to give)
+# setting: (condition, accepted values in words)
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "eps": (lambda v: 0 <= v <= 1, "a number from 0 to 1: it is in pixel units, 8/255 = 0.0314"),
     "step": (lambda v: 0 < v <= 1, "a number above 0 and up to 1: it is in pixel units, 2/255 = 0.0078"),
@@ -318,7 +318,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def _checked(name: str, setting: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default."""
+    """Return the value, converted to the type of the default."""
     if isinstance(default, str):
         if value not in READINGS:
             raise UsageError(registry.unknown(f"{setting} of {name}", str(value), READINGS, f"known: {', '.join(READINGS)}"))
@@ -331,27 +331,27 @@ def _checked(name: str, setting: str, value: Any, default: Any) -> Any:
 
 
 def _check(name: str, images: Tensor, labels: Tensor, index: Tensor | None, batch_size: int) -> None:
-    """Raise for what is no batch of images in [0, 1] with a label each."""
+    """Raise unless the input is a batch of images in [0, 1] with one label per image."""
     if images.dim() != 4 or not images.is_floating_point():
         remedy = "divide them by 255" if images.dtype == torch.uint8 else "convert them first"
         raise BadData(f"{name} takes float images (N, C, H, W), not {images.dtype} {tuple(images.shape)}; {remedy}")
     if not bool(((images >= 0) & (images <= 1)).all()):
-        raise BadData(f"{name} takes images in [0, 1], and these go from {float(images.min()):g} to {float(images.max()):g}")
+        raise BadData(f"{name} takes images in [0, 1], but these go from {float(images.min()):g} to {float(images.max()):g}")
     if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise BadData(f"{name}: {len(images)} images, and labels {labels.dtype} {tuple(labels.shape)}; give int64 (N,)")
+        raise BadData(f"{name}: {len(images)} images, but labels {labels.dtype} {tuple(labels.shape)}; give int64 (N,)")
     if index is not None and index.shape != (len(images),):
-        raise BadData(f"{name}: {len(images)} images, and an index of shape {tuple(index.shape)}; give one number an image")
+        raise BadData(f"{name}: {len(images)} images, but an index of shape {tuple(index.shape)}; give one number per image")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(f"batch_size is {batch_size!r}; give a number of images of at least 1")
 
 
 def keys_of(seed: int, index: Tensor, stream: int = STREAM) -> Tensor:
-    """int64 (N,): where the random numbers of each image start, apart from those of other streams."""
+    """Return the start of each image's random numbers, int64 (N,), separate per stream."""
     return mix(mix(mix(torch.tensor(seed, device=index.device)) + stream) + index * GOLDEN)
 
 
 def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """float64 (N, *shape) in [0, 1), independent: the stream of each key (N,)."""
+    """Return independent uniform values in [0, 1), float64 (N, *shape): the stream of each key (N,)."""
     place = torch.arange(1, math.prod(shape) + 1, device=keys.device)
     bits = (mix(keys[:, None] + place * GOLDEN) >> 11) & (2**53 - 1)  # (N, P)
     return (bits.double() / 2**53).view(-1, *shape)

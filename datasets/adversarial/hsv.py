@@ -1,12 +1,12 @@
-"""Hue, saturation and value of RGB images (Smith, SIGGRAPH 1978), batched, as ``colorsys`` computes them a pixel at a time."""
+"""Hue, saturation and value of RGB images (Smith, SIGGRAPH 1978), in batches; ``colorsys`` does the same for one pixel."""
 
 import torch
 from torch import Tensor
 
 
 def from_rgb(images: Tensor) -> Tensor:
-    """RGB to HSV, floats in [0, 1], (N, 3, H, W) both ways; the hue of grey is 0."""
-    value, widest = images.max(1)  # (N, H, W), and which channel it is
+    """Convert RGB to HSV, floats in [0, 1], (N, 3, H, W); the hue of grey is 0."""
+    value, widest = images.max(1)  # (N, H, W), and the index of the channel
     spread = value - images.amin(1)
     scale = torch.where(spread > 0, spread, 1)
     red, green, blue = images.unbind(1)
@@ -17,7 +17,7 @@ def from_rgb(images: Tensor) -> Tensor:
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """HSV to RGB, floats in [0, 1], (N, 3, H, W) both ways."""
+    """Convert HSV to RGB, floats in [0, 1], (N, 3, H, W)."""
     hue, saturation, value = images.unbind(1)
     # Each channel falls by saturation · value over one sixth of the circle, stays low over two, rises over one.
     offset = torch.tensor([5, 3, 1], device=images.device, dtype=images.dtype).view(1, 3, 1, 1)

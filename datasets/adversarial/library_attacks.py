@@ -1,7 +1,8 @@
-"""Attacks of Foolbox and of the Adversarial Robustness Toolbox (ART) by their class names, where those are installed.
+"""Attacks of Foolbox and of the Adversarial Robustness Toolbox (ART), by class name, if those packages are installed.
 
-``foolbox:LinfPGD`` (Rauber et al., JOSS 2020) and ``art:DeepFool`` (Nicolae et al. 2018, arXiv 1807.01069). Settings go to
-the class, but ``eps`` of a Foolbox attack to the call: a distance in pixel units of [0, 1], in that attack's own norm.
+For example ``foolbox:LinfPGD`` (Rauber et al., JOSS 2020) and ``art:DeepFool`` (Nicolae et al. 2018, arXiv 1807.01069).
+Settings go to the class, except ``eps`` of a Foolbox attack, which goes to the call: a distance in pixel units of [0, 1], in
+the norm of that attack.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, UsageError, reason
 
-# package: (module of the attacks, class that all derive from, distribution)
+# package: (module of the attacks, their base class, distribution)
 PACKAGES = {
     "foolbox": ("foolbox.attacks", "foolbox.attacks.base:Attack", "foolbox"),
     "art": ("art.attacks.evasion", "art.attacks:EvasionAttack", "adversarial-robustness-toolbox"),
@@ -29,18 +30,18 @@ PACKAGES = {
 
 
 def takes(name: str) -> bool:
-    """Whether a name is ``PACKAGE:CLASS`` of a package known here, installed or not."""
+    """Whether a name is ``PACKAGE:CLASS`` of a supported package, installed or not."""
     package, colon, attack = name.partition(":")
     return package in PACKAGES and bool(colon and attack)
 
 
 def require(name: str) -> None:
-    """Raise UsageError where the package is not installed or has no such attack."""
+    """Raise UsageError if the package is not installed or has no such attack."""
     _class(name)
 
 
 def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings given; the class knows its own defaults. Raises UsageError for one that it does not have."""
+    """Return the given settings; the class knows its own defaults. Raises UsageError for an unknown setting."""
     known = list(inspect.signature(_class(name)).parameters) + ["eps"] * name.startswith("foolbox:")
     for setting in given:
         if setting not in known:
@@ -49,15 +50,15 @@ def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def version(name: str) -> str:
-    """The package and its version, as ``foolbox 3.3.4``."""
+    """Return the package and its version, such as ``foolbox 3.3.4``."""
     distribution = PACKAGES[name.partition(":")[0]][2]
     return f"{distribution} {metadata.version(distribution)}"
 
 
 def run(name: str, classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int, settings: Mapping[str, Any]) -> Tensor:
-    """One batch attacked, (N, C, H, W) in [0, 1], on the device of the images.
+    """Attack one batch. Returns images (N, C, H, W) in [0, 1], on the device of the input.
 
-    Raises OodbenchError with the reason where the attack fails.
+    Raises OodbenchError with the reason if the attack fails.
     """
     attack, package = _class(name), name.partition(":")[0]
     try:
@@ -67,9 +68,9 @@ def run(name: str, classifier: Classifier, images: Tensor, labels: Tensor, *, se
         raise
     except Exception as error:
         given = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "no settings"
-        raise OodbenchError(f"{name} with {given} fails: {reason(error)}; see {version(name)} for what it takes") from error
+        raise OodbenchError(f"{name} with {given} fails: {reason(error)}; see the documentation of {version(name)}") from error
     if found.shape != images.shape:
-        raise OodbenchError(f"{name} gives {tuple(found.shape)} for images {tuple(images.shape)}; choose another attack")
+        raise OodbenchError(f"{name} returns {tuple(found.shape)} for images {tuple(images.shape)}; choose another attack")
     return found.detach().to(images.device, images.dtype).clamp(0, 1)
 
 
@@ -79,7 +80,9 @@ def _foolbox(attack: type, classifier: Classifier, images: Tensor, labels: Tenso
 
     eps = settings.pop("eps", None)
     if eps is None and issubclass(attack, FixedEpsilonAttack):
-        raise UsageError(f"foolbox:{attack.__name__} needs the setting eps, a distance in pixel units, in its own norm")
+        raise UsageError(
+            f"foolbox:{attack.__name__} needs the setting eps: a distance in pixel units, in the norm of the attack"
+        )
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device=images.device)
     criterion = foolbox.criteria.Misclassification(labels)
     _, within_eps, _ = attack(**settings)(model, images, criterion, epsilons=eps)
@@ -128,7 +131,9 @@ def _import(name: str, module: str, package: str, distribution: str) -> ModuleTy
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == package:  # or another distribution of that name
+        if (error.name or "").split(".")[
+            0
+        ] == package:  # a missing module of the package itself, or another distribution of its name
             raise UsageError(f"'{name}' needs {distribution}: pip install 'oodbench[{package}]'") from error
         raise UsageError(f"'{name}': {distribution} cannot be imported: {reason(error)}; install it again") from error
     except Exception as error:
@@ -137,7 +142,7 @@ def _import(name: str, module: str, package: str, distribution: str) -> ModuleTy
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Their attacks draw from global generators, which are as before afterwards."""
+    """Seed the global generators, from which these attacks draw, and restore them afterwards."""
     before, before_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -1,1 +1,1 @@
-"""Where to get each data set and weights file, what must be there, and how it is fetched."""
+"""The catalogue of data sets and weights files, and how to fetch them: addresses, expected files, download, archives."""

@@ -1,8 +1,8 @@
-"""Unpack archives as if they were hostile: tar, plain or by gzip, and zip.
+"""Unpack archives as if they were hostile: tar, plain or gzipped, and zip.
 
-Nothing is extracted by tarfile or zipfile. They only read, and what they read is written here, to new regular files under
-names that were checked: so no link is ever made or followed, no mode or owner is taken over, and nothing hangs on the
-extraction filters that Python has had since 3.11.4 only, which would let an absolute name pass as a relative one besides.
+tarfile and zipfile only read here; this module writes new regular files under checked names. So no link is ever made or
+followed, and no mode or owner is copied. Nothing depends on Python's extraction filters, which exist only since 3.11.4 and
+accept an absolute name as a relative one.
 """
 
 import gzip
@@ -22,18 +22,18 @@ from oodbench.progress import Progress
 
 CHUNK = 1 << 20
 BLOCK = 512  # bytes of a tar header
-JUNK = ("._", ".DS_Store", "__MACOSX")  # what macOS leaves in archives; no set means it
+JUNK = ("._", ".DS_Store", "__MACOSX")  # macOS adds these to archives; no set needs them
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold at most.
+    """The most that an archive may hold.
 
     Attributes:
-        files: files and folders.
+        files: number of files and folders.
         size: bytes of all files.
-        ratio: bytes of all files to a byte of the archive. Images hardly compress, and a zip bomb does a thousandfold.
-        any_ratio: bytes that an archive may hold whatever the ratio.
+        ratio: bytes of all files per byte of the archive. Images hardly compress; a zip bomb compresses a thousandfold.
+        any_ratio: bytes that an archive may hold at any ratio.
     """
 
     files: int = 1_000_000
@@ -48,13 +48,13 @@ class Limits:
 LIMITS, SILENT = Limits(), Progress()
 
 
-def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits = LIMITS, progress: Progress = SILENT) -> None:
-    """Write what lies at or below ``places`` (paths inside the archive) to ``folder``, which must not hold them yet.
+def unpack(archive: Path, folder: Path, paths: tuple[str, ...], limits: Limits = LIMITS, progress: Progress = SILENT) -> None:
+    """Write the members at or below ``paths`` (inside the archive) to ``folder``, which must not hold them yet.
 
-    Every member is checked, those left out too. Raises BadData for an archive that is truncated or of another kind, that
-    has a member with an absolute name, ``..``, a link, a device, an encrypted file, two names that are one where case does
-    not count, or more than ``limits`` allow, and for one that lacks a place; OodbenchError where ``folder`` cannot be written.
-    What was written before is left there: give a temporary folder. ``progress`` counts bytes.
+    All members are checked, also those left out. Raises BadData for an archive that is truncated or of another kind, that
+    has a member with an absolute name, ``..``, a link, a device, an encrypted file, two names that differ only in case, or
+    more than ``limits`` allow, and for an archive that lacks one of the paths; OodbenchError if ``folder`` cannot be written.
+    After an error, files already written stay: pass a temporary folder. ``progress`` counts bytes.
     """
     members = _zip if zipfile.is_zipfile(archive) else _tar
     names = _Names(archive.name, limits.files)
@@ -65,41 +65,43 @@ def unpack(archive: Path, folder: Path, places: tuple[str, ...], limits: Limits 
             left -= size
             if size < 0 or left < 0:
                 raise _refused(archive.name, f"it unpacks to more than {most:,} bytes")
-            if content is None or not _wanted(path, places):
+            if content is None or not _wanted(path, paths):
                 continue
             _copy(content, folder / path)
             progress.advance(size)
     except OodbenchError:
         raise
-    except Exception as error:  # tarfile and zipfile raise whatever they ran into
+    except Exception as error:  # tarfile and zipfile raise errors of many kinds
         raise BadData(
-            f"{archive.name} is no archive of tar or zip, or it is truncated or encrypted ({reason(error)}); fetch it again"
+            f"{archive.name} is not a tar or zip archive, or it is truncated or encrypted ({reason(error)}); fetch it again"
             " or use another mirror"
         ) from error
-    for place in places:
-        if not (folder / place).exists():
-            raise BadData(f"{archive.name} holds no {place}; it is not the set's archive: fetch it again or use another mirror")
+    for expected in paths:
+        if not (folder / expected).exists():
+            raise BadData(
+                f"{archive.name} holds no {expected}; it is not the set's archive: fetch it again or use another mirror"
+            )
 
 
 def cannot_write(path: Path, error: OSError) -> OodbenchError:
     return OodbenchError(
-        f"cannot write {path}: {error.strerror or error}; free space there or let it be written, or name another data root"
+        f"cannot write {path}: {error.strerror or error}; free space or check permissions there, or name another data root"
         " with --data DIR"
     )
 
 
 def _refused(archive: str, why: str) -> BadData:
-    return BadData(f"{archive} is refused: {why}; nothing of it was used: get it from its official address")
+    return BadData(f"{archive} is refused: {why}; none of it was used. Get it from its official address")
 
 
-def _wanted(path: PurePosixPath, places: tuple[str, ...]) -> bool:
+def _wanted(path: PurePosixPath, paths: tuple[str, ...]) -> bool:
     if any(part.startswith(JUNK) for part in path.parts):
         return False
-    return any(path.is_relative_to(place) for place in places)
+    return any(path.is_relative_to(wanted) for wanted in paths)
 
 
 def _copy(content: IO[bytes], target: Path) -> None:
-    """Write a new file. Raises OodbenchError where it cannot be written, and whatever the archive raises where it is read."""
+    """Write a new file. Raises OodbenchError if it cannot be written; errors of reading the archive pass through."""
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.open("xb")
@@ -121,23 +123,23 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 class _Names:
-    """Checks names of members, one after the other."""
+    """Checks the names of members in sequence."""
 
     def __init__(self, archive: str, most: int) -> None:
         self._archive, self._most, self._count = archive, most, 0
-        self._folders: dict[str, str] = {}  # without case -> as it is written
+        self._folders: dict[str, str] = {}  # case-folded path -> as spelled
         self._files: dict[str, str] = {}
 
     def add(self, name: str, is_folder: bool) -> PurePosixPath:
-        """The checked path of a member. Raises BadData for one that could leave its folder, or meet another."""
+        """Return the checked path of a member. Raises BadData for one that could leave its folder or collide with another."""
         self._count += 1
         if self._count > self._most:
             raise _refused(self._archive, f"it holds more than {self._most:,} files")
-        path, windows = PurePosixPath(name), PureWindowsPath(name)  # what is inside in both readings is inside anywhere
+        path, windows = PurePosixPath(name), PureWindowsPath(name)  # inside in both readings: inside on every system
         if windows.anchor or ".." in windows.parts or "\\" in name or ":" in name:
             raise _refused(self._archive, f"it would write outside its folder ({name[:80]!r})")
         if not name.isprintable() or any(len(part.encode()) > 255 for part in path.parts) or len(path.parts) > 32:
-            raise _refused(self._archive, f"it has a name that is none of a data set ({name[:80]!r})")
+            raise _refused(self._archive, f"it has a name that no data set has ({name[:80]!r})")
         if not path.parts and not is_folder:
             raise _refused(self._archive, "it has a file without a name")
         for depth in range(1, len(path.parts) + 1):
@@ -145,7 +147,7 @@ class _Names:
         return path
 
     def _claim(self, spelled: str, is_folder: bool) -> None:
-        """Two files may not be one where case and the composition of accents do not count, nor a file and a folder."""
+        """Refuse two files, or a file and a folder, whose names differ only in case or in the composition of accents."""
         key = unicodedata.normalize("NFC", spelled).casefold()
         other = self._files.get(key)
         if is_folder and other is None:
@@ -155,11 +157,11 @@ class _Names:
         elif other is None and key not in self._folders:
             self._files[key] = spelled
             return
-        raise _refused(self._archive, f"it has {other or self._folders[key]!r} and {spelled!r}, which may be one file")
+        raise _refused(self._archive, f"it has {other or self._folders[key]!r} and {spelled!r}, which may be the same file")
 
 
 def _zip(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """(name, bytes, content or None for a folder) of each member. zipfile reads no more bytes than a member states."""
+    """Yield (name, bytes, content or None for a folder) per member. zipfile reads no more bytes than a member states."""
     with zipfile.ZipFile(archive) as opened:
         if sum(info.file_size for info in opened.infolist()) > most:
             raise _refused(archive.name, f"it unpacks to more than {most:,} bytes")
@@ -175,29 +177,29 @@ def _zip(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]
 
 
 def _tar(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """(name, bytes, content or None for a folder) of each member."""
+    """Yield (name, bytes, content or None for a folder) per member."""
     with archive.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
     with gzip.open(archive) if compressed else archive.open("rb") as stream:
-        # Headers count too: a block each for the member and for what comes before it.
+        # Headers count too: up to 8 blocks for each of a million members.
         bounded = _Bounded(stream, archive.name, most + 8 * BLOCK * 1_000_000)
         with tarfile.open(fileobj=bounded, mode="r:") as opened:
             while member := opened.next():
-                opened.members = []  # type: ignore[attr-defined]  # it would remember them all
+                opened.members = []  # type: ignore[attr-defined]  # else it would keep them all in memory
                 if member.isdir():
                     yield member.name, 0, None
                 elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     content = opened.extractfile(member)
-                    assert content is not None  # of a regular file it is not
+                    assert content is not None  # it is None only for other kinds of members
                     yield member.name, member.size, content
                 else:
-                    raise _refused(archive.name, f"{member.name[:80]!r} is a link, a device or another thing that is no file")
-        if bounded.last != bytes(BLOCK):  # tarfile takes any end for the end
-            raise EOFError("the mark at the end is not there")
+                    raise _refused(archive.name, f"{member.name[:80]!r} is a link, a device or another kind of non-file")
+        if bounded.last != bytes(BLOCK):  # tarfile accepts any end
+            raise EOFError("the end marker is missing")
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that is read forwards, no more than ``most`` bytes of it, and little at once: headers state their sizes."""
+    """A forward-only stream of at most ``most`` bytes, read in small chunks, because headers may state any size."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, name: str, most: int) -> None:
         self._stream, self._name, self._most = stream, name, most
@@ -214,7 +216,7 @@ class _Bounded(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if whence != 0 or offset < 0 or offset > self._most:
-            raise _refused(self._name, "its members state sizes that cannot be")
+            raise _refused(self._name, "its members state impossible sizes")
         return self._stream.seek(offset)
 
     def read(self, size: int = -1) -> bytes:

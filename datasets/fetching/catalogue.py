@@ -1,8 +1,9 @@
-"""Every set and weights file: where to get it, where it lies below the data root, and what must be there.
+"""Every set and weights file: its address, its paths below the data root, and the files it must have.
 
-A table apart from the readers, for it imports nothing heavy. Addresses, layouts and checksums are those of the sets' own
-pages; the MD5s are those that torchvision and the sets' loaders in the literature check. An MD5 tells a damaged file, not a
-forged one, so archives are unpacked as if they were hostile. Sizes of downloads are those that TensorFlow Datasets records.
+This is the only place with addresses of archives and official sizes; loaders take them from here. The table is apart from
+the loaders because it imports nothing heavy. Addresses, layouts and checksums come from the sets' own pages; the MD5s are
+those that torchvision and the loaders in the literature check. An MD5 detects a damaged file, not a forged one, so archives
+are unpacked as if they were hostile. Sizes of downloads are those that TensorFlow Datasets records.
 """
 
 from collections.abc import Sequence
@@ -10,21 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oodbench import registry
-from oodbench.datasets.fetching.expected_files import Challenges, File, Images, Piece, any_exists, differences
-from oodbench.datasets.name import FOLDER, base_of
+from oodbench.datasets.fetching.expected_files import Challenges, Expected, File, Images, any_exists, differences
+from oodbench.datasets.name import CHALLENGES, CORRUPTIONS_C, FOLDER, LEVELS, base_of
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
-
-CORRUPTIONS_C = (
-    *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost", "gaussian_blur", "gaussian_noise"),
-    *("glass_blur", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "saturate", "shot_noise", "snow"),
-    *("spatter", "speckle_noise", "zoom_blur"),
-)
-LEVELS = range(1, 6)
-CHALLENGES = (
-    *("Decolorization", "LensBlur", "CodecError", "Darkening", "DirtyLens", "Exposure"),
-    *("GaussianBlur", "Noise", "Rain", "Shadow", "Snow", "Haze"),
-)
 
 
 @dataclass(frozen=True)
@@ -34,19 +24,19 @@ class Download:
     Attributes:
         url: its official address; a mirror has it under the same file name.
         digest: ``md5:…`` or ``sha256:…``.
-        pieces: what must be there of it in the end.
-        places: folders and files of the archive that are put below the data root, each at once; the rest of it is left
-            out. The one path of a file that is no archive.
-        archive: whether it is to be unpacked.
-        size: bytes to download, where known.
-        disk: bytes of it once unpacked, where known.
-        optional: whether it is left out unless its split is asked for.
+        expected: the files and folders that it must leave below the data root.
+        paths: the files and folders of the archive to install below the data root, each in one step; the rest of the
+            archive is left out. For a file that is not an archive, its one path below the data root.
+        archive: whether to unpack it.
+        size: bytes to download, if known.
+        disk: bytes once unpacked, if known.
+        optional: whether to skip it unless its split is requested.
     """
 
     url: str
     digest: str
-    pieces: tuple[Piece, ...]
-    places: tuple[str, ...]
+    expected: tuple[Expected, ...]
+    paths: tuple[str, ...]
     archive: bool = True
     size: int | None = None
     disk: int | None = None
@@ -58,8 +48,8 @@ class Download:
 
     @property
     def splits(self) -> set[str]:
-        """Those that it holds; none where it belongs to all."""
-        return {piece.split for piece in self.pieces} - {""}
+        """The splits it holds; empty if it belongs to all."""
+        return {entry.split for entry in self.expected} - {""}
 
 
 @dataclass(frozen=True)
@@ -68,35 +58,39 @@ class Item:
 
     Attributes:
         family: ``dataset`` or ``weights``.
-        images: images of the official set, by split; of each part, in a set of parts.
-        about: whether there are about so many, and releases differ.
-        form: the page where somebody must ask for it, where no program can get it.
-        asked: what must be there of a set behind a form.
-        parts: the names by which a set is read that has no images of its own, or has more: ``cifar10c/fog@3``.
-        embedded: whether it comes with the packages that are installed.
-        owner: the package that registers it, where it is a third party's.
+        images: number of images in the official set, by split; per part for a set that has parts.
+        approximate: whether these numbers are approximate, because releases differ.
+        request_form: the page on which to request a set that no program can download.
+        requested: the files and folders that such a set must have.
+        parts: names of all parts of a set that has parts, such as ``cifar10c/fog@3``.
+        embedded: whether an installed package contains it.
+        owner: the package that registers it, if it is a third party's.
     """
 
     name: str
     family: str = "dataset"
     images: dict[str, int] = field(default_factory=dict)
-    about: bool = False
+    approximate: bool = False
     downloads: tuple[Download, ...] = ()
-    form: str = ""
-    asked: tuple[Piece, ...] = ()
+    request_form: str = ""
+    requested: tuple[Expected, ...] = ()
     parts: tuple[str, ...] = ()
     embedded: bool = False
     owner: str = ""
 
+    def address(self, split: str = "") -> str:
+        """Return the official address of the first download, or of the first that holds this split."""
+        return next(download.url for download in self.downloads if not split or split in download.splits)
+
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """What must be there for the set to be whole; optional splits are left out."""
-        return self.asked + tuple(p for d in self.downloads if not d.optional for p in d.pieces)
+    def expected(self) -> tuple[Expected, ...]:
+        """The files and folders of the whole set, without optional splits."""
+        return self.requested + tuple(entry for d in self.downloads if not d.optional for entry in d.expected)
 
     def wanted(self, splits: Sequence[str] = ()) -> tuple[Download, ...]:
-        """The downloads of these splits, all but optional ones by default. What has no splits, as weights, belongs to each.
+        """Return the downloads of these splits, by default all but optional ones. A download without splits belongs to each.
 
-        Raises UsageError for a split that there is not.
+        Raises UsageError for an unknown split.
         """
         known = {split for download in self.downloads for split in download.splits} | self.images.keys()
         for split in splits:
@@ -107,19 +101,19 @@ class Item:
         return tuple(d for d in self.downloads if not d.splits or d.splits & set(splits))
 
     def differences(self, root: Path) -> list[str]:
-        """How the files below ``root`` differ from the whole set, by names and sizes; a line each."""
-        return differences(self.pieces, root)
+        """Compare names and sizes below ``root`` with the whole set; return one line per difference."""
+        return differences(self.expected, root)
 
     def survey(self, root: Path) -> tuple[str, list[str]]:
-        """``present``, ``partial`` or ``absent``, and of what is partial how it differs, as ``differences`` says.
+        """Return ``present``, ``partial`` or ``absent``, and the ``differences`` of a partial set.
 
-        ``unknown`` for a third party's set, which only its own package knows.
+        The state of a third party's set is ``unknown``: only its own package knows.
         """
         if self.embedded:
             return "present", []
         if self.owner:
             return "unknown", []
-        everything = (*self.asked, *(piece for download in self.downloads for piece in download.pieces))
+        everything = (*self.requested, *(entry for download in self.downloads for entry in download.expected))
         if not any_exists(everything, root):
             return "absent", []
         lacks = self.differences(root)
@@ -127,15 +121,15 @@ class Item:
 
 
 def find(name: str) -> Item:
-    """The item of a name; of ``cifar10:airplane``, ``cifar10+haze@3`` or ``cifar10c/fog@3`` the set that it is made from.
+    """Return the item of a name; for ``cifar10:airplane``, ``cifar10+haze@3`` or ``cifar10c/fog@3``, the set behind it.
 
-    Raises UsageError for an unknown name, with the nearest, and for one that two packages register.
+    Raises UsageError for an unknown name, with a suggestion, and for a name that two packages register.
     """
     base = base_of(name)
     if base in CATALOGUE:
         return CATALOGUE[base]
     if base == FOLDER:
-        raise UsageError(f"{name} is a folder of yours below the data root; there is nothing to fetch or verify")
+        raise UsageError(f"{name} is your own folder below the data root; data fetch and data verify do not apply to it")
     known = registry.records("datasets")
     if base not in known:
         raise UsageError(registry.unknown("set or weights", name, [*CATALOGUE, *known], "oodbench data list"))
@@ -143,27 +137,27 @@ def find(name: str) -> Item:
 
 
 def items() -> list[Item]:
-    """All that there is: ours, then the sets of other packages."""
+    """Return all items: built-in ones, then the sets of other packages."""
     others = [r for r in registry.records("datasets").values() if r.distribution != "oodbench" and r.name not in CATALOGUE]
     return [*CATALOGUE.values(), *(Item(record.name, owner=record.owner) for record in others)]
 
 
 def _cifar(name: str, folder: str, digest: str, size: int, batches: Sequence[tuple[str, str, int, str]]) -> Item:
-    """Batches as (file, split, images, MD5); a batch holds 3,072 bytes an image."""
-    pieces = tuple(File(f"{folder}/{file}", split, 3072 * images or 1, f"md5:{md5}") for file, split, images, md5 in batches)
+    """Build an item from batches (file, split, images, MD5); a batch holds 3,072 bytes per image."""
+    files = tuple(File(f"{folder}/{file}", split, 3072 * images or 1, f"md5:{md5}") for file, split, images, md5 in batches)
     archive = f"https://www.cs.toronto.edu/~kriz/{name.replace('cifar', 'cifar-')}-python.tar.gz"
-    whole = sum(piece.least for piece in pieces)
+    whole = sum(file.min_size for file in files)
     return Item(
         name,
         images={"train": 50_000, "test": 10_000},
-        downloads=(Download(archive, digest, pieces, (folder,), size=size, disk=whole),),
+        downloads=(Download(archive, digest, files, (folder,), size=size, disk=whole),),
     )
 
 
 def _one_folder(name: str, url: str, md5: str, path: str, count: int, size: int | None = None) -> Item:
-    """An archive with one folder of test images."""
-    pieces = (Images(path, count, "test"),)
-    return Item(name, images={"test": count}, downloads=(Download(url, f"md5:{md5}", pieces, (path,), size=size),))
+    """Build an item from an archive with one folder of test images."""
+    folder = Images(path, count, "test")
+    return Item(name, images={"test": count}, downloads=(Download(url, f"md5:{md5}", (folder,), (path,), size=size),))
 
 
 def _svhn(split: str, md5: str, size: int) -> Download:
@@ -181,22 +175,22 @@ def _svhn(split: str, md5: str, size: int) -> Download:
 
 
 def _curetsr(name: str, kind: str, images: dict[str, int]) -> Item:
-    """61 folders a split: in the layout of today, in the older one, or in that as the authors' code names its splits."""
+    """Build an item with 61 folders per split: in the current layout, the older one, or the older one with capital letters."""
     levels = [(number, challenge, level) for number, challenge in enumerate(CHALLENGES, 1) for level in LEVELS]
-    pieces = []
+    requested = []
     for split in ("train", "test"):
-        today = f"CURE-TSR/{kind}_{split.capitalize()}"
-        layouts = [(f"{today}/ChallengeFree", *(f"{today}/{challenge}-{level}" for _, challenge, level in levels))]
+        current = f"CURE-TSR/{kind}_{split.capitalize()}"
+        layouts = [(f"{current}/ChallengeFree", *(f"{current}/{challenge}-{level}" for _, challenge, level in levels))]
         for older in (split, split.capitalize()):
             under = (f"CURE-TSR/{kind}Challenge/{number:02d}_{level:02d}/{older}" for number, _, level in levels)
             layouts.append((f"CURE-TSR/{kind}ChallengeFree/{older}", *under))
-        pieces.append(Challenges(tuple(layouts), images.get(split, 0), split))
+        requested.append(Challenges(tuple(layouts), images.get(split, 0), split))
     return Item(
         name,
         images=images,
-        about=True,
-        form="https://ieee-dataport.org/open-access/cure-tsr-challenging-unreal-and-real-environments-traffic-sign-recognition",
-        asked=tuple(pieces),
+        approximate=True,
+        request_form="https://ieee-dataport.org/open-access/cure-tsr-challenging-unreal-and-real-environments-traffic-sign-recognition",
+        requested=tuple(requested),
         parts=(name, *(f"{name}/{challenge}@{level}" for challenge in CHALLENGES for level in LEVELS)),
     )
 
@@ -281,7 +275,7 @@ _ITEMS = [
                 "md5:90528d7ca1a48142e341f4ef8d21d0de",
                 (
                     File("tiny-imagenet-200/wnids.txt"),
-                    Images("tiny-imagenet-200/train/*/images", 100_000, "train", folders=200, each=500),
+                    Images("tiny-imagenet-200/train/*/images", 100_000, "train", folders=200, per_folder=500),
                     File("tiny-imagenet-200/val/val_annotations.txt", "test"),
                     Images("tiny-imagenet-200/val/images", 10_000, "test"),
                 ),
@@ -311,7 +305,7 @@ _ITEMS = [
             Download(
                 "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
                 "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
-                (Images("dtd/images/*", 5_640, "test", folders=47, each=120),),
+                (Images("dtd/images/*", 5_640, "test", folders=47, per_folder=120),),
                 ("dtd",),
                 size=625_239_812,
             ),
@@ -339,7 +333,7 @@ _ITEMS = [
             Download(
                 f"{_GTSRB}/GTSRB_Final_Test_Images.zip",
                 "md5:c7e4e6327067d32654124b0fe9e82185",
-                (Images("GTSRB/Final_Test/Images", 12_630, "test", instead="gtsrb/*"),),
+                (Images("GTSRB/Final_Test/Images", 12_630, "test", alternative="gtsrb/*"),),
                 ("GTSRB/Final_Test",),
                 size=88_978_620,
             ),
@@ -350,7 +344,7 @@ _ITEMS = [
                     File(
                         "GT-final_test.csv",
                         "test",
-                        instead=("GTSRB/GT-final_test.csv", "GTSRB/Final_Test/GT-final_test.csv"),
+                        alternatives=("GTSRB/GT-final_test.csv", "GTSRB/Final_Test/GT-final_test.csv"),
                     ),
                 ),
                 ("GT-final_test.csv",),
@@ -373,7 +367,7 @@ _WEIGHTS = [
                     File(
                         f"models/{published.file}",
                         digest=f"sha256:{published.sha256}",
-                        before=f"models/{name}.safetensors",
+                        override=f"models/{name}.safetensors",
                         small=True,
                     ),
                 ),

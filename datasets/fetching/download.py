@@ -1,11 +1,11 @@
-"""One file over HTTP: resumed where it stopped, tried again where the line stalls, from the first address that has it.
+"""Download one file over HTTP from the first address that has it; resume after an interruption, retry after a stall.
 
-By requests, which knows redirects, proxies and certificates. pooch, which checks sums too, starts each file over after a
-break, waits without end on a line that trickles, and tries one address only; huggingface_hub resumes, but from its own hub.
-So what lies between two requests is here: ranges, what counts as a stall, whom to ask next, and the checksum of the whole.
+Built on requests, which handles redirects, proxies and certificates. pooch also checks checksums, but it restarts a file
+after an interruption, waits forever on a connection that trickles, and tries one address only; huggingface_hub resumes, but
+only from its own hub. So this module handles ranges, stalls, the next address, and the checksum of the whole file.
 
-A partial download only ever grows. Where an address has the whole file only, or another one, it is taken beside it, to a
-file of its own (``anew_of``), and replaces it once its checksum is right: a page that asks to sign in costs nothing.
+A partial download only ever grows. If an address cannot continue it, the whole file is downloaded beside it (``anew_of``) and
+replaces it once the checksum is right. So a login page served instead of the file destroys nothing.
 """
 
 import json
@@ -28,7 +28,7 @@ from oodbench.datasets.fetching.expected_files import digest_of
 from oodbench.errors import BadData, OodbenchError, UsageError
 from oodbench.progress import Progress
 
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # states that may be over soon
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP states worth a retry
 CHUNK = 1 << 16
 REDIRECTS = 10  # at most
 
@@ -38,13 +38,13 @@ class Patience:
     """How long to wait for a server.
 
     Attributes:
-        connect, read: seconds for a connection, and for the next bytes.
-        slowest: bytes a second below which a line is said to stall, over ``read`` seconds.
-        retries: attempts without headway after which an address is given up.
-        headway: bytes that an attempt must bring to count as such.
-        pause: seconds before the first retry; doubled for each further one.
-        longest_pause: seconds at most, whatever the server asks for.
-        most: bytes of a file at most.
+        connect, read: seconds to wait for a connection, and for the next bytes.
+        slowest: bytes per second, averaged over ``read`` seconds, below which a transfer counts as stalled.
+        retries: number of attempts without headway before an address is abandoned.
+        headway: bytes that an attempt must add to count as headway.
+        pause: seconds before the first retry, doubled for each further one.
+        longest_pause: most seconds between retries, even if the server asks for more.
+        most: most bytes of a file.
     """
 
     connect: float = 15
@@ -65,7 +65,7 @@ class _Unavailable(Exception):
 
 
 class _Interrupted(Exception):
-    """It may go on later."""
+    """The transfer stopped, and may continue later."""
 
     def __init__(self, why: str, pause: float = 0) -> None:
         super().__init__(why)
@@ -73,23 +73,23 @@ class _Interrupted(Exception):
 
 
 class _Misfit(_Interrupted):
-    """It has nothing that could be put behind what is there; it may have the whole file."""
+    """The address cannot continue the partial download; it may have the whole file."""
 
 
 def addresses(url: str, mirrors: Sequence[str]) -> list[str]:
-    """Where to look for a file, first to last: the mirrors, then its official address.
+    """Return the addresses of a file in the order to try them: the mirrors, then the official one.
 
-    Raises UsageError for a mirror that is no address of HTTP.
+    Raises UsageError for a mirror that is not an HTTP address.
     """
     for mirror in mirrors:
         try:
             parts = urlsplit(mirror)
             valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", mirror)
-        except ValueError:  # of brackets that do not match, or of a port
+        except ValueError:  # unbalanced brackets, or an invalid port
             valid = False
         if not valid:
             public = re.sub("//[^/]*@", "//", mirror)
-            raise UsageError(f"mirror '{public}' is no address; give one as http://HOST/FOLDER, below which the files lie")
+            raise UsageError(f"mirror '{public}' is not an address; give one such as http://HOST/FOLDER that holds the files")
     file = url.rpartition("/")[2]
     return [*(f"{mirror.rstrip('/')}/{file}" for mirror in mirrors), url]
 
@@ -97,20 +97,20 @@ def addresses(url: str, mirrors: Sequence[str]) -> list[str]:
 def download(
     urls: Sequence[str], part: Path, digest: str, *, room: int = 0, progress: Progress, patience: Patience = PATIENCE
 ) -> None:
-    """Bring ``part`` to the whole file of this digest (``md5:…`` or ``sha256:…``), from the first address that has it.
+    """Complete ``part`` to the whole file with this digest (``md5:…`` or ``sha256:…``), from the first address that has it.
 
-    What ``part`` holds already is kept and the rest asked for; the note beside it (``note_of``) says of which file it is
-    a part. ``room`` is bytes to be kept free beside the file. Raises BadData where an address gave a file with another
-    digest, OodbenchError where none could be reached or the disk is full. ``part`` stays for the next time, unless it is wrong.
+    The bytes in ``part`` are kept and only the rest is requested; a note beside it (``note_of``) says which file it is part
+    of. ``room`` is the number of bytes to keep free in addition. Raises BadData if an address sent a file with another digest,
+    OodbenchError if no address was reachable or the disk is full. ``part`` is kept for the next time, unless it is wrong.
     """
     tried, wrong = [], False
     for url in urls:
-        files = [part, anew_of(part), anew_of(part)]  # the last where the second was put together from two attempts too
+        files = [part, anew_of(part), anew_of(part)]  # a third try if the second mixed two attempts too
         while files:
             file = files.pop(0)
             held = _size(file)
             try:
-                pieced = _fill(url, file, file == part, room, progress, patience) or held > 0
+                resumed = _fill(url, file, file == part, room, progress, patience) or held > 0
             except _Misfit as error:
                 progress.say(f"{shown(url)}: {error}; starting over")
                 continue
@@ -123,9 +123,9 @@ def download(
                 if file != part:
                     os.replace(file, part)
                     note_of(file).unlink(missing_ok=True)
-                _write_note(note_of(part), {"size": _size(part)})  # whole: it is not asked for again
+                _write_note(note_of(part), {"size": _size(part)})  # whole: do not request it again
                 return
-            if pieced and files:
+            if resumed and files:
                 progress.say(f"{shown(url)}: {found} instead of {digest}; starting over")
                 _cut(file, held if file == part else 0)
                 continue
@@ -135,12 +135,12 @@ def download(
             _cut(file, 0)
             break
     name = urls[-1].rpartition("/")[2]
-    remedy = "name a mirror that has it with --mirror URL or OODBENCH_MIRROR, or repeat the command, which goes on"
+    remedy = "name a mirror with --mirror URL or OODBENCH_MIRROR, or repeat the command to resume"
     raise (BadData if wrong else OodbenchError)(f"{name} cannot be fetched ({'; '.join(tried)}); {remedy}")
 
 
 def remove(part: Path) -> None:
-    """Remove ``part`` and what lies beside it."""
+    """Remove ``part`` and the files that belong to it."""
     for file in (part, anew_of(part)):
         _cut(file, 0)
 
@@ -154,28 +154,28 @@ def anew_of(part: Path) -> Path:
 
 
 def shown(url: str) -> str:
-    """The address without a name and password that it may hold."""
+    """Return the address without user name and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _fill(url: str, file: Path, keep: bool, room: int, progress: Progress, patience: Patience) -> bool:
-    """Ask until ``file`` is as long as the server says it is. Whether it was put together from several answers.
+    """Send requests until ``file`` has the length that the server states. Return whether several responses were joined.
 
-    With ``keep`` nothing is taken from what it holds; _Misfit is raised where the server has no continuation of it.
+    With ``keep``, bytes already in the file are never discarded; _Misfit is raised if the server cannot continue it.
     """
-    failures, furthest, pieced = 0, _size(file), False
+    failures, furthest, resumed = 0, _size(file), False
     while True:
         try:
             _ask(url, file, keep, room, progress, patience)
-            return pieced
+            return resumed
         except _Interrupted as error:
             if isinstance(error, _Misfit):
                 if keep:
                     raise
                 _cut(file, 0)
             size = _size(file)
-            pieced = size > 0
+            resumed = size > 0
             failures = 1 if size >= furthest + patience.headway else failures + 1
             furthest = max(furthest, size)
             if failures > patience.retries:
@@ -186,10 +186,10 @@ def _fill(url: str, file: Path, keep: bool, room: int, progress: Progress, patie
 
 
 def _ask(url: str, file: Path, keep: bool, room: int, progress: Progress, patience: Patience) -> None:
-    """One request, for what ``file`` lacks."""
+    """Send one request for the bytes that ``file`` lacks."""
     start, known = _size(file), _read_note(note_of(file))
     if start and known.get("size") == start:
-        return  # it was broken off between the last byte and the checksum
+        return  # interrupted between the last byte and the checksum
     headers = {"Accept-Encoding": "identity", "User-Agent": f"oodbench/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -201,7 +201,7 @@ def _ask(url: str, file: Path, keep: bool, room: int, progress: Progress, patien
             if begin is None:
                 return
             if begin != start and keep:
-                raise _Misfit("it has the whole file, and not the rest alone")
+                raise _Misfit("it sends only the whole file")
             if size is not None:
                 if size > patience.most:
                     raise _Unavailable(f"it states {size:,} bytes, more than {patience.most:,}")
@@ -219,12 +219,12 @@ def _ask(url: str, file: Path, keep: bool, room: int, progress: Progress, patien
         raise _Unavailable(f"its certificate is not accepted ({_cause(error)})") from error
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         raise _Interrupted(_cause(error)) from error
-    except (requests.RequestException, ValueError, OverflowError) as error:  # of addresses and headers that are none
+    except (requests.RequestException, ValueError, OverflowError) as error:  # malformed addresses and headers
         raise _Unavailable(_cause(error)) from error
 
 
 class _Session(requests.Session):
-    """Follows no redirect, and does not even look for one: requests would read the whole of what comes with it."""
+    """Ignores redirects, because requests would read the whole body of one."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
@@ -232,7 +232,7 @@ class _Session(requests.Session):
 
 @contextmanager
 def _answer(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
-    """The answer of an address, or of that to which it leads; what comes with a redirect is not read."""
+    """Yield the response of an address, after redirects, whose bodies are not read."""
     with _Session() as session:
         for _ in range(1 + REDIRECTS):
             with session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.read)) as answer:
@@ -242,12 +242,12 @@ def _answer(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
                     return
             url = urljoin(url, target)
             if (scheme := urlsplit(url).scheme) not in ("http", "https"):
-                raise _Unavailable(f"it leads to an address of {scheme[:20]}, not of HTTP")
+                raise _Unavailable(f"it redirects to an address of {scheme[:20]}, not HTTP")
     raise _Unavailable(f"more than {REDIRECTS} redirects")
 
 
 def _understand(answer: requests.Response, start: int, known: Any) -> tuple[int | None, int | None]:
-    """(where its bytes begin, bytes of the whole file or None); (None, …) where nothing is lacking."""
+    """Return (offset of the first byte sent, size of the whole file or None); (None, …) if the file is already complete."""
     status = answer.status_code
     pattern = r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)"
     stated = re.fullmatch(pattern, answer.headers.get("Content-Range", "").strip())
@@ -256,28 +256,28 @@ def _understand(answer: requests.Response, start: int, known: Any) -> tuple[int 
         same = known is None or total is None or known == total
         if stated and stated[1] is not None and int(stated[1]) == start and same:
             return start, total if total is not None else known
-        raise _Misfit("it answers with another range than was asked for")
+        raise _Misfit("it sends another range than requested")
     if status == 416 and start:
         if total == start:
             return None, total
-        raise _Misfit("it has a shorter file than was begun")
+        raise _Misfit("its file is shorter than the partial download")
     if status == 200:
         length = answer.headers.get("Content-Length", "")
         return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-    if status in PASSING:
+    if status in TEMPORARY:
         pause = answer.headers.get("Retry-After", "")
         raise _Interrupted(f"HTTP {status} {answer.reason}", float(pause) if re.fullmatch("[0-9]{1,18}", pause) else 0)
     raise _Unavailable(f"HTTP {status} {answer.reason}")
 
 
 def _store(answer: requests.Response, part: Path, begin: int, size: int | None, progress: Progress, patience: Patience) -> None:
-    """Write the answer's bytes behind the first ``begin`` of ``part``; raise _Interrupted where they end too early or stall."""
+    """Write the response after the first ``begin`` bytes of ``part``. Raises _Interrupted if it ends early or stalls."""
     held = begin
     window, in_window = time.monotonic(), 0
     with part.open("r+b" if begin else "wb") as file:
         file.truncate(begin)
         file.seek(begin)
-        while chunk := answer.raw.read1(CHUNK):  # whatever is there: a full chunk of a trickle would be long in coming
+        while chunk := answer.raw.read1(CHUNK):  # what has arrived: a slow sender takes long to fill a chunk
             file.write(chunk)
             held += len(chunk)
             in_window += len(chunk)
@@ -296,17 +296,17 @@ def _store(answer: requests.Response, part: Path, begin: int, size: int | None, 
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise OodbenchError where the disk of ``folder`` has fewer bytes free."""
+    """Raise OodbenchError if the disk of ``folder`` has fewer free bytes than needed."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OodbenchError(
-            f"{folder.absolute()} has {free / 1e6:,.0f} MB free, and {what} needs {needed / 1e6:,.0f} MB more there; free some,"
+            f"{folder.absolute()} has {free / 1e6:,.0f} MB free; {what} needs {needed / 1e6:,.0f} MB more there: free space,"
             " or name another data root with --data DIR"
         )
 
 
 def _validator(answer: requests.Response) -> str:
-    """What tells a server whether its file has changed since; a weak tag does not promise the same bytes."""
+    """Return the value by which a server detects a changed file. A weak tag does not promise equal bytes."""
     tag = answer.headers.get("ETag", "")
     return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
 
@@ -316,7 +316,7 @@ def _size(part: Path) -> int:
 
 
 def _cut(part: Path, size: int) -> None:
-    """Keep the first ``size`` bytes; nothing where it has no more than these, for then they are wrong themselves."""
+    """Keep the first ``size`` bytes. A file with no more than these is wrong from the start: remove it."""
     if 0 < size < _size(part):
         os.truncate(part, size)
     else:
@@ -327,7 +327,7 @@ def _cut(part: Path, size: int) -> None:
 def _read_note(note: Path) -> dict[str, Any]:
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or broken off: the checksum of the whole decides then
+    except (OSError, ValueError):  # missing or incomplete: the checksum of the whole file decides
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -337,7 +337,7 @@ def _write_note(note: Path, content: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason in a few words; requests wraps them several times over."""
+    """Return the innermost reason in a few words; requests wraps errors several times."""
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError) or "timed out" in str(error):
         return "no answer in time"
     inner: BaseException = error

@@ -1,7 +1,7 @@
-"""What of a set must lie below the data root: files and folders of images, and how they differ from the official ones.
+"""The files and image folders that a set must have below the data root, and how they differ from the official ones.
 
-``differences`` is quick, for it reads names, sizes and small files only; ``faults`` reads all files. Both give lines that name
-the path and say what is wrong with it, none where all is well. Neither imports torch, and ``differences`` nothing heavy.
+``differences`` is fast because it reads only names, sizes and small files; ``faults`` reads all files. Both return lines that
+name a path and its fault, and no line if there is none. Neither imports torch; ``differences`` imports nothing heavy.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from oodbench.datasets.formats.layout import image_names
 from oodbench.errors import BadData
 
-MAX_HEADER = 100_000_000  # bytes, of a safetensors file; the format's own
+MAX_HEADER = 100_000_000  # bytes, of a safetensors file: the limit of the format
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,24 @@ class File:
 
     Attributes:
         path: below the data root.
-        split: the split it belongs to; empty where it belongs to all.
-        least: bytes that it has at least, as those of its pixels; a part of the official file has fewer.
-        digest: ``md5:…`` or ``sha256:…`` of the official file, where known.
-        instead: paths where it may lie too; a file there is taken as it is.
-        before: one more, which is read before ``path`` where there is a file.
-        small: whether the digest is looked at each time, for that costs nothing.
+        split: the split it belongs to; empty if it belongs to all.
+        min_size: fewest bytes of a whole file, such as the bytes of its pixels; a part of the official file has fewer.
+        digest: ``md5:…`` or ``sha256:…`` of the official file, if known.
+        alternatives: other paths at which the file may be; a file there is accepted unchecked.
+        override: another path, of a file that is used in preference to ``path``.
+        small: whether ``differences`` checks the digest too, because the file is small.
     """
 
     path: str
     split: str = ""
-    least: int = 1
+    min_size: int = 1
     digest: str = ""
-    instead: tuple[str, ...] = ()
-    before: str = ""
+    alternatives: tuple[str, ...] = ()
+    override: str = ""
     small: bool = False
 
     def found(self, root: Path) -> Path | None:
-        paths = filter(None, (self.before, self.path, *self.instead))
+        paths = filter(None, (self.override, self.path, *self.alternatives))
         return next((root / path for path in paths if (root / path).is_file()), None)
 
     def exists(self, root: Path) -> bool:
@@ -49,21 +49,21 @@ class File:
     def differences(self, root: Path) -> list[str]:
         file = self.found(root)
         if file is None:
-            return [f"no {self.path}"]
+            return [f"{self.path} is missing"]
         name, size = file.relative_to(root), file.stat().st_size
-        if size < self.least:
-            return [f"{name} has {size:,} bytes, and the official file {self.least:,} or more"]
+        if size < self.min_size:
+            return [f"{name} has {size:,} bytes; the official file has at least {self.min_size:,}"]
         if file.suffix == ".safetensors" and not _header_fits(file):
-            return [f"{name} is no safetensors file, or it is truncated"]
-        return self._another(root) if self.small else []
+            return [f"{name} is not a safetensors file, or it is truncated"]
+        return self._wrong_digest(root) if self.small else []
 
     def faults(self, root: Path) -> Iterator[str]:
         yield from (differences := self.differences(root))
         if not differences:
-            yield from self._another(root)
+            yield from self._wrong_digest(root)
 
-    def _another(self, root: Path) -> list[str]:
-        """That the file has another digest; nothing where it lies elsewhere or its digest is not known."""
+    def _wrong_digest(self, root: Path) -> list[str]:
+        """Report another digest; nothing for a file at another path, or without a known digest."""
         file = self.found(root)
         if not self.digest or file != root / self.path or (found := digest_of(file, self.digest)) == self.digest:
             return []
@@ -75,23 +75,23 @@ class Images:
     """Folders of image files.
 
     Attributes:
-        path: of a folder below the data root, or a pattern (``dtd/images/*``) of several.
-        count: images in all of them in the official set.
-        folders: how many folders there are.
-        each: images in each folder, where all have the same number; 0 where they differ.
-        instead: another pattern, of any number of folders, used where ``path`` matches nothing.
+        path: a folder below the data root, or a pattern that matches several (``dtd/images/*``).
+        count: number of images in the official set, in all these folders.
+        folders: number of folders.
+        per_folder: number of images in each folder if it is the same for all, else 0.
+        alternative: another pattern, for any number of folders, used if ``path`` matches nothing.
     """
 
     path: str
     count: int
     split: str = ""
     folders: int = 1
-    each: int = 0
-    instead: str = ""
+    per_folder: int = 0
+    alternative: str = ""
 
     def found(self, root: Path) -> list[Path]:
-        """The folders there are, by name."""
-        for pattern in filter(None, (self.path, self.instead)):
+        """Return the folders that exist, sorted by name."""
+        for pattern in filter(None, (self.path, self.alternative)):
             if folders := sorted(p for p in root.glob(pattern) if p.is_dir() and not p.name.startswith(".")):
                 return folders
         return []
@@ -102,18 +102,18 @@ class Images:
     def differences(self, root: Path) -> list[str]:
         folders = self.found(root)
         if not folders:
-            return [f"no {self.path}"]
-        where = self.path if folders[0].match(self.path) else self.instead
+            return [f"{self.path} is missing"]
+        where = self.path if folders[0].match(self.path) else self.alternative
         lines = []
         if where == self.path and len(folders) != self.folders:
-            lines.append(f"{where}: {len(folders):,} folders, and the official set has {self.folders:,}")
+            lines.append(f"{where}: {len(folders):,} folders; the official set has {self.folders:,}")
         counts = [_count(folder) for folder in folders]
-        if self.each:
+        if self.per_folder:
             for folder, count in zip(folders, counts, strict=True):
-                if count != self.each:
-                    lines.append(f"{folder.relative_to(root)}: {count:,} images, and the official set has {self.each:,}")
+                if count != self.per_folder:
+                    lines.append(f"{folder.relative_to(root)}: {count:,} images; the official set has {self.per_folder:,}")
         elif sum(counts) != self.count:
-            lines.append(f"{where}: {sum(counts):,} images, and the official set has {self.count:,}")
+            lines.append(f"{where}: {sum(counts):,} images; the official set has {self.count:,}")
         return lines
 
     def faults(self, root: Path) -> Iterator[str]:
@@ -124,16 +124,16 @@ class Images:
 
 @dataclass(frozen=True)
 class Challenges:
-    """CURE-TSR's folders of one split: all hold the same signs, without a challenge and under each of them.
+    """CURE-TSR's folders of one split: all hold the same signs, one without a challenge and one per challenge and level.
 
     Attributes:
-        layouts: for each layout of the release, its folders below the data root, the one without a challenge first; the
-            first layout of which a folder is there counts.
-        about: images in a folder of the official set, in the first layout, give or take a tenth; 0 where it is not known.
+        layouts: for each layout of the release, its folders below the data root, the one without a challenge first. The
+            first layout of which any folder exists is used.
+        approximate_count: images per folder of the official set in the first layout, within a tenth; 0 if unknown.
     """
 
     layouts: tuple[tuple[str, ...], ...]
-    about: int = 0
+    approximate_count: int = 0
     split: str = ""
 
     @property
@@ -141,7 +141,7 @@ class Challenges:
         return self.layouts[0][0]
 
     def found(self, root: Path) -> tuple[str, ...]:
-        """The folders of the layout that is there, those that lack included; none where no layout is."""
+        """Return the folders of the layout in use, missing ones too; empty if none exists."""
         return next((layout for layout in self.layouts if any((root / folder).is_dir() for folder in layout)), ())
 
     def exists(self, root: Path) -> bool:
@@ -152,13 +152,13 @@ class Challenges:
         lines = []
         for folder in layout:
             if not (root / folder).is_dir():
-                lines.append(f"no {folder}")
-            elif next(image_names(root / folder), None) is None:  # to count them all takes long in a listing
+                lines.append(f"{folder} is missing")
+            elif next(image_names(root / folder), None) is None:  # counting them all would make a listing slow
                 lines.append(f"{folder}: no images")
-        if not lines and self.about and layout == self.layouts[0]:
+        if not lines and self.approximate_count and layout == self.layouts[0]:
             count = _count(root / layout[0])
-            if abs(count - self.about) > self.about // 10:
-                lines.append(f"{layout[0]}: {count:,} images, and the official set has about {self.about:,}")
+            if abs(count - self.approximate_count) > self.approximate_count // 10:
+                lines.append(f"{layout[0]}: {count:,} images; the official set has about {self.approximate_count:,}")
         return lines
 
     def faults(self, root: Path) -> Iterator[str]:
@@ -169,48 +169,48 @@ class Challenges:
         wanted = _count(root / free)
         for folder in others:
             if (root / folder).is_dir() and (count := _count(root / folder)) not in (0, wanted):
-                yield f"{folder}: {count:,} images, and {free} has {wanted:,}"
+                yield f"{folder}: {count:,} images; {free} has {wanted:,}"
         for folder in (free, *others):
             if (root / folder).is_dir():
                 yield from broken_images(root / folder, root)
 
 
-Piece = File | Images | Challenges
+Expected = File | Images | Challenges
 
 
-def differences(pieces: Iterable[Piece], root: Path) -> list[str]:
-    """The differences of all; what may not be read is a line too, so that one folder does not hide the rest."""
-    return [line for piece in pieces for line in _told(piece, piece.differences, root)]
+def differences(expected: Iterable[Expected], root: Path) -> list[str]:
+    """Return the differences of all. An unreadable path becomes a line, so that one folder does not hide the rest."""
+    return [line for entry in expected for line in _lines(entry, entry.differences, root)]
 
 
-def faults(pieces: Iterable[Piece], root: Path) -> Iterator[str]:
-    """The faults of all, as ``differences``."""
-    for piece in pieces:
-        yield from _told(piece, piece.faults, root)
+def faults(expected: Iterable[Expected], root: Path) -> Iterator[str]:
+    """Yield the faults of all, as ``differences`` does."""
+    for entry in expected:
+        yield from _lines(entry, entry.faults, root)
 
 
-def any_exists(pieces: Iterable[Piece], root: Path) -> bool:
-    """Whether any of them is there; one that may not be looked at is."""
-    for piece in pieces:
+def any_exists(expected: Iterable[Expected], root: Path) -> bool:
+    """Whether any of them exists. An unreadable path counts as existing."""
+    for entry in expected:
         try:
-            if piece.exists(root):
+            if entry.exists(root):
                 return True
         except OSError:
-            return True  # and what is wrong with it is what ``differences`` says
+            return True  # ``differences`` reports it
     return False
 
 
-def _told(piece: Piece, lines: Callable[[Path], Iterable[str]], root: Path) -> Iterator[str]:
+def _lines(entry: Expected, check: Callable[[Path], Iterable[str]], root: Path) -> Iterator[str]:
     try:
-        yield from lines(root)
+        yield from check(root)
     except BadData as error:
         yield _below(root, str(error))
     except OSError as error:
-        yield _below(root, f"{error.filename or piece.path} cannot be read ({error.strerror or error}); let it be read")
+        yield _below(root, f"{error.filename or entry.path} cannot be read ({error.strerror or error}); check its permissions")
 
 
 def _below(root: Path, line: str) -> str:
-    """A line that begins with a path, which is said without the data root."""
+    """Remove the data root from the path at the start of a line."""
     return line.removeprefix(f"{root}{os.sep}")
 
 
@@ -219,7 +219,7 @@ def _count(folder: Path) -> int:
 
 
 def _header_fits(file: Path) -> bool:
-    """Whether the header of a safetensors file is one, and speaks of as many bytes as the file has."""
+    """Whether a safetensors file has a valid header that accounts for every byte of the file."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -229,12 +229,12 @@ def _header_fits(file: Path) -> bool:
             header = json.loads(opened.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
             return bool(8 + length + max(ends, default=0) == size)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # JSON, and another shape of it
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # not JSON, or JSON of another structure
             return False
 
 
 def broken_images(folder: Path, root: Path) -> Iterator[str]:
-    """A line for each image file that cannot be decoded."""
+    """Yield a line for each image file that cannot be decoded."""
     from oodbench.datasets.formats.files import opened
 
     for name in sorted(image_names(folder)):
@@ -246,7 +246,7 @@ def broken_images(folder: Path, root: Path) -> Iterator[str]:
 
 
 def digest_of(path: Path, like: str) -> str:
-    """``md5:…`` or ``sha256:…`` of a file, whichever ``like`` is."""
+    """Return the digest of a file, ``md5:…`` or ``sha256:…``, of the same kind as ``like``."""
     kind = like.partition(":")[0]
     with path.open("rb") as file:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"

@@ -1,1 +1,1 @@
-"""Readers of the file formats that data sets come in. Each takes its input as hostile."""
+"""Readers of the file formats of data sets. Each treats its input as hostile."""

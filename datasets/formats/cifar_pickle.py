@@ -1,9 +1,9 @@
-"""Reads CIFAR's pickles without running anything in them.
+"""Reads CIFAR's pickles without running any code in them.
 
-A pickle may call whatever can be imported. This unpickler admits only what the official files hold: dicts, lists,
-strings, numbers and uint8 arrays. Not even numpy's own functions are handed out, for numpy trusts a pickled dtype.
+A pickle may call anything that can be imported. This unpickler accepts only what the official files hold: dicts, lists,
+strings, numbers and uint8 arrays. It does not even provide numpy's own functions, because numpy trusts a pickled dtype.
 
-Nor may it grow: a pickle can name one string a thousand times in two bytes each, and each copy that is made of it counts.
+It also limits growth: a pickle can refer to one string a thousand times in two bytes each, so every copy of it counts.
 """
 
 import io
@@ -18,14 +18,14 @@ import numpy as np
 from oodbench.datasets.formats.layout import why
 from oodbench.errors import BadData
 
-GROWTH = 4  # bytes of copies for a byte of the file; names that recur take more than they do in the file
-ANY_GROWTH = 1 << 16  # bytes of copies whatever the file's size
+GROWTH = 4  # bytes of copies per byte of the file; repeated names take more than in the file
+ANY_GROWTH = 1 << 16  # bytes of copies allowed for a file of any size
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dict in a CIFAR file; byte strings, also in its lists, become str and arrays uint8 ndarrays.
+    """Return the dict in a CIFAR file; byte strings, also in its lists, become str, and arrays become uint8 ndarrays.
 
-    Raises BadData, naming the file, for anything that such a file does not hold.
+    Raises BadData, naming the file, for anything that no CIFAR file holds.
     """
     try:
         content = path.read_bytes()
@@ -35,22 +35,22 @@ def read_pickle(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
         return {_plain(key, room): _plain(item, room) for key, item in value.items()}
-    except Exception as error:  # a broken pickle raises whatever its last opcode ran into
+    except Exception as error:  # a broken pickle raises errors of many kinds
         raise BadData(
-            f"{path} is no CIFAR file, or it is truncated ({why(error)}); unpack the official archive again"
+            f"{path} is not a CIFAR file, or it is truncated ({why(error)}); unpack the official archive again"
         ) from error
 
 
 def _check_memo(content: bytes) -> None:
-    """Refuse a place in the memo beyond what the file can fill: the unpickler makes room for all up to it, which 5 bytes
-    can make 64 GB."""
+    """Refuse a memo index beyond what the file can fill: the unpickler allocates all entries up to it, and 5 bytes can
+    request 64 GB."""
     for count, (opcode, place, _) in enumerate(pickletools.genops(content)):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > count:
-            raise pickle.UnpicklingError(f"it keeps something in place {place} of a memo of {count}")
+            raise pickle.UnpicklingError(f"it stores index {place} in a memo of {count}")
 
 
 class _Room:
-    """How many bytes of copies may still be made."""
+    """Counts down the bytes of copies that may still be made."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -62,7 +62,7 @@ class _Room:
 
 
 def _plain(value: Any, room: _Room) -> Any:
-    """Lists are flat in these files; one in another could hold itself, or grow tenfold a level."""
+    """Convert a value. Lists are flat in these files; a nested one could contain itself, or grow tenfold per level."""
     if isinstance(value, list):
         if any(isinstance(item, list | dict | tuple) for item in value):
             raise pickle.UnpicklingError("it holds lists of lists, which no CIFAR file does")
@@ -75,7 +75,7 @@ def _plain(value: Any, room: _Room) -> Any:
 
 
 class _Array:
-    """Stands for a pickled ndarray; its state is (version, shape, dtype, is it Fortran-ordered, bytes)."""
+    """Stands for a pickled ndarray; its state is (version, shape, dtype, Fortran order, bytes)."""
 
     value: np.ndarray | None = None
 
@@ -87,7 +87,7 @@ class _Array:
 
 
 class _Uint8:
-    """Stands for the pickled dtype; bytes have no order, so its state says nothing."""
+    """Stands for the pickled dtype. Its state is ignored, because single bytes have no byte order."""
 
     def __setstate__(self, state: object) -> None:
         return None
@@ -113,7 +113,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Function:
-    """One of the functions below. Not the function itself: a pickle may set attributes of what it is given."""
+    """Wraps one of the functions below, because a pickle may set attributes of an object it receives."""
 
     __slots__ = ("_call",)
 

@@ -1,4 +1,4 @@
-"""Image files that decode on demand."""
+"""Image files, decoded on demand."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,18 @@ from torch import Tensor
 from oodbench.datasets.formats.layout import require_regular, why
 from oodbench.errors import BadData, OodbenchError
 
-MAX_PIXELS = 2**25  # of one image: 100 MB when it is decoded, and more than any data set's
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, as EPS does
+MAX_PIXELS = 2**25  # per image: 100 MB decoded, more than any data set has
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, such as EPS
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
 class ImageFiles:
-    """``Images`` of files: RGB in their own size, so where sizes vary ask for one at a time.
+    """``Images`` of files: RGB in their own size, so if sizes vary, request one image at a time.
 
-    ``sizes_vary`` says so of a set that is known for it, and spares its headers from being read.
+    ``sizes_vary=True`` declares that sizes vary, so that headers need not be read.
 
-    Raises BadData, naming the file, for one that is no image, is truncated, has more than 8 bits a channel, has more than
-    ``MAX_PIXELS``, or is a pipe or device.
+    Raises BadData, naming the file, for a file that is not an image, is truncated, has more than 8 bits per channel, has more
+    than ``MAX_PIXELS``, or is a pipe or device.
     """
 
     def __init__(self, paths: Sequence[Path], sizes_vary: bool = False) -> None:
@@ -37,7 +37,7 @@ class ImageFiles:
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, 3, H, W); (N, 3, 0, 0) where sizes vary. Reads the headers of the files."""
+        """(N, 3, H, W), or (N, 3, 0, 0) if sizes vary. Reads the headers of the files."""
         if self._sizes_vary:
             return (len(self), 3, 0, 0)
         sizes = set()
@@ -51,29 +51,29 @@ class ImageFiles:
 
 
 def decode(path: Path) -> Tensor:
-    """uint8 (3, H, W) of one image file; grey is repeated and transparency dropped. Raises BadData as ``ImageFiles``."""
+    """Decode an image file to uint8 (3, H, W); grey is repeated, transparency dropped. Raises as ``ImageFiles``."""
     with opened(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB")).transpose(2, 0, 1))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """The open image; what goes wrong inside the context becomes BadData that names the file."""
+    """Open an image. Any error inside the context becomes BadData that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each that matters is an error below
+            warnings.simplefilter("ignore")  # those that matter are errors below
             require_regular(path)
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
                 if image.mode not in EIGHT_BIT_MODES:
-                    raise BadData(f"{path} has more than 8 bits a channel (mode {image.mode}); save it as 8-bit")
+                    raise BadData(f"{path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit")
                 yield image
     except Image.DecompressionBombError as error:
         raise BadData(
-            f"{path} has too many pixels to be one of a data set ({why(error)}); remove it, or shrink it if you trust it"
+            f"{path} has too many pixels for a data set ({why(error)}); remove it, or shrink it if you trust it"
         ) from error
     except OodbenchError:
         raise
-    except Exception as error:  # PIL's decoders raise whatever they ran into
-        raise BadData(f"{path} is no image, or it is truncated ({why(error)}); replace or remove it") from error
+    except Exception as error:  # PIL's decoders raise errors of many kinds
+        raise BadData(f"{path} is not an image, or it is truncated ({why(error)}); replace or remove it") from error

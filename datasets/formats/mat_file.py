@@ -1,7 +1,7 @@
-"""Reads arrays of numbers from MATLAB 5 files, and trusts nothing that such a file says of its sizes.
+"""Reads arrays of numbers from MATLAB 5 files, and trusts no size that such a file states.
 
-A few bytes may claim gigabytes, stored or compressed: an array is refused before it is read where it claims more bytes
-than its set can have. Structs, cells, objects and functions are never looked into. (MAT-File Format, The MathWorks.)
+A few bytes may claim gigabytes, stored or compressed. So an array that claims more bytes than its set can have is refused
+before it is read. Structs, cells, objects and functions are never read. (MAT-File Format, The MathWorks.)
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 HEADER = 128  # bytes: text, version and byte order
 MATRIX, COMPRESSED = 14, 15
-# Data types of elements, and classes of arrays, that hold numbers; by their codes in the file.
+# Codes in the file of the element types and array classes that hold numbers.
 STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 COMPLEX = 0x0800  # a flag
@@ -23,11 +23,11 @@ MAX_NAME, MAX_DIMENSIONS = 63, 32
 
 
 def read_arrays(path: Path, limits: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The arrays of these names that the file holds, in MATLAB's (Fortran) order; what else it holds is skipped.
+    """Return the arrays with these names, in MATLAB's (Fortran) order; everything else in the file is skipped.
 
     ``limits``: for each name, the most bytes that its values may take.
 
-    Raises ValueError or zlib.error where the file is no MATLAB 5 file, is truncated, or holds something else under one of
+    Raises ValueError or zlib.error if the file is not a MATLAB 5 file, is truncated, or holds something else under one of
     the names.
     """
     found: dict[str, np.ndarray] = {}
@@ -35,7 +35,7 @@ def read_arrays(path: Path, limits: Mapping[str, int]) -> dict[str, np.ndarray]:
         size = os.fstat(file.fileno()).st_size
         order = {b"IM": "<", b"MI": ">"}.get(_exactly(file, HEADER)[-2:])
         if order is None:
-            raise ValueError("it has no header of MATLAB 5")
+            raise ValueError("it has no MATLAB 5 header")
         while file.tell() < size:
             kind, length = np.frombuffer(_exactly(file, 8), order + "u4").tolist()
             start = file.tell()
@@ -43,39 +43,39 @@ def read_arrays(path: Path, limits: Mapping[str, int]) -> dict[str, np.ndarray]:
                 raise ValueError(f"an element of type {kind} claims {length:,} of {size - start:,} bytes")
             source = _Inflated(file, length) if kind == COMPRESSED else _Bounded(file, length)
             if kind == COMPRESSED and _Elements(source, order).tag()[0] != MATRIX:
-                raise ValueError("what is compressed is no array")
+                raise ValueError("a compressed element is not an array")
             name, array = _array(source, order, limits)
             if array is not None:
                 if name in found:
-                    raise ValueError(f"it holds two arrays {name}")
+                    raise ValueError(f"it holds two arrays named {name}")
                 found[name] = array
             file.seek(start + length)
     return found
 
 
 def _array(source: "_Bounded", order: str, limits: Mapping[str, int]) -> tuple[str, np.ndarray | None]:
-    """The name of an array, and its values where it is one of ``limits``; of others the values are left unread."""
+    """Return the name of an array, and its values if ``limits`` names it; other values stay unread."""
     elements = _Elements(source, order)
     flags, dimensions = elements.numbers(16), elements.numbers(4 * MAX_DIMENSIONS)
     name = elements.numbers(MAX_NAME).tobytes().decode("ascii", "replace")
     if name not in limits:
         return name, None
     if len(flags) != 2 or int(flags[0]) & 0xFF not in CLASSES or int(flags[0]) & COMPLEX:
-        raise ValueError(f"{name} is no array of real numbers")
+        raise ValueError(f"{name} is not an array of real numbers")
     shape = tuple(int(length) for length in dimensions)
     count = math.prod(shape)
     wanted = np.dtype(CLASSES[int(flags[0]) & 0xFF])
     if min(shape, default=-1) < 0 or count * wanted.itemsize > limits[name]:
-        raise ValueError(f"{name} claims the shape {shape} of {wanted}, more than the {limits[name]:,} bytes there can be")
+        raise ValueError(f"{name} claims the shape {shape} of {wanted}, more than the possible {limits[name]:,} bytes")
     values = elements.numbers(count * wanted.itemsize)
-    if len(values) != count or not np.can_cast(values.dtype, wanted):  # MATLAB stores numbers in the smallest type they fit
-        raise ValueError(f"{name} says {wanted} {shape} and holds {len(values):,} of {values.dtype}")
+    if len(values) != count or not np.can_cast(values.dtype, wanted):  # MATLAB stores numbers in the smallest type that fits
+        raise ValueError(f"{name} claims {wanted} {shape} but holds {len(values):,} of {values.dtype}")
     source.finish()
     return name, values.astype(wanted, copy=False).reshape(shape, order="F")
 
 
 class _Bounded:
-    """The bytes of one element, which end where it does."""
+    """The bytes of one element; reading beyond its end fails."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file, self._left = file, length
@@ -87,11 +87,11 @@ class _Bounded:
         return _exactly(self._file, length)
 
     def finish(self) -> None:
-        """Raise ValueError where what was read is known to be damaged."""
+        """Raise ValueError if the bytes read are known to be damaged."""
 
 
 class _Inflated(_Bounded):
-    """The bytes of a compressed element; inflated as they are read, so that it may not grow beyond what is asked for."""
+    """The bytes of a compressed element, inflated as they are read, so that it cannot grow beyond the requested length."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         super().__init__(file, length)
@@ -120,18 +120,18 @@ class _Inflated(_Bounded):
 
 
 class _Elements:
-    """The elements of an array, one after the other."""
+    """The elements of an array, in sequence."""
 
     def __init__(self, source: _Bounded, order: str) -> None:
         self._source, self._order = source, order
 
     def tag(self) -> tuple[int, int]:
-        """Data type and length in bytes."""
+        """Return the data type and the length in bytes."""
         kind, length = np.frombuffer(self._source.read(8), self._order + "u4").tolist()
         return kind, length
 
     def numbers(self, most: int) -> np.ndarray:
-        """The numbers of the next element, (n,). Raises ValueError where it has more than ``most`` bytes."""
+        """Return the numbers of the next element, (n,). Raises ValueError if it has more than ``most`` bytes."""
         head = self._source.read(4)
         kind = int(np.frombuffer(head, self._order + "u4")[0])
         kind, length, small = (kind & 0xFFFF, kind >> 16, True) if kind >> 16 else (kind, 0, False)
@@ -141,7 +141,7 @@ class _Elements:
             raise ValueError(f"an element of type {kind} holds {length:,} bytes")
         stored = np.dtype(self._order + STORED[kind])
         if length % stored.itemsize:
-            raise ValueError(f"{length:,} bytes are no whole number of {stored}")
+            raise ValueError(f"{length:,} bytes are not a whole number of {stored}")
         data = self._source.read(length)
         self._source.read(4 - length if small else -length % 8)  # elements start at multiples of 8 bytes
         return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)

@@ -1,6 +1,6 @@
-"""Maps arrays of numbers in NumPy's files, and trusts nothing that such a file says of its sizes.
+"""Maps arrays of numbers in NumPy's files, and trusts no size that such a file states.
 
-NumPy itself divides by the size of an item, which a header may say is 0: that ends the process, not the call.
+NumPy divides by the item size, which a header may state as 0; this would crash the process instead of raising.
 """
 
 import math
@@ -10,9 +10,9 @@ import numpy as np
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped: what is not looked at is not read.
+    """Return the array of a .npy file, memory-mapped: only the rows in use are read.
 
-    Raises OSError or ValueError where it is no such file, holds anything but numbers, or has another length than it says.
+    Raises OSError or ValueError if it is not such a file, holds anything but numbers, or has another length than it claims.
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
@@ -24,7 +24,7 @@ def mapped(path: Path) -> np.ndarray:
             raise ValueError(f"its version is {version}")
         try:
             shape, fortran, dtype = header(file)
-        except Exception as error:  # numpy raises whatever a hostile header leads to
+        except Exception as error:  # numpy raises errors of many kinds on a hostile header
             raise ValueError(f"its header is broken: {error}") from error
         start = file.tell()
     if dtype.hasobject:

@@ -16,10 +16,12 @@ import typer
 from PIL import Image
 from scipy.io import savemat
 
+from oodbench import registry
 from oodbench.commands import data as data_command
 from oodbench.datasets.fetching import catalogue
 from oodbench.datasets.fetching.catalogue import CATALOGUE, Download, Item
 from oodbench.datasets.fetching.expected_files import File
+from oodbench.datasets.name import CHALLENGES, LEVELS
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -47,13 +49,13 @@ def test_list_says_state_size_and_how_to_get_it(tmp_path):
         *("digits", "digits-heldout", "photos", "uniform", "resnet20-cifar10")
     }
     assert found["cifar10c"]["state"] == "partial"
-    assert found["cifar10c"]["lacks"][0] == "no CIFAR-10-C/labels.npy"
-    assert "CIFAR-10-C/fog.npy has 6 bytes, and the official file 153,600,000 or more" in found["cifar10c"]["lacks"]
+    assert found["cifar10c"]["lacks"][0] == "CIFAR-10-C/labels.npy is missing"
+    assert "CIFAR-10-C/fog.npy has 6 bytes; the official file has at least 153,600,000" in found["cifar10c"]["lacks"]
     svhn = found["svhn"]
     assert (svhn["state"], svhn["get"]) == ("absent", "`oodbench data fetch svhn`")
     assert svhn["images"] == {"train": 73_257, "test": 26_032, "extra": 531_131}
     assert svhn["download_bytes"] == 182_040_794 + 64_275_384  # extra is fetched only when asked for
-    assert found["curetsr"]["get"] == "on request: `oodbench data fetch curetsr` says where"
+    assert found["curetsr"]["get"] == "on request: see `oodbench data fetch curetsr`"
     table = oodbench("list", OODBENCH_DATA=str(tmp_path)).stdout
     assert str(tmp_path) in table
     for name, row in found.items():
@@ -68,10 +70,10 @@ def test_sets_of_other_packages_are_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(registry, "discover", lambda group: [("checkers", "checkers:checkers", "oodbench-checkers", "0.1")])
     data_command.list_data(as_json=True, data=tmp_path)
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "checkers")
-    assert (row["state"], row["get"]) == ("unknown", "of oodbench-checkers 0.1: its package says how")
+    assert (row["state"], row["get"]) == ("unknown", "see the documentation of oodbench-checkers 0.1")
     with pytest.raises(typer.Exit):
         data_command.fetch(["checkers"], split=[], mirror=[], force=False, data=tmp_path)
-    assert "oodbench-checkers 0.1, and its documentation says how to get it" in capsys.readouterr().err
+    assert "oodbench-checkers 0.1; its documentation says how to get it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -104,10 +106,10 @@ def test_answers_without_importing_anything_heavy(arguments, tmp_path):
     [
         (["fetch", "svhm"], 2, "unknown set or weights 'svhm'; did you mean 'svhn'? (oodbench data list)"),
         (["verify", "svhm"], 2, "did you mean 'svhn'?"),
-        (["fetch", "folder:cats"], 2, "folder:cats is a folder of yours"),
+        (["fetch", "folder:cats"], 2, "folder:cats is your own folder"),
         (["fetch", "svhn", "--split", "val"], 2, "svhn has no split 'val' to fetch; it has extra, test, train"),
-        (["fetch", "svhn", "--mirror", "/a/folder"], 2, "mirror '/a/folder' is no address"),
-        (["fetch", "curetsr"], 1, "ask at https://ieee-dataport.org/"),
+        (["fetch", "svhn", "--mirror", "/a/folder"], 2, "mirror '/a/folder' is not an address"),
+        (["fetch", "curetsr"], 1, "request it at https://ieee-dataport.org/"),
         (["fetch"], 2, "NAME"),
     ],
 )
@@ -123,7 +125,7 @@ def test_wrong_usage_and_what_cannot_be_fetched_is_one_line(tmp_path, arguments,
 def test_a_mirror_of_the_setting_is_checked_too(tmp_path):
     done = oodbench("fetch", "svhn", "--data", tmp_path, OODBENCH_MIRROR="nowhere")
     assert done.returncode == 2
-    assert "mirror 'nowhere' is no address" in done.stderr
+    assert "mirror 'nowhere' is not an address" in done.stderr
 
 
 def test_embedded_sets_need_no_fetching(tmp_path):
@@ -146,16 +148,17 @@ def test_verify_reads_what_is_embedded_and_says_what_is_absent(tmp_path, capsys)
     assert verify("digits", tmp_path, capsys) == (0, ["digits: whole, train 866 test 577"])
     done = oodbench("verify", "svhn", "curetsr", "--data", tmp_path)
     assert done.returncode == 1
-    assert f"svhn: not there: nothing of it below {tmp_path}\nsvhn: get it with `oodbench data fetch svhn`\n" in done.stdout
-    assert "`oodbench data fetch curetsr` says how to ask for it" in done.stdout
+    assert f"svhn: absent: none of its files is below {tmp_path}\nsvhn: get it with `oodbench data fetch svhn`\n" in done.stdout
+    assert "request it: see `oodbench data fetch curetsr`" in done.stdout
 
 
 @pytest.fixture
 def small_svhn(tmp_path, monkeypatch):
     """The set's reader, with as few images as a test can write; (root, function that writes a file)."""
     images = {"train": 3, "test": 2}
-    pieces = tuple(File(f"svhn/{split}_32x32.mat", split) for split in images)
-    one = Download("http://127.0.0.1:9/none", "md5:0", pieces, ("svhn",))
+    expected = tuple(File(f"svhn/{split}_32x32.mat", split) for split in images)
+    one = Download("http://127.0.0.1:9/none", "md5:0", expected, ("svhn",))
+    registry.load("datasets", "svhn")  # it takes the official sizes from the catalogue when it is imported
     monkeypatch.setitem(catalogue.CATALOGUE, "svhn", Item("svhn", images=images, downloads=(one,)))
     (tmp_path / "svhn").mkdir()
 
@@ -173,7 +176,7 @@ def test_verify_reads_as_a_run_does(small_svhn, capsys):
     assert verify("svhn", root, capsys) == (0, ["svhn: whole, train 3 test 2"])
     write("test", 4)
     expected = [
-        "svhn: svhn (test) has 4 images as read, and the official set 2",
+        "svhn: svhn (test) has 4 images as read; the official set has 2",
         "svhn: get it again with `oodbench data fetch svhn --force`",
     ]
     assert verify("svhn", root, capsys) == (1, expected)
@@ -181,18 +184,18 @@ def test_verify_reads_as_a_run_does(small_svhn, capsys):
     code, lines = verify("svhn", root, capsys)
     assert code == 1
     assert lines[0::2] == expected
-    assert lines[1].startswith(f"svhn: {root}/svhn/train_32x32.mat is no MATLAB")
+    assert lines[1].startswith(f"svhn: {root}/svhn/train_32x32.mat is not a MATLAB")
     (root / "svhn" / "test_32x32.mat").unlink()
-    assert verify("svhn", root, capsys) == (1, ["svhn: no svhn/test_32x32.mat", expected[1]])
+    assert verify("svhn", root, capsys) == (1, ["svhn: svhn/test_32x32.mat is missing", expected[1]])
 
 
 def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
-    for piece in CATALOGUE["curetsr-unreal"].asked:
-        for folder in piece.layouts[0]:
+    for expected in CATALOGUE["curetsr-unreal"].requested:
+        for folder in expected.layouts[0]:
             (tmp_path / folder).mkdir(parents=True)
     for split in ("Train", "Test"):
-        for number, challenge in enumerate(("ChallengeFree", *catalogue.CHALLENGES)):
-            for level in catalogue.LEVELS if number else [0]:
+        for number, challenge in enumerate(("ChallengeFree", *CHALLENGES)):
+            for level in LEVELS if number else [0]:
                 folder = f"CURE-TSR/Unreal_{split}/{challenge}{f'-{level}' if number else ''}"
                 Image.new("RGB", (3, 3)).save(tmp_path / folder / f"02_06_{number:02d}_{level:02d}_0001.bmp")
     assert verify("curetsr-unreal", tmp_path, capsys) == (0, ["curetsr-unreal: whole"])
@@ -200,21 +203,21 @@ def test_verify_shows_some_and_counts_the_rest(tmp_path, capsys):
     (train / "Haze-3" / "02_06_12_03_0001.bmp").rename(train / "Haze-3" / "sign.bmp")
     code, lines = verify("curetsr-unreal", tmp_path, capsys)
     assert code == 1
-    assert lines[1:] == ["curetsr-unreal: `oodbench data fetch curetsr-unreal` says how to ask for it"]
-    assert "Haze-3/sign.bmp is not named as CURE-TSR's files are" in lines[0]
+    assert lines[1:] == ["curetsr-unreal: request it: see `oodbench data fetch curetsr-unreal`"]
+    assert "Haze-3/sign.bmp is not named like CURE-TSR's files" in lines[0]
     for number in range(20):
         Image.new("RGB", (3, 3)).save(train / "ChallengeFree" / f"02_06_00_00_1{number:03d}.bmp")
     code, lines = verify("curetsr-unreal", tmp_path, capsys)
     assert lines[0] == (
-        "curetsr-unreal: CURE-TSR/Unreal_Train/Decolorization-1: 1 images, and CURE-TSR/Unreal_Train/ChallengeFree has 21"
+        "curetsr-unreal: CURE-TSR/Unreal_Train/Decolorization-1: 1 images; CURE-TSR/Unreal_Train/ChallengeFree has 21"
     )
     assert lines[-2] == "curetsr-unreal: … and 55 more"
     assert len(lines) == data_command.FAULTS_SHOWN + 2
 
 
 def test_verify_of_the_older_layout_of_photographs(tmp_path, capsys):
-    for piece in CATALOGUE["curetsr"].asked:
-        for number, folder in enumerate(piece.layouts[1]):
+    for expected in CATALOGUE["curetsr"].requested:
+        for number, folder in enumerate(expected.layouts[1]):
             challenge, level = ((number - 1) // 5 + 1, (number - 1) % 5 + 1) if number else (0, 0)
             (tmp_path / folder).mkdir(parents=True)
             Image.new("RGB", (3, 3)).save(tmp_path / folder / f"01_06_01_{challenge:02d}_{level:02d}_05_0001.bmp")
@@ -230,7 +233,7 @@ def test_verify_decodes_images(tmp_path, capsys):
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])  # the header is there
     code, lines = verify("lsun-crop", tmp_path, capsys)
     assert code == 1
-    assert lines[1].startswith("lsun-crop: LSUN/test/0.png is no image, or it is truncated")
+    assert lines[1].startswith("lsun-crop: LSUN/test/0.png is not an image, or it is truncated")
     assert lines[2] == "lsun-crop: get it again with `oodbench data fetch lsun-crop --force`"
 
 
@@ -239,7 +242,7 @@ def test_names_of_files_cannot_command_the_terminal(tmp_path, capsys):
     folder.mkdir(parents=True)
     (folder / "é\x1b[2J.png").write_text("no image")
     line = verify("lsun-crop", tmp_path, capsys)[1][1]
-    assert "LSUN/test/é\\x1b[2J.png is no image" in line
+    assert "LSUN/test/é\\x1b[2J.png is not an image" in line
     assert line.isprintable()
 
 
@@ -261,7 +264,7 @@ def test_a_folder_that_may_not_be_read_hides_no_other_set(tmp_path, monkeypatch,
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["lsun-crop"]["state"] == "partial"
     (line,) = found["lsun-crop"]["lacks"]
-    assert line == "LSUN/test cannot be listed (Permission denied); make it a folder you may read"
+    assert line == "LSUN/test cannot be listed (Permission denied); check its permissions"
     assert found["resnet20-cifar10"]["state"] == "present"
     with pytest.raises(typer.Exit):
         data_command.verify(["lsun-crop", "digits"], data=tmp_path)
@@ -278,7 +281,7 @@ def test_verify_reads_weights(tmp_path, capsys):
     file.rename(file.with_name("resnet20-cifar10.safetensors"))
     code, lines = verify("resnet20-cifar10", tmp_path, capsys)
     assert code == 1
-    assert "resnet20-cifar10.safetensors is no safetensors file, or it is truncated" in lines[0]
+    assert "resnet20-cifar10.safetensors is not a safetensors file, or it is truncated" in lines[0]
 
 
 def test_verify_of_real_weights(data_root, capsys):
@@ -298,8 +301,8 @@ def mirror(tmp_path, monkeypatch):
     served.mkdir()
     (served / "one.bin").write_bytes(body)
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    pieces = (File("one/one.bin", digest=digest),)
-    one = Download("http://127.0.0.1:9/nowhere/one.bin", digest, pieces, ("one/one.bin",), archive=False)
+    expected = (File("one/one.bin", digest=digest),)
+    one = Download("http://127.0.0.1:9/nowhere/one.bin", digest, expected, ("one/one.bin",), archive=False)
     monkeypatch.setitem(catalogue.CATALOGUE, "one", Item("one", downloads=(one,)))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))

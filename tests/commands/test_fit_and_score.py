@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_a_row_with_a_reason(fit, images):
         "cut.png": "truncated",
         "deep.png": "8 bits",
         "nowhere.png": "no such file",
-        "notes.txt": "no image",
+        "notes.txt": "not an image",
         "empty": "no images",
     }
     for name, says in bad.items():
@@ -169,7 +169,7 @@ def test_names_that_are_no_text_or_would_move_the_cursor(fit, images):
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert rows[-1]["path"].endswith(r"\udcff\x1b[2J,\n.png")
     assert rows[-1]["verdict"] in ("ok", "anomalous")
-    assert r"\udcfe.png is no image" in rows[-2]["reason"]
+    assert r"\udcfe.png is not an image" in rows[-2]["reason"]
 
 
 def test_a_reader_that_has_enough_is_no_error(fit, images):

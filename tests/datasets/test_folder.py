@@ -84,8 +84,8 @@ def png_of(width, height, body=b""):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no image, or it is truncated"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
+        (b"", "not an image, or it is truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (png_of(6000, 6000), "too many pixels"),
         (png_of(9000, 10_000), "too many pixels"),
         (png_of(30_000, 30_000), "too many pixels"),

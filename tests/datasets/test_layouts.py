@@ -226,11 +226,11 @@ def test_svhn_calls_ten_zero(tmp_path):
         ({"X": random_images(2).transpose(2, 3, 1, 0), "y": [[1]]}, "2 images"),
         ({"X": random_images(2).transpose(2, 3, 1, 0), "y": [[1], [11]]}, "1 to 10"),
         ({"X": random_images(2).transpose(2, 3, 1, 0), "y": [[1], [0]]}, "1 to 10"),
-        ({"X": random_images(2).transpose(2, 3, 1, 0), "y": "ab"}, "y is no array of real numbers"),
-        ({"X": random_images(2).transpose(2, 3, 1, 0)}, "y is not there"),
+        ({"X": random_images(2).transpose(2, 3, 1, 0), "y": "ab"}, "y is not an array of real numbers"),
+        ({"X": random_images(2).transpose(2, 3, 1, 0)}, "y is missing"),
         ({"X": random_images(2), "y": [[1], [2]]}, r"not uint8 \(32, 32, 3, N\)"),
         ({"X": random_images(2).transpose(2, 3, 1, 0) / 255.0, "y": [[1], [2]]}, "float64"),
-        ({"X": np.array([{"a": 1}], dtype=object), "y": [[1]]}, "X is no array of real numbers"),
+        ({"X": np.array([{"a": 1}], dtype=object), "y": [[1]]}, "X is not an array of real numbers"),
     ],
 )
 def test_svhn_files_that_disagree_with_their_layout(tmp_path, content, why):
@@ -283,7 +283,7 @@ def test_tinyimagenet_without_annotations(tmp_path):
     with pytest.raises(BadData, match=r"val_9\.JPEG has no line in val_annotations\.txt"):
         load_dataset("tinyimagenet", data=tmp_path)
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\t0\t63\t63\n")
-    with pytest.raises(BadData, match=r"line 1: 'n99' is none of wnids\.txt"):
+    with pytest.raises(BadData, match=r"line 1: 'n99' is not in wnids\.txt"):
         load_dataset("tinyimagenet", data=tmp_path)
     (folder / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadData, match="cannot be read as text"):

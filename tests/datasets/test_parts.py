@@ -11,7 +11,7 @@ from PIL import Image
 from oodbench import load_dataset
 from oodbench.datasets import cifar10c as reader
 from oodbench.datasets import curetsr
-from oodbench.datasets.fetching.catalogue import CHALLENGES, CORRUPTIONS_C
+from oodbench.datasets.name import CHALLENGES, CORRUPTIONS_C, EXTRA_CORRUPTIONS_C, MAIN_CORRUPTIONS_C
 from oodbench.errors import BadData, MissingData, UsageError
 
 PER_LEVEL = 4
@@ -74,23 +74,24 @@ def test_the_whole_file_is_made_from_the_test_images_and_one_level_of_it_is_read
 
 
 def test_15_corruptions_are_main_and_4_extra():
-    assert len(reader.MAIN) == 15
-    assert sorted(reader.MAIN + reader.EXTRA) == sorted(CORRUPTIONS_C)
+    assert len(MAIN_CORRUPTIONS_C) == 15
+    assert sorted(MAIN_CORRUPTIONS_C + EXTRA_CORRUPTIONS_C) == list(CORRUPTIONS_C)
 
 
 def test_the_documentation_says_which_are_main_extra_and_challenges():
-    page = (Path(__file__).resolve().parent.parent / "docs" / "dataset.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parent.parent / "docs" / "dataset.md").read_text(encoding="utf-8")
+    page = " ".join(text.split())
     main, extra = re.search(r"15 main corruptions: (.*?)\. The 4 extra ones.*?: (.*?)\. ", page, re.DOTALL).groups()
     challenges = re.search(r"The challenges: (.*?)\. ", page, re.DOTALL)[1]
-    assert sorted(re.findall("`(\\w+)`", main)) == sorted(reader.MAIN)
-    assert sorted(re.findall("`(\\w+)`", extra)) == sorted(reader.EXTRA)
+    assert sorted(re.findall("`(\\w+)`", main)) == sorted(MAIN_CORRUPTIONS_C)
+    assert sorted(re.findall("`(\\w+)`", extra)) == sorted(EXTRA_CORRUPTIONS_C)
     assert re.findall("`(\\w+)`", challenges) == list(CHALLENGES)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("cifar10c", r"as cifar10c/fog@3 \(.*brightness, .*zoom_blur\)"),
+        ("cifar10c", r"such as cifar10c/fog@3 \(.*brightness, .*zoom_blur\)"),
         ("cifar10c/fog", "needs a level from 1 to 5; write cifar10c/fog@1"),
         ("cifar10c/fgo@3", "unknown part of cifar10c 'fgo'; did you mean 'fog'"),
         ("cifar10c/labels@3", "unknown part"),
@@ -119,15 +120,15 @@ def test_cifar10c_that_is_not_there(cifar10c):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("fog", np.array([{"a": 1}] * 20, dtype=object), "no array of numbers.*Python objects"),
-        ("labels", np.array([3, "x"] * 10, dtype=object), "no array of numbers.*Python objects"),
+        ("fog", np.array([{"a": 1}] * 20, dtype=object), "not an array of numbers.*Python objects"),
+        ("labels", np.array([3, "x"] * 10, dtype=object), "not an array of numbers.*Python objects"),
         ("fog", random_rows(20).astype(np.int16), r"int16 \(20, 32, 32, 3\), not uint8"),
         ("fog", random_rows(20)[:, :31], "not uint8"),
         ("fog", random_rows(20).transpose(0, 3, 1, 2), "not uint8"),
         ("fog", random_rows(18), "not uint8"),
-        ("fog", random_rows(0), "no array of numbers|not uint8"),
+        ("fog", random_rows(0), "not an array of numbers|not uint8"),
         ("fog", np.uint8(3), "not uint8"),
-        ("labels", np.zeros(15, np.uint8), r"uint8 \(15,\), not a class for each of 20 rows"),
+        ("labels", np.zeros(15, np.uint8), r"uint8 \(15,\), not one class per row of 20"),
         ("labels", np.zeros(20), "float64"),
         ("labels", np.full(20, 10, np.uint8), "classes 0 to 9"),
         ("labels", np.full(20, -1, np.int8), "classes 0 to 9"),
@@ -170,7 +171,7 @@ def test_headers_that_claim_what_no_file_holds(cifar10c, file, descr, shape, say
     header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
     path = cifar10c / f"{file}.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 20)
-    with pytest.raises(BadData, match=f"{path} is no array of numbers.*({says})"):
+    with pytest.raises(BadData, match=f"{path} is not an array of numbers.*({says})"):
         load_dataset("cifar10c/fog@2", data=cifar10c.parent)
 
 
@@ -255,19 +256,19 @@ def test_a_challenge_without_its_clean_image_keeps_one_number_for_all_challenges
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("stop.bmp", "is not named as"),
-        ("01_06_12_03_0001.png", "is not named as"),
-        ("01_06_12_03.bmp", "is not named as"),
-        ("01_06_12_03_0001_7.bmp", "is not named as"),
-        ("1_6_12_3_0001.bmp", "is not named as"),
-        ("٠١_06_12_03_0001.bmp", "is not named as"),
+        ("stop.bmp", "is not named like"),
+        ("01_06_12_03_0001.png", "is not named like"),
+        ("01_06_12_03.bmp", "is not named like"),
+        ("01_06_12_03_0001_7.bmp", "is not named like"),
+        ("1_6_12_3_0001.bmp", "is not named like"),
+        ("٠١_06_12_03_0001.bmp", "is not named like"),
         ("01_06_11_03_0001.bmp", "says sequence type, challenge and level 01, 11, 03; its folder holds 01, 12 and 03"),
         ("01_06_12_04_0001.bmp", "01, 12, 04; its folder"),
         ("02_06_12_03_0001.bmp", "02, 12, 03; its folder"),
         ("01_06_01_12_04_05_0003.bmp", "01, 12, 04; its folder"),
-        ("01_15_12_03_0001.bmp", "sign type 15, which is none of 01 to 14"),
+        ("01_15_12_03_0001.bmp", "sign type 15, which is not 01 to 14"),
         ("01_00_12_03_0001.bmp", "sign type 00"),
-        ("01_06_12_03_1.bmp", "two images of one sign and index"),
+        ("01_06_12_03_1.bmp", "two images with the same sign and index"),
     ],
 )
 def test_curetsr_files_out_of_pattern(tmp_path, file, says):

@@ -100,12 +100,6 @@ def test_what_a_mean_is_over_is_said():
     assert "means over levels: 1 corruption of digits (C-style, generated); the 15 main corruptions of cifar10c." in text
 
 
-def test_main_and_extra_are_those_of_the_files():
-    from oodbench.datasets import cifar10c
-
-    assert (set(MAIN), set(EXTRA)) == (set(cifar10c.MAIN), set(cifar10c.EXTRA))
-
-
 def test_text_worked_by_hand(small):
     text = render(small, width=100)
     assert max(map(len, text.splitlines())) <= 100

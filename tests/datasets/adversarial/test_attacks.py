@@ -415,7 +415,7 @@ def test_networks_that_let_no_gradient_through():
             return (x.flatten(1)[:, :4] * 0).sqrt()  # its slope at 0 is infinite
 
     labels = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(Unsuitable, match="Silent lets no gradient through"):
+    with pytest.raises(Unsuitable, match="Silent passes no gradient to its images"):
         attack(oodbench.Classifier(Silent()), pictures(4), labels, "fgsm")
     with pytest.raises(BadData, match="Infinite gives gradients that are not finite"):
         attack(oodbench.Classifier(Infinite()), pictures(4), labels, "fgsm")

@@ -1,12 +1,14 @@
-"""The catalogue agrees with the readers and with itself, and its pieces tell what is there from what should be."""
+"""The catalogue agrees with the readers and with itself, and its expected files are compared with the present ones."""
 
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, SVHN
 
-from oodbench.datasets import TABLE, cifar, gtsrb, odin_sets, places365, svhn, textures, tinyimagenet
+from oodbench import datasets
+from oodbench.datasets import TABLE, gtsrb
 from oodbench.datasets.fetching import catalogue, expected_files
 from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.fetching.expected_files import Challenges, File, Images
@@ -24,22 +26,22 @@ def test_every_set_and_published_file_has_an_entry_and_no_other():
 
 def test_every_set_can_be_got_somehow():
     for item in CATALOGUE.values():
-        assert bool(item.embedded) + bool(item.downloads) + bool(item.form) == 1, item.name
+        assert bool(item.embedded) + bool(item.downloads) + bool(item.request_form) == 1, item.name
 
 
-def test_files_of_downloads_have_names_and_places_of_their_own():
+def test_files_of_downloads_have_unique_names_and_paths():
     files = [download.file for download in DOWNLOADS]
     assert len(set(files)) == len(files)  # a mirror, and what is on its way, know them by name
-    places = [place for download in DOWNLOADS for place in download.places]
-    assert len(set(places)) == len(places)
+    paths = [path for download in DOWNLOADS for path in download.paths]
+    assert len(set(paths)) == len(paths)
     for one in DOWNLOADS:
         assert re.fullmatch(r"https?://[^/]+/.+", one.url)
         assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", one.digest)
-        assert one.pieces
-        for place in one.places:  # what is put there is looked at afterwards
-            assert any(piece.path == place or piece.path.startswith(f"{place}/") for piece in one.pieces), place
-        for piece in one.pieces:
-            assert any(piece.path == place or piece.path.startswith(f"{place}/") for place in one.places), piece
+        assert one.expected
+        for path in one.paths:  # what is put there is looked at afterwards
+            assert any(entry.path == path or entry.path.startswith(f"{path}/") for entry in one.expected), path
+        for entry in one.expected:
+            assert any(entry.path == path or entry.path.startswith(f"{path}/") for path in one.paths), entry
 
 
 def test_checksums_are_those_that_torchvision_knows():
@@ -51,27 +53,31 @@ def test_checksums_are_those_that_torchvision_knows():
     assert md5("svhn") == [tuple(SVHN.split_list[split][1:]) for split in ("train", "test", "extra")]
     assert md5("textures") == [("dtd-r1.0.1.tar.gz", DTD._MD5)]
     for name, theirs in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
-        batches = {p.path.rpartition("/")[2]: p.digest.removeprefix("md5:") for p in CATALOGUE[name].pieces}
+        batches = {p.path.rpartition("/")[2]: p.digest.removeprefix("md5:") for p in CATALOGUE[name].expected}
         meta = (theirs.meta["filename"], theirs.meta["md5"])
         assert batches == dict([*map(tuple, theirs.train_list), *map(tuple, theirs.test_list), meta])
 
 
-@pytest.mark.parametrize(
-    ("name", "images", "address"),
-    [
-        ("cifar10", cifar.SIZES, cifar.CIFAR10.archive),
-        ("cifar100", cifar.SIZES, cifar.CIFAR100.archive),
-        ("svhn", svhn.SOURCE.official_size, svhn.SOURCE.homepage),
-        ("textures", textures.SOURCE.official_size, textures.ARCHIVE),
-        ("tinyimagenet", tinyimagenet.SOURCE.official_size, tinyimagenet.ARCHIVE),
-        ("gtsrb", gtsrb.SOURCE.official_size, gtsrb.ARCHIVES),
-        ("places365", places365.SOURCE.official_size, places365.ARCHIVE),
-        *((name, odin_sets.SIZE, "https://www.dropbox.com/s/raw/") for name in ("lsun-crop", "tinyimagenet-resize")),
-    ],
-)
-def test_sizes_and_addresses_are_those_of_the_reader(name, images, address):
-    assert CATALOGUE[name].images == images
-    assert all(download.url.startswith(address) for download in CATALOGUE[name].downloads)
+def test_no_loader_states_an_address_again():
+    """Addresses of archives stand in the catalogue, home pages in the table of sets, and nowhere else."""
+    package = Path(datasets.__file__).parent
+    places = [
+        str(path.relative_to(package))
+        for path in sorted(package.rglob("*.py"))
+        if re.search("https?://[a-z0-9]", path.read_text(encoding="utf-8"))
+    ]
+    assert places == ["__init__.py", "fetching/catalogue.py"]
+
+
+def test_addresses_of_splits():
+    assert CATALOGUE["svhn"].address() == "http://ufldl.stanford.edu/housenumbers/train_32x32.mat"
+    assert CATALOGUE["svhn"].address("extra") == "http://ufldl.stanford.edu/housenumbers/extra_32x32.mat"
+    assert CATALOGUE["gtsrb"].address("test").endswith("/GTSRB_Final_Test_Images.zip")
+    assert CATALOGUE["cifar10"].address("test") == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+
+
+def test_folders_of_classes_are_counted_as_they_are_read():
+    assert {len(gtsrb.CLASSES)} == {entry.folders for entry in CATALOGUE["gtsrb"].downloads[0].expected}
 
 
 @pytest.mark.parametrize(
@@ -88,16 +94,16 @@ def test_names_of_what_is_made_from_a_set_mean_the_set(name, found):
 def test_unknown_names_suggest_and_folders_are_the_users_own():
     with pytest.raises(UsageError, match=r"unknown set or weights 'cifr10'; did you mean 'cifar10'\? \(oodbench data list\)"):
         catalogue.find("cifr10")
-    with pytest.raises(UsageError, match="folder:cats is a folder of yours"):
+    with pytest.raises(UsageError, match="folder:cats is your own folder"):
         catalogue.find("folder:cats")
 
 
 def test_a_file_is_told_from_a_part_and_from_another(tmp_path):
-    official = File("x/a", least=4, digest="md5:8d777f385d3dfec8815d20f7496026dc")  # of b"data"
-    assert (official.exists(tmp_path), official.differences(tmp_path)) == (False, ["no x/a"])
+    official = File("x/a", min_size=4, digest="md5:8d777f385d3dfec8815d20f7496026dc")  # of b"data"
+    assert (official.exists(tmp_path), official.differences(tmp_path)) == (False, ["x/a is missing"])
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a").write_bytes(b"dat")
-    assert official.differences(tmp_path) == ["x/a has 3 bytes, and the official file 4 or more"]
+    assert official.differences(tmp_path) == ["x/a has 3 bytes; the official file has at least 4"]
     (tmp_path / "x" / "a").write_bytes(b"date")
     assert official.differences(tmp_path) == []
     (fault,) = official.faults(tmp_path)
@@ -112,68 +118,68 @@ def draw(path, size=2):
 
 
 def test_folders_of_images_are_counted_and_opened(tmp_path):
-    piece = Images("set/*", 4, folders=2, each=2)
-    assert piece.differences(tmp_path) == ["no set/*"]
+    expected = Images("set/*", 4, folders=2, per_folder=2)
+    assert expected.differences(tmp_path) == ["set/* is missing"]
     for name in ("cats/1.png", "cats/2.png", "cats/notes.txt", "cats/.3.png", "dogs/1.png"):
         draw(tmp_path / "set" / name) if name.endswith("png") else (tmp_path / "set" / name).write_text("not an image")
-    assert piece.differences(tmp_path) == ["set/dogs: 1 images, and the official set has 2"]
+    assert expected.differences(tmp_path) == ["set/dogs: 1 images; the official set has 2"]
     (tmp_path / "set" / "dogs" / "2.png").write_text("sign in first")
-    assert piece.differences(tmp_path) == []
-    (fault,) = piece.faults(tmp_path)
-    assert fault.startswith("set/dogs/2.png is no image")
+    assert expected.differences(tmp_path) == []
+    (fault,) = expected.faults(tmp_path)
+    assert fault.startswith("set/dogs/2.png is not an image")
     draw(tmp_path / "set" / "birds" / "1.png")
-    assert "set/*: 3 folders, and the official set has 2" in piece.differences(tmp_path)
+    assert "set/*: 3 folders; the official set has 2" in expected.differences(tmp_path)
 
 
 def test_a_set_may_lie_in_another_folder_instead(tmp_path):
-    piece = Images("official/images", 2, instead="classes/*")
+    expected = Images("official/images", 2, alternative="classes/*")
     draw(tmp_path / "classes" / "0" / "a.png")
-    assert piece.differences(tmp_path) == ["classes/*: 1 images, and the official set has 2"]
+    assert expected.differences(tmp_path) == ["classes/*: 1 images; the official set has 2"]
     draw(tmp_path / "classes" / "1" / "b.png")
-    assert piece.differences(tmp_path) == []
+    assert expected.differences(tmp_path) == []
 
 
 @pytest.mark.parametrize("layout", range(3))
 def test_challenges_have_all_the_same_images(tmp_path, layout):
-    (piece, _) = CATALOGUE["curetsr-unreal"].asked
-    assert isinstance(piece, Challenges)
-    assert not piece.exists(tmp_path)
-    folders = piece.layouts[layout]
+    (expected, _) = CATALOGUE["curetsr-unreal"].requested
+    assert isinstance(expected, Challenges)
+    assert not expected.exists(tmp_path)
+    folders = expected.layouts[layout]
     assert len(folders) == 61
     for folder in folders:
         draw(tmp_path / folder / "1.bmp")
-    assert list(piece.faults(tmp_path)) == []
+    assert list(expected.faults(tmp_path)) == []
     draw(tmp_path / folders[7] / "2.bmp")
     (tmp_path / folders[9] / "1.bmp").write_text("no image")
     (tmp_path / folders[3] / "1.bmp").unlink()
     (tmp_path / folders[3]).rmdir()
-    assert piece.differences(tmp_path) == [f"no {folders[3]}"]
-    faults = list(piece.faults(tmp_path))
-    assert f"{folders[7]}: 2 images, and {folders[0]} has 1" in faults
-    assert any(fault.startswith(f"{folders[9]}/1.bmp is no image") for fault in faults)
+    assert expected.differences(tmp_path) == [f"{folders[3]} is missing"]
+    faults = list(expected.faults(tmp_path))
+    assert f"{folders[7]}: 2 images; {folders[0]} has 1" in faults
+    assert any(fault.startswith(f"{folders[9]}/1.bmp is not an image") for fault in faults)
     assert len(faults) == 3
 
 
 def test_challenges_without_images_are_not_there(tmp_path):
-    (piece, _) = CATALOGUE["curetsr"].asked
-    for folder in piece.layouts[0]:
+    (expected, _) = CATALOGUE["curetsr"].requested
+    for folder in expected.layouts[0]:
         (tmp_path / folder).mkdir(parents=True)
-    assert piece.differences(tmp_path) == [f"{folder}: no images" for folder in piece.layouts[0]]
+    assert expected.differences(tmp_path) == [f"{folder}: no images" for folder in expected.layouts[0]]
     assert CATALOGUE["curetsr"].survey(tmp_path)[0] == "partial"
 
 
 @pytest.mark.parametrize("images", [7_300, 10])
 def test_of_photographs_there_are_about_so_many(tmp_path, images):
     """The count is an approximate one: a few more are no fault, a small part is."""
-    (piece, _) = CATALOGUE["curetsr"].asked
-    free = piece.layouts[0][0]
-    for folder in piece.layouts[0]:
+    (expected, _) = CATALOGUE["curetsr"].requested
+    free = expected.layouts[0][0]
+    for folder in expected.layouts[0]:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "1.bmp").touch()
     for number in range(2, images + 1):
         (tmp_path / free / f"{number}.bmp").touch()
-    few = [f"{free}: {images:,} images, and the official set has about 7,292"]
-    assert piece.differences(tmp_path) == ([] if images > 10 else few)
+    few = [f"{free}: {images:,} images; the official set has about 7,292"]
+    assert expected.differences(tmp_path) == ([] if images > 10 else few)
 
 
 def test_a_file_that_may_not_be_looked_at_is_one_line(tmp_path, monkeypatch):
@@ -182,8 +188,8 @@ def test_a_file_that_may_not_be_looked_at_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(expected_files.Path, "is_file", refused)
     state, (line, *_) = CATALOGUE["svhn"].survey(tmp_path)
-    assert (state, line) == ("partial", "svhn/train_32x32.mat cannot be read (Permission denied); let it be read")
-    assert next(expected_files.faults(CATALOGUE["svhn"].pieces, tmp_path)) == line
+    assert (state, line) == ("partial", "svhn/train_32x32.mat cannot be read (Permission denied); check its permissions")
+    assert next(expected_files.faults(CATALOGUE["svhn"].expected, tmp_path)) == line
 
 
 def tensors(header=b"{}", data=b""):
@@ -206,7 +212,7 @@ def test_weights_that_are_truncated_are_not_present(tmp_path, content, whole):
     item = CATALOGUE["resnet20-cifar10"]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet20-cifar10.safetensors").write_bytes(content)
-    lacks = [] if whole else ["models/resnet20-cifar10.safetensors is no safetensors file, or it is truncated"]
+    lacks = [] if whole else ["models/resnet20-cifar10.safetensors is not a safetensors file, or it is truncated"]
     assert item.survey(tmp_path) == ("present" if whole else "partial", lacks)
 
 

@@ -197,7 +197,7 @@ def test_what_was_loaded_to_the_last_byte_needs_no_server(server, tmp_path):
         ([redirect("/file.bin")] * 11, OodbenchError, "more than 10 redirects", 11),
         ([redirect("http://[x")], OodbenchError, "Invalid IPv6 URL", 1),
         ([stating(10**13)], OodbenchError, "it states 10,000,000,000,000 bytes, more than", 1),
-        ([redirect("file:///etc/passwd")], OodbenchError, "an address of file, not of HTTP", 1),
+        ([redirect("file:///etc/passwd")], OodbenchError, "an address of file, not HTTP", 1),
     ],
 )
 def test_what_cannot_be_had_is_one_line_with_address_and_remedy(server, tmp_path, script, error, says, requests):
@@ -270,7 +270,7 @@ def test_an_endless_file_is_given_up(server, tmp_path):
 
 def test_a_disk_without_room_is_said_before_anything_is_loaded(server, tmp_path, monkeypatch):
     monkeypatch.setattr(http.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 299_000}))
-    with pytest.raises(OodbenchError, match=r"MB free, and file\.part needs 0 MB more"):
+    with pytest.raises(OodbenchError, match=r"MB free; file\.part needs 0 MB more"):
         get(server, tmp_path, f"{server.url}/one")
     assert len(server.asked) == 2  # the first may lie about its size
     assert not (tmp_path / "file.part").exists()

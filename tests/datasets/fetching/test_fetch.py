@@ -15,7 +15,7 @@ from web_server import BODY, DIGEST, QUICK, ranges, stall, status
 
 from oodbench.datasets.fetching.catalogue import Download, Item
 from oodbench.datasets.fetching.expected_files import File
-from oodbench.datasets.fetching.fetch import WORKSHOP, fetch
+from oodbench.datasets.fetching.fetch import WORK_FOLDER, fetch
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 
 
@@ -33,9 +33,9 @@ def packed(**files):
 def item_of(server, body, **changes):
     """A set of one archive that holds ``set/a`` and ``set/b``."""
     server.body = body
-    pieces = (File("set/a", "test", 100), File("set/b", "test", 100))
+    expected = (File("set/a", "test", 100), File("set/b", "test", 100))
     digest = f"md5:{hashlib.md5(body).hexdigest()}"
-    return Item("some", downloads=(Download(f"{server.url}/set.tar.gz", digest, pieces, ("set",), **changes),))
+    return Item("some", downloads=(Download(f"{server.url}/set.tar.gz", digest, expected, ("set",), **changes),))
 
 
 def names(root):
@@ -60,7 +60,7 @@ def test_what_is_there_and_not_whole_is_left_alone_unless_forced(server, tmp_pat
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a").write_bytes(b"mine")
     assert item.survey(tmp_path)[0] == "partial"
-    with pytest.raises(OodbenchError, match=r"set is there and is not the whole set \(set/a has 4 bytes.*--force"):
+    with pytest.raises(OodbenchError, match=r"set exists and is not the whole set \(set/a has 4 bytes.*--force"):
         fetch(item, tmp_path, patience=QUICK)
     assert not server.asked
     assert fetch(item, tmp_path, force=True, patience=QUICK) == ["set.tar.gz"]
@@ -74,19 +74,19 @@ def test_one_file_that_cannot_be_had_does_not_stop_the_others(server, tmp_path):
         Download(f"{server.url}/{name}.mat", DIGEST, (File(f"x/{name}.mat"),), (f"x/{name}.mat",), archive=False)
         for name in ("one", "two", "three")
     ]
-    with pytest.raises(OodbenchError, match=r"one\.mat cannot be fetched .*404.*; fetched all the same: two\.mat, three\.mat"):
+    with pytest.raises(OodbenchError, match=r"one\.mat cannot be fetched .*404.*; fetched anyway: two\.mat, three\.mat"):
         fetch(Item("some", downloads=tuple(downloads)), tmp_path, patience=QUICK)
     assert names(tmp_path) == ["x/three.mat", "x/two.mat"]
 
 
 def test_weights_of_ones_own_are_moved_aside_by_force_alone(server, tmp_path):
-    piece = File("m/net.th", digest=DIGEST, before="m/net.safetensors", small=True)
+    piece = File("m/net.th", digest=DIGEST, override="m/net.safetensors", small=True)
     item = Item("net", "weights", downloads=(Download(f"{server.url}/net.th", DIGEST, (piece,), ("m/net.th",), False),))
     (tmp_path / "m").mkdir()
     own = tmp_path / "m" / "net.safetensors"
     own.write_bytes(b"broken off")
     with pytest.raises(
-        OodbenchError, match=r"net\.safetensors is there and is not the whole set .*truncated\); move it.*--force"
+        OodbenchError, match=r"net\.safetensors exists and is not the whole set .*truncated\); move it.*--force"
     ):
         fetch(item, tmp_path, patience=QUICK)
     assert not server.asked
@@ -104,7 +104,7 @@ def test_weights_of_ones_own_are_moved_aside_by_force_alone(server, tmp_path):
 
 def test_a_link_that_leads_nowhere_is_refused_before_anything_is_loaded(server, tmp_path):
     (tmp_path / "set").symlink_to("/nowhere/set")
-    with pytest.raises(OodbenchError, match=r"set is a link to /nowhere/set, which is not there; make it be there"):
+    with pytest.raises(OodbenchError, match=r"set is a link to /nowhere/set, which does not exist; create it"):
         fetch(item_of(server, packed(**GOOD)), tmp_path, force=True, patience=QUICK)
     assert not server.asked
     assert (tmp_path / "set").is_symlink()
@@ -175,8 +175,8 @@ if slowly:  # before each call of this function, say so and wait for a line
         function(*arguments)
 
     setattr(module, name, slow)
-pieces = (File("set/a", least=100), File("other/b", least=100))
-item = Item("some", downloads=(Download(url, digest, pieces, ("set", "other")),))
+expected = (File("set/a", min_size=100), File("other/b", min_size=100))
+item = Item("some", downloads=(Download(url, digest, expected, ("set", "other")),))
 try:
     print(fetching.fetch(item, Path(root), patience=Patience(read=5, retries=0)))
 except OodbenchError as error:
@@ -221,7 +221,7 @@ def finish(process):
 
 def test_a_kill_amid_the_download_is_resumed(server, tmp_path, start):
     server.script = [stall(100_000)]
-    process, part = start(), tmp_path / "root" / WORKSHOP / "x.tar.gz.part"
+    process, part = start(), tmp_path / "root" / WORK_FOLDER / "x.tar.gz.part"
     deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size >= 65_536):
         assert time.monotonic() < deadline
@@ -246,7 +246,7 @@ def test_a_kill_amid_unpacking_or_renaming_is_made_good(server, tmp_path, start,
             process.stdin.flush()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    seen = [name for name in names(tmp_path / "root") if not name.startswith(WORKSHOP)]
+    seen = [name for name in names(tmp_path / "root") if not name.startswith(WORK_FOLDER)]
     assert seen == (["set/a"] if (where, lines) == ("put", 2) else [])  # never a part of a place
     assert finish(start()) == (0, "['x.tar.gz']")
     assert names(tmp_path / "root") == ["other/b", "set/a"]
@@ -295,7 +295,7 @@ def test_a_link_to_another_file_system_is_followed(server, tmp_path, tiny_disk, 
     content = {f"{place}/a".replace("/", "__"): BODY[:1000]}
     body = packed(**content)
     server.body, digest = body, f"md5:{hashlib.md5(body).hexdigest()}"
-    item = Item("some", downloads=(Download(f"{server.url}/set.tar.gz", digest, (File(f"{place}/a", least=9),), (place,)),))
+    item = Item("some", downloads=(Download(f"{server.url}/set.tar.gz", digest, (File(f"{place}/a", min_size=9),), (place,)),))
     root = tmp_path / "root"
     root.mkdir()
     (tiny_disk / "far").mkdir()
@@ -304,7 +304,7 @@ def test_a_link_to_another_file_system_is_followed(server, tmp_path, tiny_disk, 
         assert fetch(item, root, force=True, patience=QUICK) == ["set.tar.gz"]
     assert (root / "set").is_symlink()
     assert names(tiny_disk) == [f"far{place.removeprefix('set')}/a"]
-    assert not (root / WORKSHOP).exists()
+    assert not (root / WORK_FOLDER).exists()
 
 
 def test_a_full_disk_is_one_line_and_the_fetch_goes_on_from_there(server, tmp_path, start, tiny_disk):

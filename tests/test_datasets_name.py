@@ -1,0 +1,166 @@
+"""The grammar of set names: every form, what it says of a set, and what is refused."""
+
+import pytest
+
+from oodbench.datasets.adversarial import attacks
+from oodbench.datasets.corruptions import CORRUPTIONS as GENERATED
+from oodbench.datasets.name import (
+    ATTACKS,
+    CHALLENGES,
+    CORRUPTIONS,
+    CORRUPTIONS_C,
+    EXTRA_CORRUPTIONS_C,
+    LEVELS,
+    MAIN_CORRUPTIONS_C,
+    Name,
+    base_of,
+    parse,
+    require_corruption,
+    source_and_change,
+)
+from oodbench.errors import UsageError
+
+
+def test_the_names_are_those_of_the_code():
+    assert tuple(GENERATED) == CORRUPTIONS
+    assert tuple(attacks.ATTACKS) == ATTACKS
+    assert not set(CORRUPTIONS) & set(ATTACKS)
+
+
+def test_the_parts_of_the_published_corruptions():
+    assert (len(CORRUPTIONS_C), len(MAIN_CORRUPTIONS_C), len(EXTRA_CORRUPTIONS_C), len(CHALLENGES)) == (19, 15, 4, 12)
+    assert set(CORRUPTIONS_C) == set(MAIN_CORRUPTIONS_C) | set(EXTRA_CORRUPTIONS_C)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "dataset", "severity", "kind"),
+    [
+        ("cifar10", Name("cifar10", "cifar10"), "cifar10", None, ""),
+        ("cifar10:airplane", Name("cifar10:airplane", "cifar10", wanted_class="airplane"), "cifar10:airplane", None, ""),
+        ("cifar10:0", Name("cifar10:0", "cifar10", wanted_class="0"), "cifar10:0", None, ""),
+        ("cifar10c/fog@3", Name("cifar10c/fog@3", "cifar10c", part="fog", part_level=3), "cifar10c/fog", 3, ""),
+        ("cifar10c/fog", Name("cifar10c/fog", "cifar10c", part="fog"), "cifar10c/fog", None, ""),
+        (
+            "cifar10c:cat/fog@3",
+            Name("cifar10c:cat/fog@3", "cifar10c", wanted_class="cat", part="fog", part_level=3),
+            *("cifar10c:cat/fog", 3, ""),
+        ),
+        ("cifar10+haze@3", Name("cifar10", "cifar10", corruption="haze", level=3), "cifar10+haze", 3, "corruption"),
+        ("cifar10+pgd", Name("cifar10", "cifar10", attack="pgd"), "cifar10+pgd", None, "adversarial"),
+        (
+            "cifar10+foolbox:LinfPGD",
+            Name("cifar10", "cifar10", attack="foolbox:LinfPGD"),
+            *("cifar10+foolbox:LinfPGD", None, "adversarial"),
+        ),
+        (
+            "cifar10:airplane+haze@1",
+            Name("cifar10:airplane", "cifar10", wanted_class="airplane", corruption="haze", level=1),
+            *("cifar10:airplane+haze", 1, "corruption"),
+        ),
+        (
+            "curetsr/Haze@3+noise@5",  # the severity is that of the last change
+            Name("curetsr/Haze@3", "curetsr", part="Haze", part_level=3, corruption="noise", level=5),
+            *("curetsr/Haze@3+noise", 5, "corruption"),
+        ),
+        (
+            "curetsr/Haze@3+pgd",
+            Name("curetsr/Haze@3", "curetsr", part="Haze", part_level=3, attack="pgd"),
+            *("curetsr/Haze@3+pgd", 3, "adversarial"),
+        ),
+        ("folder:a/b c", Name("folder:a/b c", "folder", path="a/b c"), "folder:a/b c", None, ""),
+        ("folder:a/b:cat", Name("folder:a/b:cat", "folder", path="a/b", wanted_class="cat"), "folder:a/b:cat", None, ""),
+        ("folder:a@2", Name("folder:a@2", "folder", path="a@2"), "folder:a@2", None, ""),
+        (
+            "folder:a/b+snow@1",
+            Name("folder:a/b", "folder", path="a/b", corruption="snow", level=1),
+            *("folder:a/b+snow", 1, "corruption"),
+        ),
+        ("folder:", Name("folder:", "folder"), "folder:", None, ""),
+    ],
+)
+def test_every_form(text, name, dataset, severity, kind):
+    found = parse(text)
+    assert found == name
+    assert (found.dataset, found.severity, found.kind) == (dataset, severity, kind)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_corruption_at_every_level(corruption, level):
+    found = parse(f"digits+{corruption}@{level}")
+    assert (found.corruption, found.level, found.attack) == (corruption, level, "")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack(attack):
+    assert (parse(f"digits+{attack}").attack, parse(f"digits+{attack}").corruption) == (attack, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cifar10:", "'cifar10:' names no class; leave out the colon, or write cifar10:CLASS"),
+        ("cifar10c/", "'cifar10c/' names no part of cifar10c; write cifar10c/PART@LEVEL, with a level from 1 to 5"),
+        ("cifar10c/@3", "'cifar10c/@3' names no part of cifar10c"),
+        ("cifar10c/fog@", "'cifar10c/fog@' names no part of cifar10c"),
+        *((f"cifar10c/fog@{level}", "with a level from 1 to 5") for level in ("0", "6", "x", "-1", "1.0", "²", "11")),
+        ("cifar10+haze", r"'haze' needs a level from 1 \(mild\) to 5, not ''; write haze@1"),
+        *(
+            (f"cifar10+haze@{level}", r"'haze' needs a level from 1 \(mild\) to 5, not '")
+            for level in ("0", "6", "x", "-1", "")
+        ),
+        ("cifar10+haez@3", "unknown corruption or attack 'haez'; did you mean 'haze'"),
+        ("cifar10+", "unknown corruption or attack ''"),
+        ("cifar10+pgd@3", r"'cifar10\+pgd@3': an attack has no level; write cifar10\+pgd"),
+        ("cifar10+foolbox:LinfPGD@3", "an attack has no level"),
+        ("cifar10+haze@3+noise@1", "'haze' needs a level"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corruption_alone_is_checked():
+    require_corruption("haze", 5)
+    with pytest.raises(UsageError, match="unknown corruption 'pgd'"):
+        require_corruption("pgd", 1)
+    for level in (0, 6, "3"):
+        with pytest.raises(UsageError, match="'haze' needs a level"):
+            require_corruption("haze", level)
+
+
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [
+        *(
+            ("cifar10", "cifar10"),
+            ("cifar10:airplane", "cifar10"),
+            ("cifar10+haze@3", "cifar10"),
+            ("cifar10+nothing", "cifar10"),
+        ),
+        *(("cifar10c/fog@3", "cifar10c"), ("cifar10c:cat/fog@3", "cifar10c"), ("curetsr/Haze@9", "curetsr")),
+        *(("folder:a/b", "folder"), ("folder:a/b:cat+haze@1", "folder"), ("folder", "folder"), ("", ""), ("+/:", "")),
+    ],
+)
+def test_the_base_of_any_text(text, base):
+    assert base_of(text) == base
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "change"),
+    [
+        *(("digits", "digits", ""), ("digits+haze", "digits", "haze"), ("digits+foolbox:LinfPGD", "digits", "foolbox:LinfPGD")),
+        *(("digits+art:a/b", "digits", "art:a/b"), ("cifar10:cat+haze", "cifar10:cat", "haze")),
+        *(("cifar10c/fog", "cifar10c", "fog"), ("cifar10c:cat/fog", "cifar10c:cat", "fog")),
+        *(
+            ("folder:a/b", "folder:a/b", ""),
+            ("folder:a/b+haze", "folder:a/b", "haze"),
+            ("folder:a/b:cat", "folder:a/b:cat", ""),
+        ),
+        *(("a set of somebody", "a set of somebody", ""), ("", "", "")),
+    ],
+)
+def test_source_and_change(dataset, source, change):
+    assert source_and_change(dataset) == (source, change)
