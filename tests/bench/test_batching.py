@@ -16,7 +16,7 @@ COUNT = 9
 
 
 class Heard(Progress):
-    """Keeps what it is told."""
+    """Records what is reported."""
 
     def __init__(self):
         self.stages, self.expected, self.done = [], 0, 0

@@ -1,4 +1,4 @@
-"""``oodbench data``: what it lists, fetches and verifies, by exit code and by what it prints."""
+"""``oodbench data``: what it lists, fetches and verifies, by exit code and output."""
 
 import functools
 import hashlib
@@ -295,7 +295,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A mirror with one file of 3 MB, of which a set is made; its official address is nowhere."""
+    """A mirror with one file of 3 MB, that is a whole set; its official address does not exist."""
     body = np.random.default_rng(0).bytes(3_000_000)
     served = tmp_path / "served"
     served.mkdir()

@@ -1,4 +1,4 @@
-"""Corruptions: their levels grow harder, and their randomness hangs on the image alone."""
+"""Corruptions: their levels grow harder, and their randomness depends on the image only."""
 
 import hashlib
 import math
@@ -90,7 +90,7 @@ def test_each_level_is_farther_from_the_clean_digits():
 
 
 def test_each_level_is_harder_for_a_network(data_root):
-    """In the accuracy of ResNet-20 on CIFAR-10. It hardly looks at colour or brightness, so these two take more images."""
+    """In the accuracy of ResNet-20 on CIFAR-10. It hardly uses colour or brightness, so these two take more images."""
     classifier = oodbench.load_model("resnet20-cifar10", data=data_root)
     test = oodbench.load_dataset("cifar10", data=data_root)
 
@@ -150,8 +150,8 @@ def test_any_size_from_8x8(height, width, channels, corruption, seed, first):
     assert torch.equal(three, one_channel.expand_as(three))
 
 
-# SHA-256, its first 12 digits, of all five levels. Published results hang on these sets: a corruption that draws or computes
-# otherwise is another one, and says so in CHANGELOG.md.
+# SHA-256, its first 12 digits, of all five levels. Published results depend on these sets: a corruption that draws or
+# computes differently is another one; record it in CHANGELOG.md.
 FROZEN = {
     "noise": "a4a1aca6004a",
     "lens-blur": "13d87a01c8dd",

@@ -1,4 +1,4 @@
-"""What all sets of files share: ODIN's sets and Places365, what is no regular file, and links; and what each set states."""
+"""What all sets of files share: ODIN's sets and Places365, irregular files, links, and what each set states."""
 
 import codecs
 import os
@@ -182,7 +182,7 @@ def test_a_table_of_labels_beyond_all_measure_is_not_read(tmp_path):
     tiny_layouts(tmp_path)
     table = tmp_path / "tiny-imagenet-200" / "wnids.txt"
     with table.open("wb") as file:
-        file.truncate(2**40)  # a hole: nothing on the disk
+        file.truncate(2**40)  # sparse: no space on the disk
     with pytest.raises(BadData, match="too many for a table of labels"):
         load_dataset("tinyimagenet", data=tmp_path, split="train")
 
@@ -223,7 +223,7 @@ def test_tables_that_give_a_file_two_classes(tmp_path):
 
 @pytest.mark.parametrize("opcode", [b"r\xff\xff\xff\xff", b"p4294967295\n", b"q\xff"])
 def test_a_pickle_that_asks_for_a_huge_memo_is_refused(tmp_path, opcode):
-    """Python's unpickler makes room up to the place that is named, and sets it: 64 GB for five bytes."""
+    """Python's unpickler allocates the memo up to the given index: 64 GB for five bytes."""
     folder = tmp_path / CIFAR10.folder
     folder.mkdir()
     (folder / "test_batch").write_bytes(b"\x80\x02}" + opcode + b".")

@@ -68,7 +68,7 @@ def memory(field):
 
 @contextmanager
 def bounded():
-    """Fails where what runs inside hangs, takes too much memory, runs a program or writes."""
+    """Fails if the code inside hangs, takes too much memory, runs a program or writes."""
 
     def alarm(*_):
         raise AssertionError(f"hangs: {SECONDS} s are over")
@@ -236,7 +236,7 @@ def test_damaged_files(layouts, path):
     assert len(outcomes) > 1, "some files are still read, and some refused"
 
 
-# Of the official files, where they are at hand: the one to damage, the set that reads it, and what else the set needs.
+# Official files, if available: the one to damage, the set that reads it, and what else the set needs.
 OFFICIAL = {
     f"{CIFAR}/test_batch": ("cifar10", f"{CIFAR}/batches.meta"),
     f"{CIFAR100}/test": ("cifar100", f"{CIFAR100}/meta"),

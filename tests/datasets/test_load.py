@@ -1,4 +1,4 @@
-"""``load_dataset``: names, resizing, colour, derived sets, third parties, the embedded sets, and real pieces of the others."""
+"""``load_dataset``: names, resizing, colour, derived sets, third parties, the embedded sets, and real samples of the others."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def third_party(monkeypatch):
 
 
 class OnDemand:
-    """Images of varying sizes, as a third party may give them."""
+    """Images of varying sizes, as a third party may return them."""
 
     def __init__(self, images):
         self.images, self.shape, self.asked = images, (len(images), 3, 0, 0), 0

@@ -24,7 +24,7 @@ def random_rows(count, seed=0):
 
 @pytest.fixture
 def cifar10c(tmp_path):
-    """CIFAR-10-C's folder with fog and labels, four images a level."""
+    """CIFAR-10-C's folder with fog and labels, four images per level."""
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
     np.save(folder / "fog.npy", random_rows(5 * PER_LEVEL))
@@ -46,7 +46,7 @@ def test_a_level_is_its_rows(cifar10c, level):
 
 
 def test_the_whole_file_is_made_from_the_test_images_and_one_level_of_it_is_read(tmp_path, monkeypatch):
-    """The pages of the file that came into memory are counted, for a file whose length is the official one."""
+    """Count the pages in memory of a file that has the official length."""
     smaps = Path("/proc/self/smaps")
     if not smaps.exists():
         pytest.skip("this system does not say which pages of a file are in memory")
@@ -204,7 +204,7 @@ def name_of(kind, sign, code, level, index, older):
 @pytest.mark.parametrize("older", [False, True], ids=["today", "older"])
 @pytest.mark.parametrize(("name", "kind"), [("curetsr", "Real"), ("curetsr-unreal", "Unreal")])
 def test_curetsr_in_both_layouts(tmp_path, name, kind, older):
-    """All twelve challenges at five levels, both splits: 122 folders of four images each, of sizes that vary."""
+    """All twelve challenges at five levels, both splits: 122 folders of four images each, of varying sizes."""
     pixels = {}
     for split in ("train", "test"):
         for code, level in [(0, 0)] + [(c, s) for c in range(1, 13) for s in range(1, 6)]:

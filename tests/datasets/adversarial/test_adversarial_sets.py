@@ -1,4 +1,4 @@
-"""Attacked sets: what they say of themselves, the papers' filter, and a cache that survives kills, damage and full disks."""
+"""Attacked sets: what they record, the papers' filter, and a cache that survives kills, damage and full disks."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ N = 40
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Where attacked sets are kept: a cache of each test's own, 16 images a part."""
+    """The folder of cached attacked sets: one cache per test, 16 images per part."""
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(attack_cache, "PART", 16)
     return tmp_path / "cache" / "adversarial"
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def victim(make_classifier):
-    """A network that its mean logits are taken off, so that it can be fooled."""
+    """A network minus its mean logits, so that it can be fooled."""
     classifier = make_classifier()
     classifier.head.bias.data -= classifier(pixels().float() / 255).mean(0)
     return classifier
@@ -44,7 +44,7 @@ def pixels() -> torch.Tensor:
 
 @pytest.fixture
 def base(victim):
-    """Images as the network takes them, but for every fifth."""
+    """Images labelled as the network classifies them, except every fifth."""
     labels = victim(pixels().float() / 255).argmax(1)
     labels[::5] = (labels[::5] + 1) % 4
     whole = Source("Noise", "https://example.org", "public domain", "none", {"test": N})
@@ -86,7 +86,7 @@ def predicted(victim, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([victim(image[None])[0].argmax() for image in floats])
 
 
-# What a set says of itself.
+# What a set records.
 
 
 @pytest.mark.parametrize("rounded", [True, False])
@@ -305,7 +305,7 @@ def test_a_damaged_part_is_made_again(damage, base, victim, monkeypatch, folder,
     assert sizes == [16]
     (line,) = heard.lines
     assert str(file) in line
-    assert "made again" in line
+    assert "attacking these images again" in line
     assert file.read_bytes() == good
     assert not (tmp_path / "pwned").exists()
 
@@ -320,7 +320,7 @@ def test_something_else_in_the_place_of_a_part(base, victim, monkeypatch, folder
         assert torch.equal(attacked(base, "pgd", victim, progress=heard).images, whole.images)
         if file.is_dir():  # it cannot be replaced
             assert len(heard.lines) == 1
-            assert "are not kept" in heard.lines[0]
+            assert "are not cached" in heard.lines[0]
             file.rmdir()
             attacked(base, "pgd", victim)
         assert file.is_file()
@@ -334,7 +334,7 @@ def test_a_cache_that_cannot_be_written_costs_one_line(base, victim, monkeypatch
     heard = Heard()
     assert torch.equal(attacked(base, "pgd", victim, progress=heard).images, wanted.images)
     (line,) = heard.lines
-    assert line.startswith("noise+pgd: attacked images are not kept, and the next run makes them again: cannot write")
+    assert line.startswith("noise+pgd: attacked images are not cached, so the next run attacks again: cannot write")
     assert "free space there or choose another folder" in line
 
 
@@ -433,7 +433,7 @@ def test_settings_that_are_refused(name, settings, error, said, base, victim):
     ("changed", "error", "said"),
     [
         ({"labels": None}, Unsuitable, "noise has no labels, and fgsm needs them"),
-        ({"labels": torch.arange(N)}, BadData, "labels from 0 to 15, and tiny has classes 0 to 3"),
+        ({"labels": torch.arange(N)}, BadData, "labels go from 0 to 15, but tiny has classes 0 to 3"),
         ({"images": pixels()[:, :2]}, Unsuitable, r"tiny does not take images of shape \(2, 8, 8\)"),
     ],
 )

@@ -208,7 +208,7 @@ def test_semantic_in_hsv_against_one_pixel_at_a_time(double, labels):
     assert left
 
 
-# What holds for all.
+# All attacks.
 
 EVERY = [(name, {}) for name in ATTACKS if name != "cw"] + [
     ("cw", {"steps": 20}),
@@ -350,7 +350,7 @@ def test_the_page_names_each_attack_with_its_settings_and_defaults():
             assert f'`preset = "{preset}"` is ' + ", ".join(f"`{key} = {value}`" for key, value in values.items()) in settings
 
 
-# What is refused.
+# Refused input.
 
 
 @pytest.mark.parametrize(
@@ -386,13 +386,13 @@ def test_names_and_settings_that_there_are_not(name, settings, said, classifier)
     ("changed", "said"),
     [
         ({"images": (pictures(4) * 255).to(torch.uint8)}, r"takes float images .* not torch.uint8 .*; divide them by 255"),
-        ({"images": pictures(4) * 2}, r"images in \[0, 1\], and these go from 0 to 2"),
+        ({"images": pictures(4) * 2}, r"images in \[0, 1\], but these go from 0 to 2"),
         ({"images": pictures(4)[0]}, r"takes float images \(N, C, H, W\), not torch.float64 \(3, 8, 8\)"),
         ({"images": torch.full((4, 3, 8, 8), torch.nan)}, r"images in \[0, 1\]"),
-        ({"labels": torch.tensor([0, 1, 2, 4])}, r"labels from 0 to 4, and tiny has classes 0 to 3"),
-        ({"labels": torch.tensor([0, 1, 2, -1])}, r"labels from -1 to 2"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"4 images, and labels torch.int64 \(3,\)"),
-        ({"labels": torch.zeros(4)}, r"4 images, and labels torch.float32"),
+        ({"labels": torch.tensor([0, 1, 2, 4])}, r"labels go from 0 to 4, but tiny has classes 0 to 3"),
+        ({"labels": torch.tensor([0, 1, 2, -1])}, r"labels go from -1 to 2"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"4 images, but labels torch.int64 \(3,\)"),
+        ({"labels": torch.zeros(4)}, r"4 images, but labels torch.float32"),
         ({"index": torch.arange(3)}, r"an index of shape \(3,\)"),
         ({"batch_size": 0}, r"batch_size is 0"),
         ({"images": pictures(4)[:, :2]}, r"tiny does not take images of shape \(2, 8, 8\)"),

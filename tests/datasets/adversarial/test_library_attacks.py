@@ -1,4 +1,4 @@
-"""Attacks of Foolbox and ART by name: the same as ours where both have one, seeded, and what is said where they fail."""
+"""Attacks of Foolbox and ART by name: the same as ours where both have one, seeded, and what is reported if they fail."""
 
 import random
 import sys
@@ -18,7 +18,7 @@ PACKAGES = ("foolbox", "art")
 
 @pytest.fixture
 def victim(make_classifier):
-    """A network that its mean logits are taken off, so that it can be fooled."""
+    """A network minus its mean logits, so that it can be fooled."""
     classifier = make_classifier()
     classifier.head.bias.data -= classifier(images()).mean(0)
     return classifier
@@ -40,7 +40,7 @@ def test_the_same_attack_of_a_package_and_of_ours(name, settings, victim):
     labels = victim(images()).argmax(1)
     theirs = attack(victim, images(), labels, name, **settings)
     ours = attack(victim, images(), labels, "fgsm", **settings)
-    # Where a gradient is all but 0 its sign is a matter of rounding.
+    # The sign of a gradient close to 0 depends on rounding.
     assert (theirs - ours).abs().lt(1e-6).double().mean() > 0.999
     assert theirs.dtype == torch.float32
 
@@ -91,7 +91,7 @@ def test_an_attack_of_a_package_in_a_set(name, settings, victim, tmp_path, monke
             UsageError,
             r"unknown attack of foolbox 'LinfDeepFool'; did you mean 'LinfDeepFoolAttack'",
         ),
-        ("foolbox:LinfPGD", {}, UsageError, r"foolbox:LinfP.* needs the setting eps, a distance in pixel units"),
+        ("foolbox:LinfPGD", {}, UsageError, r"foolbox:LinfP.* needs the setting eps: a distance in pixel units"),
         ("foolbox:LinfPGD", {"stepz": 1}, UsageError, r"unknown setting of foolbox:LinfPGD 'stepz'; did you mean 'steps'"),
         (
             "foolbox:LinfPGD",

@@ -1,4 +1,4 @@
-"""Archives that mean harm, or are broken: refused in one line, and nothing written outside the folder."""
+"""Hostile and broken archives: refused in one line, and nothing written outside the folder."""
 
 import contextlib
 import gzip
@@ -49,7 +49,7 @@ def special(name, kind, target="target"):
 
 
 def unpacked(tmp_path, content, paths=("set",), limits=archives.LIMITS):
-    """Unpack into an empty folder; what is written there, by name."""
+    """Unpack into an empty folder; return the files written there, by name."""
     (tmp_path / "archive").write_bytes(content)
     folder = tmp_path / "folder"
     folder.mkdir(exist_ok=True)

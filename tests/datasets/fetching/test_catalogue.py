@@ -31,14 +31,14 @@ def test_every_set_can_be_got_somehow():
 
 def test_files_of_downloads_have_unique_names_and_paths():
     files = [download.file for download in DOWNLOADS]
-    assert len(set(files)) == len(files)  # a mirror, and what is on its way, know them by name
+    assert len(set(files)) == len(files)  # mirrors and partial downloads use these names
     paths = [path for download in DOWNLOADS for path in download.paths]
     assert len(set(paths)) == len(paths)
     for one in DOWNLOADS:
         assert re.fullmatch(r"https?://[^/]+/.+", one.url)
         assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", one.digest)
         assert one.expected
-        for path in one.paths:  # what is put there is looked at afterwards
+        for path in one.paths:  # what is installed is checked afterwards
             assert any(entry.path == path or entry.path.startswith(f"{path}/") for entry in one.expected), path
         for entry in one.expected:
             assert any(entry.path == path or entry.path.startswith(f"{path}/") for path in one.paths), entry
@@ -59,7 +59,7 @@ def test_checksums_are_those_that_torchvision_knows():
 
 
 def test_no_loader_states_an_address_again():
-    """Addresses of archives stand in the catalogue, home pages in the table of sets, and nowhere else."""
+    """Addresses of archives are in the catalogue, home pages in the table of sets, and nowhere else."""
     package = Path(datasets.__file__).parent
     places = [
         str(path.relative_to(package))
@@ -170,7 +170,7 @@ def test_challenges_without_images_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("images", [7_300, 10])
 def test_of_photographs_there_are_about_so_many(tmp_path, images):
-    """The count is an approximate one: a few more are no fault, a small part is."""
+    """The count is approximate: a few more images are no fault, a small subset is."""
     (expected, _) = CATALOGUE["curetsr"].requested
     free = expected.layouts[0][0]
     for folder in expected.layouts[0]:

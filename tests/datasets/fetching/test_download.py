@@ -44,7 +44,7 @@ class Record(Progress):
 
 
 def get(server, tmp_path, *mirrors, digest=DIGEST, patience=QUICK):
-    """Download, and the lines that were said meanwhile."""
+    """Download; return the lines reported meanwhile."""
     progress = Record()
     part = tmp_path / "file.part"
     download(addresses(f"{server.url}/file.bin", mirrors), part, digest, progress=progress, patience=patience)
@@ -113,7 +113,7 @@ def test_a_file_that_changes_without_a_mark_while_it_is_loaded(server, tmp_path)
 
 @pytest.mark.parametrize("script", [[page], [page] * 4, [status(416, Content_Range="bytes */10"), page], [other]])
 def test_another_file_does_not_cost_what_is_there(server, tmp_path, script):
-    """A page that asks to sign in, or a mirror that has something else: the next address goes on from there."""
+    """A login page, or a mirror with another file: the next address continues from there."""
     part = tmp_path / "file.part"
     part.write_bytes(BODY[:100_000])
     server.script = [*script, status(404)]

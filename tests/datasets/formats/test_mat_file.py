@@ -1,4 +1,4 @@
-"""MATLAB files: the same arrays as scipy reads, and none that claims more than there can be."""
+"""MATLAB files: the same arrays as scipy reads, and no array that claims more than its limit."""
 
 import struct
 import tracemalloc
@@ -125,7 +125,7 @@ def test_a_flipped_bit_in_a_compressed_array_is_noticed(tmp_path):
 
 
 def test_a_bomb_stays_small(tmp_path):
-    """A small file that inflates to 64 MB: refused for its claim, or no more of it inflated than may be asked for."""
+    """A small file that inflates to 64 MB: refused for its claim, or no more of it is inflated than requested."""
     packer = zlib.compressobj()
     zeros = b"\0" * 2**20
     claimed = array_of(np.zeros((0, 1), np.uint8), dimensions=(2**26, 1))[:-8] + struct.pack("<II", 2, 2**26)
