@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
 
 

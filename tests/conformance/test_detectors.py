@@ -365,7 +365,7 @@ def test_what_learns_nothing_from_its_shift_fails():
 
 
 def test_every_check_has_a_detector_that_fails_it():
-    elsewhere = {"no-pass-of-its-own", "held-out"}  # in test_conformance_cheats.py
+    elsewhere = {"no-pass-of-its-own", "held-out"}  # in test_cheats.py
     assert {check for check, _, _ in BROKEN} == CHECKS.keys() - elsewhere - {"device"}  # without CUDA nothing is to break
 
 

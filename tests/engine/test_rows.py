@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.run_folders import figures, record_of
+from run_folders import figures, record_of
 
 import oodbench
 from oodbench import batching, protocols, registry

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.run_folders import arrays_of, figures, record_of
+from run_folders import arrays_of, figures, record_of
 
 import oodbench
 from oodbench import protocols, registry

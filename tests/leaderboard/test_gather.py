@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from helpers.run_folders import detection_record
+from run_folders import detection_record
 
 import oodbench
 from oodbench.api import Results

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.run_folders import arrays_of, figures, files, record_of
+from run_folders import arrays_of, figures, files, record_of
 
 import oodbench
 from oodbench import registry

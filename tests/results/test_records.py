@@ -1,8 +1,8 @@
 """Records: what decides them, what they refuse, and what they say of themselves."""
 
 import pytest
-from helpers.run_folders import detection_record
 from pydantic import ValidationError
+from run_folders import detection_record
 
 from oodbench.facts import CorruptionRecord
 from oodbench.results.records import SCORING_VERSION, DetectionRecord, corruption_record, cost_key

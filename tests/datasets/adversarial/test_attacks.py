@@ -333,7 +333,7 @@ def test_presets_name_settings_that_there_are():
 
 
 def test_the_page_names_each_attack_with_its_settings_and_defaults():
-    page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "attacks.md").read_text(encoding="utf-8")
     table = page.partition("## In a suite")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     for name, record in ATTACKS.items():
