@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
 
 def test_a_broken_checkpoint_is_refused(bright_set, tmp_path):
     (tmp_path / "net.safetensors.checkpoint").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(BadData, match=r"is no checkpoint, or is truncated .* delete"):
+    with pytest.raises(BadData, match=r"is not a checkpoint, or truncated .* delete"):
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", **SETTINGS)
 
 
