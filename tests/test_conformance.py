@@ -293,7 +293,7 @@ BROKEN = [
     ("contract", HidesAParameter, "has no attribute 'k'"),
     ("contract", UnknownSignal, "unknown signals telepathy"),
     ("contract", StrayGrid, "temperature"),
-    ("fits-and-scores", Constant, "tell nothing apart"),
+    ("fits-and-scores", Constant, "separate nothing"),
     ("fits-and-scores", TwoColumns, "2 statistics per image and has no head"),
     ("fits-and-scores", Raises, "RuntimeError: my own fault"),
     ("deterministic", Random, "fitted twice, 60 of 60 scores differ"),
