@@ -209,7 +209,7 @@ def missing_files(subject: Subject) -> str:
 
 def unknown_split(subject: Subject) -> str:
     """Asking for a split that it does not have raises UsageError."""
-    subject.splits  # noqa: B018  # a folder's splits are known only where it is
+    subject.splits  # noqa: B018  # the splits of a folder are only known if the folder exists
     try:
         subject.original(subject.data, "no such split")
     except UsageError:
