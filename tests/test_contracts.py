@@ -229,7 +229,7 @@ def test_a_detector_with_variants_scores_by_its_first_column(images):
 
 def test_a_detector_with_variants_gives_a_column_for_each(images):
     with pytest.raises(
-        BadData, match="gave 3 columns a setting; they are its own score and one for each of its variants other"
+        BadData, match="gave 3 columns per setting; it must return the main score and one column for each of its variants other"
     ):
         Varied(torch.zeros(40, 3)).score(None, images)
 

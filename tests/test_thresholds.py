@@ -87,7 +87,7 @@ def test_it_says_where_more_are_flagged_than_was_asked(monkeypatch, tmp_path):
     assert alarms.exceeds
     assert alarms.measured_low > 0.05
     assert len(said) == 1
-    assert said[0].startswith(f"pixels flags more than the 5.00% asked: {alarms.measured:.2%} of ")
+    assert said[0].startswith(f"pixels flags more than the 5.00% requested: {alarms.measured:.2%} of ")
     assert "\n" not in said[0]
     found.save(tmp_path / "file")
     assert load_fitted(tmp_path / "file").about.false_alarms.exceeds

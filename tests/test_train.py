@@ -163,7 +163,7 @@ def test_sets_that_teach_nothing_are_refused(bright_set, tmp_path):
     images, labels = bright_set.images, bright_set.labels
     for broken, message in (
         (ImageSet(images, None, name="bare"), "bare has no labels"),
-        (ImageSet(images, torch.zeros(65, dtype=torch.int64), name="lone"), "lone holds one class only"),
+        (ImageSet(images, torch.zeros(65, dtype=torch.int64), name="lone"), "lone holds only one class"),
         (ImageSet(images, labels, name="odd", classes=("dark", "grey")), r"odd has labels outside 0\.\.1"),
         (ImageSet(images, labels - 1, name="low"), "low has labels outside"),
     ):
