@@ -57,7 +57,7 @@ def run(
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
 
-    Raises UsageError for unknown names, and MissingData where the in-distribution set or the weights are absent.
+    Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
     """
     chosen = suite if isinstance(suite, Suite) else load_suite(suite)
     chosen = chosen.override(

@@ -1,16 +1,16 @@
-"""How well scores part anomalous from in-distribution images, from ranks alone.
+"""How well scores separate anomalous from in-distribution images, computed from ranks only.
 
-Everywhere: positive = anomalous (``out``), a higher score = more anomalous, and a threshold t *accepts* a sample as
-in-distribution iff its score is <= t. All figures are fractions in [0, 1] and depend on the order of scores only, so
-1e300 is as good a score as 0.3; no score goes through a sigmoid, where large ones would tie.
+Conventions: positive = anomalous (``out``), a higher score = more anomalous, and a threshold t *accepts* a sample as
+in-distribution iff its score is <= t. All figures are fractions in [0, 1] and depend only on the order of scores, so 1e300
+is as good a score as 0.3; no score goes through a sigmoid, where large scores would tie.
 
 The field's tools disagree on three of these figures, so compare across tools with care:
 
-- AUPR: step-wise here, as scikit-learn's ``average_precision_score``; OpenOOD and pytorch-ood interpolate the curve
-  by trapezoids, which is optimistic (Davis & Goadrich 2006).
-- FPR95: at the threshold that accepts 95 % of in-distribution samples here (Hendrycks & Gimpel 2017, Liang et al.
-  2018); OpenOOD and pytorch-ood take the anomalous side as the positive class and fix 95 % of that.
-- Detection error: with both sides weighted alike (Liang et al. 2018, Lee et al. 2018); some weigh by prevalence.
+- AUPR: step-wise here, like scikit-learn's ``average_precision_score``; OpenOOD and pytorch-ood interpolate the curve
+  with trapezoids, which is optimistic (Davis & Goadrich 2006).
+- FPR95: here at the threshold that accepts 95 % of in-distribution samples (Hendrycks & Gimpel 2017, Liang et al.
+  2018); OpenOOD and pytorch-ood use the anomalous side as the positive class and fix 95 % of that.
+- Detection error: with equal weight for both sides (Liang et al. 2018, Lee et al. 2018); others weight by prevalence.
 """
 
 from dataclasses import dataclass
@@ -21,28 +21,28 @@ import numpy as np
 
 from oodbench.errors import BadData
 
-REPLICATES = 1000  # of the clustered bootstrap
-CHUNK_ELEMENTS = 2**18  # replicates x samples held at once: some megabytes, which is also fastest
+REPLICATES = 1000  # number of bootstrap replicates over clusters
+CHUNK_ELEMENTS = 2**18  # replicates x samples in memory at once: a few megabytes, which is also fastest
 NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
-TAIL = 0.025  # what a 95 % interval leaves out on each side
+TAIL = 0.025  # share outside a 95 % interval on each side
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one detector reaches on one in-distribution set (n scores) against one anomalous set (m scores).
+    """Figures of one detector on one in-distribution set (n scores) against one anomalous set (m scores).
 
     Attributes:
-        auroc: P(anomalous > in-distribution) + P(equal) / 2 over all n·m pairs: the Mann-Whitney statistic.
+        auroc: P(anomalous > in-distribution) + P(equal) / 2 over all n·m pairs, the Mann-Whitney statistic.
         auroc_low, auroc_high: its 95 % interval (see ``evaluate``).
         aupr_out: average precision of the anomalous class, Σ (recall_k − recall_{k−1}) · precision_k over distinct
             thresholds; without skill it is m / (n + m).
-        aupr_in: the same of the in-distribution class, on negated scores; without skill n / (n + m).
+        aupr_in: the same for the in-distribution class, on negated scores; without skill n / (n + m).
         fpr95: the share of anomalies accepted at the threshold that accepts 95 % of in-distribution samples
             (see ``fpr95``). 1 − fpr95 is what Lee et al. 2018 call TNR at 95 % TPR.
-        detection_accuracy: ½ max over thresholds of (TPR + TNR), a threshold that accepts nothing included.
+        detection_accuracy: ½ max over thresholds of (TPR + TNR), including a threshold that accepts nothing.
         detection_error: 1 − detection_accuracy = min ½ (FNR + FPR).
         detection_error_weighted: min over thresholds of (FN + FP) / (n + m): the share of all n + m samples that the
-            best threshold gets wrong, which depends on how many of each side there are.
+            best threshold gets wrong; it depends on the number of samples on each side.
     """
 
     auroc: float
@@ -64,19 +64,19 @@ def evaluate(
     out_clusters: Any = None,
     seed: int = 0,
 ) -> Metrics:
-    """All figures for scores of in-distribution (n,) and of anomalous samples (m,), higher = more anomalous.
+    """All figures for scores of in-distribution (n,) and anomalous samples (m,), higher = more anomalous.
 
-    The interval of AUROC is DeLong's (1988) on the logit scale, where it cannot leave [0, 1] and covers better than the
-    symmetric one near 1 (Pepe 2003). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each
-    sample was made from, samples are not independent and it is a percentile bootstrap that draws base images with
-    replacement, all copies of one together (1000 replicates, seeded); equal ids on both sides are one image.
+    The interval of AUROC is DeLong's (1988) on the logit scale, where it cannot leave [0, 1] and has better coverage than
+    the symmetric one near 1 (Pepe 2003). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each
+    sample was made from, samples are not independent; the interval is then a percentile bootstrap that draws base images
+    with replacement, all copies of one together (1000 replicates, seeded). Equal ids on both sides are the same image.
 
-    Where all pairs agree (AUROC is 0 or 1, or all scores tie) both would be an interval without width; it then reaches
-    as far as the number of independent pairs allows: AUROC 1 of 1000 samples a side has [.9963, 1]. Where they disagree
-    and there is but one independent pair (a single sample or base image on one side), nothing is known: [0, 1].
+    If all pairs agree (AUROC is 0 or 1, or all scores tie), both would give an interval of width zero. The interval is then
+    widened according to the number of independent pairs: AUROC 1 of 1000 samples per side has [.9963, 1]. If pairs disagree
+    but there is only one independent pair (a single sample or base image on one side), nothing is known: [0, 1].
 
-    Raises BadData for an empty side, scores that are not one-dimensional, or NaN or infinity among them. Infinity could
-    be ranked, but comes from an overflow that ties what it should rank.
+    Raises BadData for an empty side, scores that are not one-dimensional, or scores that are NaN or infinity. Infinity could
+    be ranked, but it comes from an overflow that makes scores tie.
     """
     inside, outside = _checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")
     counts = _count(inside, outside)
@@ -93,9 +93,9 @@ def evaluate(
     else:
         low, high = _delong_interval(counts, area)
     accepted_in, accepted_out = counts.inside.cumsum(), counts.outside.cumsum()
-    rejected_out = m - accepted_out + counts.outside  # as anomalous: score >= value
+    rejected_out = m - accepted_out + counts.outside  # rejected as anomalous: score >= value
     rejected_in = n - accepted_in + counts.inside
-    # The largest of these is never below that of the threshold that accepts everything: 1/2.
+    # The maximum is never below 1/2, the value of the threshold that accepts everything.
     accuracy = float((accepted_in / n + (m - accepted_out) / m).max() / 2)
     return Metrics(
         auroc=area,
@@ -111,16 +111,16 @@ def evaluate(
 
 
 def auroc(in_scores: Any, out_scores: Any) -> float:
-    """Area under the ROC curve of scores (n,) and (m,): the share of pairs in order, ties counting half."""
+    """Area under the ROC curve of scores (n,) and (m,): the share of correctly ordered pairs, ties counting half."""
     return _area(_count(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")))
 
 
 def fpr95(in_scores: Any, out_scores: Any) -> float:
-    """The share of anomalies (m,) accepted while 95 % of in-distribution samples (n,) are.
+    """The share of anomalies (m,) that are accepted while 95 % of in-distribution samples (n,) are accepted.
 
     The threshold is the smallest in-distribution score t such that at least 95 % of in-distribution scores are <= t:
-    the k-th smallest, k = ⌈.95 n⌉, in whole numbers, not interpolated. An anomaly is accepted iff its score is <= t, so
-    one that ties with the threshold is accepted, as the in-distribution samples there are.
+    the k-th smallest, k = ⌈.95 n⌉, an integer computation without interpolation. An anomaly is accepted iff its score is
+    <= t, so one that ties with the threshold is accepted, like the in-distribution samples there.
     """
     return _fpr95(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous"))
 
@@ -138,11 +138,11 @@ class _Counts(NamedTuple):
 
 
 def _count(inside: np.ndarray, outside: np.ndarray) -> _Counts:
-    """One sort, on which all but FPR95 stands."""
+    """The result of one sort, used for everything except FPR95."""
     scores = np.concatenate([inside, outside])
     order = np.argsort(scores)
     ascending = scores[order]
-    last = np.flatnonzero(np.append(ascending[1:] != ascending[:-1], True))  # the last place of each distinct score
+    last = np.flatnonzero(np.append(ascending[1:] != ascending[:-1], True))  # last position of each distinct score
     up_to = np.cumsum(order < len(inside), dtype=np.int64)[last]
     both = np.diff(last, prepend=-1)
     only_inside = np.diff(up_to, prepend=0)
@@ -150,16 +150,16 @@ def _count(inside: np.ndarray, outside: np.ndarray) -> _Counts:
 
 
 def _area(counts: _Counts) -> float:
-    below = 2 * counts.inside.cumsum() - counts.inside  # twice the in-distribution samples below, ties half: whole
+    below = 2 * counts.inside.cumsum() - counts.inside  # twice the in-distribution samples below, ties half: an integer
     return float((below @ counts.outside) / (2 * counts.inside.sum() * counts.outside.sum()))
 
 
 def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
     """95 % interval after DeLong et al. 1988, in O(n log n) through midranks (Sun & Xu 2014), on the logit scale.
 
-    The structural component of an anomalous sample is the share of in-distribution samples below it, that of an
-    in-distribution sample the share of anomalous ones above it; the variance of AUROC is the sum of their variances,
-    each over its number of samples.
+    The structural component of an anomalous sample is the share of in-distribution samples below it; that of an
+    in-distribution sample is the share of anomalous samples above it. The variance of AUROC is the sum of their variances,
+    each divided by its number of samples.
     """
     n, m = int(counts.inside.sum()), int(counts.outside.sum())
     of_outside = (counts.inside.cumsum() - counts.inside / 2) / n
@@ -171,9 +171,9 @@ def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
 
 
 def _exact_interval(area: float, pairs: int) -> tuple[float, float]:
-    """Where all pairs agree, so that no spread can be estimated.
+    """The interval if all pairs agree, so that no spread can be estimated.
 
-    ``pairs`` of them are independent; were another outcome more probable than ``other``, they would all agree in less
+    ``pairs`` of them are independent; if another outcome were more probable than ``other``, all of them would agree in less
     than 2.5 % of cases.
     """
     other = 1 - TAIL ** (1 / pairs) if pairs else 1.0
@@ -181,9 +181,9 @@ def _exact_interval(area: float, pairs: int) -> tuple[float, float]:
 
 
 class Clusters(NamedTuple):
-    """Base images, numbered from 0 so that those on one side only come first: in, then out, then the shared ones.
+    """Base images, numbered from 0: first those only on the in side, then only on the out side, then the shared ones.
 
-    Each of these strata is drawn from apart: both sides keep their number of base images, and neither is ever empty.
+    Each of these strata is sampled separately: both sides keep their number of base images, and neither is ever empty.
     """
 
     inside: np.ndarray  # int64 (n,), the number of each sample's base image
@@ -192,13 +192,13 @@ class Clusters(NamedTuple):
 
     @property
     def independent_pairs(self) -> int:
-        """How many (in, out) pairs can be formed so that no base image has a part in two, nor on both sides of one."""
+        """Number of (in, out) pairs that can be formed without using a base image twice."""
         only_in, only_out, shared = self.strata
         return min(only_in + shared, only_out + shared, sum(self.strata) // 2)
 
 
 def _clusters(in_ids: Any, out_ids: Any, n: int, m: int) -> Clusters | None:
-    """Numbered clusters from ids of any kind (n,), (m,); None where neither is given."""
+    """Numbered clusters from ids of any kind (n,), (m,); None if neither is given."""
     if in_ids is None and out_ids is None:
         return None
     sides = []
@@ -206,7 +206,7 @@ def _clusters(in_ids: Any, out_ids: Any, n: int, m: int) -> Clusters | None:
         shape = () if ids is None else np.shape(ids)
         if shape != (size,):
             given = "no base-image ids" if ids is None else f"base-image ids of shape {shape}"
-            raise BadData(f"{given} for {size} {side} scores; give one a score on both sides, or none at all")
+            raise BadData(f"{given} for {size} {side} scores; give one per score on both sides, or none at all")
         sides.append(np.asarray(ids))
     ids, cluster = np.unique(np.concatenate(sides), return_inverse=True)
     has_in, has_out = np.zeros((2, len(ids)), dtype=bool)
@@ -223,8 +223,8 @@ def bootstrap_auroc(
 ) -> np.ndarray:
     """AUROC (replicates,) of resampled clusters, each sample weighted by how often its cluster was drawn.
 
-    A replicate draws for each place of a stratum one of that stratum's clusters. One sort serves all replicates, and
-    the draws serve all scores of one seed and of as many base images.
+    For each position of a stratum, a replicate draws one of the stratum's clusters. One sort is used for all replicates,
+    and the draws are shared by all scores with the same seed and the same numbers of base images.
     """
     drawn = _drawn(clusters.strata, seed, replicates)  # (C, R)
     order = np.argsort(inside)
@@ -233,7 +233,7 @@ def bootstrap_auroc(
     step = max(1, CHUNK_ELEMENTS // (len(inside) + len(outside)))
     for first in range(0, replicates, step):
         weights = drawn[:, first : first + step]
-        passed = np.zeros((len(inside) + 1, weights.shape[1]), dtype=np.int64)  # weight of the j lowest: sums stay whole
+        passed = np.zeros((len(inside) + 1, weights.shape[1]), dtype=np.int64)  # weight of the j lowest: integer sums
         np.cumsum(weights[clusters.inside[order]], axis=0, out=passed[1:])
         out_weights = weights[clusters.outside].astype(np.int64)  # (m, step)
         twice = np.einsum("mr,mr->r", passed[below] + passed[up_to], out_weights)
@@ -243,11 +243,11 @@ def bootstrap_auroc(
 
 @lru_cache(maxsize=4)  # a run's cells of one protocol share their draws; at 10,000 base images each takes 10 MB
 def _drawn(strata: tuple[int, int, int], seed: int, replicates: int) -> np.ndarray:
-    """How often each replicate draws each cluster: uint8 (C, replicates), read-only; replicates lie together in memory.
+    """How often each replicate draws each cluster: uint8 (C, replicates), read-only; replicates are contiguous in memory.
 
-    A byte suffices: drawing one of more than 255 clusters so often has a probability of less than 1 / 256!.
+    A byte is enough: drawing one of more than 255 clusters that often has a probability of less than 1 / 256!.
     """
-    ends = np.repeat(np.cumsum(strata), strata)  # (C,) of each cluster's stratum
+    ends = np.repeat(np.cumsum(strata), strata)  # (C,) end of each cluster's stratum
     starts = ends - np.repeat(strata, strata)
     random = np.random.default_rng(seed)
     found = np.empty((len(ends), replicates), dtype=np.uint8)
@@ -262,29 +262,29 @@ def _drawn(strata: tuple[int, int, int], seed: int, replicates: int) -> np.ndarr
 
 
 def _percentile_interval(replicates: np.ndarray, area: float) -> tuple[float, float]:
-    """The middle 95 % of replicates, and the estimate with it.
+    """The middle 95 % of replicates, extended to include the estimate.
 
-    An image drawn twice weighs up the pairs of its own copies; where these alone decide (a shift so mild that it moves
-    all scores alike), all replicates lie on one side of the estimate.
+    An image drawn twice adds weight to the pairs of its own copies. If these pairs alone matter (a shift so mild that it
+    moves all scores equally), all replicates are on one side of the estimate.
     """
     low, high = np.quantile(replicates, [TAIL, 1 - TAIL])
     return min(float(low), area), max(float(high), area)
 
 
 def _checked(scores: Any, side: str) -> np.ndarray:
-    """float64 (n,), or BadData."""
+    """float64 (n,). Raises BadData for anything else."""
     try:
         values = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadData(f"{side} scores are not an array of numbers ({error}); give one number a sample") from error
+        raise BadData(f"{side} scores are not an array of numbers ({error}); give one number per sample") from error
     if values.ndim != 1:
-        raise BadData(f"{side} scores have shape {values.shape}; give one score a sample, shape (n,)")
+        raise BadData(f"{side} scores have shape {values.shape}; give one score per sample, shape (n,)")
     if len(values) == 0:
         raise BadData(f"there are no {side} scores; AUROC needs at least one sample on each side")
     finite = np.isfinite(values)
     if not finite.all():
         raise BadData(
             f"{len(values) - finite.sum()} of {len(values)} {side} scores are not finite (NaN or infinity), the first in"
-            f" place {int(np.argmin(finite))}; mend the detector that gave them"
+            f" position {int(np.argmin(finite))}; fix the detector that gave them"
         )
     return values

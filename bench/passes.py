@@ -2,7 +2,7 @@
 
 A run, ``Detector.fit`` and ``oodbench fit`` share them. A detector that fails is reported to ``on_error`` and left out.
 
-Memory does not grow with the number of images, but for what a detector keeps and its statistics.
+Memory does not grow with the number of images, except for what a detector keeps and its statistics.
 """
 
 import time
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from oodbench.detector import Detector
 
 OnError = Callable[["Detector", Exception], None]
-OnBatch = Callable[[float], None]  # how much work is done, in forward passes of one image
+OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 
 
@@ -37,12 +37,12 @@ def raise_it(detector: "Detector", error: Exception) -> None:
 
 
 def signals_of(detectors: Sequence["Detector"]) -> frozenset[str]:
-    """What a probe must be ready to give to these detectors together."""
+    """All signals that a probe must provide for these detectors together."""
     return frozenset().union(*(d.declared_signals for d in detectors))
 
 
 def pass_equivalents(jobs: Mapping["Detector", Settings], classifier: Classifier | None) -> float:
-    """About how many forward passes an image costs: one shared, and a step and a pass a setting that takes a gradient."""
+    """Approximate forward passes per image: one shared, plus a step and a pass per setting that needs a gradient."""
     layers = len(classifier.layer_names) if classifier else 0
     steps = sum(
         len(settings) * (layers if "layers" in detector.declared_signals else 1)
@@ -62,7 +62,7 @@ def learn(
     progress: Progress | None = None,
     on_error: OnError = raise_it,
 ) -> None:
-    """Check each detector, prepare those that train something, and show the training images to all others in one pass."""
+    """Check each detector, prepare those that train a network, and show the training images to all others in one pass."""
     progress = progress or Progress()
     observing: list[Detector] = []
     for detector in detectors:
@@ -99,7 +99,7 @@ def calibrate(
     workers: int = 0,
     on_error: OnError = raise_it,
 ) -> None:
-    """Calibrate the heads that want it on the held-out training images, in one pass."""
+    """Calibrate the heads that need it on the held-out training images, in one pass."""
     settings = {detector: [detector.setting] for detector, head in heads.items() if head.calibrates}
     if not settings:
         return
@@ -126,7 +126,7 @@ def observe(
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> None:
-    """One pass over the training images for all detectors that learn from them, then ``finish`` of each."""
+    """One pass over the training images for all detectors that learn from them; then call ``finish`` of each."""
     learning = list(detectors)
     signals = signals_of(learning) - NEED_GRAPH
     device = classifier.device if classifier else torch.device("cpu")
@@ -168,12 +168,12 @@ def statistics(
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
-    """One pass over the rows of ``pieces``, a batch each, for all detectors, each at its settings.
+    """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
 
-    Returns float64 statistics (rows in all, S, D) by detector, and seconds by detector: its own work and an equal share
-    of the forward pass. A detector that fails goes to ``on_error`` and is left out; so does one whose statistics are
-    not finite. ``clean`` images are their own clean twins. ``signals`` may ask for more than these detectors need, to
-    keep the arithmetic of a larger group.
+    Returns float64 statistics (total rows, S, D) by detector, and seconds by detector: its own work and an equal share of
+    the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
+    finite. ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
+    arithmetic of a larger group.
     """
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
     seconds = dict.fromkeys(jobs, 0.0)
@@ -222,8 +222,8 @@ def probabilities(
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> tuple[dict["Detector", np.ndarray], np.ndarray | None]:
-    """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, where it gives some, and
-    the network's softmax."""
+    """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, for those that give
+    some, and the network's softmax."""
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
     network: list[np.ndarray] = []
     for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
@@ -245,7 +245,7 @@ def probabilities(
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Statistics of all batches (N, S, D). Raises BadData where they do not fit together or are not finite."""
+    """Statistics of all batches (N, S, D). Raises BadData if their shapes differ or values are not finite."""
     widths = {part.shape[2] for part in parts}
     if len(widths) > 1:
         raise BadData(f"statistics(probe) gave {' and '.join(map(str, sorted(widths)))} columns on different batches")

@@ -1,8 +1,8 @@
-"""Protocols say who may learn from what, and draw the splits: seeded, stratified, and never across a base image.
+"""Protocols define who may learn from what, and draw the splits: seeded, stratified, and never across a base image.
 
-``unsupervised``: a detector sees in-distribution images only; whole sets are test samples.
-``per-shift``: the papers': a held-out part of the very shift that it is tested on fits and chooses its head.
-``transfer``: that part of one named shift fits and chooses its head, which is tested on all other sets.
+``unsupervised``: a detector sees only in-distribution images; whole sets are test samples.
+``per-shift``, as in the papers: a held-out part of the shift under test is used to fit and choose the head.
+``transfer``: that part of one named shift is used to fit and choose the head, which is tested on all other sets.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ import numpy as np
 from oodbench.errors import OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 
-VALIDATION_SIZE = 1000  # images a side at most, as in Liang et al. 2018 and Lee et al. 2018
+VALIDATION_SIZE = 1000  # maximum images per side, as in Liang et al. 2018 and Lee et al. 2018
 HELD_OUT_SHARE = 0.1  # of the training images, for thresholds and calibration
 
 
 def stratified_order(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
-    """A seeded permutation of ``size`` rows; where labels (size,) exist, every prefix holds the classes in proportion."""
+    """A seeded permutation of ``size`` rows; with labels (size,), every prefix has the classes in proportion."""
     random = np.random.default_rng(seed)
     shuffled = random.permutation(size)
     if labels is None:
@@ -44,7 +44,7 @@ def validation_size(size: int) -> int:
 
 
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
-    """The first ``limit`` images of the seeded, stratified order, in their own order; the whole set without a limit."""
+    """The first ``limit`` images of the seeded, stratified order, in their original order; without a limit the whole set."""
     if limit is None or limit >= len(images):
         return images
     import torch
@@ -53,7 +53,7 @@ def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
 
 
 class Sides(NamedTuple):
-    """The two sets of images that a detector tells apart."""
+    """The two sides to separate: in-distribution images and anomalous images."""
 
     in_distribution: ImageSet
     anomalous: ImageSet
@@ -61,7 +61,7 @@ class Sides(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the in-distribution and the anomalous set: half of the validation rows fit, half choose, the rest is test."""
+    """Rows of the in-distribution and the anomalous set: half of the validation rows fit, half choose, the rest is tested."""
 
     in_fit: np.ndarray
     in_choose: np.ndarray
@@ -83,7 +83,7 @@ class Split:
 
 
 def whole(inside: ImageSet, outside: ImageSet) -> Split:
-    """The unsupervised split: everything is test."""
+    """The unsupervised split: everything is tested."""
     none = np.empty(0, dtype=np.int64)
     return Split(none, none, np.arange(len(inside)), none, none, np.arange(len(outside)))
 
@@ -91,7 +91,7 @@ def whole(inside: ImageSet, outside: ImageSet) -> Split:
 def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     """Validation = min(1000, n_in // 2, n_out // 2) base images from each side, all copies of one image on one side.
 
-    Raises Unsuitable where a side has too few images to split.
+    Raises Unsuitable if a side has too few images to split.
     """
     in_base, out_base = inside.base_index.numpy(), outside.base_index.numpy()
     in_order = in_base[stratified_order(len(inside), labels_of(inside), seed)]
@@ -100,13 +100,14 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
     common = in_order[np.isin(in_order, out_order)] if shares_images(inside, outside) else ()
     if len(common):
-        # The anomalous images are copies of in-distribution ones: both sides take the same base images.
+        # The anomalous images are copies of in-distribution ones: both sides use the same base images.
         in_order = out_order = common
         size = min(size, len(common) // 2)
     if size < 4:
         common_images = f", {len(common)} of them in common" if len(common) else ""
         raise Unsuitable(
-            f"per-shift needs 8 images a side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}{common_images}"
+            f"per-shift needs 8 images per side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}"
+            f"{common_images}"
         )
     half = size // 2
 
@@ -121,12 +122,12 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
 
 
 def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
-    """What heads that learnt from one pair of sides, by its ``per_shift`` split, are tested on: all of another pair.
+    """The test split for heads that learnt from another pair of sides, with its ``per_shift`` split.
 
-    But for copies of the images that they learnt from. ``in_fit``, ``in_choose``, ``out_fit`` and ``out_choose`` are rows
-    of ``learnt_from``.
+    It holds all images except copies of those that the heads learnt from. ``in_fit``, ``in_choose``, ``out_fit`` and
+    ``out_choose`` are rows of ``learnt_from``.
 
-    Raises Unsuitable where nothing is left of a side.
+    Raises Unsuitable if no images are left on a side.
     """
 
     def fresh(side: ImageSet) -> np.ndarray:
@@ -151,7 +152,7 @@ def shares_images(a: ImageSet, b: ImageSet) -> bool:
 
 
 def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:
-    """Raise OodbenchError where a base image stands both among test and among fitting or choosing rows."""
+    """Raise OodbenchError if a base image is among both the test rows and the fitting or choosing rows."""
     learnt: set[tuple[str, int]] = set()
     tested: set[tuple[str, int]] = set()
     for name, rows in split:

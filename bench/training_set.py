@@ -1,4 +1,4 @@
-"""What a detector that trains something of its own may see: the in-distribution training images, batch by batch."""
+"""What a detector that trains a network may see: the in-distribution training images, batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class TrainingSet:
     Attributes:
         images: uint8 or floats in [0, 1], (N, C, H, W).
         labels: int64 (N,), or None.
-        held_out: bool (N,), the tenth that heads and thresholds are calibrated on: train on the others.
-        seed: of all randomness.
-        data: the data root, for those that load weights.
+        held_out: bool (N,), the tenth used to calibrate heads and thresholds: train on the others.
+        seed: random seed for all randomness.
+        data: the data root, for detectors that load weights.
     """
 
     images: Tensor | ImageSet
@@ -40,12 +40,12 @@ class TrainingSet:
         return np.flatnonzero(~self.held_out)
 
     def batches(self, rows: np.ndarray, batch_size: int, classifier: Classifier | None) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(rows, images) in batches, in the order given: floats in [0, 1] on the classifier's device and in its dtype."""
+        """(rows, images) in batches, in the given order: floats in [0, 1] on the classifier's device and in its dtype."""
         return batches(self.images, classifier, pieces_of(rows, batch_size))
 
     def probes(
         self, classifier: Classifier | None, signals: Iterable[str], rows: np.ndarray | None = None, batch_size: int = 256
     ) -> Iterator[Probe]:
-        """A probe a batch of these rows (by default of ``rows``), in order."""
+        """One probe per batch of these rows (by default of ``rows``), in order."""
         for _, images in self.batches(self.rows if rows is None else rows, batch_size, classifier):
             yield Probe(classifier, images, signals, clean=images)

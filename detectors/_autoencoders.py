@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 28
-LATENT = (64, 3, 3)  # what the decoder reads
+LATENT = (64, 3, 3)  # input shape of the decoder
 
 
 def resized(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] at 28x28, whatever their aspect.
+    """Images (N, C, H, W) in [0, 1], resized to 28x28 whatever their aspect ratio.
 
-    By ``torch.nn.functional.interpolate``, bilinear with antialias; the authors use PIL's Lanczos filter, and keep 8 bits.
+    Uses ``torch.nn.functional.interpolate``, bilinear with antialiasing; the authors use PIL's Lanczos filter and 8 bits.
     """
     return F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True).clamp(0, 1)
 
@@ -21,8 +21,8 @@ def resized(images: Tensor) -> Tensor:
 class Autoencoder(nn.Module):
     """Four convolutions down, four up: (N, C, 28, 28) -> reconstructions of that shape in [0, 1].
 
-    Encoder: Conv(k4, s2, p2) and ReLU each, C→32→32→64→64 channels, 28→15→8→5→3 pixels a side. Decoder: ConvTranspose(k4,
-    s2), paddings 2, 1, 2, 1, 64→64→32→32→C channels, 3→4→8→14→28 pixels; ReLU between, sigmoid at the end.
+    Encoder: Conv(k4, s2, p2) and ReLU each, C→32→32→64→64 channels, 28→15→8→5→3 pixels per side. Decoder:
+    ConvTranspose(k4, s2), paddings 2, 1, 2, 1, 64→64→32→32→C channels, 3→4→8→14→28 pixels; ReLU between, sigmoid at the end.
     """
 
     def __init__(self, channels: int) -> None:
@@ -48,7 +48,7 @@ class Autoencoder(nn.Module):
         return (outputs - images).square().flatten(1).mean(1)
 
     def loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What training minimises, a mean over images; ``generator``, on the CPU, draws what is random in it."""
+        """The training loss, a mean over images; ``generator``, on the CPU, draws the random numbers."""
         return self.reconstruction_loss(self(images), images).mean()
 
     def decoder_weights(self) -> dict[str, Tensor]:
@@ -59,11 +59,11 @@ class Autoencoder(nn.Module):
 
 
 class VariationalAutoencoder(Autoencoder):
-    """The same convolutions around a Gaussian code: μ, log σ² and the way back are each linear, 576 to 576.
+    """The same convolutions around a Gaussian code: μ, log σ² and the map back are linear layers, 576 to 576.
 
-    Its loss is the binary cross-entropy of the pixels plus the KL divergence of N(μ, σ²) from N(0, 1), both divided by the
-    number of values of an image: the same minimum as their sums, and per value as the mean squared error is, so that a
-    weight on a third term means the same in both networks.
+    The loss is the binary cross-entropy of the pixels plus the KL divergence of N(μ, σ²) from N(0, 1), both divided by the
+    number of values of an image. The minimum is that of their sums, and like the mean squared error they are per value, so
+    that a weight on a third term means the same in both networks.
     """
 
     def __init__(self, channels: int) -> None:
@@ -85,7 +85,7 @@ class VariationalAutoencoder(Autoencoder):
         return _divergence(*self._encode(images)) / images[0].numel()
 
     def loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw z ~ N(μ, σ²) an image, or z = μ without a generator."""
+        """A draw z ~ N(μ, σ²) per image, or z = μ without a generator."""
         mean, log_variance = self._encode(images)
         code = mean
         if generator is not None:

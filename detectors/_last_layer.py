@@ -1,4 +1,4 @@
-"""What detectors on the last linear layer share: energy, logits of altered features, and what ASH and SCALE ask of features."""
+"""Shared by detectors on the last linear layer: energy, logits of altered features, and requirements of ASH and SCALE."""
 
 import torch
 from torch import Tensor
@@ -21,16 +21,16 @@ def logits_of(features: Tensor, classifier: Classifier) -> Tensor:
 def require_percentile(detector: str, percentile: float) -> None:
     """Raise UsageError for a percentile outside (0, 100)."""
     if not 0 < percentile < 100:
-        raise UsageError(f"{detector}: percentile = {percentile}; give one above 0 and below 100")
+        raise UsageError(f"{detector}: percentile = {percentile}; give a number above 0 and below 100")
 
 
 def largest(features: Tensor, percentile: float, classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """Values and places, each (N, k), of the k = d − round(d·percentile/100) largest features of each image (N, d).
+    """Values and indices, each (N, k), of the k = d − round(d·percentile/100) largest features of each image (N, d).
 
-    Raises Unsuitable where a feature is negative, for then their sum says nothing about activity, or where k is 0.
+    Raises Unsuitable if a feature is negative, because the sum then does not measure activity, or if k is 0.
     """
     if bool((features < 0).any()):
-        raise Unsuitable(f"assumes features of at least 0 (after a ReLU), and those of {classifier.name} are negative too")
+        raise Unsuitable(f"assumes features of at least 0 (after a ReLU), but {classifier.name} also has negative ones")
     width = features.shape[1]
     kept = width - round(width * percentile / 100)
     if kept < 1:

@@ -1,4 +1,4 @@
-"""Class means and covariances of a stream of features, and the Mahalanobis distances that come of them; all in float64."""
+"""Class means and covariances of streamed features, and Mahalanobis distances from them; everything in float64."""
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +9,20 @@ from oodbench.probe import Probe
 
 
 def labels_of(probe: Probe) -> Tensor:
-    """The training labels (N,). Raises Unsuitable where there are none, BadData where the network lacks a class."""
+    """The training labels (N,). Raises Unsuitable if there are none, and BadData if the network has too few classes."""
     if probe.labels is None:
         raise Unsuitable("needs the labels of the training images; give labels, or a training set that has them")
     classes = probe.logits.shape[1]
     if len(probe.labels) and not 0 <= int(probe.labels.min()) <= int(probe.labels.max()) < classes:
         raise BadData(
-            f"training labels lie in [{int(probe.labels.min())}, {int(probe.labels.max())}], {probe.classifier.name} has"
-            f" {classes} classes; train a network on this set"
+            f"training labels range from {int(probe.labels.min())} to {int(probe.labels.max())}, but"
+            f" {probe.classifier.name} has {classes} classes; train a network on this set"
         )
     return probe.labels
 
 
 class ClassMeans:
-    """Sums of values (d,) by class, streamed."""
+    """Sums of values (d,) per class, streamed."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -30,14 +30,14 @@ class ClassMeans:
         self.sum: Tensor | float = 0.0  # (classes, d)
 
     def add(self, values: Tensor, classes: Tensor) -> None:
-        """Values (n, d) of classes (n,)."""
-        # A product with one-hot rows, for index_add is not deterministic on CUDA.
+        """Add values (n, d) of classes (n,)."""
+        # A product with one-hot rows, because index_add is not deterministic on CUDA.
         one_hot = F.one_hot(classes, self.classes).double()  # (n, classes)
         self.count = self.count + one_hot.sum(0)
         self.sum = self.sum + one_hot.T @ values.double()
 
     def means(self, otherwise: Tensor) -> Tensor:
-        """(classes, d): the mean of each class, the row of ``otherwise`` (classes, d) for a class without any."""
+        """(classes, d): the mean of each class, or the row of ``otherwise`` (classes, d) for a class without values."""
         count = torch.as_tensor(self.count)[:, None]
         return torch.where(count > 0, self.sum / count.clamp_min(1), otherwise)
 
@@ -47,9 +47,9 @@ class ClassMeans:
 
 
 class ClassMoments:
-    """Class means and the covariances about them, streamed; no feature is kept.
+    """Class means and the covariances about them, streamed; no features are kept.
 
-    Everything is taken relative to the first batch's mean, so that a large mean costs no digits.
+    Everything is relative to the mean of the first batch, so that a large mean costs no digits.
     """
 
     def __init__(self, classes: int) -> None:
@@ -58,7 +58,7 @@ class ClassMoments:
         self._scatter: Tensor | float = 0.0  # (d, d)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Features (n, d) of labels (n,)."""
+        """Add features (n, d) with labels (n,)."""
         if not len(features):
             return
         features = features.double()
@@ -71,10 +71,10 @@ class ClassMoments:
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class means (C, d) of the C classes that occur, their tied covariance (d, d), the mean (d,), the covariance (d, d).
 
-        Raises Unsuitable where no feature came.
+        Raises Unsuitable if no features were added.
         """
         if self._shift is None:
-            raise Unsuitable("saw no training image to fit on; give more training images")
+            raise Unsuitable("saw no training images to fit on; give more training images")
         count, total = torch.as_tensor(self._sums.count), torch.as_tensor(self._sums.sum)
         present = count > 0
         count, means = count[present], total[present] / count[present, None]
@@ -85,16 +85,16 @@ class ClassMoments:
 
 
 class ClassCovariances:
-    """The mean and covariance of each class by itself, streamed; no feature is kept.
+    """Mean and covariance of each class separately, streamed; no features are kept.
 
-    A batch is centred by itself and merged by the update of Chan, Golub and LeVeque (1983), which cancels no digits.
+    Each batch is centred separately and merged by the update of Chan, Golub and LeVeque (1983), which loses no digits.
     """
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[int, Tensor, Tensor]] = {}  # by class: images, mean (d,), scatter about it (d, d)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Features (n, d) of labels (n,)."""
+        """Add features (n, d) with labels (n,)."""
         features = features.double()
         for label in labels.unique().tolist():
             rows = features[labels == label]
@@ -111,14 +111,14 @@ class ClassCovariances:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Means (C, d) of the C classes that occur, in order, and covariances (C, d, d), divided by n − 1.
 
-        Raises Unsuitable where no feature came, or a class has a single one.
+        Raises Unsuitable if no features were added, or if a class has only one.
         """
         if not self._of:
-            raise Unsuitable("saw no training image to fit on; give more training images")
+            raise Unsuitable("saw no training images to fit on; give more training images")
         found = sorted(self._of.items())
         if few := [label for label, (count, _, _) in found if count < 2]:
             raise Unsuitable(
-                f"class {few[0]} has one training image besides held-out ones, and a covariance needs 2; give more of it"
+                f"class {few[0]} has one training image that is not held out, but a covariance needs 2; give more of it"
             )
         means = torch.stack([mean for _, (_, mean, _) in found])
         return means, torch.stack([scatter / (count - 1) for _, (count, _, scatter) in found])
@@ -127,7 +127,7 @@ class ClassCovariances:
 def whitening(covariance: Tensor) -> Tensor:
     """W (r, d) with WᵀW the pseudo-inverse of a covariance (d, d) of rank r: ‖W x‖² is a Mahalanobis distance.
 
-    Directions without variance are left out, by the usual cut for a pseudo-inverse: d·eps of the largest eigenvalue.
+    Directions without variance are left out, with the usual cut-off for a pseudo-inverse: d·eps times the largest eigenvalue.
     """
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     keep = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
@@ -135,6 +135,6 @@ def whitening(covariance: Tensor) -> Tensor:
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    """‖point − centre‖² of (N, r) and (C, r): (N, C), by a matrix product and never through (N, C, r) or (N, N)."""
+    """‖point − centre‖² of (N, r) and (C, r): (N, C), by a matrix product, without tensors (N, C, r) or (N, N)."""
     squares = points.square().sum(1, keepdim=True) + centres.square().sum(1)  # (N, C)
     return (squares - 2 * points @ centres.T).clamp_min(0)

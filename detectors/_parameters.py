@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, which may come from a command line: whole numbers, finite numbers, ranges."""
+"""Checks of hyper-parameters, which may come from the command line: integers, finite numbers, ranges."""
 
 import sys
 from typing import Any, Literal
@@ -6,18 +6,18 @@ from typing import Any, Literal
 from oodbench.errors import UsageError
 
 Range = Literal["above 0", "of at least 0", "from 0 to 1", "between 0 and 1"]
-MOST_SEED = 2**32 - 1  # what every generator of numpy and torch takes
+MOST_SEED = 2**32 - 1  # accepted by every generator of numpy and torch
 
 
 def require_whole(detector: str, least: int, **values: object) -> None:
-    """Raise UsageError for a hyper-parameter that is no whole number of at least ``least``."""
+    """Raise UsageError for a hyper-parameter that is not a whole number of at least ``least``."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{detector}: {name} = {value!r}; give a whole number of at least {least}")
 
 
 def require_finite(detector: str, within: Range, **values: Any) -> None:
-    """Raise UsageError for a hyper-parameter that is no finite number in this range; ``between`` leaves out the ends."""
+    """Raise UsageError for a hyper-parameter that is not a finite number in this range; ``between`` excludes the ends."""
     for name, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and abs(value) <= sys.float_info.max and _lies(value, within)):
@@ -25,16 +25,16 @@ def require_finite(detector: str, within: Range, **values: Any) -> None:
 
 
 def require_grid(detector: str, within: Range, **values: Any) -> None:
-    """Raise UsageError for a hyper-parameter that is no list of such numbers, at least one and none twice."""
+    """Raise UsageError for a hyper-parameter that is not a non-empty list of different numbers in this range."""
     for name, value in values.items():
         if not isinstance(value, list | tuple) or not value or len(set(map(str, value))) < len(value):
-            raise UsageError(f"{detector}: {name} = {value!r}; give a list of different numbers, [0, 0.0014]")
+            raise UsageError(f"{detector}: {name} = {value!r}; give a list of different numbers, such as [0, 0.0014]")
         for one in value:
             require_finite(detector, within, **{name: one})
 
 
 def require_seed(detector: str, seed: object) -> None:
-    """Raise UsageError for a seed that is no whole number from 0 to 2³² − 1."""
+    """Raise UsageError for a seed that is not a whole number from 0 to 2³² − 1."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
         raise UsageError(f"{detector}: seed = {seed!r}; give a whole number from 0 to {MOST_SEED}")
 

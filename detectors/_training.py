@@ -1,4 +1,4 @@
-"""What detectors that train something of their own share: labels, what the frozen network gives, and batches."""
+"""Shared by detectors that train a network: labels, outputs of the frozen network, and minibatches."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
-REPORTS = 10  # stages at most that one training announces
+REPORTS = 10  # maximum number of stages that one training reports
 
 
 class Outputs(NamedTuple):
-    """What a frozen network gives for the n training images that are not held out."""
+    """Outputs of the frozen network for the n training images that are not held out."""
 
     features: Tensor  # (n, d), in the network's dtype
     logits: Tensor  # float64 (n, classes)
@@ -23,23 +23,23 @@ class Outputs(NamedTuple):
 
 
 def require_network(classifier: Classifier | None) -> Classifier:
-    """The classifier. Raises Unsuitable where the suite has none."""
+    """The classifier. Raises Unsuitable if the suite has none."""
     if classifier is None:
         raise Unsuitable("needs a classifier, and this suite has none")
     return classifier
 
 
 def labels_of(train_set: TrainingSet, classes: int, classifier: Classifier) -> Tensor:
-    """The training labels, int64 (N,). Raises Unsuitable where there are none, BadData where the network lacks a class."""
+    """The training labels, int64 (N,). Raises Unsuitable if there are none, BadData if the network has too few classes."""
     labels = train_set.labels
     if labels is None:
         raise Unsuitable("needs the labels of the training images; give labels, or a training set that has them")
     if not len(train_set.rows):
-        raise Unsuitable("saw no training image to fit on; give more training images")
+        raise Unsuitable("saw no training images to fit on; give more training images")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise BadData(
-            f"training labels lie in [{int(labels.min())}, {int(labels.max())}], {classifier.name} has {classes} classes;"
-            " train a network on this set"
+            f"training labels range from {int(labels.min())} to {int(labels.max())}, but {classifier.name} has {classes}"
+            " classes; train a network on this set"
         )
     return labels.long()
 
@@ -65,7 +65,7 @@ def minibatches(count: int, batch_size: int, random: torch.Generator) -> Iterato
 
 
 def report(progress: Progress, detector: str, epoch: int, epochs: int, loss: float) -> None:
-    """Say how far a training is, a few times in all; ``epoch`` counts from 0. Raises OodbenchError for a loss that diverged."""
+    """Report training progress at most ``REPORTS`` times; ``epoch`` counts from 0. Raises OodbenchError if it diverged."""
     if not loss < float("inf"):
         raise OodbenchError(f"{detector}: training diverged in epoch {epoch + 1} (loss {loss}); lower lr")
     if (epoch + 1) % -(-epochs // REPORTS) == 0 or epoch + 1 == epochs:

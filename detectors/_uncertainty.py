@@ -1,4 +1,4 @@
-"""What several predictions for one image say together: Gal (2016), Lakshminarayanan et al. (NeurIPS 2017)."""
+"""Uncertainty of several predictions for one image: Gal (2016), Lakshminarayanan et al. (NeurIPS 2017)."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def uncertainties(logits: Tensor) -> Tensor:
     """Logits (members, N, classes) -> (N, 3), float64: predictive entropy, mutual information, variance.
 
     With p_m the softmax of member m and p̄ their mean: H(p̄), in nats; H(p̄) − mean H(p_m), at least 0; and
-    Σ_c mean (p_mc − p̄_c)², the variance over members summed over classes (divided by their number).
+    Σ_c mean (p_mc − p̄_c)², the variance over members (divided by their number), summed over classes.
     """
     members = logits.double().softmax(2)
     mean = members.mean(0)

@@ -10,22 +10,22 @@ from oodbench.detectors._moments import ClassCovariances, labels_of
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 
-CONDITION = 1e10  # the largest variance over the smallest that still leaves a float64 score six digits
-RESOLUTION = 1e-6  # of the features' norm: spread below it is rounding of a float32 network
-LARGEST_BYTES = 4 * 2**30  # of all covariances together
+CONDITION = 1e10  # ratio of largest to smallest variance that leaves a float64 score six digits
+RESOLUTION = 1e-6  # relative to the norm of the features: a smaller spread is rounding of a float32 network
+LARGEST_BYTES = 4 * 2**30  # limit for all covariances together
 
 
 class DDU(Detector):
-    """Minus the log-density of the features under one full Gaussian a class: − log Σ_c N(f; μ_c, Σ_c).
+    """Minus the log-density of the features under one full Gaussian per class: − log Σ_c N(f; μ_c, Σ_c).
 
-    μ_c and Σ_c (divided by n − 1) are those of the training features of class c, held-out images left out; the sum has no
-    class priors, as in the authors' code. The paper trains the network with spectral normalisation; of any other network
-    this is a feature-space Gaussian mixture, no more: call it that.
+    μ_c and Σ_c (divided by n − 1) are those of the training features of class c, without held-out images. The sum has no
+    class priors, as in the authors' code. The paper trains the network with spectral normalisation; on any other network
+    this is only a feature-space Gaussian mixture.
 
-    One jitter for all classes is added to the variances, as in the authors' code: the smallest power of ten that works, none
-    where none is needed. Theirs works where a Cholesky factorisation succeeds, which on a singular covariance
-    rounding decides; here where, with it, no variance is less than 1e-10 of the largest. A class without training
-    images has no Gaussian.
+    The same jitter is added to the variances of all classes, as in the authors' code: the smallest power of ten that
+    works, or none if none is needed. In the authors' code it works if a Cholesky factorisation succeeds, which depends on
+    rounding for a singular covariance. Here it works if no variance is then less than 1e-10 of the largest. A class
+    without training images has no Gaussian.
 
     features (N, d) -> (N,), float64, in nats; it may be negative. Keeps (classes, d, d).
     """
@@ -34,7 +34,7 @@ class DDU(Detector):
 
     _covariances: ClassCovariances | None = None
     jitter_: float
-    offset_: Tensor  # (d,): the mean of class means, taken off first so that no digits are lost
+    offset_: Tensor  # (d,): the mean of class means, subtracted first so that no digits are lost
     whitening_: Tensor  # W_c with W_cᵀ W_c the inverse of Σ_c: (C, d, d)
     centres_: Tensor  # W_c (μ_c − offset): (C, d)
     peaks_: Tensor  # log N(μ_c; μ_c, Σ_c): (C,)
@@ -45,8 +45,8 @@ class DDU(Detector):
             classes, d = probe.logits.shape[1], features.shape[1]
             if (size := 8 * classes * d * d) > LARGEST_BYTES:
                 raise Unsuitable(
-                    f"keeps a covariance a class, {size / 2**30:.0f} GiB for {classes} classes of {d} features;"
-                    " take rmd, whose classes share one"
+                    f"keeps one covariance per class, {size / 2**30:.0f} GiB for {classes} classes of {d} features;"
+                    " use rmd, whose classes share one"
                 )
             self._covariances = ClassCovariances()
         self._covariances.add(features[fitted], labels[fitted])
@@ -72,6 +72,6 @@ class DDU(Detector):
 
 
 def smallest_jitter(smallest: float, largest: float) -> float:
-    """The least of 0 and the powers of ten that lifts the smallest variance to 1e-10 of the largest."""
+    """The smallest of 0 and the powers of ten that raises the smallest variance to 1e-10 of the largest."""
     needed = (largest / CONDITION - smallest) / (1 - 1 / CONDITION)
     return 0.0 if needed <= 0 else 10.0 ** math.ceil(math.log10(needed))

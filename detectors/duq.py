@@ -15,24 +15,24 @@ from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 MOMENTUM = 0.9
-DROPS, DROP = (0.25, 0.5, 0.75), 0.2  # after these shares of the epochs the learning rate falls to so much of itself
-FIRST_COUNT, FIRST_SPREAD = 13.0, 0.05  # of the centroids, before they have seen an image
+DROPS, DROP = (0.25, 0.5, 0.75), 0.2  # after these shares of the epochs the learning rate is multiplied by DROP
+FIRST_COUNT, FIRST_SPREAD = 13.0, 0.05  # of the centroids, before the first image
 
 
 class DUQ(Detector):
-    """A head of radial basis functions on the features: how far the image is from every class's centroid.
+    """A head of radial basis functions on the features: distance of the image from every class centroid.
 
     K_c = exp(−s_c), s_c = mean_m (W_c f − e_c)²_m / 2σ², W_c (M, d) an embedding for each class, e_c (M,) its centroid.
     Score: 1 − max_c K_c.
 
-    The paper trains the whole network so. **Here the network is frozen and only the head learns**, on its features f,
-    divided by their root mean square on training images, held-out ones apart. The loss is binary cross-entropy of
-    (K_c) against the label, mean over classes, plus λ (‖∇_f Σ_c K_c‖₂ − 1)², λ = ``penalty``; the paper's gradient is with
-    respect to the image, but the head has no say in what the frozen network adds to that. Centroids are moving
-    averages with decay γ of the embeddings of their class's images, updated after each step of SGD with momentum .9,
-    whose learning rate falls to a fifth after a quarter, a half and three quarters of the epochs. Embeddings are as
-    wide as the features, as in both of the paper's experiments (256 and 512), unless ``embedding_size`` says otherwise. The
-    authors' public code has λ = .5 and ends after 75 of the 100 epochs.
+    The paper trains the whole network in this way. **Here the network is frozen and only the head learns**, on its
+    features f, divided by their root mean square on training images that are not held out. The loss is binary
+    cross-entropy of (K_c) against the label, mean over classes, plus λ (‖∇_f Σ_c K_c‖₂ − 1)², λ = ``penalty``. In the
+    paper, the gradient is with respect to the image, but the head cannot change the part of the frozen network. Centroids
+    are moving averages with decay γ of the embeddings of their class's images, updated after each step of SGD with
+    momentum .9, whose learning rate falls to a fifth after a quarter, a half and three quarters of the epochs. Embeddings
+    are as wide as the features, as in both experiments of the paper (256 and 512), unless ``embedding_size`` is given.
+    The authors' public code uses λ = .5 and ends after 75 of the 100 epochs.
 
     features (N, d) -> (N,), float64, in [0, 1]
     """
@@ -76,7 +76,7 @@ class DUQ(Detector):
         classes, width = logits.shape[1], features.shape[1]
         size = width if self.embedding_size is None else self.embedding_size
         random = torch.Generator().manual_seed(train_set.seed)
-        # He's initial weights (2015), as PyTorch counts the inputs of a tensor (M, classes, d): classes·d.
+        # He's initial weights (2015); PyTorch counts classes·d inputs for a tensor (M, classes, d).
         embedding = torch.randn(classes, size, width, generator=random) * (2 / (classes * width)) ** 0.5
         centroids = torch.randn(classes, size, generator=random) * FIRST_SPREAD
         embedding, centroids = embedding.to(features).requires_grad_(), centroids.to(features)
@@ -106,7 +106,7 @@ class DUQ(Detector):
         """Binary cross-entropy and gradient penalty of features (n, d) against one-hot targets (n, classes): a number."""
         offsets = offsets_of(features, embedding, centroids)
         exponents = exponents_of(offsets, self.length_scale).clamp_min(1e-12)
-        # From s itself, for log K and log (1 − K) of a K that rounds to 0 or 1 have no gradient.
+        # Computed from s, because log K and log (1 − K) have no gradient for a K that rounds to 0 or 1.
         cross_entropy = (targets * exponents - (1 - targets) * torch.log(-torch.expm1(-exponents))).mean()
         gradients = kernel_gradients(offsets, exponents, embedding, self.length_scale)
         return cross_entropy + self.penalty * (gradients.norm(dim=1) - 1).square().mean()
@@ -132,6 +132,6 @@ def exponents_of(offsets: Tensor, length_scale: float) -> Tensor:
 
 
 def kernel_gradients(offsets: Tensor, exponents: Tensor, embedding: Tensor, length_scale: float) -> Tensor:
-    """∇_f Σ_c K_c = −Σ_c K_c W_cᵀ (W_c f − e_c) / Mσ²: (N, d). In closed form, so that it is differentiated but once."""
+    """∇_f Σ_c K_c = −Σ_c K_c W_cᵀ (W_c f − e_c) / Mσ²: (N, d). In closed form, so that it is differentiated only once."""
     pull = torch.exp(-exponents)[:, :, None] * offsets / (offsets.shape[2] * length_scale**2)
     return -pull.flatten(1) @ embedding.flatten(0, 1)

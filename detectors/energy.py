@@ -18,7 +18,7 @@ class Energy(Detector):
 
     def __init__(self, temperature: float = 1.0) -> None:
         if temperature <= 0:
-            raise UsageError(f"energy: temperature = {temperature}; give one above 0")
+            raise UsageError(f"energy: temperature = {temperature}; give a number above 0")
         self.temperature = temperature
 
     def statistics(self, probe: Probe) -> Tensor:

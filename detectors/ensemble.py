@@ -21,20 +21,20 @@ from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
-STEP_COST = 3  # of a training step, in forward passes
+STEP_COST = 3  # cost of a training step, in forward passes
 
 
 class Ensemble(Detector):
-    """Entropy of the mean softmax of several networks, the classifier always among them: H(p̄).
+    """Entropy of the mean softmax of several networks, one of which is always the classifier: H(p̄).
 
-    Variants: ``mutual-information``, H(p̄) − mean H(p_m), what the members disagree on; ``variance``, that of the softmax
-    over members, summed over classes.
+    Variants: ``mutual-information``, H(p̄) − mean H(p_m), the disagreement between members; ``variance``, the variance of
+    the softmax over members, summed over classes.
 
-    ``members`` is their number K, the paper's 5: K − 1 networks of the classifier's architecture, initialised anew, are
-    trained on the training images, held-out ones apart, as ``oodbench train`` does: SGD with Nesterov momentum .9, weight
-    decay 5e-4, a cosine schedule, crops, and flips where the set allows them. (The paper's adversarial training, which it
-    calls optional, is left out.) Or ``members`` is a list of models by name, with weights under
-    the data root, which join the classifier; then nothing is trained and no labels are needed. No member is a
+    ``members`` is the number K of networks, 5 as in the paper. K − 1 networks of the classifier's architecture are newly
+    initialised and trained on the training images that are not held out, like ``oodbench train``: SGD with Nesterov
+    momentum .9, weight decay 5e-4, a cosine schedule, crops, and flips if the set allows them. (The paper's adversarial
+    training, which it calls optional, is left out.) Alternatively, ``members`` is a list of model names with weights under
+    the data root, which join the classifier; then nothing is trained and no labels are needed. A member cannot be a
     ``module:function``: a saved ensemble builds its members by name, and a file must not name code to run.
 
     images (N, C, H, W), logits (N, classes) -> (N, 3), float64, in nats and squared probability
@@ -44,8 +44,8 @@ class Ensemble(Detector):
     variants = COLUMNS
     quick: ClassVar[dict[str, Any]] = {"members": 3, "epochs": 4, "batch_size": 32}
 
-    weights_: list[Tensor]  # parameters and buffers of each further member, one member after the other
-    _networks: list[Classifier] | None = None  # the further members, built from weights_ when first needed
+    weights_: list[Tensor]  # parameters and buffers of each additional member, one member after the other
+    _networks: list[Classifier] | None = None  # the additional members, built from weights_ when first needed
 
     def __init__(self, members: int | list[str] = 5, epochs: int = 100, lr: float = 0.1, batch_size: int = 128) -> None:
         if isinstance(members, list | tuple):
@@ -59,14 +59,14 @@ class Ensemble(Detector):
             _refuse_code(members)
         require_whole("ensemble", 1, epochs=epochs, batch_size=batch_size)
         require_finite("ensemble", "above 0", lr=lr)
-        self.caches = isinstance(members, int)  # of members by name, no key knows the weights files
+        self.caches = isinstance(members, int)  # for members by name, the cache key does not cover their weights files
         self.members, self.epochs, self.lr, self.batch_size = members, epochs, lr, batch_size
 
     def check(self, classifier: Classifier | None) -> None:
         network = _training.require_network(classifier)
         if isinstance(self.members, int) and (fixed := _fixed(network.module)):
             raise Unsuitable(
-                f"cannot initialise '{fixed[0]}' of {network.name} anew (its module has no reset_parameters);"
+                f"cannot reinitialise '{fixed[0]}' of {network.name} (its module has no reset_parameters);"
                 " give members as a list of model names"
             )
 
@@ -81,13 +81,13 @@ class Ensemble(Detector):
         self.weights_ = [value.detach().clone() for member in members for value in member.module.state_dict().values()]
 
     def _train(self, train_set: TrainingSet, classifier: Classifier, progress: Progress) -> list[Classifier]:
-        """Each further member, trained from its own initial weights, in its own order."""
+        """Train each additional member with its own initial weights and its own order of images."""
         assert isinstance(self.members, int)
         labels = _training.labels_of(train_set, _classes(classifier, train_set), classifier)
         images = _labelled(train_set, labels)
         progress.expect((self.members - 1) * self.epochs * len(images) * STEP_COST)
         members = []
-        work = len(images) / math.ceil(len(images) / self.batch_size) * STEP_COST  # a step
+        work = len(images) / math.ceil(len(images) / self.batch_size) * STEP_COST  # per step
         for number in range(1, self.members):
             member = _initialised(classifier, train_set.seed + number)
             options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
@@ -107,15 +107,15 @@ class Ensemble(Detector):
         return self._logits(probe).softmax(2).mean(0)
 
     def _logits(self, probe: Probe) -> Tensor:
-        """Of the classifier, then of the other members: float64 (members, N, classes)."""
+        """Logits of the classifier, then of the other members: float64 (members, N, classes)."""
         own = probe.logits
         with torch.no_grad():
             others = [member(probe.images).double() for member in self._further(probe.classifier, own.shape[1])]
         return torch.stack([own, *others])
 
     def _further(self, classifier: Classifier, classes: int) -> list[Classifier]:
-        """The members other than the classifier, on its device and in its dtype."""
-        with torch.inference_mode(False):  # what is made within it could not be moved afterwards
+        """The additional members, on the device of the classifier and in its dtype."""
+        with torch.inference_mode(False):  # tensors created in inference mode could not be moved afterwards
             if self._networks is None:
                 if isinstance(self.members, int):
                     networks = [copy.deepcopy(classifier) for _ in range(self.members - 1)]
@@ -130,7 +130,7 @@ class Ensemble(Detector):
 
 
 def _refuse_code(members: list[str]) -> None:
-    """Raise UsageError for a ``module:function``: whoever loads a file with that name in it would import and call it."""
+    """Raise UsageError for a ``module:function``: loading a file with that name in it would import and call it."""
     for name in members:
         if ":" in name and name.partition(":")[0] not in ("timm", "torchvision"):
             raise UsageError(
@@ -150,7 +150,7 @@ def _fixed(module: nn.Module) -> list[str]:
 
 
 def _initialised(classifier: Classifier, seed: int) -> Classifier:
-    """A float32 copy whose every layer is initialised anew."""
+    """A float32 copy with every layer newly initialised."""
     member = copy.deepcopy(classifier)
     member.module.float()
     with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
@@ -162,24 +162,24 @@ def _initialised(classifier: Classifier, seed: int) -> Classifier:
 
 
 def _loaded(name: str, train_set: TrainingSet, classes: int) -> Classifier:
-    """A member by name. Raises MissingData without its weights, Unsuitable where it wants other images or has other classes."""
+    """A member by name. Raises MissingData without its weights, Unsuitable if it needs other images or has other classes."""
     from oodbench.models.load import load_model
 
     member = load_model(name, data=train_set.data, require_weights=True)
     _, images = next(train_set.batches(train_set.rows[:1], 1, member))
     member.check(images)
     if (found := _classes(member, train_set)) != classes:
-        raise Unsuitable(f"the member {name} has {found} classes and the classifier {classes}; give one with as many")
+        raise Unsuitable(f"the member {name} has {found} classes, but the classifier has {classes}; give one with as many")
     return member
 
 
 def _classes(classifier: Classifier, train_set: TrainingSet) -> int:
-    """How many logits it gives."""
+    """The number of its logits."""
     return next(train_set.probes(classifier, ("logits",), train_set.rows[:1])).logits.shape[1]
 
 
 def _labelled(train_set: TrainingSet, labels: Tensor) -> ImageSet:
-    """The images to train on, with their labels. Without a set that says whether they may be mirrored, they are not."""
+    """The training images with their labels. They are mirrored only if their set allows it."""
     images = train_set.images
     if isinstance(images, Tensor):  # floats are rounded to 8 bits
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
@@ -188,10 +188,10 @@ def _labelled(train_set: TrainingSet, labels: Tensor) -> ImageSet:
 
 
 def _fill(networks: list[Classifier], weights: list[Tensor]) -> None:
-    """Put the weights of all members into them. Raises BadData where they are another network's."""
+    """Load the weights of all members. Raises BadData if they belong to another network."""
     places = [value for network in networks for value in network.module.state_dict().values()]
     if [p.shape for p in places] != [w.shape for w in weights]:
-        raise BadData("the ensemble's members are of another architecture than this classifier; fit it again")
+        raise BadData("the ensemble's members have another architecture than this classifier; fit it again")
     with torch.no_grad():
         for place, weight in zip(places, weights, strict=True):
             place.copy_(weight)

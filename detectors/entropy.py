@@ -1,4 +1,4 @@
-"""Predictive entropy, as in Lakshminarayanan, Pritzel and Blundell (NeurIPS 2017, arXiv 1612.01474), of one network."""
+"""Predictive entropy, as in Lakshminarayanan, Pritzel and Blundell (NeurIPS 2017, arXiv 1612.01474), of a single network."""
 
 from torch import Tensor
 
@@ -15,5 +15,5 @@ class Entropy(Detector):
     signals = ("logits",)
 
     def statistics(self, probe: Probe) -> Tensor:
-        # log p by log_softmax: finite where p underflows to 0.
+        # log p by log_softmax: finite even if p underflows to 0.
         return -(probe.softmax * probe.logits.log_softmax(1)).sum(1)

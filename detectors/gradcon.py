@@ -24,28 +24,28 @@ from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
-LEARNING_RATE = 1e-3  # Adam's
-CHECKPOINT_SECONDS = 30.0  # what a killed training loses at most, and an epoch
-STAGES = 20  # of the progress, over all epochs
+LEARNING_RATE = 1e-3  # of Adam
+CHECKPOINT_SECONDS = 30.0  # a killed training loses at most this much, plus one epoch
+STAGES = 20  # number of progress reports over all epochs
 
 
 class GradCon(Detector):
-    """Reconstruction error, less the alignment of its gradients with those of training, of a convolutional autoencoder.
+    """Reconstruction error of a convolutional autoencoder minus the alignment of its gradients with those of training.
 
     With L the reconstruction loss of one image (mean squared error), φ_i the weights of the four transposed convolutions
     of the decoder and ḡ_i the reference gradients:
 
         recon = L,  grad = −¼ Σ_i cos(∂L/∂φ_i, ḡ_i),  score = recon + β·grad,  β = .12
 
-    images (N, C, H, W) -> (N, 3) float64, columns score, recon, grad; β is no part of the training. A zero gradient has
-    cosine 0. Images are resized to 28x28, and go through the autoencoder in the classifier's dtype, float32 at least.
+    images (N, C, H, W) -> (N, 3) float64, columns score, recon, grad; β is not used in training. A zero gradient has
+    cosine 0. Images are resized to 28x28 and go through the autoencoder in the classifier's dtype, at least float32.
 
-    Training minimises J = L + α·grad over batches of 64, Adam 1e-3, α = .03: the gradient of the batch's loss L is
-    differentiated in turn. ḡ_i is the running mean of ∂J/∂φ_i over all iterations, and the first iteration leaves the
-    gradient term out. A seeded tenth of the images to train on is validation; the network of the epoch with the least
-    validation J is kept, with ḡ as it was then. What is held out for thresholds and heads takes no part in this.
+    Training minimises J = L + α·grad over batches of 64, Adam 1e-3, α = .03: the gradient of the batch loss L is itself
+    differentiated. ḡ_i is the running mean of ∂J/∂φ_i over all iterations; the first iteration has no gradient term. A
+    random tenth of the images to train on is used for validation; the network of the epoch with the lowest validation J is
+    kept, with ḡ at that epoch. Images held out for thresholds and heads are not used.
 
-    Memory: the training images at 28x28, in float32. Reads images alone: the classifier plays no part but for its device.
+    Memory: the training images at 28x28, in float32. Only images are read: of the classifier, only the device matters.
     """
 
     signals = ("images",)
@@ -54,9 +54,9 @@ class GradCon(Detector):
     network: ClassVar[type[Autoencoder]] = Autoencoder
     batch_size: ClassVar[int] = 64
 
-    weights_: list[Tensor]  # of the network, in the order of its parameters
+    weights_: list[Tensor]  # of the network, in parameter order
     reference_: list[Tensor]  # ḡ: of the decoder's weights, first to last
-    _kept: tuple[list[Tensor], Autoencoder] | None = None  # weights_ and the network made of them
+    _kept: tuple[list[Tensor], Autoencoder] | None = None  # weights_ and the network built from them
 
     def __init__(self, epochs: int = 1000, alpha: float = 0.03, beta: float = 0.12) -> None:
         require_whole("gradcon", 1, epochs=epochs)
@@ -64,9 +64,9 @@ class GradCon(Detector):
         self.epochs, self.alpha, self.beta = epochs, alpha, beta
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
-        """Train the autoencoder. A training that was killed goes on from its checkpoint in the cache folder.
+        """Train the autoencoder. A training that was killed resumes from its checkpoint in the cache folder.
 
-        Raises Unsuitable for fewer than two images to train on, OodbenchError where training diverges.
+        Raises Unsuitable for fewer than two images to train on, and OodbenchError if training diverges.
         """
         images, validation = _training_images(train_set, classifier)
         with torch.random.fork_rng(devices=[]):
@@ -95,7 +95,7 @@ class GradCon(Detector):
                 try:
                     checkpoint.store(epoch + 1)
                 except OodbenchError as error:
-                    progress.say(f"{title}: goes on, but could not be resumed: {reason(error)}")
+                    progress.say(f"{title}: training continues, but cannot be resumed later: {reason(error)}")
                 stored = time.monotonic()
         checkpoint.remove()
         if not best.weights:
@@ -121,12 +121,12 @@ class GradCon(Detector):
         channels = self.weights_[0].shape[1]
         if images.shape[1] != channels:
             raise BadData(
-                f"images have {images.shape[1]} channels, and {self.name or type(self).__name__} was trained on"
-                f" {channels}; give images with {channels}"
+                f"images have {images.shape[1]} channels, but {self.name or type(self).__name__} was trained on"
+                f" {channels}; give images with {channels} channels"
             )
         with torch.inference_mode(False):  # gradients go through these weights
             if self._kept is None or self._kept[0] is not self.weights_:
-                with torch.device("meta"):  # no initial values, and so no draw from the global generator
+                with torch.device("meta"):  # skips initial values, and so draws nothing from the global generator
                     module = self.network(channels)
                 names = [name for name, _ in module.named_parameters()]
                 module.load_state_dict(dict(zip(names, self.weights_, strict=True)), assign=True)
@@ -134,7 +134,7 @@ class GradCon(Detector):
             return self._kept[1].to(images)
 
     def _validated(self, module: Autoencoder, images: Tensor, reference: "Reference") -> float:
-        """J on these images, in batches, with ḡ as it is."""
+        """J on these images, in batches, with the current ḡ."""
         total = torch.zeros((), device=images.device)
         for batch in images.split(self.batch_size):
             total += objective(module, batch, reference, self.alpha, differentiable=False).detach() * len(batch)
@@ -159,15 +159,15 @@ class GradCon(Detector):
 class GradConVAE(GradCon):
     """GradCon on a variational autoencoder.
 
-    L is the mean binary cross-entropy of the pixels at z = μ; the KL divergence of the code, which never reaches the decoder,
-    is the column latent:
+    L is the mean binary cross-entropy of the pixels at z = μ. The KL divergence of the code, whose gradient does not reach
+    the decoder, is the column latent:
 
         score = recon + β·grad,  latent = KL(N(μ, σ²) ‖ N(0, 1)) per value of an image
 
     images (N, C, H, W) -> (N, 4) float64, columns score, recon, latent, grad. Training minimises binary cross-entropy + KL
-    + α·grad over batches of 128 with one draw of z an image, the first two per value of an image instead of summed, for
-    else α = .03 would mean nothing beside them. That score leaves the KL out, and that the two are taken per value, is a
-    choice: the authors' program has the plain autoencoder only.
+    + α·grad over batches of 128 with one draw of z per image. The first two are per value of an image instead of summed,
+    because α = .03 would otherwise have no effect beside them. Leaving the KL out of the score, and using per-value terms,
+    are choices made here: the authors' program has only the plain autoencoder.
     """
 
     variants: ClassVar[tuple[str, ...]] = ("recon", "latent", "grad")
@@ -180,7 +180,7 @@ class GradConVAE(GradCon):
 
 
 class Reference:
-    """ḡ: the running mean of gradients, one tensor a weight."""
+    """ḡ: the running mean of gradients, one tensor per weight."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -199,7 +199,7 @@ class Reference:
 
 
 class Best:
-    """The weights of the epoch with the least validation loss, and ḡ as it was then."""
+    """The weights of the epoch with the lowest validation loss, and ḡ at that epoch."""
 
     def __init__(self) -> None:
         self.loss = math.inf
@@ -207,7 +207,7 @@ class Best:
         self.reference: list[Tensor] = []
 
     def offer(self, loss: float, module: Autoencoder, reference: Reference) -> None:
-        if loss < self.loss:  # never of NaN
+        if loss < self.loss:  # false for NaN
             self.loss, self.reference = loss, reference.means
             self.weights = [part.detach().clone() for part in module.parameters()]
 
@@ -227,7 +227,7 @@ def objective(
     *,
     differentiable: bool = True,
 ) -> Tensor:
-    """J = L − α·¼ Σ_i cos(∂L/∂φ_i, ḡ_i) of one batch, a scalar; L alone before there is any ḡ."""
+    """J = L − α·¼ Σ_i cos(∂L/∂φ_i, ḡ_i) of one batch, a scalar; only L if there is no ḡ yet."""
     loss = module.loss(images, generator)
     if reference.count == 0:
         return loss
@@ -247,7 +247,7 @@ def step(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One step of training; ``reference`` takes in ∂J/∂φ. Returns J, a scalar without graph."""
+    """One training step; adds ∂J/∂φ to ``reference``. Returns J, a scalar without graph."""
     value = objective(module, images, reference, alpha, generator)
     optimizer.zero_grad()
     value.backward()
@@ -257,7 +257,7 @@ def step(
 
 
 def cosines(module: Autoencoder, images: Tensor, reference: list[Tensor]) -> Tensor:
-    """cos(∂L/∂φ_i, ḡ_i) of the loss L of each image alone: (N, 4), 0 where either is zero."""
+    """cos(∂L/∂φ_i, ḡ_i) of the loss L of each image separately: (N, 4), 0 if either is zero."""
     directions = dict(zip(module.decoder_weights(), reference, strict=True))
     squares, products = norms_and_products(module, images, directions, module.reconstruction_loss, parameters=directions)
     columns = []
@@ -268,7 +268,7 @@ def cosines(module: Autoencoder, images: Tensor, reference: list[Tensor]) -> Ten
 
 
 def _training_images(train_set: TrainingSet, classifier: Classifier | None) -> tuple[Tensor, Tensor]:
-    """The images to train on and those to validate on, at 28x28, float32: a seeded tenth of what is not held out validates."""
+    """Training and validation images at 28x28, float32: a random tenth of the images that are not held out validates."""
     if len(train_set.rows) < 2:
         raise Unsuitable(f"needs at least 2 images to train on, has {len(train_set.rows)}; give more training images")
     batches = train_set.batches(train_set.rows, 512, classifier)
@@ -278,5 +278,5 @@ def _training_images(train_set: TrainingSet, classifier: Classifier | None) -> t
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    """All randomness of one epoch, whatever came before it; on the CPU whatever the device."""
+    """The random generator of one epoch, independent of earlier ones; on the CPU for every device."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))

@@ -7,10 +7,10 @@ from oodbench.probe import Probe
 
 
 class GradNorm(Detector):
-    """Minus the L1 norm of the last weights' gradient of the cross-entropy from all ones to the softmax: large inside.
+    """Minus the L1 norm of the last layer's weight gradient of the cross-entropy from all ones to the softmax.
 
     With K classes, ∂(−Σ_c log p_c)/∂W = (K·p − 1) fᵀ, an outer product, so its L1 norm is ‖f‖₁·‖K·p − 1‖₁ and no
-    backward pass is needed. That is K times the gradient of KL(uniform ‖ p), as in the authors' code.
+    backward pass is needed. The norm is large in distribution, and K times that of KL(uniform ‖ p), as in the authors' code.
 
     features (N, d), logits (N, K) -> (N,), at most 0
     """

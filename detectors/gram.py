@@ -8,28 +8,28 @@ from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 
 POWERS = 5
-OFFSET = 1e-6  # the authors', added to a bound before it divides
-LEAST = 1e-12  # of a divisor
-NOTHING = 1e-6  # E[δ] under this is rounding of float32
+OFFSET = 1e-6  # as in the authors' code, added to a bound before dividing by it
+LEAST = 1e-12  # smallest divisor
+NOTHING = 1e-6  # a smaller E[δ] is rounding of float32
 
 
 class Gram(Detector):
-    """How far correlations between channels leave the range that they have on training images of the predicted class.
+    """How far channel correlations are outside the range seen on training images of the predicted class.
 
     With F (channels, pixels) the map of a layer and Fʳ its elementwise power, r = 1 … 5, the feature correlations are the
-    row sums of the Gram matrix, brought back to one scale by a signed root:
+    row sums of the Gram matrix, rescaled by a signed root:
 
         g_ri = sign(s) |s|^{1/r},  s = Σ_j (Fʳ Fʳᵀ)_ij
 
-    With bounds m, M, the least and greatest g on training images *predicted* as the image's class ŷ, deviations are
+    With bounds m, M, the smallest and largest g on training images *predicted* as the image's class ŷ, deviations are
 
         δ_l = Σ_{r, i} relu(m − g) / |m + 1e-6| + relu(g − M) / |M + 1e-6|
 
-    and the score is Σ_l δ_l / E[δ_l] / max_c p_c. E is the mean over held-out training images, which the bounds do not see;
-    the authors take it over a part of the test set. Where no held-out image leaves the bounds of a layer, E would be 0 and
-    that layer outweigh all: it then counts as it is, E = 1, for it is in units of its bounds already. The authors read every
-    convolution; here the layers of the classifier are read. A class that no training image is predicted as gets the bounds
-    of all classes together, for the paper leaves it open.
+    and the score is Σ_l δ_l / E[δ_l] / max_c p_c. E is the mean over held-out training images, which are not used for the
+    bounds; the authors use a part of the test set. If no held-out image is outside the bounds of a layer, E would be 0 and
+    that layer would outweigh all others; then E = 1 is used, because δ is already in units of its bounds. The authors read
+    every convolution; here the layers of the classifier are read. A class that is never predicted on training images gets
+    the bounds of all classes together, because the paper does not define them.
 
     maps [(N, channels, …)], logits (N, classes) -> (N,), float64, at least 0, and 0 for images within all bounds
     """
@@ -39,7 +39,7 @@ class Gram(Detector):
     low_: Tensor  # m: (classes, columns), the columns of all layers, each 5·channels
     high_: Tensor  # M: (classes, columns)
     widths_: list[int]  # columns of each layer
-    expected_: Tensor  # E[δ], 1 where it is 0: (layers,)
+    expected_: Tensor  # E[δ], 1 if it is 0: (layers,)
 
     _low: Tensor | None = None
     _high: Tensor | None = None
@@ -47,8 +47,8 @@ class Gram(Detector):
     def __init__(self) -> None:
         self._widths: list[int] = []
         self._held_out = 0
-        # Of held-out images, what lies outside the bounds so far, as (class, column, g): bounds only ever widen, so that
-        # what lies within them now adds nothing to E, and next to nothing need be kept.
+        # Values of held-out images outside the current bounds, as (class, column, g). Bounds only widen, so that values
+        # inside them now add nothing to E, and few values need to be kept.
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def observe(self, probe: Probe) -> None:
@@ -69,9 +69,9 @@ class Gram(Detector):
 
     def finish(self) -> None:
         if self._low is None or self._high is None or not torch.isfinite(self._low).any():
-            raise Unsuitable("saw no training image to fit on; give more training images")
+            raise Unsuitable("saw no training images to fit on; give more training images")
         if not self._held_out:
-            raise Unsuitable("needs held-out training images, and there are none; give more training images")
+            raise Unsuitable("needs held-out training images, but there are none; give more training images")
         unseen = torch.isinf(self._low)
         self.low_ = torch.where(unseen, self._low.min(0).values, self._low)
         self.high_ = torch.where(unseen, self._high.max(0).values, self._high)
@@ -96,12 +96,12 @@ class Gram(Detector):
 def row_sums(maps: Tensor) -> Tensor:
     """Maps (N, channels, …) -> the g of every power (N, 5·channels), float64, power by power.
 
-    Without the Gram matrix: its row sum is Fʳ_i · Σ_j Fʳ_j. Since g(aF) = a² g(F), the tenth powers are taken of F / max |F|,
-    so that none overflows.
+    Computed without the Gram matrix: its row sum is Fʳ_i · Σ_j Fʳ_j. Since g(aF) = a² g(F), the powers are taken of
+    F / max |F|, so that none overflows.
     """
     flat = maps.double().reshape(len(maps), maps.shape[1], -1)  # (N, channels, pixels)
     largest = flat.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    flat = flat / largest  # not in place: the maps are the caller's
+    flat = flat / largest  # not in place: the maps belong to the caller
     power, found = flat.clone(), []
     for exponent in range(1, POWERS + 1):
         if exponent > 1:
@@ -112,6 +112,6 @@ def row_sums(maps: Tensor) -> Tensor:
 
 
 def _deviations(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """By how much values leave their bounds, in units of the bound that they leave; all three of one shape."""
+    """How far values are outside their bounds, in units of the violated bound; all three have the same shape."""
     below = (low - values).clamp_min(0) / (low + OFFSET).abs().clamp_min(LEAST)
     return below + (values - high).clamp_min(0) / (high + OFFSET).abs().clamp_min(LEAST)

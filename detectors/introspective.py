@@ -20,28 +20,29 @@ from oodbench.training_set import TrainingSet
 LOSSES = ("mse", "cross-entropy")
 CONTRASTS = ("ones", "exact")
 HIDDEN = (300, 100)
-MAX_INPUTS = 2**20  # of H, which then takes 5 GB to train
+MAX_INPUTS = 2**20  # of H; at this size training takes 5 GB
 
 
 class Introspective(Detector):
-    """A second network H on the gradients of the last layer: "why P, rather than Q?" asked of all N classes at once.
+    """A second network H on the gradients of the last layer: "why P, rather than Q?", asked for all N classes at once.
 
     r_x = vec(∇_W J), W (N, d) the last layer's weights; H, an MLP d·N – 300 – 100 – N with sigmoids between, learns the
-    labels from r_x of clean training images, held-out ones apart, the network frozen. Score: 1 − max_c softmax(H(r_x))_c.
+    labels from r_x of clean training images that are not held out; the network is frozen. Score:
+    1 − max_c softmax(H(r_x))_c.
     Variant ``odin``: 1 − max_c softmax(H(r_x̃)/T)_c after the step x̃ = x − ε·sign(∇_x CE(H(r_x)/T, argmax H(r_x))).
 
-    ∇_W J = g fᵀ with f the features and g = ∂J/∂z (N,), so no backward pass is taken. For contrast ``ones``, J compares
+    ∇_W J = g fᵀ with f the features and g = ∂J/∂z (N,), so no backward pass is needed. For contrast ``ones``, J compares
     the logits z with all classes at once:
 
         mse            J = mean_c (z_c − M)²       g = 2 (z − M) / N    M = mean max_c z_c on training images
         cross-entropy  J = −Σ_c log softmax(z)_c   g = N softmax(z) − 1
 
-    For contrast ``exact``, N losses each compare z with one class I alone, M·e_I or e_I, and of each gradient the row of
-    W that belongs to I is taken: g = 2 (z − M) / N, the same as for all at once, and g = softmax(z) − 1. The rows left out
-    are the same whatever I, 2 z_c f / N and softmax(z)_c f for row c, and would make d·N² numbers of d·N.
+    For contrast ``exact``, each of N losses compares z with a single class I, M·e_I or e_I, and only the row of W that
+    belongs to I is used from each gradient: g = 2 (z − M) / N, the same as for all at once, and g = softmax(z) − 1. The
+    other rows do not depend on I, 2 z_c f / N and softmax(z)_c f for row c, and would turn d·N numbers into d·N².
 
-    The paper says of r_x that it is normalised, and not how: here each image's is divided by its Euclidean norm. It gives
-    no optimiser either: here Adam, on Glorot's initial weights.
+    The paper says that r_x is normalised, but not how: here each image's r_x is divided by its Euclidean norm. It does not
+    give an optimiser either: here Adam, with Glorot's initial weights.
 
     features (N, d), logits (N, classes) -> (N, 2), float64
     """
@@ -77,8 +78,8 @@ class Introspective(Detector):
         head = _training.require_network(classifier).head
         if head.weight.numel() > MAX_INPUTS:
             raise Unsuitable(
-                f"the last layer has {head.weight.numel():,} weights, each an input of H, and {MAX_INPUTS:,} are the most;"
-                " choose a model with fewer classes"
+                f"the last layer has {head.weight.numel():,} weights, each an input of H, but at most {MAX_INPUTS:,} are"
+                " supported; choose a model with fewer classes"
             )
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
@@ -128,13 +129,13 @@ def introspect(features: Tensor, logits: Tensor, loss: str, contrast: str, targe
         by_logit = 2 * (logits.double() - target) / classes
     else:
         by_logit = (classes if contrast == "ones" else 1) * logits.double().softmax(1) - 1
-    # Each factor by itself: the norm of an outer product is the product of norms.
+    # Each factor is normalised separately: the norm of an outer product is the product of the norms.
     outer = F.normalize(by_logit, dim=1)[:, :, None] * F.normalize(features.double(), dim=1)[:, None, :]
     return outer.flatten(1)
 
 
 def _initial(inputs: int, outputs: int, random: torch.Generator) -> list[Tensor]:
-    """Weights and biases of H: Glorot and Bengio's uniform ones (2010), made for sigmoids, and zeros."""
+    """Weights and biases of H: Glorot and Bengio's uniform distribution (2010), meant for sigmoids, and zeros."""
     weights = []
     sizes = (inputs, *HIDDEN, outputs)
     for before, after in pairwise(sizes):
@@ -144,7 +145,7 @@ def _initial(inputs: int, outputs: int, random: torch.Generator) -> list[Tensor]
 
 
 def _mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Linear layers (weight, bias, weight, …) with sigmoids between."""
+    """Linear layers (weight, bias, weight, …) with sigmoids between them."""
     for place in range(0, len(weights) - 2, 2):
         inputs = F.linear(inputs, weights[place], weights[place + 1]).sigmoid()
     return F.linear(inputs, weights[-2], weights[-1])

@@ -11,7 +11,7 @@ from oodbench.probe import Probe
 class KLMatching(Detector):
     """min_k KL(p ‖ d_k), d_k the mean softmax of held-out in-distribution images *predicted* as k.
 
-    A class that none is predicted as gets its one-hot vector. Zeros in d count as the smallest float64, so that the
+    A class that is never predicted gets its one-hot vector. Zeros in d count as the smallest float64, so that the
     divergence stays finite.
 
     logits (N, classes) -> (N,), float64, at least 0 up to rounding

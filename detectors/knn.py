@@ -8,15 +8,15 @@ from oodbench.detector import Detector
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
-BLOCK = 65536  # rows of the bank compared at once: bounds memory at N·BLOCK similarities
+BLOCK = 65536  # rows of the bank compared at once: limits memory to N·BLOCK similarities
 
 
 class KNN(Detector):
     """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖, k = 50.
 
     features (N, d) -> (N,) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's setting for
-    CIFAR. Which row is the k-th nearest is found in the network's dtype,
-    float32 at least; its distance is then taken in float64.
+    CIFAR. The k-th nearest row is searched in the network's dtype, at least float32; its distance is then computed in
+    float64.
     """
 
     signals = ("features",)

@@ -1,4 +1,4 @@
-"""Local intrinsic dimensionality (Ma et al., ICLR 2018, arXiv 1801.02613), as Lee et al. (2018) read it from layers."""
+"""Local intrinsic dimensionality (Ma et al., ICLR 2018, arXiv 1801.02613), applied to layers as in Lee et al. (2018)."""
 
 import numpy as np
 import torch
@@ -11,39 +11,39 @@ from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
 REFERENCES = ("fixed", "paired")
-RESOLUTION = 1e-6  # of a layer's largest norm: below it the digits of a float32 network end
-LEAST = 1e-9  # mean log-ratio where all neighbours are equally far, so that the estimate stays finite
+RESOLUTION = 1e-6  # relative to the largest norm of a layer: the precision of a float32 network
+LEAST = 1e-9  # mean log-ratio if all neighbours are equally far, so that the estimate stays finite
 
 
 class LID(Detector):
-    """How fast the number of neighbours grows with distance, at each layer: more around what is off the data's manifold.
+    """How fast the number of neighbours grows with distance, at each layer: faster for images off the data manifold.
 
-    With v_1 ≤ … ≤ v_k the distances of an image's layer, averaged over space, to its nearest reference images:
+    With v_1 ≤ … ≤ v_k the distances, in a layer averaged over space, from an image to its nearest reference images:
 
         LID = − k / Σ_{j ≤ k} log(v_j / v_k)
 
-    the maximum-likelihood estimate. k is 10, 20, … 90, chosen with the weights of a logistic regression over layers where
-    a shift may be learnt from. Else the papers give no rule: k = 20, Ma et al.'s, and the layers are standardised on
-    held-out in-distribution images and summed.
+    the maximum-likelihood estimate. If learning from a shift is allowed, k is one of 10, 20, … 90, chosen together with the
+    weights of a logistic regression over layers. Otherwise the papers give no rule: k = 20 as in Ma et al., and the layers
+    are standardised on held-out in-distribution images and summed.
 
-    The papers compare an image with the clean minibatch that it came in, so that its score depends on its company:
-    ``reference="paired"`` does so, for sets whose images have clean twins, and drops the nearest, whatever it is. By default
+    The papers compare an image with the clean minibatch that it belongs to, so that its score depends on that batch.
+    ``reference="paired"`` does so, for sets whose images have clean twins, and always drops the nearest image. By default,
     the reference is one fixed sample of ``size`` clean training images, none of them held out, drawn by ``seed``. A
-    reference image that is asked about is not its own neighbour: the nearest is left out where it lies at no distance at
-    every layer. Where there are fewer than k + 1 to refer to, k is as many as there are less one. Distances under a
-    millionth of the layer's largest norm count as that millionth; where all k are that near, LID is 0, a point's dimension.
+    reference image is not its own neighbour: the nearest one is left out if its distance is zero at every layer. With fewer
+    than k + 1 reference images, k is their number minus one. Distances below a millionth of the layer's largest norm count
+    as that millionth; if all k are that small, LID is 0, the dimension of a point.
 
-    layers [(N, d_l)] -> (N, settings·layers), float64. One distance matrix and one top-k a layer serve every k.
+    layers [(N, d_l)] -> (N, settings·layers), float64. One distance matrix and one top-k per layer serve every k.
     """
 
-    signals: tuple[str, ...] = ("layers",)  # and the base, where each image is compared with its minibatch
+    signals: tuple[str, ...] = ("layers",)  # and the base, if each image is compared with its minibatch
     grid = tuple({"k": k} for k in range(10, 91, 10))
     unsupervised_head = "standardised-sum"
     shift_head = "choose-logistic"
 
-    offset_: list[Tensor]  # (d_l,): the mean, taken off first so that no digits are lost
-    references_: list[Tensor]  # (references, d_l), less the offset
-    resolution_: list[float]  # the least distance that counts
+    offset_: list[Tensor]  # (d_l,): the mean, subtracted first so that no digits are lost
+    references_: list[Tensor]  # (references, d_l), minus the offset
+    resolution_: list[float]  # the smallest distance that counts
 
     def __init__(self, k: int = 20, size: int = 100, seed: int = 0, reference: str = "fixed") -> None:
         require_whole("lid", 2, k=k, size=size)
@@ -51,16 +51,16 @@ class LID(Detector):
         if reference not in REFERENCES:
             raise UsageError(f"lid: reference = {reference!r}; give one of {', '.join(REFERENCES)}")
         if size <= k:
-            raise UsageError(f"lid: size = {size}; give a whole number above k = {k}, for an image is not its own neighbour")
+            raise UsageError(f"lid: size = {size}; give a whole number above k = {k}: an image is not its own neighbour")
         self.k, self.size, self.seed, self.reference = k, size, seed, reference
         if reference == "paired":
             self.signals = ("layers", "base")
         self._random = np.random.default_rng(seed)
-        self._keys: Tensor | None = None  # (kept,): those of the smallest keys are the sample
-        self._rows: list[Tensor] = []  # (kept, d_l) a layer
+        self._keys: Tensor | None = None  # (kept,): the images with the smallest keys form the sample
+        self._rows: list[Tensor] = []  # (kept, d_l) per layer
 
     def observe(self, probe: Probe) -> None:
-        # A key for every image, held out or not: the stream then gives an image its own however the pass is cut.
+        # One key for every image, held out or not, so that an image gets the same key for every batch size.
         fitted = ~probe.held_out
         keys = torch.from_numpy(self._random.random(len(probe))).to(fitted.device)[fitted]
         rows = [layer[fitted] for layer in probe.layers]
@@ -83,7 +83,7 @@ class LID(Detector):
         references = self._paired(probe) if self.reference == "paired" else self.references_
         counts = [min(setting["k"], len(references[0]) - 1) for setting in self.settings]
         fitted = zip(probe.layers, self.offset_, references, self.resolution_, strict=True)
-        nearest = []  # (N, largest k + 1) a layer, ascending
+        nearest = []  # (N, largest k + 1) per layer, ascending
         for layer, offset, reference, resolution in fitted:
             distances = squared_distances(layer.double() - offset, reference).sqrt()
             nearest.append(distances.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
@@ -94,21 +94,21 @@ class LID(Detector):
         return torch.stack(by_layer, 2).flatten(1)
 
     def _paired(self, probe: Probe) -> list[Tensor]:
-        """The clean minibatch at each layer, every image once: a batch of negatives may hold an image and its noisy twin.
+        """The clean minibatch at each layer, each image once: a batch of negatives may hold an image and its noisy twin.
 
-        Raises Unsuitable where it has no twins, or too few images to refer to.
+        Raises Unsuitable if there are no clean twins, or too few reference images.
         """
         which = probe.base.images.flatten(1).unique(dim=0, return_inverse=True)[1]  # (N,): the number of each image
         count = int(which.max()) + 1
         if count < 3:
-            raise Unsuitable(f"reference = 'paired' needs 3 clean images a batch, a batch has {count}; take another batch size")
+            raise Unsuitable(f"reference = 'paired' needs 3 clean images per batch, a batch has {count}; use larger batches")
         rows = torch.arange(len(which), device=which.device)
         first = rows.new_full((count,), len(which)).scatter_reduce(0, which, rows, "amin").sort().values
         return [layer[first].double() - offset for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
 
 
 def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:
-    """Ascending distances (N, largest k), none under ``least`` -> LID (N, counts) from the k nearest, for each k of counts."""
+    """Ascending distances (N, largest k), at least ``least`` -> LID (N, counts) from the k nearest, for each k of counts."""
     last = [k - 1 for k in counts]
     logs = distances.log()
     means = (logs.cumsum(1) / torch.arange(1, logs.shape[1] + 1, device=logs.device))[:, last]

@@ -1,7 +1,7 @@
 """Mahalanobis distances at the layers of a network (Lee, Lee, Lee and Shin, NeurIPS 2018, arXiv 1807.03888).
 
-The four variants of the paper's Table 1: V penultimate features as they are, P after a step on the input, FE a feature
-ensemble over all layers, P+FE both.
+The four variants of the paper's Table 1: V reads penultimate features, P adds a step on the input, FE combines all layers
+(feature ensemble), P+FE does both.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ class Mahalanobis(Detector):
 
         score_l = min_c ½ (f − μ_c)ᵀ P (f − μ_c)
 
-    With a step, x̃ = x − ε·sign(∇_x score_l(x)): towards the nearest mean *at that layer*, ε in pixel units of [0, 1],
-    not clipped, and score_l is taken at x̃; all ε share one backward pass a layer.
+    With a step, x̃ = x − ε·sign(∇_x score_l(x)), towards the nearest mean *at that layer*, with ε in pixel units of [0, 1]
+    and no clipping; score_l is computed at x̃. All ε share one backward pass per layer.
 
-    layers [(N, d_l)] -> (N, settings·layers), float64. P is kept as W with P = WᵀW: distances are Euclidean after W.
+    layers [(N, d_l)] -> (N, settings·layers), float64. P is stored as W with P = WᵀW: distances are Euclidean after W.
     """
 
-    layered: ClassVar[bool] = False  # all layers, or the penultimate features alone
-    spares_held_out: ClassVar[bool] = True  # fitted without the held-out tenth, for heads to be fitted on it
+    layered: ClassVar[bool] = False  # all layers, or only the penultimate features
+    spares_held_out: ClassVar[bool] = True  # fitted without the held-out tenth, so that heads can be fitted on it
 
     _moments: list[ClassMoments] | None = None
-    offset_: list[Tensor]  # (d_l,): the mean, taken off first so that no digits are lost
+    offset_: list[Tensor]  # (d_l,): the mean, subtracted first so that no digits are lost
     whitening_: list[Tensor]  # W: (rank, d_l)
     centres_: list[Tensor]  # W (μ_c − offset): (C, rank)
 
@@ -78,14 +78,14 @@ class Mahalanobis(Detector):
 
 
 class MahalanobisV(Mahalanobis):
-    """V: the distance at the penultimate features, no step. -> (N, 1)"""
+    """V: the distance at the penultimate features, without a step. -> (N, 1)"""
 
     spares_held_out = False
     signals = ("logits", "features")
 
 
 class Stepping(Mahalanobis):
-    """Base of those that step: ``epsilon`` without a shift to learn from, else one of ``epsilons``, by default the paper's."""
+    """Base of the variants with a step: ε is ``epsilon``, or one of ``epsilons`` (default: the paper's) learnt from a shift."""
 
     def __init__(self, epsilon: float = 0.0014, epsilons: Sequence[float] = EPSILONS) -> None:
         require_finite("mahalanobis", "of at least 0", epsilon=epsilon)
@@ -97,7 +97,7 @@ class Stepping(Mahalanobis):
 class MahalanobisP(Stepping):
     """P: the distance at the penultimate features after a step on the input. -> (N, settings)
 
-    ε is chosen on a validation shift where one may be learnt from; else the paper gives none, and it is .0014, ODIN's.
+    ε is chosen on a validation shift if learning from one is allowed; otherwise it is ODIN's .0014, as the paper gives none.
     """
 
     signals = ("logits", "features", "input_gradient")
@@ -105,10 +105,10 @@ class MahalanobisP(Stepping):
 
 
 class MahalanobisFE(Mahalanobis):
-    """FE: the distances at all layers, no step. -> (N, layers)
+    """FE: the distances at all layers, without a step. -> (N, layers)
 
-    A logistic regression weighs them where a shift may be learnt from; else the paper gives no weights, and they are
-    standardised on held-out in-distribution images and summed.
+    A logistic regression weights them if learning from a shift is allowed; otherwise the paper gives no weights, and they
+    are standardised on held-out in-distribution images and summed.
     """
 
     layered = True
@@ -120,8 +120,8 @@ class MahalanobisFE(Mahalanobis):
 class MahalanobisPFE(Stepping):
     """P+FE: the distances at all layers, each after its own step on the input. -> (N, settings·layers)
 
-    ε and the weights are learnt from a validation shift where one may be; else ε = .0014, and the layers are
-    standardised on held-out in-distribution images and summed, for the paper gives neither.
+    ε and the weights are learnt from a validation shift if allowed. Otherwise, because the paper gives neither, ε = .0014,
+    and the layers are standardised on held-out in-distribution images and summed.
     """
 
     layered = True

@@ -11,14 +11,14 @@ from oodbench.probe import Probe
 class MCDropout(Detector):
     """Entropy of the mean softmax of T = 10 passes with dropout on and BatchNorm in eval mode: H(p̄).
 
-    Variants: ``mutual-information``, H(p̄) − mean H(p_t), what the passes disagree on; ``variance``, that of the softmax
-    over passes, summed over classes.
+    Variants: ``mutual-information``, H(p̄) − mean H(p_t), the disagreement between passes; ``variance``, the variance of
+    the softmax over passes, summed over classes.
 
-    Where the forward pass goes through dropout modules, these drop, with their own probabilities; elsewhere features are
-    dropped with probability ``p`` before the head, which the paper does not do: the network was not trained for it.
-    ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` are not reached, and stay off. A pass drops the same units
-    for every image, by ``seed``, so that a score does not depend on the batch; a network whose dropout sees tokens before
-    images (``batch_first=False``) does not suit.
+    If the forward pass goes through dropout modules, they drop units with their own probabilities. In other networks,
+    features are dropped with probability ``p`` before the head; this is not in the paper, as the network was not trained
+    for it. ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` stay off. Each pass drops the same units for
+    every image, drawn by ``seed``, so that a score does not depend on the batch. A network whose dropout has tokens as
+    first dimension (``batch_first=False``) is unsuitable.
 
     logits (T, N, classes) -> (N, 3), float64, in nats and squared probability
     """

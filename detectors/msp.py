@@ -7,7 +7,7 @@ from oodbench.probe import Probe
 
 
 class MSP(Detector):
-    """One minus the largest softmax probability: 1 − max_c p_c, in float64, for in float32 many real images tie at 0.
+    """One minus the largest softmax probability: 1 − max_c p_c, in float64, as many real images tie at 0 in float32.
 
     logits (N, classes) -> (N,) in [0, 1 − 1/classes]
     """

@@ -16,14 +16,14 @@ EPSILONS = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01, 0.05, 0.1, 0
 
 
 class ODIN(Detector):
-    """Softmax at temperature T after a step that makes the network surer of its prediction ŷ.
+    """Softmax at temperature T after a step that makes the network more confident in its prediction ŷ.
 
     x̃ = x − ε·sign(∇_x CE(z(x)/T, ŷ)), ε in pixel units of [0, 1], sign(0) = +1, not clipped;
     score 1 − max_c softmax(z(x̃)/T)_c. With T = 1 and ε = 0 it is MSP.
 
-    logits (N, classes) of x and x̃ -> (N, settings), a column a setting (T, ε), in float64: at T = 1000 all scores lie
-    within a hair of 1 − 1/classes. T and ε are chosen on a validation shift where one may be learnt from; without one
-    they are the paper's common choice, T = 1000 and ε = .0014. All ε of one T share one backward pass.
+    logits (N, classes) of x and x̃ -> (N, settings), one column per setting (T, ε), in float64: at T = 1000 all scores are
+    very close to 1 − 1/classes. T and ε are chosen on a validation shift if learning from one is allowed; otherwise they
+    are the paper's common choice, T = 1000 and ε = .0014. All ε of one T share one backward pass.
     """
 
     signals = ("logits", "input_gradient")

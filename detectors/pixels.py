@@ -1,6 +1,6 @@
-"""The control: how far cheap statistics of the image go without any network.
+"""The control: how well simple image statistics work without any network.
 
-Where it scores high, the shift shows in a cue that any detector can pick up.
+If its score is high, the shift has a simple cue that any detector can use.
 """
 
 import torch
@@ -19,8 +19,8 @@ class Pixels(Detector):
     gradient energy, the mean squared difference of neighbouring pixels of the grey image; the fraction of values that
     an 8-bit image stores as 0 or 255.
 
-    The score is the Mahalanobis distance to held-out training images, or the log-odds of a logistic regression where a
-    shift may be learnt from.
+    The score is the Mahalanobis distance to held-out training images, or the log-odds of a logistic regression if learning
+    from a shift is allowed.
 
     images (N, 3, H, W) or (N, 1, H, W) -> (N, 9), float64
     """
@@ -31,7 +31,7 @@ class Pixels(Detector):
 
     def statistics(self, probe: Probe) -> Tensor:
         if probe.images.shape[1] not in (1, 3):
-            raise Unsuitable(f"reads grey or RGB images, not {probe.images.shape[1]} channels; leave it out")
+            raise Unsuitable(f"reads grey or RGB images, not images with {probe.images.shape[1]} channels; leave it out")
         images = probe.images.double().expand(-1, 3, -1, -1)
         red, green, blue = images.unbind(1)  # (N, H, W) each
         means, stds = images.mean((2, 3)), images.std((2, 3), correction=0)  # (N, 3)

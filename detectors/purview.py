@@ -14,15 +14,15 @@ from oodbench.probe import Probe
 
 
 class Purview(Detector):
-    """How much every parameter tensor would have to change for a label that no training image had.
+    """How much every parameter tensor would have to change to fit a label that no training image had.
 
-    J = Σ_c BCE(σ(z_c), y) with the confounding label y for every class, all ones as in the paper; for every parameter
-    tensor p, weights and biases apart and norm layers included, the column is log ‖∇_θp J‖², that image's own gradient
-    in eval mode.
+    J = Σ_c BCE(σ(z_c), y) with the confounding label y for every class, all ones as in the paper. For every parameter
+    tensor p (weights and biases separately, norm layers included) the column is log ‖∇_θp J‖², the gradient of that image
+    alone, in eval mode.
 
-    The paper's classifier on them has two linear layers and no more is said: here a shift head of 40 hidden units, Adam,
-    early stopping on the validation samples that choose. Without a shift to learn from, the score is the mean square of
-    the columns, each standardised on held-out in-distribution images; the paper has none.
+    The paper says only that its classifier on them has two linear layers: here a shift head with 40 hidden units, Adam, and
+    early stopping on the validation samples used for choosing. Without a shift to learn from, the paper has no score; here
+    it is the mean square of the columns, each standardised on held-out in-distribution images.
 
     Parameter gradients (N, parameter tensors) -> (N, parameter tensors), float64
     """
@@ -37,5 +37,5 @@ class Purview(Detector):
 
     def statistics(self, probe: Probe) -> Tensor:
         norms = probe.gradient_norms(confounding(self.label), key=("confounding", self.label))
-        # A gradient of exactly zero, of a layer whose units are all off, must stay finite.
+        # A gradient of exactly zero, of a layer whose units are all inactive, must stay finite.
         return norms.double().clamp_min(torch.finfo(torch.float32).tiny).log()

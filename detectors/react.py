@@ -10,7 +10,7 @@ from oodbench.probe import Probe
 
 
 class ReAct(Detector):
-    """Energy of W·min(f, c) + b, c the 90th percentile of all features of held-out in-distribution images together.
+    """Energy of W·min(f, c) + b, with c the 90th percentile of all features of held-out in-distribution images together.
 
     features (N, d) -> (N,)
     """
@@ -28,7 +28,7 @@ class ReAct(Detector):
 
     def finish(self) -> None:
         features, self._features = torch.cat(self._features), []
-        # numpy's, for torch.quantile refuses more than 16 million values.
+        # numpy's, because torch.quantile refuses more than 16 million values.
         self.threshold_ = float(np.percentile(features.double().cpu().numpy(), self.percentile))
 
     def statistics(self, probe: Probe) -> Tensor:

@@ -8,9 +8,9 @@ from oodbench.probe import Probe
 
 
 class RelativeMahalanobis(Detector):
-    """min_c (f − μ_c)ᵀ P (f − μ_c) − (f − μ₀)ᵀ P₀ (f − μ₀): what is far from every class, beyond what is far from all data.
+    """min_c (f − μ_c)ᵀ P (f − μ_c) − (f − μ₀)ᵀ P₀ (f − μ₀): distance from every class minus distance from all data.
 
-    μ_c class means, P the pseudo-inverse of the tied covariance; μ₀, P₀ those of all training features together.
+    μ_c class means, P the pseudo-inverse of the tied covariance; μ₀, P₀ the same for all training features together.
 
     features (N, d) -> (N,), float64; may be negative.
     """

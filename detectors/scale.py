@@ -23,7 +23,7 @@ class Scale(Detector):
     def statistics(self, probe: Probe) -> Tensor:
         features = probe.features.double()
         values, _ = _last_layer.largest(features, self.percentile, probe.classifier)
-        # Features that are all 0 stay 0, whatever they are scaled by.
+        # Features that are all 0 stay 0 for every factor.
         top = values.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         scaled = features * torch.exp(features.sum(1, keepdim=True) / top)
         return _last_layer.energy(_last_layer.logits_of(scaled, probe.classifier))

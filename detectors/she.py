@@ -8,11 +8,11 @@ from oodbench.probe import Probe
 
 
 class SHE(Detector):
-    """−f·S_ŷ: the inner product with the stored pattern of the predicted class ŷ.
+    """−f·S_ŷ: minus the inner product with the stored pattern of the predicted class ŷ.
 
-    S_c is the mean of the training features of class c that the network classifies correctly. The paper leaves open what
-    stands for a class of which none is: here the mean of all its features, and for a class without any training image
-    the mean of all features.
+    S_c is the mean of the training features of class c that the network classifies correctly. The paper does not define it
+    for a class without any: here it is the mean of all its features, and for a class without training images the mean of
+    all features.
 
     features (N, d), logits (N, classes) -> (N,), float64
     """

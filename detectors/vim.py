@@ -10,11 +10,11 @@ from oodbench.probe import Probe
 
 
 class ViM(Detector):
-    """α‖Rᵀ(f − u)‖ − logsumexp z: the residual outside the principal subspace as a logit of its own, against energy.
+    """α‖Rᵀ(f − u)‖ − logsumexp z: the residual outside the principal subspace as a virtual logit, compared with the energy.
 
     u = −W⁺b is the origin at which the logits vanish; R (d, d − D) are the eigenvectors after the top D of the uncentred
     covariance of f − u on training images; α = mean max_c z_c / mean ‖Rᵀ(f − u)‖ there.
-    D by default: 1000 where d ≥ 2048, 512 where d ≥ 1024; d // 2 below, where the paper names none.
+    D by default: 1000 if d ≥ 2048, 512 if d ≥ 1024, else d // 2, for which the paper gives no value.
 
     features (N, d), logits (N, classes) -> (N,). Training features are kept until ``finish``: α needs R.
     """
@@ -46,13 +46,13 @@ class ViM(Detector):
         width = features.shape[1]
         kept = self.dimension or (1000 if width >= 2048 else 512 if width >= 1024 else width // 2)
         if kept >= width:
-            raise Unsuitable(f"a principal subspace of {kept} dimensions leaves nothing of {width} features; lower dimension")
+            raise Unsuitable(f"a principal subspace of {kept} dimensions leaves none of {width} features; lower dimension")
         centred = features - origin
         vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors  # ascending eigenvalues
         residual = vectors[:, : width - kept].contiguous()
         norm = (centred @ residual).norm(dim=1).mean()
         if norm <= 1e-12 * centred.norm(dim=1).mean():
-            raise Unsuitable(f"training features have nothing outside their first {kept} dimensions; lower dimension")
+            raise Unsuitable(f"training features have no variance outside their first {kept} dimensions; lower dimension")
         self.origin_, self.residual_ = origin, residual
         self.alpha_ = float(max_logits.mean() / norm)
 

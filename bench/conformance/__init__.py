@@ -1,4 +1,4 @@
-"""Checks whether a detector or a data set, ours or a third party's, keeps its contract."""
+"""Checks whether a detector or a data set, built-in or third-party, fulfils its contract."""
 
 from oodbench.conformance.run import check, family_of
 

@@ -1,7 +1,7 @@
-"""What every data set must do, ours and anyone's: each check is a function of a ``Subject``, the set under check.
+"""Requirements for every data set, built-in or third-party: each check is a function of a ``Subject``, the set under check.
 
-It returns what it saw, or raises: ``Skipped`` where there is nothing to check here, anything else where the set does not
-keep the contract. Files that are not there skip what needs them.
+It returns its finding, or raises: ``Skipped`` if there is nothing to check, and any other error if the set does not fulfil
+the contract. Checks that need missing files are skipped.
 """
 
 import tempfile
@@ -20,11 +20,11 @@ from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 
 SPLITS = ("train", "test")
-SIZE = 8  # pixels, that images are resized to
+SIZE = 8  # pixels per side that images are resized to
 
 
 class Subject:
-    """A data set under check; its splits are loaded once each."""
+    """A data set under check; each split is loaded once."""
 
     def __init__(self, name: str, data: Path) -> None:
         self.name, self.data = name, data
@@ -36,11 +36,11 @@ class Subject:
         return self.parsed.base == "folder"
 
     def load(self, split: str) -> ImageSet:
-        """As a run gets it: RGB, in one size."""
+        """The split as a run gets it: RGB, in one size."""
         return load_dataset(self.name, data=self.data, split=split)
 
     def original(self, root: Path, split: str) -> ImageSet:
-        """What the loader itself gives."""
+        """The result of the loader itself."""
         if self.is_folder:
             from oodbench.datasets.folder import folder
 
@@ -50,7 +50,7 @@ class Subject:
 
     @property
     def base_name(self) -> str:
-        """The set, or its part, without a class and a change."""
+        """The set, or its part, without class and change."""
         if self.is_folder:
             return f"folder:{self.parsed.path}"
         level = f"@{self.parsed.part_level}" if self.parsed.part_level else ""
@@ -58,11 +58,11 @@ class Subject:
 
     @property
     def lacks_part(self) -> bool:
-        """Whether it has parts, and none is named."""
+        """Whether it has parts and none is named."""
         return not self.is_folder and not self.parsed.part and takes_parts(registry.load("datasets", self.parsed.base))
 
     def loaded(self, split: str) -> ImageSet | Exception:
-        """A split, or what it raised."""
+        """A split, or the error that it raised."""
         if split not in self._loaded:
             try:
                 self._loaded[split] = self.load(split)
@@ -72,20 +72,20 @@ class Subject:
 
     @property
     def missing(self) -> MissingData | None:
-        """What a split says that is not there."""
+        """The message about the missing files, if any split reports some."""
         return next((found for split in SPLITS if isinstance(found := self.loaded(split), MissingData)), None)
 
     @cached_property
     def splits(self) -> dict[str, ImageSet]:
-        """The splits that are there. Raises Skipped where no file is."""
+        """The available splits. Raises Skipped if there are none."""
         there = {split: found for split in SPLITS if isinstance(found := self.loaded(split), ImageSet)}
         if not there:
-            raise Skipped("its files are not there" if self.missing else "could not be loaded")
+            raise Skipped("its files are missing" if self.missing else "could not be loaded")
         return there
 
 
 def loads(subject: Subject) -> str:
-    """Its splits train and test load, or say that they are missing, or that there is no such split."""
+    """The splits train and test load, or report missing files, or report that they do not exist."""
     found = {split: subject.loaded(split) for split in SPLITS}
     for split, images in found.items():
         if isinstance(images, Unsuitable):
@@ -104,19 +104,19 @@ def loads(subject: Subject) -> str:
 
 
 def images(subject: Subject) -> str:
-    """uint8 (N, 1 or 3, H, W) from its loader; RGB in one size, and in another, from oodbench; all rows decode."""
+    """uint8 (N, 1 or 3, H, W) from its loader; resized RGB, in one size, from oodbench; all rows decode."""
     shapes = []
     for split, found in subject.splits.items():
         own = subject.original(subject.data, split)
         require(isinstance(own, ImageSet), f"its loader gives {type(own).__name__}, not an ImageSet")
         shape = tuple(own.images.shape)
-        require(len(shape) == 4 and shape[0] == len(own), f"{split}: images say shape {shape}, and are {len(own)}")
-        for row in (0, len(own) - 1):  # one at a time, for sizes may vary
+        require(len(shape) == 4 and shape[0] == len(own), f"{split}: images have shape {shape}, but there are {len(own)}")
+        for row in (0, len(own) - 1):  # one at a time, because sizes may vary
             image = own.read([row])
             sound = image.dtype == torch.uint8 and image.dim() == 4 and image.shape[:2] in ((1, 1), (1, 3))
             require(sound, f"{split}: row {row} is {image.dtype} {tuple(image.shape)}, not uint8 (1, 1 or 3, H, W)")
             if isinstance(own.images, Tensor) or (shape[2] and shape[3]):
-                require(tuple(image.shape[1:]) == shape[1:], f"{split}: row {row} is {tuple(image.shape)} in images {shape}")
+                require(tuple(image.shape[1:]) == shape[1:], f"{split}: row {row} is {tuple(image.shape)}, images are {shape}")
         sized = load_dataset(subject.name, data=subject.data, split=split, size=SIZE)
         wanted = (len(found), 3, SIZE, SIZE)
         require(tuple(sized.images.shape) == wanted, f"{split}: resized it is {tuple(sized.images.shape)}, not {wanted}")
@@ -125,7 +125,7 @@ def images(subject: Subject) -> str:
 
 
 def labels(subject: Subject) -> str:
-    """int64 (N,), from 0 to the number of classes less 1."""
+    """int64 (N,), from 0 to the number of classes minus 1."""
     said = []
     for split, found in subject.splits.items():
         if found.labels is None:
@@ -138,7 +138,7 @@ def labels(subject: Subject) -> str:
         require(found.labels.shape == (len(found),), f"{split}: labels are {tuple(found.labels.shape)} for {len(found)} images")
         low, high = int(found.labels.min()), int(found.labels.max())
         known = len(found.classes) or high + 1
-        require(0 <= low <= high < known, f"{split}: labels lie in [{low}, {high}] and name {known} classes")
+        require(0 <= low <= high < known, f"{split}: labels range from {low} to {high}, but there are {known} classes")
         said.append(f"{split} {len(found.labels.unique())} of {known} classes")
     if not said:
         raise Skipped("has no labels")
@@ -163,12 +163,12 @@ def base_index(subject: Subject) -> str:
             rows.dtype == torch.int64 and rows.shape == (len(found),),
             f"{split}: base_index is {rows.dtype} {tuple(rows.shape)}",
         )
-        require(int(rows.min()) >= 0, f"{split}: base_index has the row {int(rows.min())}")
+        require(int(rows.min()) >= 0, f"{split}: base_index has the negative row {int(rows.min())}")
         if subject.base_name != subject.name:
             base = load_dataset(subject.base_name, data=subject.data, split=split)
             strangers = set(rows.tolist()) - set(base.base_index.tolist())
-            require(not strangers, f"{split}: base_index has row {min(strangers, default=0)}, which is none of {base.name}")
-            require(found.base == base.identity, f"{split}: base is {found.base}, that of {base.name} {base.identity}")
+            require(not strangers, f"{split}: base_index has row {min(strangers, default=0)}, which is not in {base.name}")
+            require(found.base == base.identity, f"{split}: base is {found.base}, but {base.name} has {base.identity}")
         elif not found.base:
             require(int(rows.max()) < len(found), f"{split}: base_index has row {int(rows.max())} of {len(found)} images")
     return "in range"
@@ -177,16 +177,16 @@ def base_index(subject: Subject) -> str:
 def splits_apart(subject: Subject) -> str:
     """Training images are not the test images."""
     if len(subject.splits) < 2:
-        raise Skipped(f"has the split {next(iter(subject.splits))} alone here")
+        raise Skipped(f"only the split {next(iter(subject.splits))} is available")
     train, test = subject.splits["train"], subject.splits["test"]
     require(not protocols.shares_images(train, test), "train and test are made from the same images")
     return "train and test are different images"
 
 
 def source(subject: Subject) -> str:
-    """Who uses it must know its licence, and whom to cite."""
+    """Users must know its licence, and whom to cite."""
     if subject.is_folder:
-        raise Skipped("a folder of the user's own")
+        raise Skipped("it is a folder of the user")
     found = next(iter(subject.splits.values()))
     empty = [field for field in ("title", "licence", "citation") if not getattr(found.source, field).strip()]
     require(not empty, f"its source has no {' and no '.join(empty)}; fill in oodbench.Source")
@@ -195,14 +195,12 @@ def source(subject: Subject) -> str:
 
 
 def missing_files(subject: Subject) -> str:
-    """Where its files are not there, it raises MissingData; if it needs none, it loads."""
+    """If its files are missing, it raises MissingData; if it needs none, it loads."""
     with tempfile.TemporaryDirectory() as empty:
         try:
             subject.original(Path(empty), "test")
         except MissingData as error:
-            require(
-                bool(str(error)) and "\n" not in str(error), "MissingData must say in one line what is looked for, and where"
-            )
+            require(bool(str(error)) and "\n" not in str(error), "MissingData must say in one line what is missing, and where")
             return "raises MissingData"
         except UsageError as error:
             raise Skipped(f"has no split test: {error}") from error
@@ -210,15 +208,15 @@ def missing_files(subject: Subject) -> str:
 
 
 def unknown_split(subject: Subject) -> str:
-    """A split that it does not have is a UsageError."""
-    subject.splits  # noqa: B018  # a folder's splits are known only where it is
+    """Asking for a split that it does not have raises UsageError."""
+    subject.splits  # noqa: B018  # the splits of a folder are only known if the folder exists
     try:
         subject.original(subject.data, "no such split")
     except UsageError:
         return "raises UsageError"
     except MissingData as error:
-        raise Failed("says that files are missing for a split that it does not have; raise UsageError first") from error
-    raise Failed("loads a split that it does not have")
+        raise Failed("reports missing files for a split that does not exist; raise UsageError first") from error
+    raise Failed("loads a split that does not exist")
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

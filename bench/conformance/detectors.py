@@ -1,7 +1,7 @@
-"""What every detector must do, ours and anyone's, on a tiny network that learnt an easy task.
+"""Requirements for every detector, built-in or third-party, on a tiny network that learnt an easy task.
 
-Each check is a function of a ``Subject``, the detector under check. It returns what it saw, or raises: ``Skipped`` where
-there is nothing to check here, anything else where the detector does not keep the contract.
+Each check is a function of a ``Subject``, the detector under check. It returns its finding, or raises: ``Skipped`` if there
+is nothing to check, and any other error if the detector does not fulfil the contract.
 """
 
 import json
@@ -30,9 +30,9 @@ from oodbench.probe import SIGNALS
 
 __all__ = ["CHECKS", "Subject", "subject"]
 
-EASY_AUROC = 0.7  # on a shift as plain as OUTSIDE
-LEARNT_AUROC = 0.95  # the same, learnt from
-COMPANY = ("msp", "odin", "mahalanobis-fe")  # between them they ask for a graph, logits and layers
+EASY_AUROC = 0.7  # for a shift as obvious as OUTSIDE
+LEARNT_AUROC = 0.95  # for the same shift after learning from it
+COMPANY = ("msp", "odin", "mahalanobis-fe")  # together they need a graph, logits and layers
 
 
 def contract(subject: Subject) -> str:
@@ -43,17 +43,17 @@ def contract(subject: Subject) -> str:
     for name in parameters:
         require(not name.endswith("_"), f"the parameter {name} ends in _, which marks fitted state")
     again = kind(**json.loads(json.dumps(parameters, allow_nan=False))).parameters()
-    require(json.dumps(again) == json.dumps(parameters), f"made again from {parameters} it has {again}")
+    require(json.dumps(again) == json.dumps(parameters), f"created again from {parameters} it has {again}")
     unknown = sorted(set(detector.signals or ()) - SIGNALS)
     require(not unknown, f"declares unknown signals {', '.join(unknown)} (known: {', '.join(sorted(SIGNALS))})")
     for head in (kind.unsupervised_head, kind.shift_head):
         require(head is None or head in HEADS, f"names the unknown head {head} (known: {', '.join(HEADS)})")
     for setting in detector.grid:
-        require(setting.keys() == detector.setting.keys() <= parameters.keys(), f"{setting} in its grid names other parameters")
-    require(detector.settings == [detector.setting], f"computes {detector.settings} and not its own {detector.setting}")
+        require(setting.keys() == detector.setting.keys() <= parameters.keys(), f"{setting} in its grid has other parameters")
+    require(detector.settings == [detector.setting], f"computes {detector.settings} instead of {detector.setting}")
     chooses = kind.shift_head is not None and HEADS[kind.shift_head].chooses
     require(bool(detector.grid) or not chooses, f"the head {kind.shift_head} has no grid to choose from")
-    require(kind.quick.keys() <= parameters.keys(), f"quick names other parameters than {', '.join(parameters) or 'none'}")
+    require(kind.quick.keys() <= parameters.keys(), f"quick has parameters other than {', '.join(parameters) or 'none'}")
     sound = all(name and ":" not in name for name in kind.variants) and len(set(kind.variants)) == len(kind.variants)
     require(sound, f"variants {kind.variants} must be different names without a colon")
     require(not kind.variants or kind.unsupervised_head == "identity", "has variants, so its head must be identity")
@@ -66,19 +66,19 @@ def contract(subject: Subject) -> str:
 
 
 def fits_and_scores(subject: Subject) -> str:
-    """Scores are a finite float64 array (N,), and differ."""
+    """Scores are a finite float64 array (N,), and not all equal."""
     if isinstance(subject.first, Exception) and not isinstance(subject.first, Unsuitable):
         raise subject.first
     scores = subject.scores
     require(isinstance(scores, np.ndarray), f"score gives {type(scores).__name__}, not an array")
     require(scores.dtype == np.float64 and scores.shape == (len(INSIDE),), f"scores are {scores.dtype} {scores.shape}")
     require(bool(np.isfinite(scores).all()), "scores are not finite")
-    require(np.ptp(scores) > 0, f"all scores are {scores[0]:g}: they tell nothing apart")
+    require(np.ptp(scores) > 0, f"all scores are {scores[0]:g}, so they separate nothing")
     return f"{len(scores)} scores, float64"
 
 
 def deterministic(subject: Subject) -> str:
-    """Fitted again under the same seed, other training images before it or not, it scores the same bit for bit."""
+    """Fitted again with the same seed, also after a fit on other images, it gives the same scores bit for bit."""
     scores = subject.scores
     _same(subject.fitted.score(subject.classifier, INSIDE), scores, 0, "scored twice")
     with other_randomness(), separate_cache():
@@ -86,7 +86,7 @@ def deterministic(subject: Subject) -> str:
         _same(again.score(subject.classifier, INSIDE), scores, 0, "fitted twice")
         refitted = subject.fit(detector=subject.fit(images=1 - TRAIN))
         _same(refitted.score(subject.classifier, INSIDE), scores, 0, "fitted after a fit on other images")
-    return "3 fits, the same bit for bit"
+    return "3 fits, identical bit for bit"
 
 
 def batch_size(subject: Subject) -> str:
@@ -107,13 +107,13 @@ def batch_size(subject: Subject) -> str:
 
 
 def dtype(subject: Subject) -> str:
-    """A network in float64 works, and agrees; uint8 images score as the floats that they stand for."""
+    """A float64 network works, with matching scores; uint8 images score the same as the equivalent floats."""
     classifier, detector = subject.double
     scores = detector.score(classifier, INSIDE)
     require(
         scores.dtype == np.float64 and bool(np.isfinite(scores).all()), "on a float64 network scores are not finite float64"
     )
-    if not detector.prepares:  # training drifts apart
+    if not detector.prepares:  # training diverges slowly between dtypes
         _same(scores, subject.scores, 1e-2, "on a float64 network")
     pixels = _uint8(INSIDE)
     as_floats = subject.fitted.score(subject.classifier, pixels.float() / 255)
@@ -122,10 +122,10 @@ def dtype(subject: Subject) -> str:
 
 
 def device(subject: Subject) -> str:
-    """On CUDA, where there is one, it works and agrees."""
+    """It works on CUDA, if available, with matching scores."""
     scores = subject.scores
     if not torch.cuda.is_available():
-        raise Skipped("no CUDA here: checked on the CPU only")
+        raise Skipped("no CUDA device: checked only on the CPU")
     classifier = trained_classifier(device="cuda")
     detector = subject.fit(classifier)
     found = detector.score(classifier, INSIDE)
@@ -137,38 +137,38 @@ def device(subject: Subject) -> str:
 
 
 def classifier_untouched(subject: Subject) -> str:
-    """Weights, buffers, training flags, requires_grad, gradients and hooks of the network stay what they were."""
+    """Weights, buffers, training flags, requires_grad, gradients and hooks of the network are unchanged."""
     faults = subject.watched.of_classifier
     require(not faults, f"a fit and a score changed the classifier: {', '.join(faults)}")
     return "weights, buffers, modes, requires_grad, hooks"
 
 
 def no_pass_of_its_own(subject: Subject) -> str:
-    """The network runs for the probe alone: what a detector runs by itself no other shares, and no cost shows."""
+    """The network runs only through the probe: own passes of a detector are not shared and not part of any cost."""
     ran = subject.watched.own_passes
-    where = f"ran {ran[0]} behind the probe's back, {_count(len(ran), 'call')} in all" if ran else ""
-    require(not ran, f"{where}; ask the probe, with the signals declared")
-    return "the network ran for the probe alone"
+    where = f"ran {ran[0]} outside the probe, {_count(len(ran), 'call')} in total" if ran else ""
+    require(not ran, f"{where}; use the probe, with the signals declared")
+    return "the network ran only through the probe"
 
 
 def held_out(subject: Subject) -> str:
-    """Noise for held-out training images changes nothing that was fitted, where a head is calibrated on these images."""
+    """Replacing held-out training images by noise changes no fitted state, if a head is calibrated on these images."""
     detector = subject.fitted
     heads = [HEADS[name] for name in (detector.unsupervised_head, detector.shift_head) if name]
     if not (detector.observes or detector.prepares) or not (detector.prepares or any(head.calibrates for head in heads)):
-        raise Skipped("fits nothing, or no head is calibrated on what it did not fit")
+        raise Skipped("fits nothing, or has no head that is calibrated on held-out images")
     rows = torch.from_numpy(protocols.held_out(len(TRAIN), LABELS.numpy(), 0))
     images = TRAIN.clone()
     images[rows] = easy_shift(int(rows.sum()), seed=4)
     wanted, found = (state.fitted_state(one) for one in (detector, subject.fit(images=images)))
     changed = [name for name in wanted if name not in found or not _equal(wanted[name], found[name])]
-    require(not changed, f"fitted {', '.join(changed)} on held-out images too; leave out those of probe.held_out")
-    return f"{int(rows.sum())} held-out images take no part in the fit"
+    require(not changed, f"fitted {', '.join(changed)} on held-out images too; leave out the images in probe.held_out")
+    return f"{int(rows.sum())} held-out images are not used in the fit"
 
 
 def labels_unseen(subject: Subject) -> str:
-    """Labels of test images are not there to see, and change no score."""
-    require(not subject.watched.labels_seen, f"{subject.watched.labels_seen} batches were scored with labels in the probe")
+    """Labels of test images are not available, and change no score."""
+    require(not subject.watched.labels_seen, f"the probe had labels while scoring {subject.watched.labels_seen} batches")
     pixels = _uint8(INSIDE)
     shuffled = INSIDE_LABELS[torch.randperm(len(INSIDE), generator=torch.Generator().manual_seed(0))]
     unlabelled = subject.fitted.score(subject.classifier, ImageSet(pixels))
@@ -179,14 +179,16 @@ def labels_unseen(subject: Subject) -> str:
 
 
 def save_and_load(subject: Subject) -> str:
-    """What is saved is safetensors and JSON, never a pickle; loaded anew, it scores the same."""
+    """Saved files are safetensors and JSON, never pickle; a loaded detector gives the same scores."""
     detectors = {"": subject.fitted} | ({" after a shift": subject.shifted} if subject.fitted.shift_head else {})
     for what, detector in detectors.items():
         loaded = _saved_and_loaded(detector)
-        require(loaded is not detector and type(loaded) is type(detector), f"load gives {loaded!r}, no detector of its own")
+        require(
+            loaded is not detector and type(loaded) is type(detector), f"load gives {loaded!r}, not a new detector of its class"
+        )
         require(loaded.parameters() == json.loads(json.dumps(detector.parameters())), f"load gives {loaded!r}")
         wanted, found = (state.fitted_state(d).keys() for d in (detector, loaded))
-        require(wanted == found, f"fitted state {sorted(wanted ^ found)} is not the same")
+        require(wanted == found, f"fitted state {sorted(wanted ^ found)} differs after loading")
         scores = detector.score(subject.classifier, INSIDE)
         _same(loaded.score(subject.classifier, INSIDE), scores, 0, f"saved and loaded{what}")
     return f"{_count(len(state.fitted_state(subject.fitted)), 'attribute')} of fitted state"
@@ -203,50 +205,50 @@ def finite(subject: Subject) -> str:
 
 
 def easy_shift_scores_higher(subject: Subject) -> str:
-    """Uniform noise scores higher than images of the task; the variants' columns are finite."""
+    """Uniform noise scores higher than images of the task; the columns of variants are finite."""
     sides = [columns(subject.classifier, subject.fitted, images) for images in (INSIDE, OUTSIDE)]
     for place, name in enumerate(subject.fitted.variants, 1):
         require(all(np.isfinite(side[:, place]).all() for side in sides), f"the variant {name} is not finite")
     found = metrics.auroc(subject.scores, subject.fitted.score(subject.classifier, OUTSIDE))
-    require(found > EASY_AUROC, f"AUROC {found:.3f} on uniform noise, where {EASY_AUROC} is easy; is higher = more anomalous?")
+    require(found > EASY_AUROC, f"AUROC {found:.3f} on uniform noise, expected above {EASY_AUROC}; is higher = more anomalous?")
     rows = [f"{v} {metrics.auroc(*(side[:, i] for side in sides)):.3f}" for i, v in enumerate(subject.fitted.variants, 1)]
     return ", ".join([f"AUROC {found:.3f}", *rows])
 
 
 def learns_from_shift(subject: Subject) -> str:
-    """With a shift to learn from it tells that shift; a detector that learns nothing from one says so."""
+    """With a shift to learn from, it detects that shift; a detector that learns nothing from a shift refuses it."""
     if subject.fitted.shift_head is None:
         try:
             subject.fit(shift_images=OUTSIDE)
         except Unsuitable:
-            return "learns nothing from one, and says so"
-        raise Failed("takes shift_images without a shift_head to learn from them")
+            return "learns nothing from a shift, and refuses it"
+        raise Failed("accepts shift_images without a shift_head to learn from them")
     head = subject.shifted.head
-    require(not head.chooses or 0 <= head.setting_ < len(subject.fitted.grid), "its head chose no setting of its grid")
+    require(not head.chooses or 0 <= head.setting_ < len(subject.fitted.grid), "its head chose no setting of the grid")
     scores = [subject.shifted.score(subject.classifier, images) for images in (INSIDE, easy_shift(60, seed=3))]
     found = metrics.auroc(*scores)
-    require(found > LEARNT_AUROC, f"AUROC {found:.3f} on noise as it learnt from, where {LEARNT_AUROC} is easy")
+    require(found > LEARNT_AUROC, f"AUROC {found:.3f} on the kind of noise learnt from, expected above {LEARNT_AUROC}")
     return f"AUROC {found:.3f}"
 
 
 def cost(subject: Subject) -> str:
-    """What it costs can be measured: milliseconds an image, and multiples of a forward pass."""
+    """Its cost can be measured: milliseconds per image, and multiples of a forward pass."""
     detector = subject.fitted
     jobs = {"it": timing.Job(detector, detector.setting)}
     found = timing.standalone_costs(jobs, subject.classifier, INSIDE[: timing.BATCH_SIZE], repeats=3)["it"]
     ms = found["ms_per_image"]
-    require(ms is not None and np.isfinite(ms) and ms > 0, f"{ms} ms an image")
-    return f"{ms:.3g} ms an image, {found['overhead']:.3g} times a forward pass"
+    require(ms is not None and np.isfinite(ms) and ms > 0, f"{ms} ms per image")
+    return f"{ms:.3g} ms per image, {found['overhead']:.3g} times a forward pass"
 
 
 def leaves_all_else_alone(subject: Subject) -> str:
-    """Images, labels and the global random state are as before."""
+    """Images, labels and global random states are unchanged."""
     require(not subject.watched.of_others, f"a fit and a score changed {', '.join(subject.watched.of_others)}")
     return "images, labels, global randomness, torch's settings"
 
 
 def statistics(subject: Subject) -> str:
-    """(N,) or (N, D), the same columns for one image and many, and for each setting alone and among others."""
+    """(N,) or (N, D), the same number of columns for one image and many, and the same result for a setting in any grid."""
     detector = subject.fitted
     settings = list(detector.grid) or [detector.setting]
     with probing(subject.classifier, detector, INSIDE) as probe, detector.computing(settings):
@@ -259,7 +261,7 @@ def statistics(subject: Subject) -> str:
     one = columns(subject.classifier, detector, INSIDE[:1]).shape[1]
     require(one == width, f"{width} columns for {len(INSIDE)} images and {one} for one")
     named = len(detector.variants)
-    require(not named or width == 1 + named, f"{width} columns, and names for {named} after the first")
+    require(not named or width == 1 + named, f"{width} columns, but {named} names for those after the first")
     with probing(subject.classifier, detector, INSIDE) as probe:
         own = detector.probabilities(probe)
     if own is not None:
@@ -271,20 +273,20 @@ def statistics(subject: Subject) -> str:
 
 
 def asks_to_be_fitted(subject: Subject) -> str:
-    """A detector that learns says so where it is asked for scores first."""
+    """A detector that learns raises NotFitted when it is asked for scores before it is fitted."""
     detector = subject.make()
     if not (detector.observes or detector.prepares or HEADS[detector.unsupervised_head].calibrates):
         detector.score(subject.classifier, INSIDE)
-        return "learns nothing, scores at once"
+        return "learns nothing, scores without a fit"
     try:
         detector.score(subject.classifier, INSIDE)
     except NotFitted:
         return "raises NotFitted"
-    raise Failed("scores before it was fitted, though it learns")
+    raise Failed("gives scores before it is fitted, although it learns")
 
 
 def in_company(subject: Subject) -> str:
-    """On a probe that serves others too it computes the same, and so do they."""
+    """On a probe shared with other detectors, it computes the same scores, and so do they."""
     company = {d: [d.setting] for d in (subject.fitted, *_company())}
     pieces = batching.pieces_of(np.arange(len(INSIDE)), len(INSIDE))
     together, _ = passes.statistics(company, subject.classifier, INSIDE, pieces, signals=SIGNALS)
@@ -320,7 +322,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 
 def _same(found: np.ndarray, wanted: np.ndarray, rtol: float, what: str) -> None:
-    """Raise Failed where values differ by more than ``rtol`` of their size and spread; ``rtol`` 0 wants every bit."""
+    """Raise Failed if values differ by more than ``rtol`` of their size and spread; ``rtol`` 0 requires equality bit by bit."""
     limit = rtol * (np.abs(wanted) + wanted.std(axis=0))
     far = np.abs(found - wanted)
     bad = ~(far <= limit)
@@ -331,7 +333,7 @@ def _same(found: np.ndarray, wanted: np.ndarray, rtol: float, what: str) -> None
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Of two values of fitted state."""
+    """Whether two values of fitted state are equal."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     if isinstance(one, list) and isinstance(other, list):
@@ -351,7 +353,7 @@ def _saved_and_loaded(detector: Detector, device: str = "cpu") -> Detector:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.safetensors"
         detector.save(path)
-        state.load(path)  # raises for anything that is not safetensors with a header of JSON
+        state.load(path)  # raises for anything but safetensors with a JSON header
         return type(detector).load(path, device)
 
 

@@ -1,18 +1,18 @@
-"""How a check goes: it returns what it saw, or raises one of these."""
+"""Outcomes of a check: it returns its finding, or raises one of these."""
 
 from typing import Literal, NamedTuple
 
 
 class Failed(Exception):
-    """A check does not hold; the message says what was seen."""
+    """A check failed; the message gives the finding."""
 
 
 class Skipped(Exception):
-    """There is nothing to check; the message says why."""
+    """There is nothing to check; the message gives the reason."""
 
 
 class Outcome(NamedTuple):
-    """How one check went."""
+    """The outcome of one check."""
 
     check: str
     outcome: Literal["pass", "fail", "skip"]
@@ -20,6 +20,6 @@ class Outcome(NamedTuple):
 
 
 def require(holds: bool, otherwise: str) -> None:
-    """Raise Failed with this message unless it holds."""
+    """Raise Failed with this message unless the condition holds."""
     if not holds:
         raise Failed(otherwise)

@@ -1,6 +1,6 @@
-"""``oodbench check NAME``: whether a detector or data set, ours or anyone's, keeps its contract, check by check.
+"""``oodbench check NAME``: checks whether a detector or data set, built-in or third-party, fulfils its contract.
 
-The checks of detectors stand in ``detectors``, those of data sets in ``datasets``.
+The checks of detectors are in ``detectors``, those of data sets in ``datasets``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,15 +25,15 @@ def check(
     parameters: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
 ) -> Iterator[Outcome]:
-    """The outcome of each check of a detector or data set, one after the other.
+    """The outcome of each check of a detector or data set, one after another.
 
     Args:
-        name: of a detector, or of a data set as ``load_dataset`` takes it.
+        name: of a detector, or of a data set as in ``load_dataset``.
         family: ``detectors`` or ``datasets``; by default the one that has this name.
-        parameters: hyper-parameters of a detector, instead of its own and those that make its training short.
+        parameters: hyper-parameters of a detector, in place of its defaults and of those that shorten training.
         data: the data root.
 
-    Raises UsageError for a name that neither or both families have.
+    Raises UsageError for a name that is in neither family or in both.
     """
     family = family or family_of(name)
     data = paths.data_root(data)
@@ -52,7 +52,7 @@ def check(
 
 
 def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Iterator[Outcome]:
-    """What each check says of the subject."""
+    """The finding of each check."""
     for name, does in checks.items():
         try:
             yield Outcome(name, "pass", does(subject))
@@ -60,19 +60,19 @@ def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Ite
             yield Outcome(name, "skip", str(error))
         except Failed as error:
             yield Outcome(name, "fail", str(error))
-        except Exception as error:  # the subject is anyone's code
+        except Exception as error:  # third-party code may raise any error
             yield Outcome(name, "fail", reason(error))
 
 
 def family_of(name: str) -> Family:
-    """Whether a name is a detector's or a data set's. Raises UsageError for one that neither or both have."""
+    """The family of a name: detectors or data sets. Raises UsageError for a name that is in neither or in both."""
     base = base_of(name)
     known: dict[Family, set[str]] = {family: set(registry.records(family)) for family in FAMILIES}
     found: list[Family] = [f for f in FAMILIES if (name if f == "detectors" else base) in known[f]]
     if base == "folder" and not found:
         return "datasets"
     if len(found) == 2:
-        raise UsageError(f"'{name}' is a detector and a data set; say which with --family detectors or --family datasets")
+        raise UsageError(f"'{name}' is a detector and a data set; choose with --family detectors or --family datasets")
     if not found:
         both = known["detectors"] | known["datasets"]
         raise UsageError(

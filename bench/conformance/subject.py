@@ -1,4 +1,4 @@
-"""A detector under check, on a tiny network that learnt an easy task, with the fits that several checks need."""
+"""A detector under check, on a tiny network that learnt an easy task, with the fits shared by several checks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,11 +21,11 @@ from oodbench.probe import Probe
 TRAIN, LABELS = easy_task(400, seed=0)
 INSIDE, INSIDE_LABELS = easy_task(60, seed=1)
 OUTSIDE = easy_shift(60, seed=2)
-MANY = torch.cat([easy_task(100, seed=5)[0], easy_shift(100, seed=6)])  # for company
+MANY = torch.cat([easy_task(100, seed=5)[0], easy_shift(100, seed=6)])  # other images for the same batch
 
 
 class Subject:
-    """A detector under check, with the fits that several checks need, each made once."""
+    """A detector under check, with the fits shared by several checks, each done once."""
 
     def __init__(self, make: Callable[[], Detector], record: registry.Record | None = None) -> None:
         self.make, self.record = make, record
@@ -42,12 +42,12 @@ class Subject:
         detector: Detector | None = None,
         **options: Any,
     ) -> Detector:
-        """Fitted on the task's training images."""
+        """The detector fitted on the task's training images."""
         return (detector or self.make()).fit(classifier or self.classifier, images, labels, **options)
 
     @cached_property
     def first(self) -> tuple[Detector, np.ndarray] | Exception:
-        """The detector, fitted, and its scores of the task's test images; or what it raised."""
+        """The fitted detector and its scores of the task's test images, or the error that it raised."""
         try:
             detector = self.fit()
             columns(self.classifier, detector, INSIDE)
@@ -55,58 +55,58 @@ class Subject:
             return error
         try:
             return detector, detector.score(self.classifier, INSIDE)
-        except Exception as error:  # Unsuitable too: it computes statistics, so this network does suit it
+        except Exception as error:  # also Unsuitable: it computed statistics, so the network suits it
             return Failed(reason(error))
 
     @property
     def fitted(self) -> Detector:
-        """The detector, fitted. Raises Skipped where that cannot be had."""
+        """The fitted detector. Raises Skipped if it could not be fitted."""
         return self._sound()[0]
 
     @property
     def scores(self) -> np.ndarray:
-        """Of the task's test images. Raises Skipped where they cannot be had."""
+        """Scores of the task's test images. Raises Skipped if there are none."""
         return self._sound()[1]
 
     def _sound(self) -> tuple[Detector, np.ndarray]:
         if isinstance(self.first, Unsuitable):
-            raise Skipped(f"does not suit the network of this check: {self.first}")
+            raise Skipped(f"is unsuitable for the network of this check: {self.first}")
         if isinstance(self.first, Exception):
             raise Skipped("could not be fitted")
         return self.first
 
     @property
     def rtol(self) -> float:
-        """A step on the input follows the sign of a float32 gradient, which rounding turns where it is next to nothing."""
+        """Relative tolerance: a step on the input uses the sign of a float32 gradient, which rounding can flip near zero."""
         return 1e-2 if "input_gradient" in self.fitted.declared_signals else 1e-4
 
     @cached_property
     def double(self) -> tuple[Classifier, Detector]:
-        """A network in float64, and the detector fitted on it."""
+        """A float64 network, and the detector fitted on it."""
         self._sound()
         classifier = trained_classifier(torch.float64)
         return classifier, self.fit(classifier)
 
     @cached_property
     def shifted(self) -> Detector:
-        """Fitted with a shift to learn from."""
+        """The detector fitted with a shift to learn from."""
         return self.fit(shift_images=OUTSIDE)
 
     @cached_property
     def watched(self) -> Watched:
-        """What it changes while it fits and scores."""
+        """What it changes during fit and score."""
         self._sound()
         return watch(self.make(), trained_classifier(), TRAIN, LABELS, INSIDE)
 
 
 def subject(name: str, parameters: Mapping[str, Any]) -> Subject:
-    """A detector by name, with these hyper-parameters over those that make its training short."""
+    """A detector by name, with these hyper-parameters in addition to those that shorten training."""
     quick = getattr(registry.load("detectors", name), "quick", {})
 
     def make() -> Detector:
         return load_detector(name, **{**quick, **parameters})
 
-    with suppress(TypeError, ValueError):  # the first check says it; a misspelt name is said at once
+    with suppress(TypeError, ValueError):  # the first check reports it; a misspelt name is reported at once
         make()
     return Subject(make, registry.find("detectors", name))
 
@@ -119,6 +119,6 @@ def probing(classifier: Classifier, detector: Detector, images: Tensor) -> Itera
 
 
 def columns(classifier: Classifier, detector: Detector, images: Tensor) -> np.ndarray:
-    """Its columns (N, D) at its own setting."""
+    """Its columns (N, D) at its default setting."""
     with probing(classifier, detector, images) as probe, detector.computing([detector.setting]):
         return detector.grouped_statistics(probe)[:, 0]

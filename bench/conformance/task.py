@@ -1,4 +1,4 @@
-"""What detectors are checked on: four classes of small images, a network that learns them in a second, and a plain shift."""
+"""The task of the checks: four classes of small images, a network that learns them in a second, and an obvious shift."""
 
 from functools import cache
 
@@ -28,7 +28,7 @@ class TinyResNet(nn.Module):
 
 
 def easy_task(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images (size, 3, 8, 8) in [0, 1] of four classes, which quadrant is bright and in which colour, and labels (size,)."""
+    """Images (size, 3, 8, 8) in [0, 1] of four classes (which quadrant is bright, and its colour), and labels (size,)."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(size) % CLASSES
     images = 0.3 + 0.05 * torch.randn(size, 3, SIDE, SIDE, generator=random)
@@ -41,10 +41,10 @@ def easy_task(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def easy_shift(size: int, seed: int) -> Tensor:
-    """Uniform noise (size, 3, 8, 8): it shows none of the classes.
+    """Uniform noise (size, 3, 8, 8) that shows none of the classes.
 
-    Not one that takes contrast away: features then grow alike, and SCALE's factor, the exponential of the sum of all 16
-    over that of the top 2, takes it for the surest of all.
+    A shift that removes contrast would not do: features then become alike, and SCALE's factor, the exponential of the sum
+    of all 16 over that of the top 2, makes such images look the most certain.
     """
     return torch.rand(size, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
@@ -63,7 +63,7 @@ def extreme_images() -> Tensor:
 
 
 def trained_classifier(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Classifier:
-    """A network of its own on each call, with the weights that learnt ``easy_task``."""
+    """A new network on each call, with the weights that learnt ``easy_task``."""
     classifier = _untrained()
     classifier.module.load_state_dict(_weights())
     return classifier.to(device, dtype)

@@ -1,4 +1,4 @@
-"""Watches a detector fit and score, and says what it changed that is not its own."""
+"""Watches a detector during fit and score, and reports what it changed that does not belong to it."""
 
 import random
 import sys
@@ -21,7 +21,7 @@ from oodbench.detector import Detector
 from oodbench.probe import Probe
 
 PROBE = probe.__file__
-# Whose frames lie between the network and who runs it.
+# Modules whose frames are between the network and its caller.
 RUN_FOR_OTHERS = tuple(
     str(path)
     for path in (
@@ -33,12 +33,12 @@ RUN_FOR_OTHERS = tuple(
 
 @dataclass
 class Watched:
-    """What a fit and a score left changed, in words, how many batches were scored with labels in the probe, and own passes."""
+    """Changes left by a fit and a score, in words; the number of batches scored with labels in the probe; and own passes."""
 
     of_classifier: list[str] = field(default_factory=list)
     of_others: list[str] = field(default_factory=list)
     labels_seen: int = 0
-    own_passes: list[str] = field(default_factory=list)  # modules of the network that ran, and not for the probe
+    own_passes: list[str] = field(default_factory=list)  # modules of the network that ran outside the probe
 
 
 def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Tensor, test: Tensor) -> Watched:
@@ -47,7 +47,7 @@ def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Ten
     spied = _spied(type(detector), watched)(**detector.parameters())
     spied.name = detector.name
     given = {"training images": train.clone(), "labels": labels.clone(), "test images": test.clone()}
-    with other_randomness():  # a state that no seed of the detector's own has left behind
+    with other_randomness():  # a random state that does not result from the detector's own seed
         network, surroundings = _of_classifier(classifier), _of_surroundings()
         spied.fit(classifier, given["training images"], given["labels"])
         spied.score(classifier, given["test images"])
@@ -58,7 +58,7 @@ def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Ten
 
 
 def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
-    """The class, noting what its methods do to the probe that they share with others."""
+    """A subclass that notes what its methods do to the shared probe."""
 
     def statistics(self: Detector, probe: Probe) -> Tensor:
         watched.labels_seen += probe.labels is not None
@@ -70,7 +70,7 @@ def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
             kind.observe(self, probe)
 
     members: dict[str, Any] = {"statistics": statistics, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    if kind.observe is not Detector.observe:  # whether a detector observes is seen by whether it has the method
+    if kind.observe is not Detector.observe:  # a detector observes if it overrides the method
         members["observe"] = observe
     return type(kind.__name__, (kind,), members)
 
@@ -85,14 +85,14 @@ def _images_kept(probe: Probe, watched: Watched) -> Iterator[None]:
 
 @contextmanager
 def _passes_seen(probe: Probe, watched: Watched) -> Iterator[None]:
-    """Notes each module of the network that runs, where it is not this probe that runs it, or one made of it."""
+    """Notes each module of the network that runs outside this probe and the probes made from it."""
     if probe._classifier is None:
         yield
         return
 
     def note(name: str, own: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any) -> None:
-            if module is own and not _run_by(probe):  # a copy, as of an ensemble's members, takes the hook along
+            if module is own and not _run_by(probe):  # a copy, such as an ensemble member, has the hook too
                 watched.own_passes.append(name)
 
         return hook
@@ -104,7 +104,7 @@ def _passes_seen(probe: Probe, watched: Watched) -> Iterator[None]:
 
 
 def _run_by(probe: Probe) -> bool:
-    """Whether the innermost caller that is neither the network, torch nor a rule of gradients is a method of this probe."""
+    """Whether the innermost caller outside the network, torch and the gradient rules is a method of this probe."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -113,11 +113,11 @@ def _run_by(probe: Probe) -> bool:
         if file != PROBE and not file.startswith(RUN_FOR_OTHERS):
             return False
         frame = frame.f_back
-    return True  # a thread of autograd's
+    return True  # a thread of autograd
 
 
 def _with_steps(probe: Probe) -> Iterator[Probe]:
-    """A probe and those of its perturbed images."""
+    """A probe and the probes of its perturbed images."""
     yield probe
     for value in list(probe._memo.values()):
         if isinstance(value, Probe) and value is not probe:
@@ -160,7 +160,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def other_randomness() -> Iterator[None]:
-    """Another global random state than outside, which is as before in the end."""
+    """Use another global random state; the outer one is restored in the end."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         torch.manual_seed(12345)

@@ -1,9 +1,9 @@
-"""Which parameters of a network the rules get right: held against autograd, image by image, before they are trusted.
+"""Finds the parameters of a network for which the rules are right, by comparison with autograd, image by image.
 
-A rule assumes that a function's first dimension is the batch, or begins with it. Where a network breaks that (tokens
-first, windows first) norms come out wrong. So each network is tried once, on three random images in float64, and each
-parameter's norms compared with those of one backward pass an image. A gradient that is zero there proves nothing: such
-a parameter is compared on the first real images that give it one.
+A rule assumes that the first dimension of a function's input is the batch, or begins with it. If a network breaks this
+(tokens first, windows first), norms are wrong. Therefore each network is tested once, on three random images in float64,
+and each parameter's norms are compared with those of one backward pass per image. A gradient that is zero there proves
+nothing: such a parameter is compared on the first real images that give it a gradient.
 """
 
 import copy
@@ -18,20 +18,20 @@ from oodbench.errors import Unsuitable
 from oodbench.gradients.record import Recorder
 from oodbench.gradients.slow import of_one_image
 
-SAMPLES = 3  # few, and rarely a network's number of tokens or frames: a dimension taken for the batch shows
+SAMPLES = 3  # small, and rarely a network's number of tokens or frames: a dimension mistaken for the batch is noticed
 
-# By dtype, how far a norm may be off, and what is rounding beside the network's largest. A wrong rule is off by far more
-# than either; in float32 a ReLU turns now and then.
+# By dtype: the tolerance for a norm, and the share of the network's largest norm below which a value is rounding. A wrong
+# rule is off by far more than either; in float32 a ReLU may change sides now and then.
 TOLERANCES = {torch.float64: (1e-6, 1e-24), torch.float32: (1e-2, 1e-10)}
 COARSE = (0.2, 1e-4)  # half precision
 
 
 class Coverage:
-    """What is known of one network, for images of one shape.
+    """What is known about one network, for images of one shape.
 
     Attributes:
-        slow: names of parameters that must go another way.
-        proved: names of those whose norms were compared.
+        slow: names of parameters that need the slow way.
+        proved: names of parameters whose norms were compared.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,7 +40,7 @@ class Coverage:
         self._name = name
 
     def compare(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
-        """Take in norms by rules and by autograd, (n,) by name; the names that turned out wrong."""
+        """Compare norms by rules with norms by autograd, (n,) by name; returns the names that are wrong."""
         least = rounding(expected)
         wrong = set()
         for name, norms in expected.items():
@@ -54,20 +54,20 @@ class Coverage:
         return wrong
 
     def leave(self, names: set[str]) -> None:
-        """These are not covered; said in a warning."""
+        """Mark these parameters as not covered, with a warning."""
         if new := names - self.slow:
             self.slow |= new
             some = sorted(new)
             listed = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
             warnings.warn(
-                f"no rule covers {listed} of {self._name}: their per-sample gradients come from torch.func or single"
-                " images, which is exact and slow",
+                f"no rule covers {listed} of {self._name}: their per-sample gradients are computed by torch.func or image"
+                " by image, which is exact but slow",
                 stacklevel=5,
             )
 
 
 def rounding(norms: Mapping[str, Tensor]) -> float:
-    """What of a network's squared norms (n,) is rounding, beside the largest of them."""
+    """The part of a network's squared norms (n,) that is rounding, relative to the largest of them."""
     largest = max(norms.values(), key=lambda found: float(found.max()), default=torch.zeros(1))
     return TOLERANCES.get(largest.dtype, COARSE)[1] * float(largest.max())
 
@@ -76,9 +76,9 @@ _known: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Coverage]] = WeakK
 
 
 def coverage_of(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Coverage:
-    """What is known of a network's parameters; where nothing is yet, after a trial.
+    """What is known about a network's parameters; the first call tests the network.
 
-    Raises Unsuitable where a gradient is not one image's own.
+    Raises Unsuitable if a gradient does not belong to one image.
     """
     key = images.shape[1:], images.dtype, tuple(parameters)
     known = _known.setdefault(module, {})
@@ -90,7 +90,7 @@ def coverage_of(module: nn.Module, parameters: Mapping[str, Tensor], images: Ten
 def norms_one_by_one(
     module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    """Squared norms (n,) by name, from a backward pass an image."""
+    """Squared norms (n,) by name, from one backward pass per image."""
     rows = []
     for image, cotangent in zip(images.split(1), cotangents.split(1), strict=True):
         gradients = of_one_image(module, parameters, image, cotangent)
@@ -102,19 +102,19 @@ def _tried(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) 
     coverage = Coverage(str(getattr(module, "name", type(module).__name__)))
     random = torch.rand(SAMPLES, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     try:
-        # A copy: buffers that change on the way are not the network's own.
+        # A copy, so that buffers that change on the way are not the network's.
         double = copy.deepcopy(module).double()
         named = dict(double.named_parameters())
         _try(coverage, double, {name: named[name] for name in parameters}, random.to(images.device, torch.float64))
     except Unsuitable:
         raise
-    except Exception:  # a network that cannot be copied, or that insists on its dtype
+    except Exception:  # a network that cannot be copied, or that only accepts its dtype
         buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         try:
             _try(coverage, module, parameters, random.to(images))
         except Unsuitable:
             raise
-        except Exception:  # nor be recorded
+        except Exception:  # or that cannot be recorded
             coverage.leave(set(parameters))
         finally:
             for buffer, before in buffers:

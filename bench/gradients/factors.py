@@ -1,7 +1,7 @@
 """Each sample's gradient of one parameter, kept as the factors that it is the product of.
 
-A part knows two things of N gradients ∇ₙ, each shaped like the parameter: ‖∇ₙ‖² and ⟨∇ₙ, D⟩ for a direction D. It takes
-the cheapest way to them, and the gradients themselves are formed only where they are small.
+It provides two quantities of N gradients ∇ₙ, each shaped like the parameter: ‖∇ₙ‖² and ⟨∇ₙ, D⟩ for a direction D. It uses
+the cheapest way to compute them, and forms the gradients themselves only if they are small.
 """
 
 import math
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**24  # temporaries of a part stay below this, or at one sample's
+CHUNK_BYTES = 2**24  # limit for temporary tensors, unless one sample needs more
 
-# What a convolution's norm costs each of three ways, in multiply-adds of a large matrix product; fitted to measurements
+# Cost of a convolution's norm in each of three ways, in multiply-adds of a large matrix product; fitted to measurements
 # with float32 on one AVX2 core, maps of 4x4 to 32x32 and 16 to 512 channels.
-THIN_COST, STORE_COST = 12, 30  # of the product: what a side of one channel adds, relatively; a number written
-WINDOW_COST = 30  # of the Gram matrices: an entry of a window
-GROUP_SHARE, GROUP_COST = 0.85, 75  # of the groups: a multiply-add; an output
+THIN_COST, STORE_COST = 12, 30  # of the product: relative extra cost of a side with one channel; of storing a number
+WINDOW_COST = 30  # of the Gram matrices: per entry of a window
+GROUP_SHARE, GROUP_COST = 0.85, 75  # of the groups: per multiply-add; per output
 
 
 class GradientFactors(Protocol):
@@ -30,12 +30,12 @@ class GradientFactors(Protocol):
         ...
 
     def inner_products(self, direction: Tensor) -> Tensor:
-        """With a direction of the parameter's shape: (N,)."""
+        """Inner products with a direction of the parameter's shape: (N,)."""
         ...
 
 
 class Explicit:
-    """The gradients themselves, (N, *shape): of biases, of norm layers, of whatever is small."""
+    """The gradients themselves, (N, *shape): for biases, norm layers and other small parameters."""
 
     def __init__(self, gradients: Tensor) -> None:
         self.gradients = gradients.flatten(1)
@@ -48,9 +48,9 @@ class Explicit:
 
 
 class Outer:
-    """Σₜ gₜ xₜᵀ over T places, of a linear layer's weight (O, I): x (N, T, I) went in, g (N, T, O) came back.
+    """Σₜ gₜ xₜᵀ over T positions, for a linear layer's weight (O, I): input x (N, T, I), output gradient g (N, T, O).
 
-    Its squared norm is Σ_{t,u} (gₜ·g_u)(xₜ·x_u), from the two Gram matrices, where places are fewer than channels.
+    Its squared norm is Σ_{t,u} (gₜ·g_u)(xₜ·x_u), from the two Gram matrices, if there are fewer positions than channels.
     """
 
     def __init__(self, x: Tensor, g: Tensor) -> None:
@@ -73,9 +73,9 @@ def _gram_norms(x: Tensor, g: Tensor) -> Tensor:
 
 
 class Lookup:
-    """Of an embedding's weight (V, D): g (N, T, D) came back at the rows ``index`` (N, T); where < 0, nothing did.
+    """For an embedding's weight (V, D): output gradient g (N, T, D) at rows ``index`` (N, T); an index < 0 has no gradient.
 
-    Two places meet where they read the same row: ‖∇‖² = Σ_{t,u} [indexₜ = index_u] gₜ·g_u.
+    Two positions interact if they read the same row: ‖∇‖² = Σ_{t,u} [indexₜ = index_u] gₜ·g_u.
     """
 
     def __init__(self, index: Tensor, g: Tensor) -> None:
@@ -93,17 +93,17 @@ class Lookup:
 
 
 class Correlation:
-    """Of a convolution's weight (O, I / groups, kh, kw): x (N, I, H, W) went in, g (N, O, H', W') came back.
+    """For a convolution's weight (O, I / groups, kh, kw): input x (N, I, H, W), output gradient g (N, O, H', W').
 
     ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Three ways to its norm:
 
-    - The *product*: for each of the kh·kw offsets the matrix g xᵀ, over all places p. Rows of g are widened with zeros to
-      those of x, so that an offset is a shift of the flattened map, a view and no unfolded copy.
-    - The *Gram matrices*, where the map is small: Σ_{p,q} (g_p·g_q)(X_p·X_q), and the Gram matrix of patches X is the sum
-      of kh·kw windows of that of pixels, again with nothing unfolded.
-    - The *groups*, where channels are few: samples are groups of one convolution, whose weight gradient is that of each.
+    - The *product*: for each of the kh·kw offsets the matrix g xᵀ, over all positions p. Rows of g are padded with zeros to
+      those of x, so that an offset is a shift of the flattened map, a view without an unfolded copy.
+    - The *Gram matrices*, for small maps: Σ_{p,q} (g_p·g_q)(X_p·X_q); the Gram matrix of patches X is the sum of kh·kw
+      windows of the Gram matrix of pixels, again without unfolding.
+    - The *groups*, for few channels: samples are the groups of one convolution, whose weight gradient is that of each.
 
-    For the first two x falls apart into s² phases, and an offset stays within one of them.
+    For the first two, x is split into s² phases, and an offset stays within one of them.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Correlation:
     ) -> None:
         self.x, self.g, self.kernel = x, g, kernel
         self.stride, self.dilation, self.groups = stride, dilation, groups
-        # What patches reach is neither more nor less than this, whatever was put at the other two edges.
+        # Patches reach exactly this area, whatever the padding of the other two edges.
         height, width = (
             (n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(g.shape[2:], stride, dilation, kernel, strict=True)
         )
@@ -135,21 +135,21 @@ class Correlation:
         way = min(ways, key=ways.__getitem__)
         return _in_chunks(way, self._gram_size if way == self._gram else self._product_size, self.x, self.g)
 
-    # Costs and sizes of a sample
+    # Costs and sizes per sample
 
     @property
     def _channels(self) -> tuple[int, int]:
-        """A group's: (in, out)."""
+        """Channels of a group: (in, out)."""
         return self.x.shape[1] // self.groups, self.g.shape[1] // self.groups
 
     @property
     def _weights(self) -> int:
-        """Numbers in a sample's gradient."""
+        """Number of values in a sample's gradient."""
         return self.groups * math.prod(self._channels) * math.prod(self.kernel)
 
     @cached_property
     def _offsets(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """By phase (row, column): the shifts within it, one a kernel element."""
+        """By phase (row, column): the shifts within it, one per kernel element."""
         found: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for a in range(self.kernel[0]):
             for b in range(self.kernel[1]):
@@ -160,7 +160,7 @@ class Correlation:
         return found
 
     def _phase_size(self, shifts: list[tuple[int, int]]) -> tuple[int, int]:
-        """(height, width) of a phase's map as far as patches reach."""
+        """(height, width) of the area of a phase's map that patches reach."""
         height, width = self.g.shape[2:]
         return height + max(down for down, _ in shifts), width + max(right for _, right in shifts)
 
@@ -181,7 +181,7 @@ class Correlation:
     @property
     def _grouped_cost(self) -> float:
         if self.x.device.type != "cpu" or self.x.dtype != torch.float32:
-            return math.inf  # only oneDNN does many groups at once
+            return math.inf  # only oneDNN computes many groups at once
         return self._weights * (GROUP_SHARE * math.prod(self.g.shape[2:]) + GROUP_COST)
 
     @property
@@ -216,7 +216,7 @@ class Correlation:
             for down, right in shifts:
                 start = down * width + right
                 window = flat[:, :, start : start + length]
-                if inputs == outputs == 1:  # depthwise: a matrix product of vectors gains nothing
+                if inputs == outputs == 1:  # depthwise: a matrix product of vectors is not faster
                     total += _squares((rows * window).sum(2).view(len(g), -1))
                 else:
                     total += _squares(torch.bmm(rows, window.transpose(1, 2)).view(len(g), -1))
@@ -229,7 +229,7 @@ class Correlation:
         for phase, shifts in self._phases(x):
             flat = phase.flatten(2)
             pixels = torch.bmm(flat.transpose(1, 2), flat).view(-1, *phase.shape[2:], *phase.shape[2:])
-            # The windows of a phase are a grid, so that their sum is one down and then one across.
+            # The windows of a phase form a grid, so that they are summed first down and then across.
             downs, rights = ({shift[axis] for shift in shifts} for axis in (0, 1))
             lines = _sum(pixels[:, down : down + height, :, down : down + height] for down in downs)
             windows = _sum(lines[:, :, right : right + width, :, right : right + width] for right in rights)
@@ -245,7 +245,7 @@ class Correlation:
             x, edges = F.pad(x, self.padding), [0, 0]
         x, g = (tensor.reshape(1, -1, *tensor.shape[2:]) for tensor in (x, g))
         groups = self.groups * x.shape[1] // self.x.shape[1]
-        weight = x.new_empty(g.shape[1], self._channels[0], *self.kernel)  # for its shape
+        weight = x.new_empty(g.shape[1], self._channels[0], *self.kernel)  # only its shape is used
         options = (self.stride, edges, self.dilation, False, [0, 0], groups, (False, True, False))
         gradients = torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
         return _squares(gradients.view(groups // self.groups, -1))
@@ -264,7 +264,7 @@ def _squares(products: Tensor) -> Tensor:
 
 
 def _in_chunks(way: Callable[..., Tensor], numbers: int, *tensors: Tensor) -> Tensor:
-    """``way`` of a few samples at a time, where each needs so many ``numbers`` for temporaries: (N,)."""
+    """``way`` for a few samples at a time, if each needs ``numbers`` temporary values: (N,)."""
     rows = max(1, CHUNK_BYTES // (numbers * tensors[-1].element_size()))
     if rows >= len(tensors[0]):
         return way(*tensors)

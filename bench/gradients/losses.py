@@ -1,4 +1,4 @@
-"""What is backpropagated: losses that map outputs (N, …) and images (N, C, H, W) to one value an image (N,)."""
+"""The backpropagated losses: they map outputs (N, …) and images (N, C, H, W) to one value per image (N,)."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def confounding(label: Tensor | float) -> Loss:
     """Binary cross-entropy of logits (N, classes), summed over classes, against one label vector for all: (classes,).
 
     A *confounding* label is one that no training image had, such as all ones (Lee et al., IEEE Access 2023,
-    arXiv 2304.02834). Summed, for a mean would only divide every squared norm by the square of the number of classes.
+    arXiv 2304.02834). It is a sum, because a mean would only divide every squared norm by the squared number of classes.
     """
 
     def loss(logits: Tensor, images: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def confounding(label: Tensor | float) -> Loss:
 
 
 def cross_entropy(target: int | Tensor | None = None) -> Loss:
-    """Cross-entropy of logits (N, classes) to one class, to a class an image (N,), or, without one, to each prediction."""
+    """Cross-entropy of logits (N, classes) to one class, to one class per image (N,), or, without one, to each prediction."""
 
     def loss(logits: Tensor, images: Tensor) -> Tensor:
         classes = logits.argmax(1) if target is None else as_tensor(target, device=logits.device).expand(len(logits))
@@ -36,7 +36,7 @@ def cross_entropy(target: int | Tensor | None = None) -> Loss:
 
 
 def mse(value: float | Tensor) -> Loss:
-    """Squared error of outputs (N, …) against a constant, mean over an image's outputs."""
+    """Squared error of outputs (N, …) against a constant, mean over the outputs of an image."""
 
     def loss(outputs: Tensor, images: Tensor) -> Tensor:
         return (outputs - as_tensor(value).to(outputs)).square().flatten(1).mean(1)
@@ -57,9 +57,9 @@ NAMED: dict[str, Loss] = {
 
 
 def loss_of(loss: str | Loss | Tensor) -> Loss:
-    """A loss by name, a label vector (classes,) as a confounding label, or a function as it is.
+    """A loss by name, a label vector (classes,) as a confounding label, or a function unchanged.
 
-    Raises UsageError for a name that stands for none.
+    Raises UsageError for an unknown name.
     """
     if isinstance(loss, Tensor):
         return confounding(loss)

@@ -25,27 +25,27 @@ def squared_norms(
     *,
     parameters: Iterable[str] | None = None,
 ) -> Norms:
-    """‖∇_θp Jₙ‖² for every parameter tensor p and every image n, J that image's own loss.
+    """‖∇_θp Jₙ‖² for every parameter tensor p and every image n, with J the loss of that image alone.
 
     Args:
         classifier: a Classifier, or any module that maps images (N, C, H, W) to outputs (N, …). It is put into eval mode
-            for the pass; its parameters, and whether they require gradients, stay as they are.
+            for the pass; its parameters, and whether they require gradients, are unchanged afterwards.
         images: (N, C, H, W), floats on its device and in its dtype; for a Classifier in [0, 1].
         loss: ``ones`` (binary cross-entropy of the logits against all ones, summed over classes), ``cross-entropy`` (to
             the predicted class), ``reconstruction`` (mean squared error against the images), a label vector (classes,),
             or a function of outputs and images to (N,): see ``oodbench.gradients.losses``.
-        parameters: names of those wanted; by default all.
+        parameters: names of the parameters to use; by default all.
 
     Returns:
-        By name in ``module.named_parameters()``, in that order, (N,) in the network's dtype and on its device; for a
-        Classifier, of the network inside. A parameter that the loss does not depend on has zeros.
+        By name in ``module.named_parameters()``, in order, (N,) in the network's dtype and on its device; for a Classifier,
+        of the network inside. A parameter that the loss does not depend on has zeros.
 
-    The images go through the network once, and activation gradients back once: no loop over samples, and no per-sample
-    gradient is kept. Parameters that no rule covers go through ``torch.func``, which a warning says once; a network's first
-    use tries it on three random images besides, so forward hooks of one's own see those too.
+    The images go through the network once, and activation gradients back once: there is no loop over samples, and no
+    per-sample gradient is stored. Parameters without a rule use ``torch.func``, with one warning. On first use, the network
+    is also tested on three random images, which your own forward hooks see too.
 
-    Raises Unsuitable where a gradient is not one image's own (BatchNorm without running statistics), UsageError for an
-    unknown loss or parameter.
+    Raises Unsuitable if a gradient does not belong to one image (BatchNorm without running statistics), and UsageError for
+    an unknown loss or parameter.
     """
     return norms_and_products(classifier, images, {}, loss, parameters=parameters)[0]
 
@@ -53,7 +53,7 @@ def squared_norms(
 def inner_products(
     classifier: nn.Module, images: Tensor, directions: Mapping[str, Tensor], loss: str | Loss | Tensor = "ones"
 ) -> Norms:
-    """⟨∇_θp Jₙ, D_p⟩ for every image and every direction D_p, by parameter's name: shaped like it. As ``squared_norms``."""
+    """⟨∇_θp Jₙ, D_p⟩ for every image and every direction D_p, by parameter name and shaped like it. See ``squared_norms``."""
     return norms_and_products(classifier, images, directions, loss, parameters=directions)[1]
 
 
@@ -65,7 +65,7 @@ def norms_and_products(
     *,
     parameters: Iterable[str] | None = None,
 ) -> tuple[Norms, Norms]:
-    """``squared_norms`` and ``inner_products`` of one pass: together they give cosines."""
+    """``squared_norms`` and ``inner_products`` in one pass; together they give cosines."""
     chosen = named_parameters(classifier, parameters)
     for name, direction in directions.items():
         if name not in chosen or direction.shape != chosen[name].shape:
@@ -79,15 +79,15 @@ def norms_and_products(
 
 
 class Recording:
-    """One forward pass of images (N, C, H, W), through which losses go backwards: run it within ``with self.recorder:``.
+    """One recorded forward pass of images (N, C, H, W), for backward passes of losses: run it in ``with self.recorder:``.
 
-    The network must be in eval mode, and none of its parameters require a gradient. Raises Unsuitable where a gradient is
-    not one image's own.
+    The network must be in eval mode, and none of its parameters may require a gradient. Raises Unsuitable if a gradient
+    does not belong to one image.
     """
 
     def __init__(self, classifier: nn.Module, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> None:
         self._classifier, self._images = classifier, images.detach()
-        # As the module itself names them: a Classifier's network is its attribute ``module``.
+        # Names as in the module itself: a Classifier's network is its attribute ``module``.
         self._prefix = "module." if isinstance(classifier, Classifier) else ""
         parameters = named_parameters(classifier) if parameters is None else parameters
         self._parameters = {self._prefix + name: parameter for name, parameter in parameters.items()}
@@ -96,7 +96,7 @@ class Recording:
         self.recorder = Recorder(covered, len(images), images if images.requires_grad else None)
 
     def backward(self, outputs: Tensor, loss: Loss, directions: Mapping[str, Tensor]) -> tuple[Norms, Norms]:
-        """Squared norms by parameter, and inner products by direction; for as many losses as one likes."""
+        """Squared norms by parameter, and inner products by direction; may be called for any number of losses."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             (cotangents,) = torch.autograd.grad(loss(leaf, self._images).sum(), leaf)
@@ -121,8 +121,8 @@ class Recording:
         )
 
     def _prove(self, norms: Norms, cotangents: Tensor) -> None:
-        """Compare what had no gradient when the network was tried, and has one now, on the images where it is largest."""
-        if len(cotangents) == 1:  # no dimension can be taken for the batch, now
+        """Compare parameters that had no gradient in the test, and have one now, on the images where it is largest."""
+        if len(cotangents) == 1:  # with one image, no dimension can be mistaken for the batch
             return
         known = self._coverage.proved | self._coverage.slow | self.recorder.uncovered
         least = rounding(norms)
@@ -142,13 +142,13 @@ def named_parameters(classifier: nn.Module, names: Iterable[str] | None = None) 
     wanted = list(names)
     for name in wanted:
         if name not in known:
-            raise UsageError(unknown("parameter", name, known, "names are those of named_parameters()"))
+            raise UsageError(unknown("parameter", name, known, "see named_parameters()"))
     return {name: parameter for name, parameter in known.items() if name in wanted}
 
 
 @contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
-    """In eval mode, and no parameter requires a gradient; afterwards all as it was."""
+    """In eval mode, and no parameter requires a gradient; everything is restored afterwards."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     training = [part for part in module.modules() if part.training]
     try:

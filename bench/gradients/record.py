@@ -1,7 +1,7 @@
-"""Records one forward pass so that per-sample gradients of its parameters can be had from activation gradients alone.
+"""Records one forward pass, so that per-sample gradients of parameters follow from activation gradients alone.
 
-A pass goes through ``torch``'s function dispatch: where a function with a rule is called with a parameter, what went in
-is kept and a hook waits for the gradient of what came out. No parameter requires a gradient, so none is ever computed.
+A pass goes through ``torch``'s function dispatch: if a function with a rule is called with a parameter, its input is kept
+and a hook waits for the gradient of its output. No parameter requires a gradient, so no weight gradient is computed.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ Sink = Callable[[str, GradientFactors], None]
 
 
 class Recorder(TorchFunctionMode):
-    """Run the network within ``with recorder:``, then ask ``backward`` for the parts of each parameter.
+    """Run the network within ``with recorder:``, then call ``backward`` for the factors of each parameter.
 
     Args:
-        parameters: by name, those whose gradients are wanted; none of the network's may require a gradient.
+        parameters: by name, the parameters whose gradients are needed; none of the network's may require a gradient.
         samples: N, the batch size.
-        leaf: what the graph begins with already, if it does: images that require a gradient.
+        leaf: existing start of the graph, if any: images that require a gradient.
 
-    After the pass ``uncovered`` holds the names that no rule covers: used twice, or in a function without a rule.
+    After the pass, ``uncovered`` holds the names that no rule covers: used twice, or in a function without a rule.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], samples: int, leaf: Tensor | None = None) -> None:
@@ -34,17 +34,17 @@ class Recorder(TorchFunctionMode):
         self.samples = samples
         self.uncovered: set[str] = set()
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._kept = list(parameters.values())  # alive, for ids name them
+        self._kept = list(parameters.values())  # keeps them alive, because their ids are used as keys
         self._used: set[str] = set()
-        self._leaves = [] if leaf is None else [leaf]  # where the graph begins
-        self._bare: dict[str, Tensor] = {}  # parameters that were spread over the batch
+        self._leaves = [] if leaf is None else [leaf]  # where the graph starts
+        self._bare: dict[str, Tensor] = {}  # parameters that were expanded over the batch
         self._sink: Sink | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():  # no gradient comes back from here
+        if not torch.is_grad_enabled():  # no gradient reaches this place
             return func(*args, **kwargs)
         names = {self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names}
         if not names:
@@ -55,14 +55,14 @@ class Recorder(TorchFunctionMode):
         if func in ELEMENTWISE or func is Tensor.expand:
             args = self._spread(func, args)
         made = func(*args, **kwargs)
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):  # and not a shape, a dtype, a device
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):  # not a shape, a dtype or a device
             self.uncovered.update(self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names)
         return made
 
     def backward(self, outputs: Tensor, cotangents: Tensor, sink: Sink) -> None:
-        """Give ``sink`` the part of each covered parameter that the outputs depend on, as gradients come by.
+        """Give ``sink`` the factors of each covered parameter that the outputs depend on, as gradients arrive.
 
-        cotangents: the gradients of each sample's own loss with respect to its outputs. May be called again.
+        cotangents: the gradients of each sample's own loss with respect to its outputs. May be called several times.
         """
         if not self._leaves:
             return
@@ -86,7 +86,7 @@ class Recorder(TorchFunctionMode):
             self.uncovered.update(names)
             return out
         if not out.requires_grad:
-            # A leaf must not be changed in place, as the layers after it may do; its copy may.
+            # A leaf must not be changed in place, which later layers may do; a copy of it may be.
             self._leaves.append(out.detach().requires_grad_())
             out = self._leaves[-1].clone()
         version = use.x._version
@@ -106,9 +106,9 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _spread(self, func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments with a bare parameter replaced by one copy a sample, where that changes nothing but its gradient."""
+        """The arguments with a bare parameter replaced by one copy per sample, if that changes nothing but its gradient."""
         bare = [arg for arg in args if id(arg) in self._names]
-        if not bare:  # given by keyword
+        if not bare:  # passed by keyword
             return args
         others = [arg for arg in args if isinstance(arg, Tensor) and id(arg) not in self._names]
         name = self._names[id(bare[0])]

@@ -1,7 +1,7 @@
-"""One rule a function that a layer's forward pass calls: how its parameters' gradients follow from what went in and came back.
+"""One rule per function that a layer calls: how parameter gradients follow from its input and output gradient.
 
-Functions, and not layers, for they are few, and everything else ends in them: a LayerNorm over channels, a convolution
-with circular padding, a fused normalisation and activation, a head that is called by hand.
+Rules are for functions instead of layers, because functions are few and everything else uses them: a LayerNorm over
+channels, a convolution with circular padding, a fused normalisation and activation, a head that is called by hand.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from oodbench.gradients.factors import Correlation, Explicit, GradientFactors, L
 class Use:
     """One call of a function that has a rule.
 
-    x: what went in; parameters: by slot, what stands there; parts: from the gradient of what came out, (slot, part)s;
-    per_sample: whether the first dimension must be the batch itself, and not the batch times something; call: what to
-    call instead, where something has the same values and a cheaper backward.
+    x: its input; parameters: by slot, the arguments there; parts: from the gradient of the output to (slot, factors) pairs;
+    per_sample: whether the first dimension must be exactly the batch, and not a multiple of it; call: the function to call
+    instead, if another one has the same values and a cheaper backward pass.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _bias(g: Tensor) -> Explicit:
-    """Of what is added to each channel (dimension 1)."""
+    """The gradient of a value added to each channel (dimension 1)."""
     return Explicit(g.flatten(2).sum(2) if g.dim() > 2 else g)
 
 
@@ -62,7 +62,7 @@ def conv2d(
     groups: int = 1,
 ) -> Use:
     stride, dilation, kernel = _pair(stride), _pair(dilation), _pair(weight.shape[2:])
-    if isinstance(padding, str):  # "same" puts the odd zero at the end
+    if isinstance(padding, str):  # "same" puts the extra zero at the end
         top, left = (d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True))
     else:
         top, left = _pair(padding)
@@ -83,7 +83,7 @@ def conv1d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Use:
-    """A convolution of maps of height 1."""
+    """A convolution of maps with height 1."""
     flat = [(1, _pair(value)[0]) for value in (stride, dilation)]
     padding = padding if isinstance(padding, str) else (0, _pair(padding)[0])
     use = conv2d(samples, input[:, :, None], weight[:, :, None], bias, flat[0], padding, flat[1], groups)
@@ -105,7 +105,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Use:
-    """A convolution with what went in and what came back in exchanged roles."""
+    """A convolution in which input and output gradient are exchanged."""
     top, left = _pair(padding)
 
     def parts(g: Tensor) -> dict[str, GradientFactors]:
@@ -116,7 +116,7 @@ def conv_transpose2d(
 
 
 class EvalBatchNorm(torch.autograd.Function):
-    """``F.batch_norm`` in eval mode: its backward is one product, and PyTorch's own costs four times as much on the CPU."""
+    """``F.batch_norm`` in eval mode with a backward pass of one product; PyTorch's own costs four times as much on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, scale: Tensor, *others: Any) -> Tensor:
@@ -140,9 +140,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Use:
-    """In eval mode. Raises Unsuitable where images of a batch are normalised by each other: no gradient is one image's."""
+    """In eval mode. Raises Unsuitable if images are normalised by their batch: a gradient then belongs to no single image."""
     if training or running_mean is None or running_var is None:
-        raise Unsuitable("normalises images by their batch (BatchNorm without running statistics): no gradient is one image's")
+        raise Unsuitable(
+            "normalises images by their batch (BatchNorm without running statistics), so no gradient belongs to one image"
+        )
     mean, scale = running_mean, (running_var + eps).rsqrt()
 
     def parts(g: Tensor) -> dict[str, GradientFactors]:
@@ -192,9 +194,9 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Use:
-    """Raises Unsuitable for what makes one image's gradient depend on others, or changes the weight on the way."""
+    """Raises Unsuitable for options that make an image's gradient depend on others, or that change the weight."""
     if max_norm is not None or scale_grad_by_freq:
-        raise Unsuitable("has an embedding with max_norm or scale_grad_by_freq: no gradient is one image's")
+        raise Unsuitable("has an embedding with max_norm or scale_grad_by_freq, so no gradient belongs to one image")
     row = -1 if padding_idx is None else padding_idx % len(weight)
 
     def parts(g: Tensor) -> dict[str, GradientFactors]:
@@ -215,7 +217,7 @@ RULES: dict[Callable[..., Any], Callable[..., Use]] = {
     F.embedding: embedding,
 }
 
-# What a bare parameter may be used in: it is broadcast against the batch there, so one copy of it a sample changes nothing.
+# Functions that broadcast a bare parameter against the batch, so that one copy per sample changes nothing.
 _OPERATORS = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv", "itruediv")
 ELEMENTWISE = frozenset(
     [getattr(torch, name) for name in ("add", "sub", "mul", "div")]

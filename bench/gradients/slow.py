@@ -1,4 +1,4 @@
-"""Per-sample gradients the slow ways, for what no rule covers: ``torch.func``, else one backward pass an image."""
+"""Slow per-sample gradients for parameters without a rule: by ``torch.func``, or one backward pass per image."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ Gradients = dict[str, Tensor]
 
 
 def of_one_image(module: nn.Module, parameters: Mapping[str, Tensor], image: Tensor, cotangent: Tensor) -> Gradients:
-    """The reference: gradients of ⟨cotangent, output⟩ for an image (1, …), by plain autograd, shaped like parameters."""
+    """The reference: gradients of ⟨cotangent, output⟩ for one image (1, …), by plain autograd, shaped like parameters."""
     frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
     found: tuple[Tensor | None, ...] = (None,) * len(parameters)
     try:
@@ -36,8 +36,8 @@ def slowly(
 ) -> Iterator[tuple[slice, dict[str, Explicit]]]:
     """(rows, gradients by name) of a few images at a time.
 
-    By ``torch.func``; where it cannot follow the network's forward pass, by a backward pass an image. Raises Unsuitable
-    where that fails too.
+    By ``torch.func``; if it cannot follow the network's forward pass, by one backward pass per image. Raises Unsuitable
+    if that fails too.
     """
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     few = max(1, 4 * CHUNK_BYTES // max(1, size))
@@ -48,7 +48,7 @@ def slowly(
         if together:
             try:
                 found = _by_torch_func(module, parameters, images[rows], cotangents[rows])
-            except Exception:  # it refuses, in many ways, what autograd does not
+            except Exception:  # torch.func refuses, in many ways, what autograd accepts
                 together = False
         if not together:
             found = _by_loop(module, parameters, images[rows], cotangents[rows])
@@ -58,8 +58,8 @@ def slowly(
 def _by_torch_func(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor, cotangents: Tensor) -> Gradients:
     """(n, *shape) by name."""
 
-    # Every place where a parameter stands, each once: functional_call's own way to tie weights leaves a module that stands
-    # in two places with another tensor than before.
+    # Every place of a parameter, each once: the way in which functional_call ties weights leaves a module that is used in
+    # two places with another tensor than before.
     names = {id(parameter): name for name, parameter in parameters.items()}
     places = {
         f"{path}.{name}".lstrip("."): names[id(parameter)]
@@ -74,7 +74,7 @@ def _by_torch_func(module: nn.Module, parameters: Mapping[str, Tensor], images: 
 
     own = {name: parameter.detach() for name, parameter in parameters.items()}
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # it is said already that this is slow
+        warnings.filterwarnings("ignore", "There is a performance drop")  # slowness is already reported
         found = vmap(grad(loss), in_dims=(None, 0, 0))(own, images, cotangents)
     return {name: gradient.detach() for name, gradient in found.items()}
 
@@ -86,7 +86,7 @@ def _by_loop(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor
         each = [of_one_image(module, parameters, image, cotangent) for image, cotangent in apart]
     except Exception as error:
         raise Unsuitable(
-            f"no gradient of a parameter can be had of {getattr(module, 'name', type(module).__name__)} ({reason(error)});"
+            f"cannot compute parameter gradients of {getattr(module, 'name', type(module).__name__)} ({reason(error)});"
             " leave out detectors on parameter gradients"
         ) from error
     return {name: torch.stack([gradients[name] for gradients in each]) for name in parameters}

@@ -1,1 +1,1 @@
-"""Detectors in use: a fitted detector with its threshold, and verdicts on new images."""
+"""Inference: a fitted detector with its threshold, and verdicts on new images."""

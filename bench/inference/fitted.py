@@ -1,6 +1,6 @@
-"""A fitted detector with its threshold, in one file: on new images it says where not to rely on the network's answer.
+"""A fitted detector with its threshold, in one file: flags new images on which not to rely on the network's answer.
 
-``oodbench.inference.thresholds.fit`` makes one.
+``oodbench.inference.thresholds.fit`` creates one.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 
 SCHEMA_VERSION = 1
-LARGEST = 4096  # pixels a side that a file may ask for
+LARGEST = 4096  # largest side in pixels that a file may request
 
 
 class _Part(BaseModel):
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class Input(_Part):
-    """What images become before the network: RGB, of this size (H, W)."""
+    """The format that images are converted to before the network: RGB, of this size (H, W)."""
 
     size: tuple[int, int]
     resize: str
@@ -40,28 +40,28 @@ class Input(_Part):
 
 
 class Model(_Part):
-    """The network: its name, the file that its weights came from, and what they are."""
+    """The network: its name, its weights file, and the hashes of both."""
 
     name: str
-    weights: str | None  # path; None where the model brings its own
+    weights: str | None  # path; None if the model brings its own
     weights_sha256: str | None
     weights_hash: str
 
 
 class FalseAlarms(_Part):
-    """Shares of in-distribution images that are flagged: what was asked at most, and what other held-out images show."""
+    """Shares of flagged in-distribution images: the requested maximum, and the share measured on other held-out images."""
 
     asked: float = Field(gt=0, lt=1)
-    drawn_from: int  # held-out images that the threshold was drawn from
-    measured: float  # share of other held-out images
+    drawn_from: int  # number of held-out images used to set the threshold
+    measured: float  # share of flagged images among other held-out images
     measured_low: float  # exact 95 % interval of Clopper and Pearson
     measured_high: float
     measured_on: int
-    exceeds: bool = False  # whether the whole interval lies above what was asked
+    exceeds: bool = False  # whether the whole interval is above the requested share
 
 
 class Training(_Part):
-    """What it was fitted on."""
+    """The training images that it was fitted on."""
 
     dataset: str
     split: str
@@ -73,13 +73,13 @@ class Training(_Part):
 
 
 class About(_Part):
-    """All that the file says beside the detector: see docs/inference.md."""
+    """Everything the file holds besides the detector: see docs/inference.md."""
 
     schema_version: int = SCHEMA_VERSION
     threshold: float
     false_alarms: FalseAlarms
     input: Input
-    model: Model | None  # None for a detector that reads images alone
+    model: Model | None  # None for a detector that only reads images
     training: Training
     cost: dict[str, float | None]
     provenance: dict[str, Any]
@@ -88,8 +88,8 @@ class About(_Part):
 class Fitted:
     """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W).
 
-    detector, classifier: what computes the scores; classifier is None for a detector that reads images alone.
-    about: all that the file says.
+    detector, classifier: compute the scores; classifier is None for a detector that only reads images.
+    about: everything the file holds besides the detector.
     """
 
     def __init__(self, detector: Detector, classifier: Classifier | None, about: About, batch_size: int = 128) -> None:
@@ -102,7 +102,7 @@ class Fitted:
 
     @property
     def false_alarms(self) -> float:
-        """The share of in-distribution images that was asked to be flagged at most; ``about`` has what was measured."""
+        """The requested maximum share of flagged in-distribution images; ``about`` has the measured share."""
         return self.about.false_alarms.asked
 
     @property
@@ -113,8 +113,8 @@ class Fitted:
     def __call__(self, images: Tensor | ImageSet | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float64 scores (N,), higher = more anomalous, and bool (N,): whether each is above the threshold.
 
-        Images (N, 1 or 3, H, W): uint8 of any size, resized as in training, or floats in [0, 1] of the input's size; grey
-        is repeated. Raises BadData for others.
+        Images (N, 1 or 3, H, W): uint8 of any size, resized as in training, or floats in [0, 1] of the input size; grey
+        images are repeated to three channels. Raises BadData for others.
         """
         images = as_images(images)
         pieces = pieces_of(np.arange(len(images)), self.batch_size)
@@ -140,7 +140,7 @@ class Fitted:
         return images.expand(-1, 3, -1, -1)
 
     def save(self, path: str | Path) -> None:
-        """Write all to one safetensors file with a JSON header; ``oodbench.load_fitted`` reads it."""
+        """Write everything to one safetensors file with a JSON header; ``oodbench.load_fitted`` reads it."""
         with tempfile.TemporaryDirectory() as folder:
             self.detector.save(Path(folder) / "detector")
             header, fitted_state = state.load(Path(folder) / "detector")
@@ -157,16 +157,16 @@ def load_fitted(
     batch_size: int = 128,
     trust_model: bool = False,
 ) -> Fitted:
-    """The detector that ``oodbench fit`` wrote: ``scores, flagged = load_fitted(path)(images)``.
+    """Load the detector that ``oodbench fit`` wrote: ``scores, flagged = load_fitted(path)(images)``.
 
     Args:
-        classifier: the network it was fitted on; by default the file's model is loaded.
-        weights: the model's weights file; by default the one that it was fitted with, else as ``load_model`` finds it.
+        classifier: the network it was fitted on; by default the model named in the file is loaded.
+        weights: the model's weights file; by default the one used for fitting, else the one that ``load_model`` finds.
         data: the data root.
         trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
 
-    Nothing else in the file is run: it is safetensors and JSON, and its detector must be a registered one. Raises BadData
-    for a file that is not whole, that was fitted on other weights than those found, or whose scores are not finite.
+    No other code in the file is executed: it is safetensors and JSON, and its detector must be registered. Raises BadData
+    for a damaged file, for other weights than it was fitted on, or for scores that are not finite.
     """
     from oodbench.models.device import resolve_device
 
@@ -180,11 +180,11 @@ def load_fitted(
     if classifier is not None and about.model is not None and classifier.weights_hash != about.model.weights_hash:
         raise BadData(
             f"{path} was fitted on {about.model.name} with weights {about.model.weights_hash}, not {classifier.weights_hash};"
-            " name its own weights file, or fit again"
+            " give the original weights file, or fit again"
         )
     if detector_name not in registry.records("detectors"):
         raise UsageError(
-            f"{path} holds the detector '{detector_name}', which nobody here registers; install its package, or name it"
+            f"{path} holds the detector '{detector_name}', which no package here registers; install its package, or name it"
             " with --plugin MODULE:CLASS"
         )
     try:
@@ -192,7 +192,7 @@ def load_fitted(
         _check_head(detector)
         fitted = Fitted(detector, classifier, about, batch_size)
         fitted(torch.full((1, 3, *about.input.size), 127, dtype=torch.uint8))
-    except Exception as error:  # state that does not fit the detector may raise anything
+    except Exception as error:  # state that does not fit the detector may raise any error
         why = reason(error).removesuffix("; fit it again")
         why = why if why.startswith(f"{path} ") else f"{path} does not hold what {detector_name} needs ({why})"
         raise BadData(f"{why}; fit it again") from error
@@ -200,26 +200,26 @@ def load_fitted(
 
 
 def _check_head(detector: Detector) -> None:
-    """Another kind's state may give scores too, which mean nothing."""
+    """The state of another kind of head may give scores too, but meaningless ones."""
     names = [name for name in (detector.unsupervised_head, detector.shift_head) if name]
     if type(detector.head) not in [HEADS[name] for name in names]:
         raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
 
 
 def _read(path: Path) -> tuple[About, str]:
-    """What the file says, and its detector's name."""
+    """The content of the file's header, and the name of its detector."""
     header, _ = state.load(path)
     if "fitted" not in header:
-        raise BadData(f"{path} holds no threshold; make such a file with oodbench fit")
+        raise BadData(f"{path} holds no threshold; create the file with oodbench fit")
     version = header["fitted"].get("schema_version") if isinstance(header["fitted"], dict) else None
     if version != SCHEMA_VERSION:
-        raise BadData(f"{path} has schema version {version}, this oodbench reads {SCHEMA_VERSION}; fit it again")
+        raise BadData(f"{path} has schema version {version}; this oodbench reads version {SCHEMA_VERSION}; fit it again")
     try:
         about = About.model_validate(header["fitted"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise BadData(f"{path} is not what oodbench fit writes ({where}: {first['msg']}); fit it again") from error
+        raise BadData(f"{path} was not written by oodbench fit ({where}: {first['msg']}); fit it again") from error
     if not all(1 <= side <= LARGEST for side in about.input.size) or about.input.resize not in FILTERS:
         raise BadData(f"{path} asks for images of {about.input.size} by {about.input.resize}; do not use this file")
     return about, str(header.get("detector"))
@@ -228,23 +228,23 @@ def _read(path: Path) -> tuple[About, str]:
 def _rebuilt(
     path: Path, model: Model, weights: str | Path | None, data: str | Path | None, device: str, trust_model: bool
 ) -> Classifier:
-    """The network of the file."""
+    """The network named in the file."""
     from oodbench.models.load import load_model
 
     source, colon, _ = model.name.partition(":")
     if colon and source not in ("timm", "torchvision") and not trust_model:
         raise UsageError(
-            f"{path} names the model {model.name}, and to load it would run that code; if you trust the file, say"
-            " --trust-model (in Python trust_model=True), or give load_fitted the classifier"
+            f"{path} names the model {model.name}, and loading it would run that code; if you trust the file, use"
+            " --trust-model (in Python trust_model=True), or pass the classifier to load_fitted"
         )
     if weights is None and model.weights is not None and Path(model.weights).is_file():
         weights = model.weights
         if sha256_of(Path(weights)) != model.weights_sha256:
-            raise BadData(f"{weights} is no longer the file that {path} was fitted with; give --weights FILE, or fit again")
+            raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
     return load_model(model.name, weights, data=data, device=device, require_weights=True, progress=False)
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content."""
+    """Hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

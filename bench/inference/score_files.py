@@ -1,4 +1,4 @@
-"""Scores image files: which files are meant, and a row for each, also for one that cannot be read."""
+"""Scores image files: finds the files, and gives one row for each, also for files that cannot be read."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ OK, ANOMALOUS = "ok", "anomalous"
 
 
 class Row(NamedTuple):
-    """One image; without a score where it cannot be read, and then ``reason`` says why."""
+    """One image; without a score if it cannot be read, with the cause in ``reason``."""
 
     path: str
     score: float | None
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def score_files(fitted: Fitted, given: Iterable[Path], batch_size: int) -> Iterator[Row]:
-    """A row for each image of these files and folders, in order."""
+    """One row for each image of these files and folders, in order."""
     batch: list[tuple[Path, Tensor | OodbenchError]] = []
     for path in image_paths(given):
         batch.append((path, _read(fitted, path)))
@@ -38,7 +38,7 @@ def score_files(fitted: Fitted, given: Iterable[Path], batch_size: int) -> Itera
 
 
 def image_paths(given: Iterable[Path]) -> Iterator[Path]:
-    """Files as they are, and of folders every image file in them and below, sorted; hidden ones are left out."""
+    """The given files, and for a folder every image file in it and its sub-folders, sorted, without hidden ones."""
     for path in given:
         if not path.is_dir():
             yield path
@@ -51,13 +51,13 @@ def image_paths(given: Iterable[Path]) -> Iterator[Path]:
 
 
 def _read(fitted: Fitted, path: Path) -> Tensor | OodbenchError:
-    """The image (3, H, W) as the network takes it, or why it cannot be had."""
+    """The image (3, H, W) as the network takes it, or the error that prevents it."""
     if path.is_dir():
         return BadData(f"holds no images ({' '.join(sorted(SUFFIXES))})")
     if not path.exists():
         return BadData("no such file")
-    if not path.is_file():  # to open a pipe would wait for ever
-        return BadData("is no regular file")
+    if not path.is_file():  # opening a pipe would block for ever
+        return BadData("is not a regular file")
     try:
         return fit_size(decode(path), fitted.about.input.size, fitted.about.input.resize)
     except OodbenchError as error:
@@ -73,7 +73,7 @@ def _rows(fitted: Fitted, batch: Sequence[tuple[Path, Tensor | OodbenchError]]) 
 
 
 def _verdicts(fitted: Fitted, images: list[Tensor]) -> list[tuple[float | None, bool, str]]:
-    """(score, flagged, reason) of each; where one image spoils the batch, each is scored by itself."""
+    """(score, flagged, reason) of each image; if one image makes the batch fail, each is scored alone."""
     if not images:
         return []
     try:
@@ -86,5 +86,5 @@ def _verdicts(fitted: Fitted, images: list[Tensor]) -> list[tuple[float | None, 
 
 
 def _printable(text: str) -> str:
-    """A file's name may be no text, or move the cursor: such characters are written out."""
+    """Escape characters of a file name that are not valid text or that move the cursor."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,8 +1,8 @@
-"""Fits a detector, and finds the threshold above which an image is flagged.
+"""Fits a detector, and sets the threshold above which an image is flagged.
 
-The detector is fitted on the training split. The threshold comes from images that neither its fit nor the network's
-training saw, by default a seeded half of the ``test`` split, and the other half measures how often it errs: on images
-that a network was trained on it is surer than on new ones, and a threshold drawn from them flags too many later.
+The detector is fitted on the training split. The threshold comes from images that were used neither for the fit nor for
+training the network, by default a random half of the ``test`` split; the other half measures how often it errs. A
+network is more confident on its training images, so a threshold set on them would later flag too many images.
 """
 
 from collections.abc import Mapping
@@ -43,15 +43,15 @@ def fit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fit a detector on the training split of a set, and find the threshold that flags ``false_alarms`` of new images at most.
+    """Fit a detector on the training split of a set, with a threshold that flags at most ``false_alarms`` of new images.
 
     Args:
-        model: None for a detector that reads images alone.
-        held_out_split: what the threshold is drawn from; ``train`` keeps a seeded tenth of the training images from the fit,
-            for sets without another split.
+        model: None for a detector that only reads images.
+        held_out_split: the split used to set the threshold; ``train`` keeps a random tenth of the training images out of
+            the fit, for sets without another split.
         size, resize: as in ``load_dataset``.
 
-    Raises UsageError where so few images are held out that they cannot tell a rate as small as this.
+    Raises UsageError if there are too few held-out images for such a small rate.
     """
     from oodbench.models.load import load_model
 
@@ -77,7 +77,7 @@ def fit(
             weights_hash=classifier.weights_hash,
         )
     elif made.declared_signals - {"images"}:
-        raise UsageError(f"{detector} reads a network; name it with --model")
+        raise UsageError(f"{detector} needs a network; name one with --model")
     progress.stage(f"fitting {detector} on {len(train):,} images")
     standalone.fit(
         made, classifier, train, train.labels, shift_images=None, batch_size=BATCH_SIZE, seed=seed, data=data, progress=progress
@@ -85,13 +85,13 @@ def fit(
     progress.stage(f"scoring {len(held_out):,} held-out images")
     scores = made.score(classifier, held_out)
     if np.ptp(scores) == 0:
-        raise BadData(f"all scores of {detector} are {scores[0]:g}: they tell nothing apart; choose another detector")
+        raise BadData(f"all scores of {detector} are {scores[0]:g}, so they separate nothing; choose another detector")
     threshold = threshold_of(scores[thresholding], false_alarms)
     measured = _measured(scores[measuring], threshold, false_alarms, len(thresholding))
     if measured.exceeds:
         progress.say(
-            f"{detector} flags more than the {false_alarms:.2%} asked: {measured.measured:.2%} of {measured.measured_on:,}"
-            f" other held-out images (95 % interval from {measured.measured_low:.2%}); hold more images out, or ask for less"
+            f"{detector} flags more than the {false_alarms:.2%} requested: {measured.measured:.2%} of {measured.measured_on:,}"
+            f" other held-out images (95 % interval from {measured.measured_low:.2%}); hold out more images, or lower the rate"
         )
     progress.stage("measuring its cost")
     return Fitted(
@@ -118,29 +118,29 @@ def fit(
 
 
 def threshold_of(scores: np.ndarray, share: float) -> float:
-    """The smallest of the scores (n,) that a new exchangeable image is above with a probability of at most ``share``.
+    """The smallest of the scores (n,) that a new exchangeable image exceeds with a probability of at most ``share``.
 
-    It is the k-th largest, k = ⌊share · (n + 1)⌋. For the new score is above the k-th largest of the others only where it is
-    among the k largest of all n + 1, which has a probability of k / (n + 1), less where scores tie: the rank of split
-    conformal prediction (Vovk et al. 2005). This is the mean over draws of held-out images; with one draw's threshold the
-    rate is above or below it. Raises UsageError where k is 0.
+    It is the k-th largest, k = ⌊share · (n + 1)⌋. The new score exceeds the k-th largest of the others only if it is among
+    the k largest of all n + 1, which has probability k / (n + 1), or less with ties: the rank of split conformal
+    prediction (Vovk et al. 2005). This is the mean over draws of held-out images; the rate for the threshold of one draw
+    is above or below it. Raises UsageError if k is 0.
     """
     return float(np.sort(scores)[len(scores) - rank_of(len(scores), share)])
 
 
 def rank_of(count: int, share: float) -> int:
-    """Which of so many held-out scores, the largest being the first, is the threshold. Raises UsageError where none is."""
+    """Rank (1 = largest) of the threshold among ``count`` held-out scores. Raises UsageError if the rate is too small."""
     rank = int(np.floor(share * (count + 1) + 1e-9))  # .29 · 100 is a little less than 29
     if rank < 1:
         raise UsageError(
-            f"{count:,} held-out images cannot tell a false-alarm rate of {share:g}: ask for at least"
+            f"{count:,} held-out images are too few for a false-alarm rate of {share:g}; ask for at least"
             f" {np.ceil(1e6 / (count + 1)) / 1e6:g}, or hold out twice {int(np.ceil(1 / share - 1e-9)) - 1:,} images"
         )
     return rank
 
 
 def _made(detector: str, parameters: Mapping[str, Any]) -> Detector:
-    """Raises UsageError for values that it does not take."""
+    """Raises UsageError for parameter values that the detector rejects."""
     try:
         return load_detector(detector, **parameters)
     except (TypeError, ValueError) as error:
@@ -150,7 +150,7 @@ def _made(detector: str, parameters: Mapping[str, Any]) -> Detector:
 
 
 def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, ImageSet]:
-    """Training images, and held-out ones of the same size."""
+    """Training images, and held-out images of the same size."""
     from oodbench.datasets.load import load_dataset
 
     train = load_dataset(dataset, split="train", **options)
@@ -162,10 +162,10 @@ def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, 
     if tuple(held_out.images.shape[2:]) != (height, width):
         raise UsageError(
             f"{dataset}: its splits are {height}×{width} and {'×'.join(map(str, held_out.images.shape[2:]))} pixels;"
-            " give both one size with --size"
+            " resize both with --size"
         )
     if protocols.shares_images(train, held_out):
-        raise BadData(f"{dataset}: its train and {held_out_split} splits are the same images; name another --held-out split")
+        raise BadData(f"{dataset}: its train and {held_out_split} splits have the same images; give another --held-out split")
     return train, held_out
 
 
@@ -174,7 +174,7 @@ def _labels(images: ImageSet) -> np.ndarray | None:
 
 
 def _halves(images: ImageSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two seeded, stratified halves."""
+    """Rows of two random, stratified halves."""
     order = protocols.stratified_order(len(images), _labels(images), seed)
     return order[::2], order[1::2]
 
@@ -196,7 +196,7 @@ def _measured(scores: np.ndarray, threshold: float, asked: float, drawn_from: in
 
 
 def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -> dict[str, float | None]:
-    """Standalone, as the leaderboard states it."""
+    """Standalone cost, as in the leaderboard."""
     head = detector.head
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
     rows = np.resize(np.arange(len(images)), timing.BATCH_SIZE)
@@ -205,7 +205,7 @@ def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -
 
 
 def _weights_file(model: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
-    """The file that ``load_model`` reads, where it reads one that the user put there."""
+    """The weights file that ``load_model`` reads, if it is one that the user put there."""
     from oodbench.models.weights import places
 
     return Path(weights) if weights is not None else next((p for p in places(model, data) if p.exists()), None)

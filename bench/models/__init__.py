@@ -1,6 +1,6 @@
-"""The networks: one architecture, one file; each name stands for a function ``build(num_classes) -> Classifier``.
+"""The networks: one file per architecture; each name refers to a function ``build(num_classes) -> Classifier``.
 
-Beside these, ``oodbench.models.load`` takes ``timm:NAME``, ``torchvision:NAME`` and ``module:function``.
+In addition, ``oodbench.models.load`` accepts ``timm:NAME``, ``torchvision:NAME`` and ``module:function``.
 """
 
 from oodbench.registry import Entry
@@ -23,7 +23,7 @@ TABLE = {
     ),
     "resnet8-digits": Entry(
         "oodbench.models.cifar_resnet:resnet8",
-        "ResNet-8 for the embedded 8x8 digits; trains itself in seconds, once",
+        "ResNet-8 for the embedded 8x8 digits; trains itself once, in seconds",
         _HE,
     ),
 }

@@ -1,4 +1,4 @@
-"""From a model's name to a network, before any weights file is read.
+"""Builds a network from a model's name, before any weights file is read.
 
 A name is built-in, registered by a third party, ``timm:NAME``, ``torchvision:NAME``, or ``module:function``.
 """
@@ -19,14 +19,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def brings_weights(name: str) -> bool:
-    """Whether the network comes with weights of its own: third parties' and ``module:function``."""
+    """Whether the network comes with its own weights: third-party models and ``module:function``."""
     return name not in models.TABLE and name.partition(":")[0] not in ("timm", "torchvision")
 
 
 def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifier:
-    """The network of this name on the CPU; what it initialises at random is drawn from ``seed``.
+    """Build the network of this name on the CPU; random initial values are drawn with ``seed``.
 
-    Raises UsageError for a name that nobody knows, OodbenchError where somebody's code fails.
+    Raises UsageError for an unknown name, and OodbenchError if third-party code fails.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -42,11 +42,11 @@ def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifie
 
 
 def _timm(name: str, num_classes: int) -> Classifier:
-    """Normalisation and head are those of timm's own configuration of the network."""
+    """Normalisation and head come from timm's configuration of the network."""
     try:
         import timm
     except ImportError as error:
-        raise OodbenchError(f"model 'timm:{name}' needs timm; pip install oodbench[timm]") from error
+        raise OodbenchError(f"model 'timm:{name}' needs timm; run pip install 'oodbench[timm]'") from error
     if not timm.is_model(name):
         raise UsageError(registry.unknown("timm model", name, timm.list_models(), "timm.list_models()"))
     module: Any = timm.create_model(name, pretrained=False, num_classes=num_classes)
@@ -56,7 +56,7 @@ def _timm(name: str, num_classes: int) -> Classifier:
 
 
 def _torchvision(name: str, num_classes: int) -> Classifier:
-    """Normalisation is that of torchvision's ImageNet weights."""
+    """Normalisation comes from torchvision's ImageNet weights."""
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -69,14 +69,14 @@ def _torchvision(name: str, num_classes: int) -> Classifier:
 def _resolve(name: str) -> Any:
     try:
         return registry.resolve(name)
-    except Exception as error:  # an import runs somebody's code, which may raise anything
+    except Exception as error:  # an import runs third-party code, which may raise any error
         raise OodbenchError(
             f"model '{name}' cannot be imported: {reason(error)}; give module:function, with the module on the Python path"
         ) from error
 
 
 def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
-    """``function()`` or ``function(num_classes)``: a Classifier, or a module that takes images in [0, 1] as they are."""
+    """``function()`` or ``function(num_classes)``: a Classifier, or a module that takes images in [0, 1]."""
     if not callable(function):
         raise UsageError(f"model '{name}' is {type(function).__name__}, not a function that returns a Classifier")
     try:
@@ -84,7 +84,7 @@ def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
     except OodbenchError:
         raise
     except Exception as error:
-        raise OodbenchError(f"model '{name}' failed when it was built: {reason(error)}; mend that function") from error
+        raise OodbenchError(f"model '{name}' failed when it was built: {reason(error)}; fix that function") from error
     if isinstance(made, Classifier):
         return made
     if isinstance(made, nn.Module):
@@ -93,7 +93,7 @@ def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
 
 
 def _arguments(function: Callable[..., Any], num_classes: int | None) -> tuple[int, ...]:
-    """The number of classes where the function takes it: always if it must have it, else only if it is known."""
+    """Arguments with the number of classes if the function takes it: always if required, else only if it is known."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next((p for p in inspect.signature(function).parameters.values() if p.kind in positional), None)
     if first is None or (first.default is not first.empty and (num_classes is None or first.name != "num_classes")):

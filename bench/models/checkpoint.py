@@ -1,4 +1,4 @@
-"""Where a training stands, on disk after each epoch, so that a killed run goes on from there."""
+"""Training checkpoints, written after each epoch, so that an interrupted training can be resumed."""
 
 import io
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ SCHEMA_VERSION = 1
 
 
 class Checkpoint:
-    """One file for a training with these settings.
+    """The checkpoint file of a training with these settings.
 
     Args:
-        path: the file; what is written there is whole or not there at all.
-        parts: what is trained, by name: things with ``state_dict`` and ``load_state_dict``.
-        settings: what the training depends on, plain values: a file with others is not resumed.
+        path: the file; it is always written completely or not at all.
+        parts: the trained objects by name, with ``state_dict`` and ``load_state_dict``.
+        settings: plain values that the training depends on; a file with other settings is not resumed.
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -28,32 +28,32 @@ class Checkpoint:
         self._settings = {"schema_version": SCHEMA_VERSION, **settings}
 
     def store(self, epochs: int) -> None:
-        """Keep the state after this many epochs. Raises OodbenchError where the folder cannot be written."""
+        """Save the state after this many epochs. Raises OodbenchError if the folder cannot be written."""
         buffer = io.BytesIO()
         states = {name: part.state_dict() for name, part in self._parts.items()}
         torch.save({"settings": self._settings, "epochs": epochs, "states": states}, buffer)
         state.write_atomically(self.path, buffer.getvalue())
 
     def restore(self, device: torch.device) -> int:
-        """Take up the state in the file; returns the number of epochs done.
+        """Restore the state from the file; returns the number of finished epochs.
 
-        Raises BadData for a file that is no checkpoint, UsageError for one of a training with other settings.
+        Raises BadData for a file that is not a checkpoint, and UsageError for a training with other settings.
         """
         remedy = f"delete {self.path} to train from the start"
         try:
             found = torch.load(self.path, map_location=device, weights_only=True)
             settings, epochs, states = found["settings"], int(found["epochs"]), found["states"]
             other = [name for name, value in self._settings.items() if settings.get(name) != value]
-        except Exception as error:  # a hostile or truncated file may raise anything
-            raise BadData(f"{self.path} is no checkpoint, or is truncated ({type(error).__name__}); {remedy}") from error
+        except Exception as error:  # a malicious or truncated file may raise any error
+            raise BadData(f"{self.path} is not a checkpoint, or truncated ({type(error).__name__}); {remedy}") from error
         if other:
             changed = ", ".join(f"{name} {settings.get(name)} instead of {self._settings[name]}" for name in other)
-            raise UsageError(f"{self.path} is of a training with {changed}; {remedy}, or train with those settings")
+            raise UsageError(f"{self.path} is from a training with {changed}; {remedy}, or train with those settings")
         try:
             for name, part in self._parts.items():
                 part.load_state_dict(states[name])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise BadData(f"{self.path} is of another network; {remedy}") from error
+            raise BadData(f"{self.path} is from another network; {remedy}") from error
         return epochs
 
     def remove(self) -> None:

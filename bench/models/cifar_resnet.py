@@ -1,7 +1,7 @@
 """ResNets for small images with parameter-free shortcuts (He et al., CVPR 2016, arXiv 1512.03385, section 4.2).
 
-Depth 6n + 2: a stem, three stages of n basic blocks with 16, 32 and 64 channels, and one linear layer. Names of
-parameters are those of the published CIFAR-10 weights: ``conv1 bn1 layer{1,2,3}.N.{conv1,bn1,conv2,bn2} linear``.
+Depth 6n + 2: a stem, three stages of n basic blocks with 16, 32 and 64 channels, and one linear layer. Parameter names
+match the published CIFAR-10 weights: ``conv1 bn1 layer{1,2,3}.N.{conv1,bn1,conv2,bn2} linear``.
 """
 
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 
-# What the published CIFAR-10 weights were trained with (ImageNet's statistics).
+# Normalisation used to train the published CIFAR-10 weights (ImageNet statistics).
 PUBLISHED_MEAN, PUBLISHED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -80,5 +80,5 @@ def resnet56(num_classes: int = 10) -> Classifier:
 
 
 def resnet8(num_classes: int = 8) -> Classifier:
-    """One block a stage, for the embedded digits (two of the ten classes are held out)."""
+    """One block per stage, for the embedded digits (two of the ten classes are held out)."""
     return Classifier(CifarResNet(1, num_classes), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

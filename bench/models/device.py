@@ -1,4 +1,4 @@
-"""Where a network runs."""
+"""The device that a network runs on."""
 
 import torch
 
@@ -6,9 +6,9 @@ from oodbench.errors import OodbenchError, UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` -> the device.
+    """``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` -> the device.
 
-    Raises UsageError for another name, OodbenchError where the device asked for is not there.
+    Raises UsageError for an unknown name, and OodbenchError if the device is not available.
     """
     kind, _, index = name.partition(":")
     if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):

@@ -1,4 +1,4 @@
-"""``load_model``: from a name, and weights where there are some, to a Classifier."""
+"""``load_model``: from a name and optional weights to a Classifier."""
 
 import hashlib
 import json
@@ -33,22 +33,22 @@ def load_model(
     require_weights: bool = False,
     progress: bool | None = None,
 ) -> Classifier:
-    """A classifier by name: it takes images (N, C, H, W), floats in [0, 1], and gives logits (N, classes).
+    """Load a classifier by name; it takes images (N, C, H, W), floats in [0, 1], and returns logits (N, classes).
 
     Args:
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
-            ``module:function``, which returns a Classifier or a module with weights of its own.
+            ``module:function``, which returns a Classifier or a module with its own weights.
         weights: a safetensors file or a PyTorch state dict; by default ``<data>/models/NAME.safetensors`` (a colon in
             a name becomes a dash), or the authors' file there.
         data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
-        num_classes: for a network without a weights file; otherwise the file says it. 10 by default.
+        num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        require_weights: whether a bare architecture without weights is an error. Otherwise it warns, and its weights
-            are random, the same each time. The ``*-cifar10`` models always need theirs.
+        require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
+            the same each time. The ``*-cifar10`` models always need their weights.
         progress: whether to show a bar while ``resnet8-digits`` trains itself; by default on a terminal.
 
-    Raises UsageError for an unknown name or device, MissingData for absent weights, BadData for a weights file that is
-    hostile, truncated or another network's.
+    Raises UsageError for an unknown name or device, MissingData for missing weights, and BadData for a weights file that is
+    malicious, truncated or from another network.
     """
     target = resolve_device(device)
     path = Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
@@ -64,12 +64,14 @@ def load_model(
     elif name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)
     elif not brings_weights(name):
-        warnings.warn(f"{name} has no weights ({files.places(name, data)[0]} is not there): they are random", stacklevel=2)
+        warnings.warn(
+            f"{name} has no weights ({files.places(name, data)[0]} does not exist): using random weights", stacklevel=2
+        )
     return classifier.to(target)
 
 
 def _trained_on_digits(progress: bool) -> Path:
-    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits where it is not there yet."""
+    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits if it does not exist yet."""
     from oodbench.datasets.load import load_dataset
     from oodbench.models.train import train
 
@@ -84,9 +86,9 @@ def _trained_on_digits(progress: bool) -> Path:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On the CPU and in one thread the weights do not depend on a machine's GPU or on how many cores it has to spare.
+    """Train on the CPU with one thread, so that the weights do not depend on the GPU or the number of free cores.
 
-    Nor is anything lost: layers this small gain nothing from a second thread, and wait long for it on a busy machine.
+    This costs no time: layers this small gain nothing from a second thread, and wait long for it on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

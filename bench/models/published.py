@@ -1,10 +1,10 @@
-"""Weights that their authors publish. A table apart, so that a listing does not import torch."""
+"""Weights published by their authors. A separate table, so that listing does not import torch."""
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """A weights file that its authors publish."""
+    """A weights file published by its authors."""
 
     file: str
     sha256: str

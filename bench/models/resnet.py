@@ -1,6 +1,6 @@
 """ResNet-18/34/50/101 (He et al., CVPR 2016, arXiv 1512.03385) with a stem for 32x32 images.
 
-The stem is one 3x3 convolution of stride 1 without pooling; the rest is ImageNet's network, with projection shortcuts
+The stem is one 3x3 convolution of stride 1 without pooling. The rest is the ImageNet network, with projection shortcuts
 and, in bottlenecks, the stride in the 3x3 convolution. Names: ``conv1 bn1 layer{1..4}.N.{conv,bn}{1,2,3}``,
 ``layer{1..4}.N.shortcut.{0,1}``, ``linear``.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 
-# Of no particular set, so that weights mean the same whatever they were trained on: pixels to about [-2, 2].
+# Independent of the data set, so that weights mean the same whatever they were trained on: pixels to about [-2, 2].
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """The identity where shapes agree, else a projection."""
+    """The identity if shapes agree, else a projection."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -37,15 +37,15 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> Classifier:
-    """Train model ``name`` on a labelled set and write its weights to ``out``, a safetensors file; returns it, frozen.
+    """Train model ``name`` on a labelled set, write its weights to ``out`` (safetensors), and return it, frozen.
 
-    Normalisation is the model's own, so ``load_model(name, weights=out)`` gives the same network. After each epoch a
-    checkpoint lies beside ``out``; a killed run that is started again goes on from there and, on the CPU, ends with
-    the same weights bit for bit. On CUDA it runs in mixed precision. ``progress`` shows a bar on stderr, with the
-    accuracy on the epoch's training images, or on ``test_set`` if there is one.
+    Normalisation belongs to the model, so ``load_model(name, weights=out)`` gives the same network. A checkpoint is
+    written beside ``out`` after each epoch. An interrupted training that is started again resumes from it and, on the
+    CPU, ends with the same weights bit for bit. On CUDA it uses mixed precision. ``progress`` shows a bar on stderr, with
+    the accuracy on the training images of the epoch, or on ``test_set`` if given.
 
-    Raises BadData for a set without labels or with one class, UsageError for settings that make no sense or are not
-    those of the checkpoint, OodbenchError for a loss that diverges or a folder that cannot be written.
+    Raises BadData for a set without labels or with one class, UsageError for invalid settings or settings that differ
+    from the checkpoint, and OodbenchError for a loss that diverges or a folder that cannot be written.
     """
     out, target = Path(out), resolve_device(device)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -80,7 +80,7 @@ def train(
         },
     )
     first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
-    checkpoint.store(first)  # before the first epoch, so that an unwritable folder costs nobody's time
+    checkpoint.store(first)  # before the first epoch, so that an unwritable folder is noticed early
 
     with _bar(name, epochs, training.steps, first, progress) as (on_step, on_epoch):
         for epoch in range(first, epochs):
@@ -101,9 +101,9 @@ def train(
 
 
 class Training:
-    """Of a classifier, in place: SGD with Nesterov momentum on a cosine schedule, an epoch at a time.
+    """Trains a classifier in place, epoch by epoch: SGD with Nesterov momentum and a cosine schedule.
 
-    In mixed precision on CUDA. ``images`` are labelled; ``augment`` shifts them, and mirrors them where their set allows it.
+    Uses mixed precision on CUDA. ``images`` are labelled; ``augment`` shifts them, and mirrors them if their set allows it.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Training:
         seed: int = 0,
         augment: bool = True,
     ) -> None:
-        self.steps = math.ceil(len(images) / batch_size)  # an epoch
+        self.steps = math.ceil(len(images) / batch_size)  # per epoch
         self.precision = _precision(classifier.device)
         parameters = classifier.module.requires_grad_(True).parameters()
         self.optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
@@ -128,32 +128,32 @@ class Training:
         self._epochs, self._lr, self._seed, self._augment = epochs, lr, seed, augment
 
     def epoch(self, number: int, on_step: Callable[[], None] = lambda: None) -> tuple[float, float]:
-        """Go over all images once, the ``number``-th time from 0; (mean loss, accuracy) as they were on the way."""
+        """Run epoch ``number`` (from 0) over all images; returns mean loss and accuracy during the epoch."""
         images, device = self._images, self._classifier.device
         assert images.labels is not None
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         self._classifier.module.train()
         with _seeded(self._seed, number, device) as generator:
-            # Batches of nearly equal size: a last batch of one image would have no variance to normalise by.
+            # Batches of nearly equal size: a last batch with one image would have no variance for normalisation.
             order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
             for step, rows in enumerate(order):
                 batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
                 if self._augment:
                     batch = augmented(batch, images.flips, generator)
                 loss, logits = self._step(batch, labels, number * self.steps + step)
-                # Kept on the device: reading a number here would make the host wait at each step.
+                # Stays on the device: reading a number here would make the host wait at each step.
                 loss_sum += loss * len(rows)
                 correct += (logits.argmax(1) == labels).sum()
                 on_step()
         return float(loss_sum) / len(images), float(correct) / len(images)
 
     def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """One step on uint8 images (n, C, H, W); the loss and the logits before it."""
+        """One step on uint8 images (n, C, H, W); returns the loss and the logits from before the step."""
         with torch.autocast(batch.device.type, self.precision, enabled=self.precision is not None):
             logits = self._classifier(batch.float() / 255)
             if not isinstance(logits, Tensor):
                 raise Unsuitable(
-                    f"{self._classifier.name} gives {type(logits).__name__} while it trains, not logits; train another"
+                    f"{self._classifier.name} gives {type(logits).__name__} in training, not logits; train another"
                 )
             loss = F.cross_entropy(logits, labels)
         for group in self.optimizer.param_groups:
@@ -166,9 +166,9 @@ class Training:
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
-    """Share of a labelled set whose largest logit is at its label. Raises BadData for a set without labels."""
+    """Accuracy on a labelled set. Raises BadData for a set without labels."""
     if images.labels is None:
-        raise BadData(f"{images.name or 'the test set'} has no labels; an accuracy needs them")
+        raise BadData(f"{images.name or 'the test set'} has no labels; accuracy needs them")
     correct = 0
     with torch.inference_mode():
         for rows in torch.arange(len(images)).split(batch_size):
@@ -178,9 +178,9 @@ def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) ->
 
 
 def augmented(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side, zeros moving in, and mirrored half the time if ``flips``.
+    """Shift each image by up to an eighth of its side, filling with zeros, and mirror it half the time if ``flips``.
 
-    (N, C, H, W) -> (N, C, H, W); 4 pixels at 32x32, the usual crop. ``generator`` is on the CPU whatever the device.
+    (N, C, H, W) -> (N, C, H, W); 4 pixels at 32x32, the usual crop. ``generator`` is on the CPU for every device.
     """
     count, _, height, width = images.shape
     down, across = height // 8, width // 8
@@ -202,12 +202,12 @@ def cosine(lr: float, step: int, steps: int) -> float:
 
 
 def _classes(images: ImageSet) -> int:
-    """How many classes the set names, or its labels show. Raises BadData where nothing can be learnt from them."""
+    """The number of classes of the set or of its labels. Raises BadData if nothing can be learnt from them."""
     name = images.name or "the training set"
     if images.labels is None:
         raise BadData(f"{name} has no labels; train on a labelled set")
     if len(images.labels.unique()) < 2:
-        raise BadData(f"{name} holds one class only; train on a set with at least two")
+        raise BadData(f"{name} holds only one class; train on a set with at least two")
     classes = len(images.classes) or int(images.labels.max()) + 1
     if int(images.labels.min()) < 0 or int(images.labels.max()) >= classes:
         raise BadData(f"{name} has labels outside 0..{classes - 1}; its files disagree")
@@ -215,7 +215,7 @@ def _classes(images: ImageSet) -> int:
 
 
 def _precision(device: torch.device) -> torch.dtype | None:
-    """What mixed precision computes in; None, full precision, on the CPU."""
+    """The dtype of mixed precision; None, full precision, on the CPU."""
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -223,7 +223,7 @@ def _precision(device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Generator]:
-    """All randomness of one epoch, whatever came before it: a generator, and the global one for dropout."""
+    """The random generator of one epoch, independent of earlier ones; also seeds the global generator, for dropout."""
     value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(value)
@@ -234,7 +234,7 @@ def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Gener
 def _bar(
     name: str, epochs: int, steps: int, first: int, shown: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[int, float, float], None]]]:
-    """(on_step(), on_epoch(done, loss, accuracy)): epoch, loss, accuracy and time left on stderr."""
+    """(on_step(), on_epoch(done, loss, accuracy)): show epoch, loss, accuracy and remaining time on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""Weights on disk: where they are looked for, how they are read, and whether they fit. Never a bare pickle."""
+"""Weights files: where they are searched, how they are read, and whether they fit. Never a bare pickle."""
 
 import hashlib
 import warnings
@@ -15,7 +15,7 @@ from oodbench.models.published import PUBLISHED
 
 
 def places(name: str, data: str | Path | None) -> list[Path]:
-    """Where the weights of a model are looked for, first to last: ``<data>/models/NAME.safetensors``, the authors' file."""
+    """Where the weights of a model are searched, in order: ``<data>/models/NAME.safetensors``, the authors' file."""
     folder = paths.data_root(data) / "models"
     files = [name.replace(":", "-").replace("/", "-") + ".safetensors"]
     if name in PUBLISHED:
@@ -24,7 +24,7 @@ def places(name: str, data: str | Path | None) -> list[Path]:
 
 
 def missing(name: str, data: str | Path | None) -> MissingData:
-    """The error for absent weights: where they were looked for, and how to come by them."""
+    """The error for missing weights: where they were searched, and how to get them."""
     looked = places(name, data)
     where = f"no weights for {name}: looked for {' and '.join(map(str, looked))}"
     if published := PUBLISHED.get(name):
@@ -39,11 +39,11 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a state dict that ``torch.load`` reads with ``weights_only=True``.
 
     ``{"state_dict": …}`` is unwrapped and a ``module.`` before every key removed, as DataParallel leaves them.
-    Raises MissingData where there is no file; BadData for one that is hostile, truncated or something else, and for a
-    file under a published name with another SHA-256.
+    Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
+    published name and another SHA-256.
     """
     if not path.is_file():
-        raise MissingData(f"no weights file {path}; check the path, or leave out --weights")
+        raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
     _verify(path)
     found: Any
     try:
@@ -52,12 +52,12 @@ def read(path: Path) -> dict[str, Tensor]:
 
             found = load_file(path)
         else:
-            with warnings.catch_warnings():  # about odd pickles, which are refused or read in full all the same
+            with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
                 warnings.simplefilter("ignore")
                 found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or truncated file may raise anything
+    except Exception as error:  # a malicious or truncated file may raise any error
         raise BadData(
-            f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); get it again, or give a"
+            f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); download it again, or give a"
             " .safetensors file or a state dict that torch.load(weights_only=True) reads"
         ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(
         isinstance(value, Tensor) and value.layout is torch.strided for value in found.values()
     ):
-        raise BadData(f"{path} is no state dict; save the module's state_dict() itself")
+        raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
     wrapped = all(str(key).startswith("module.") for key in found)
     return {str(key).removeprefix("module.") if wrapped else str(key): value for key, value in found.items()}
 
@@ -83,9 +83,9 @@ def _verify(path: Path) -> None:
 
 
 def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:
-    """Copy ``state``, read from ``path``, into the module of model ``name``. Raises BadData that names what does not fit."""
+    """Copy ``state``, read from ``path``, into the module of model ``name``. Raises BadData that lists what does not fit."""
     wanted = module.state_dict()
-    # Counts of batches are absent from older files, and an evaluated network does not use them.
+    # Older files lack batch counts; evaluation does not use them.
     absent = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     faults = []
     if absent:
@@ -104,6 +104,6 @@ def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -
 
 
 def _first(keys: Iterable[str]) -> str:
-    """The first three of many."""
+    """The first three keys, and the number of further ones."""
     keys = list(keys)
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

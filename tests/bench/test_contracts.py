@@ -183,7 +183,7 @@ def test_settings_are_computed_within_a_context_only():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (np.zeros(40), r"statistics\(probe\) gave ndarray; it returns a tensor"),
+        (np.zeros(40), r"statistics\(probe\) gave ndarray; it must return a tensor"),
         (torch.tensor(1.0), r"gave shape \(\) for 40 images and 1 settings; it must return \(N,\) or \(N, D\)"),
         (torch.zeros(39), r"gave shape \(39,\) for 40 images"),
         (torch.zeros(40, 2, 2), r"gave shape \(40, 2, 2\) for 40 images"),
@@ -229,7 +229,7 @@ def test_a_detector_with_variants_scores_by_its_first_column(images):
 
 def test_a_detector_with_variants_gives_a_column_for_each(images):
     with pytest.raises(
-        BadData, match="gave 3 columns a setting; they are its own score and one for each of its variants other"
+        BadData, match="gave 3 columns per setting; it must return the main score and one column for each of its variants other"
     ):
         Varied(torch.zeros(40, 3)).score(None, images)
 
@@ -254,8 +254,8 @@ def test_changed_parameters_are_those_that_differ_from_the_defaults():
         (torch.zeros(0, 3, 8, 8), r"images have shape \(0, 3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "images are torch.int64; give uint8, or floats in .0, 1."),
         (np.zeros((2, 3, 8, 8), dtype=object), "images cannot be converted to a tensor .TypeError"),
-        (torch.full((2, 3, 8, 8), 255.0), r"images range from \[255, 255\]; give floats in \[0, 1\] \(divide by 255"),
-        (torch.full((2, 3, 8, 8), -0.5), r"images range from \[-0\.5, -0\.5\]"),
+        (torch.full((2, 3, 8, 8), 255.0), r"images range from 255 to 255; give floats in \[0, 1\] \(divide by 255"),
+        (torch.full((2, 3, 8, 8), -0.5), r"images range from -0\.5 to -0\.5"),
     ],
 )
 def test_wrong_images_are_named(given, message):

@@ -185,7 +185,7 @@ def test_disjoint_parts_of_one_set_are_different_images():
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(7, 100), (100, 7)])
 def test_too_small_sides_are_named(n_in, n_out):
-    with pytest.raises(Unsuitable, match=f"per-shift needs 8 images a side; set0 has {n_in} and set1 {n_out}"):
+    with pytest.raises(Unsuitable, match=f"per-shift needs 8 images per side; set0 has {n_in} and set1 {n_out}"):
         protocols.per_shift(make_set(n_in), make_set(n_out, seed=1), seed=0)
     protocols.per_shift(make_set(max(n_in, 8)), make_set(max(n_out, 8), seed=1), seed=0)
 

@@ -125,7 +125,7 @@ def test_missing_files_and_folders(tmp_path):
 @pytest.mark.parametrize(
     ("header", "values", "message"),
     [
-        ({"schema_version": 99}, {}, "has schema version 99, this oodbench reads 1; fit the detector again"),
+        ({"schema_version": 99}, {}, "has schema version 99; this oodbench reads version 1; fit the detector again"),
         ({"schema_version": 1}, {}, "does not hold a fitted Detector .KeyError: 'detector'"),
         ({"schema_version": 1, "detector": "msp", "parameters": 3, "head": None}, {}, "does not hold a fitted Detector"),
         ({"schema_version": 1, "detector": "msp", "parameters": {}, "head": "odd"}, {}, "does not hold a fitted Detector"),

@@ -53,7 +53,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def one_loop(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The reference: a backward pass an image."""
+    """The reference: one backward pass per image."""
     named = dict(network.named_parameters())
     rows = []
     for image in images.split(1):

@@ -98,10 +98,10 @@ class FitsOnOthers(Sound):
 
 CHEATS = [
     ("batch-size", ScoresByLargeCompany, "in one batch among 200 others, 60 of 60 scores differ"),
-    ("no-pass-of-its-own", RunsTheNetwork, "ran the whole network behind the probe's back"),
-    ("no-pass-of-its-own", RunsItWhileItObserves, "ran module.conv1 behind the probe's back"),
-    ("no-pass-of-its-own", RunsItInALoss, "ran module.conv1 behind the probe's back"),
-    ("no-pass-of-its-own", AsksAProbeOfItsOwn, "ran the whole network behind the probe's back"),
+    ("no-pass-of-its-own", RunsTheNetwork, "ran the whole network outside the probe"),
+    ("no-pass-of-its-own", RunsItWhileItObserves, "ran module.conv1 outside the probe"),
+    ("no-pass-of-its-own", RunsItInALoss, "ran module.conv1 outside the probe"),
+    ("no-pass-of-its-own", AsksAProbeOfItsOwn, "ran the whole network outside the probe"),
     ("held-out", FitsOnHeldOut, "fitted mean_ on held-out images too"),
     ("held-out", TrainsOnHeldOut, "fitted mean_ on held-out images too"),
 ]

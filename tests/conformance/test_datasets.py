@@ -74,7 +74,7 @@ BROKEN_SETS = [
     ("splits-apart", lambda root, split: checkers(root, "test" if split == "train" else split), "made from the same images"),
     ("source", no_source, "no licence and no citation"),
     ("missing-files", broken_when_missing, "FileNotFoundError"),
-    ("unknown-split", any_split, "loads a split that it does not have"),
+    ("unknown-split", any_split, "loads a split that does not exist"),
 ]
 
 

@@ -293,7 +293,7 @@ BROKEN = [
     ("contract", HidesAParameter, "has no attribute 'k'"),
     ("contract", UnknownSignal, "unknown signals telepathy"),
     ("contract", StrayGrid, "temperature"),
-    ("fits-and-scores", Constant, "tell nothing apart"),
+    ("fits-and-scores", Constant, "separate nothing"),
     ("fits-and-scores", TwoColumns, "2 statistics per image and has no head"),
     ("fits-and-scores", Raises, "RuntimeError: my own fault"),
     ("deterministic", Random, "fitted twice, 60 of 60 scores differ"),
@@ -329,7 +329,7 @@ def outcomes(kind, *checks) -> dict[str, Outcome]:
 def test_a_sound_detector_passes_all():
     found = outcomes(Sound)
     assert {name: o.reason for name, o in found.items() if o.outcome != "pass" and name != "device"} == {
-        "held-out": "fits nothing, or no head is calibrated on what it did not fit"
+        "held-out": "fits nothing, or has no head that is calibrated on held-out images"
     }
     assert found["device"].outcome == ("pass" if torch.cuda.is_available() else "skip")
 
@@ -361,7 +361,7 @@ def test_what_learns_nothing_from_its_shift_fails():
 
     outcome = outcomes(Noise, "learns-from-shift")["learns-from-shift"]
     assert outcome.outcome == "fail"
-    assert "on noise as it learnt from" in outcome.reason
+    assert "on the kind of noise learnt from" in outcome.reason
 
 
 def test_every_check_has_a_detector_that_fails_it():
@@ -385,7 +385,7 @@ def test_a_detector_that_the_network_does_not_suit_is_skipped():
     found = outcomes(WantsAttention)
     assert found["contract"].outcome == "pass"
     assert found["fits-and-scores"] == Outcome(
-        "fits-and-scores", "skip", "does not suit the network of this check: needs a transformer"
+        "fits-and-scores", "skip", "is unsuitable for the network of this check: needs a transformer"
     )
 
 

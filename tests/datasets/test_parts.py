@@ -79,12 +79,8 @@ def test_15_corruptions_are_main_and_4_extra():
 
 
 def test_the_documentation_says_which_are_main_extra_and_challenges():
-<<<<<<< ours
-    text = (Path(__file__).resolve().parent.parent / "docs" / "dataset.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
     page = " ".join(text.split())
-=======
-    page = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
->>>>>>> theirs
     main, extra = re.search(r"15 main corruptions: (.*?)\. The 4 extra ones.*?: (.*?)\. ", page, re.DOTALL).groups()
     challenges = re.search(r"The challenges: (.*?)\. ", page, re.DOTALL)[1]
     assert sorted(re.findall("`(\\w+)`", main)) == sorted(MAIN_CORRUPTIONS_C)

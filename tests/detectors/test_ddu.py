@@ -123,10 +123,10 @@ def test_what_cannot_be_done_is_said(network, monkeypatch):
     labels = torch.zeros(40, dtype=torch.int64)
     labels[39] = 2
     assert not protocols.held_out(40, labels.numpy(), 0)[39]
-    with pytest.raises(Unsuitable, match=r"^class 2 has one training image besides held-out ones, and a covariance needs 2"):
+    with pytest.raises(Unsuitable, match=r"^class 2 has one training image that is not held out, but a covariance needs 2"):
         oodbench.load_detector("ddu").fit(network, TRAIN[:40], labels)
     with pytest.raises(Unsuitable, match="the features of training images do not vary within any class"):
         oodbench.load_detector("ddu").fit(network, torch.full((40, 3, 8, 8), 0.5), torch.arange(40) % 2)
     monkeypatch.setattr(ddu, "LARGEST_BYTES", 8 * 4 * D * D - 1)
-    with pytest.raises(Unsuitable, match=r"keeps a covariance a class, .* GiB for 4 classes of 16 features; take rmd"):
+    with pytest.raises(Unsuitable, match=r"keeps one covariance per class, .* GiB for 4 classes of 16 features; use rmd"):
         oodbench.load_detector("ddu").fit(network, TRAIN, LABELS)

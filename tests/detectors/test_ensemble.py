@@ -216,21 +216,23 @@ def test_members_by_name_must_be_there_and_have_the_same_classes(named, classifi
     ten, _, data = named
     with pytest.raises(MissingData, match="no weights for resnet44-cifar10"):
         prepared(ten, training_set(data=data), members=["resnet32-cifar10", "resnet44-cifar10"])
-    with pytest.raises(Unsuitable, match="the member resnet32-cifar10 has 10 classes and the classifier 4; give one with as"):
+    with pytest.raises(
+        Unsuitable, match="the member resnet32-cifar10 has 10 classes, but the classifier has 4; give one with as"
+    ):
         prepared(classifier, training_set(data=data), members=["resnet32-cifar10"])
 
 
 def test_another_architecture_than_it_was_fitted_on_is_refused(detector, tmp_path):
     detector.save(tmp_path / "fitted.safetensors")
     loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
-    with pytest.raises(BadData, match="members are of another architecture than this classifier; fit it again"):
+    with pytest.raises(BadData, match="members have another architecture than this classifier; fit it again"):
         columns(loaded, build("resnet20-cifar10"), INSIDE)
 
 
 def test_it_says_what_it_needs(classifier):
     with pytest.raises(Unsuitable, match="needs the labels of the training images"):
         prepared(classifier, training_set(labels=None))
-    with pytest.raises(BadData, match=r"training labels lie in \[1, 4\], tiny has 4 classes"):
+    with pytest.raises(BadData, match=r"training labels range from 1 to 4, but tiny has 4 classes"):
         prepared(classifier, training_set(labels=LABELS + 1))
     with pytest.raises(Unsuitable, match="needs a classifier"):
         Ensemble().check(None)
@@ -249,7 +251,7 @@ def test_a_parameter_that_nothing_initialises_is_named():
             return self.linear(x.mean((2, 3)) * self.scale)
 
     network = oodbench.Classifier(nn.Sequential(Scaled()), name="scaled")
-    with pytest.raises(Unsuitable, match=r"cannot initialise '0\.scale' of scaled anew .*; give members as a list"):
+    with pytest.raises(Unsuitable, match=r"cannot reinitialise '0\.scale' of scaled anew .*; give members as a list"):
         Ensemble().check(network)
     Ensemble(["resnet20-cifar10"]).check(network)
 

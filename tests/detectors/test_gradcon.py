@@ -336,7 +336,7 @@ def test_where_nothing_can_be_written_training_goes_on(monkeypatch):
     monkeypatch.setattr(Checkpoint, "store", fail)
     detector = load_detector("gradcon", epochs=2)
     detector.prepare(training_set(10), None, Told())
-    assert said == ["gradcon: goes on, but could not be resumed: cannot write there; free space"]
+    assert said == ["gradcon: training continues, but cannot be resumed later: cannot write there; free space"]
     assert len(detector.reference_) == 4
 
 

@@ -179,7 +179,7 @@ def test_images_that_are_all_alike_are_no_trouble(network):
 
 
 def test_what_cannot_be_done_is_said(network):
-    with pytest.raises(Unsuitable, match="saw no training image to fit on"):
+    with pytest.raises(Unsuitable, match="saw no training images to fit on"):
         oodbench.load_detector("gram").fit(network, TRAIN[:1])
 
 

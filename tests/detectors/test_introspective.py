@@ -204,7 +204,7 @@ def test_progress_says_how_far_it_is(classifier):
 def test_it_says_what_it_needs(classifier):
     with pytest.raises(Unsuitable, match="needs the labels of the training images"):
         prepared(classifier, training_set(labels=None))
-    with pytest.raises(BadData, match=r"training labels lie in \[1, 4\], tiny has 4 classes"):
+    with pytest.raises(BadData, match=r"training labels range from 1 to 4, but tiny has 4 classes"):
         prepared(classifier, training_set(labels=LABELS + 1))
     with pytest.raises(Unsuitable, match="needs a classifier"):
         Introspective().check(None)

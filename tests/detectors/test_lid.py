@@ -115,7 +115,7 @@ def test_paired_needs_twins_and_company(network):
     assert np.isfinite(detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST))).all()
     with pytest.raises(Unsuitable, match="needs the clean twin of each image"):
         detector.score(network, TEST)
-    with pytest.raises(Unsuitable, match="'paired' needs 3 clean images a batch, a batch has 2; take another batch size"):
+    with pytest.raises(Unsuitable, match="'paired' needs 3 clean images per batch, a batch has 2; use larger batches"):
         detector.score(network, ImageSet(TEST, kind="adversarial", clean=TEST), batch_size=10)
 
 

@@ -305,7 +305,7 @@ def test_a_source_too_small_to_learn_from_is_a_reason(tmp_path):
     frame = run(tmp_path / "run", chosen, limit=6, detectors=["learns"]).frame().set_index(["protocol", "dataset", "level"])
     transfer = frame.xs("transfer")
     assert set(transfer.status) == {"skipped"}
-    assert "transfer learns from photos: per-shift needs 8 images a side" in transfer.reason.iloc[0]
+    assert "transfer learns from photos: per-shift needs 8 images per side" in transfer.reason.iloc[0]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_the_threshold_is_the_smallest_that_keeps_the_share(scores, share):
     scores = np.array(scores, dtype=float)
     among = round(share * 100) * (len(scores) + 1)  # the share of n + 1, exact, in hundredths
     if among < 100:
-        with pytest.raises(UsageError, match="cannot tell a false-alarm rate"):
+        with pytest.raises(UsageError, match="are too few for a false-alarm rate"):
             thresholds.threshold_of(scores, share)
         return
     found = thresholds.threshold_of(scores, share)
@@ -62,7 +62,8 @@ def test_29_of_100_is_29():
 def test_a_rate_that_so_few_images_cannot_tell():
     with pytest.raises(
         UsageError,
-        match=r"289 held-out images cannot tell a false-alarm rate of 0.001: ask for at least 0.003449, or hold out twice 999",
+        match=r"289 held-out images are too few for a false-alarm rate of 0.001; ask for at least 0.003449,"
+        r" or hold out twice 999",
     ):
         thresholds.fit("pixels", **PIXELS, false_alarms=0.001)
     assert thresholds.rank_of(289, 0.003449) == thresholds.rank_of(999, 0.001) == thresholds.rank_of(19, 0.05) == 1
@@ -86,7 +87,7 @@ def test_it_says_where_more_are_flagged_than_was_asked(monkeypatch, tmp_path):
     assert alarms.exceeds
     assert alarms.measured_low > 0.05
     assert len(said) == 1
-    assert said[0].startswith(f"pixels flags more than the 5.00% asked: {alarms.measured:.2%} of ")
+    assert said[0].startswith(f"pixels flags more than the 5.00% requested: {alarms.measured:.2%} of ")
     assert "\n" not in said[0]
     found.save(tmp_path / "file")
     assert load_fitted(tmp_path / "file").about.false_alarms.exceeds

@@ -196,7 +196,7 @@ def test_absent_weights_say_where_and_what_to_do(tmp_path):
         assert all(part in said for part in (published.url, published.sha256, "--weights FILE"))
     with pytest.raises(MissingData, match="oodbench train resnet18"):
         load_model("resnet18", data=tmp_path, require_weights=True)
-    with pytest.raises(MissingData, match=r"no weights file .*absent\.th"):
+    with pytest.raises(MissingData, match=r"weights file .*absent\.th does not exist"):
         load_model("resnet18", tmp_path / "absent.th")
 
 
@@ -229,7 +229,7 @@ def test_timm_brings_its_normalisation_layers_and_head(tmp_path):
 
 def test_without_timm_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(OodbenchError, match=r"needs timm; pip install oodbench\[timm\]"):
+    with pytest.raises(OodbenchError, match=r"needs timm; run pip install 'oodbench\[timm\]'"):
         load_model("timm:resnet18")
 
 

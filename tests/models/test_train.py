@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
 
 def test_a_broken_checkpoint_is_refused(bright_set, tmp_path):
     (tmp_path / "net.safetensors.checkpoint").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(BadData, match=r"is no checkpoint, or is truncated .* delete"):
+    with pytest.raises(BadData, match=r"is not a checkpoint, or truncated .* delete"):
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", **SETTINGS)
 
 
@@ -163,7 +163,7 @@ def test_sets_that_teach_nothing_are_refused(bright_set, tmp_path):
     images, labels = bright_set.images, bright_set.labels
     for broken, message in (
         (ImageSet(images, None, name="bare"), "bare has no labels"),
-        (ImageSet(images, torch.zeros(65, dtype=torch.int64), name="lone"), "lone holds one class only"),
+        (ImageSet(images, torch.zeros(65, dtype=torch.int64), name="lone"), "lone holds only one class"),
         (ImageSet(images, labels, name="odd", classes=("dark", "grey")), r"odd has labels outside 0\.\.1"),
         (ImageSet(images, labels - 1, name="low"), "low has labels outside"),
     ):
