@@ -251,7 +251,7 @@ def test_corrupted_class_is_the_class_of_the_corrupted_set():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ("a string", "dataset 'theirs' of their-package 1.2 gave str; a loader returns an ImageSet"),
+        ("a string", "dataset 'theirs' of their-package 1.2 returned str; a loader must return an ImageSet"),
         (ImageSet(random_images(2, 4)), "1 or 3"),
         (ImageSet(random_images(2), torch.tensor([0, -1])), "labels that are not"),
         (ImageSet(random_images(2), torch.tensor([0.0, 1.0])), "labels that are not"),
