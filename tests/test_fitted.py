@@ -120,7 +120,7 @@ def test_what_the_file_says(fitted, file):
 
 
 def test_a_detector_of_a_network_needs_one():
-    with pytest.raises(UsageError, match="knn reads a network; name it with --model"):
+    with pytest.raises(UsageError, match="knn needs a network; name one with --model"):
         thresholds.fit("knn", model=None, dataset="digits")
     found = thresholds.fit("pixels", model=None, dataset="digits")
     assert found.about.model is None
@@ -233,7 +233,7 @@ def test_weights_are_found_again_and_known_by_content(tmp_path, digits):
 
 def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkeypatch, digits):
     rewritten(file, lambda header, found: header.update(detector="os:system"))
-    with pytest.raises(UsageError, match=r"holds the detector 'os:system', which nobody here registers; install its package"):
+    with pytest.raises(UsageError, match=r"holds the detector 'os:system', which no package here registers; install its package"):
         load_fitted(file)
     (tmp_path / "loud_for_a_test.py").write_text(
         "import oodbench\n\n\nclass Loud(oodbench.Detector):\n    'Minus the largest logit.'\n    signals = ('logits',)\n\n"
@@ -246,7 +246,7 @@ def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkey
     found.save(tmp_path / "loud")
     np.testing.assert_array_equal(load_fitted(tmp_path / "loud")(digits)[0], found(digits)[0])
     registry._added.clear()
-    with pytest.raises(UsageError, match="holds the detector 'loud', which nobody here registers"):
+    with pytest.raises(UsageError, match="holds the detector 'loud', which no package here registers"):
         load_fitted(tmp_path / "loud")
 
 
