@@ -126,7 +126,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (
             ["run", "--detector", "gradcon:recon"],
             2,
-            "'gradcon:recon' names a row of gradcon, not a detector; ask for 'gradcon'",
+            "'gradcon:recon' is a row of gradcon, not a detector; use 'gradcon'",
         ),
         (["run", "digit"], 2, "did you mean 'digits'?"),
         (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
