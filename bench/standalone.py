@@ -93,7 +93,7 @@ def score(
     if bad := int((~np.isfinite(scores)).sum()):
         raise BadData(
             f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
-            " although its statistics are; its head is broken, fit it again"
+            " although its statistics are, so its head is broken; fit it again"
         )
     return scores
 

@@ -126,7 +126,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (
             ["run", "--detector", "gradcon:recon"],
             2,
-            "'gradcon:recon' names a row of gradcon, not a detector; ask for 'gradcon'",
+            "'gradcon:recon' is a row of gradcon, not a detector; use 'gradcon'",
         ),
         (["run", "digit"], 2, "did you mean 'digits'?"),
         (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
@@ -142,7 +142,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "--param", "knn.k=many", "--detector", "knn"], 2, "knn: k = many"),
         (["leaderboard", "nowhere"], 2, "nowhere is no run folder"),
         (["fit", "knm", "--dataset", "digits", "--out", "f"], 2, "did you mean 'knn'?"),
-        (["fit", "knn", "--dataset", "digits", "--out", "f"], 2, "knn reads a network; name it with --model"),
+        (["fit", "knn", "--dataset", "digits", "--out", "f"], 2, "knn needs a network; name one with --model"),
         (["fit", "knn", "--dataset", "digits", "--model", "resnet8-digits", "--out", "."], 2, "--out . is a folder"),
         (["fit", "msp", "--dataset", "digits", "--out", "f", "--false-alarms", "5"], 2, "give a share between 0 and 1"),
         (["score", "nowhere", "image.png"], 1, "no such file: nowhere; make one with oodbench fit"),

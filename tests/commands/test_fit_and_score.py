@@ -121,7 +121,7 @@ def test_only_regular_files_are_opened(fit, images):
     assert done.returncode == 1
     rows = {row["path"]: row for row in map(json.loads, done.stdout.splitlines())}
     for path in (images / "b" / "pipe.png", images / "pipe", "/dev/zero"):
-        assert rows.pop(str(path)) == {"path": str(path), "score": None, "verdict": None, "reason": "is no regular file"}
+        assert rows.pop(str(path)) == {"path": str(path), "score": None, "verdict": None, "reason": "is not a regular file"}
     assert len(rows) == 5
     assert rows[str(images / "link.png")]["score"] == rows[str(images / "c.png")]["score"]
 
@@ -209,7 +209,7 @@ def test_a_network_and_a_detector_of_the_users_own(images, tmp_path):
     assert "names the model mine:flat, and to load it would run that code" in refused.stderr
     unknown = run("score", "gap", images, "--trust-model", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "holds the detector 'gap', which nobody here registers" in unknown.stderr
+    assert "holds the detector 'gap', which no package here registers" in unknown.stderr
     trusted = run("score", "gap", images, *own, "--trust-model", "--format", "csv", cwd=tmp_path)
     assert trusted.returncode == 0, trusted.stderr
     assert len(trusted.stdout.splitlines()) == 5

@@ -136,7 +136,7 @@ def test_variants_are_rows_of_their_own_over_one_fit(tmp_path):
 
 
 def test_a_variant_is_asked_for_by_its_detector(tmp_path):
-    with pytest.raises(UsageError, match="'trains:near' names a row of trains, not a detector; ask for 'trains', which gives"):
+    with pytest.raises(UsageError, match="'trains:near' is a row of trains, not a detector; use 'trains', which gives"):
         run(tmp_path / "run", suite(protocols=["unsupervised"]), detectors=["trains:near"])
     with pytest.raises(UsageError, match="unknown detector 'trans:near'"):
         run(tmp_path / "run", suite(protocols=["unsupervised"]), detectors=["trans:near"])

@@ -120,7 +120,7 @@ def test_what_the_file_says(fitted, file):
 
 
 def test_a_detector_of_a_network_needs_one():
-    with pytest.raises(UsageError, match="knn reads a network; name it with --model"):
+    with pytest.raises(UsageError, match="knn needs a network; name one with --model"):
         thresholds.fit("knn", model=None, dataset="digits")
     found = thresholds.fit("pixels", model=None, dataset="digits")
     assert found.about.model is None
@@ -233,7 +233,9 @@ def test_weights_are_found_again_and_known_by_content(tmp_path, digits):
 
 def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkeypatch, digits):
     rewritten(file, lambda header, found: header.update(detector="os:system"))
-    with pytest.raises(UsageError, match=r"holds the detector 'os:system', which nobody here registers; install its package"):
+    with pytest.raises(
+        UsageError, match=r"holds the detector 'os:system', which no package here registers; install its package"
+    ):
         load_fitted(file)
     (tmp_path / "loud_for_a_test.py").write_text(
         "import oodbench\n\n\nclass Loud(oodbench.Detector):\n    'Minus the largest logit.'\n    signals = ('logits',)\n\n"
@@ -246,7 +248,7 @@ def test_a_detector_is_known_by_its_registered_name_alone(file, tmp_path, monkey
     found.save(tmp_path / "loud")
     np.testing.assert_array_equal(load_fitted(tmp_path / "loud")(digits)[0], found(digits)[0])
     registry._added.clear()
-    with pytest.raises(UsageError, match="holds the detector 'loud', which nobody here registers"):
+    with pytest.raises(UsageError, match="holds the detector 'loud', which no package here registers"):
         load_fitted(tmp_path / "loud")
 
 
@@ -292,8 +294,8 @@ def fields(**changes):
         (lambda header, found: header.update(head="choose"), "needs (its head is Choose, not identity); fit it again"),
         (lambda header, found: found.update(bank_=torch.zeros(3, 5)), "does not hold what knn needs"),
         (lambda header, found: [found.pop(name) for name in list(found)], "does not hold what knn needs"),
-        (lambda header, found: found.update(score=1), "sets 'score', which is no fitted state"),
-        (lambda header, found: found.update(__class__=1), "sets '__class__', which is no fitted state"),
+        (lambda header, found: found.update(score=1), "sets 'score', which is not fitted state"),
+        (lambda header, found: found.update(__class__=1), "sets '__class__', which is not fitted state"),
     ],
 )
 def test_a_file_that_is_not_what_fit_writes_is_refused_in_one_line(file, change, says):
@@ -316,7 +318,7 @@ def purview(tmp_path) -> Path:
 def test_scores_that_are_not_finite_are_no_verdict(purview, digits, name, value):
     whole = load_fitted(purview)
     setattr(whole.detector.head, name.removeprefix("head:"), [value] * len(whole.detector.head.mean_))
-    with pytest.raises(BadData, match=r"^20 of 20 scores of purview are not finite \(NaN or infinity\), though"):
+    with pytest.raises(BadData, match=r"^20 of 20 scores of purview are not finite \(NaN or infinity\), although"):
         whole(digits.images[:20])
     rewritten(purview, lambda header, found: found.update({name: [value] * len(found[name])}))
     with pytest.raises(BadData, match=r"purview does not hold what purview needs \(1 of 1 scores of purview are not finite"):

@@ -138,7 +138,7 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_not_run(write, tmp_path):
     file, trace = tmp_path / "weights.th", tmp_path / "was-here"
     write({"state_dict": Hostile(trace)}, file)
-    with pytest.raises(BadData, match=r"weights\.th holds no plain tensors.*get it again") as caught:
+    with pytest.raises(BadData, match=r"weights\.th holds no plain tensors.*download it again") as caught:
         load_model("resnet8-digits", file)
     assert not trace.exists()
     assert "\n" not in str(caught.value)
@@ -159,7 +159,7 @@ def test_a_truncated_file_is_refused(suffix, keep, tmp_path):
 @pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, {"a": torch.eye(2).to_sparse()}])
 def test_what_is_no_state_dict_is_refused(value, tmp_path):
     torch.save(value, tmp_path / "odd.pt")
-    with pytest.raises(BadData, match=r"odd\.pt is no state dict"):
+    with pytest.raises(BadData, match=r"odd\.pt is not a state dict"):
         load_model("resnet8-digits", tmp_path / "odd.pt")
 
 
