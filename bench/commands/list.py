@@ -1,4 +1,4 @@
-"""``oodbench list``: the detectors, data sets, models and suites that there are."""
+"""``oodbench list``: the available detectors, data sets, models and suites."""
 
 import json
 import sys
@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench.commands.common import Debug, debugging
+from oodbench.commands.common import Debug, debugging, print_text, terminal_width
+
+GAP = 2  # blanks between columns
+SHORTEST = 8  # characters of a column
 
 
 def list_names(
     family: Annotated[Literal["detectors", "datasets", "models", "suites"], typer.Argument()],
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Import each, and show what fails.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Import each one, and show what fails.")] = False,
     debug: Debug = False,
 ) -> None:
-    """What there is, ours and other packages'. Imports none of it, unless asked to check."""
+    """List what is available, built in and from other packages. Imports none of it, except with --check."""
     if family == "suites":
         from oodbench.suite import load_suite, suite_names
 
@@ -37,14 +40,32 @@ def list_names(
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        _print_rows(rows)
+        _print_rows(rows, family)
     if check and any(row.get("error") for row in rows):
         raise typer.Exit(1)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    """Columns that have something in them, aligned."""
+def _print_rows(rows: list[dict[str, Any]], family: str) -> None:
+    """Columns that have something in them, aligned: whole lines for a pipe, lines that fit for a terminal."""
     from tabulate import tabulate
 
     columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
-    print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
+    table = [[str(row[name] or "") for name in columns] for row in rows]
+    heads = [name.replace("_", " ") for name in columns]
+    fitted = fit(table, heads, terminal_width()) if sys.stdout.isatty() else table
+    print_text(tabulate(fitted, heads, "simple", disable_numparse=True) + "\n")
+    if fitted != table:
+        print_text(f"Shortened to the terminal's width. Whole: oodbench list {family} --json\n")
+
+
+def fit(table: list[list[str]], heads: list[str], width: int) -> list[list[str]]:
+    """The table with its longest columns shortened until a line has ``width`` characters; the first stays whole."""
+    from oodbench.leaderboard import escape
+
+    widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        longest = max(range(1, len(widths)), key=lambda place: widths[place] - len(heads[place]), default=0)
+        if not longest or widths[longest] <= max(len(heads[longest]), SHORTEST):
+            break
+        widths[longest] -= 1
+    return [[row[0], *(escape.shortened(text, n) for text, n in zip(row[1:], widths[1:], strict=True))] for row in table]
