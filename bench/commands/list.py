@@ -9,7 +9,7 @@ import typer
 from oodbench.commands.common import Debug, debugging, print_text, terminal_width
 
 GAP = 2  # blanks between columns
-SHORTEST = 8  # characters of a column
+SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
 
 
 def list_names(
@@ -47,25 +47,38 @@ def list_names(
 
 def _print_rows(rows: list[dict[str, Any]], family: str) -> None:
     """Columns that have something in them, aligned: whole lines for a pipe, lines that fit for a terminal."""
-    from tabulate import tabulate
-
     columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
-    table = [[str(row[name] or "") for name in columns] for row in rows]
-    heads = [name.replace("_", " ") for name in columns]
-    fitted = fit(table, heads, terminal_width()) if sys.stdout.isatty() else table
-    print_text(tabulate(fitted, heads, "simple", disable_numparse=True) + "\n")
-    if fitted != table:
-        print_text(f"Shortened to the terminal's width. Whole: oodbench list {family} --json\n")
+    whole = {name: [name.replace("_", " "), *(str(row[name] or "") for row in rows)] for name in columns}
+    table = fit(whole, terminal_width()) if sys.stdout.isatty() else whole
+    widths = [max(map(len, texts)) for texts in table.values()]
+    for place, line in enumerate(zip(*table.values(), strict=True)):
+        print_text((" " * GAP).join(map(str.ljust, line, widths)).rstrip() + "\n")
+        if place == 0:
+            print((" " * GAP).join("-" * width for width in widths))
+    if table != whole:
+        print(f"Cut to the width of the terminal; whole: oodbench list {family} --json")
 
 
-def fit(table: list[list[str]], heads: list[str], width: int) -> list[list[str]]:
-    """The table with its longest columns shortened until a line has ``width`` characters; the first stays whole."""
+def fit(table: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """Columns in ``width`` characters: the last ones left out until the summary has room, the longest ones shortened.
+
+    Names and errors stay; lists of parameters and sources may be cut.
+    """
     from oodbench.leaderboard import escape
 
-    widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
-    while sum(widths) + GAP * (len(widths) - 1) > width:
-        longest = max(range(1, len(widths)), key=lambda place: widths[place] - len(heads[place]), default=0)
-        if not longest or widths[longest] <= max(len(heads[longest]), SHORTEST):
-            break
-        widths[longest] -= 1
-    return [[row[0], *(escape.shortened(text, n) for text, n in zip(row[1:], widths[1:], strict=True))] for row in table]
+    widths = {name: max(map(len, texts)) for name, texts in table.items()}
+    optional = [name for name in widths if name not in ("name", "summary", "error")]
+
+    def needed() -> int:
+        return sum(widths.values()) + GAP * (len(widths) - 1)
+
+    if needed() <= width:
+        return table
+    for name in optional:
+        widths[name] = min(widths[name], OTHERS)
+    while optional and needed() - widths.get("summary", 0) + SUMMARY > width:
+        del widths[optional.pop()]
+    for name in ("summary", "error"):
+        if name in widths:
+            widths[name] = max(min(widths[name], OTHERS), widths[name] - max(0, needed() - width))
+    return {name: [escape.shortened(text, room) for text in table[name]] for name, room in widths.items()}
