@@ -1,4 +1,4 @@
-"""The documentation is true: its commands and programs run, its links resolve, and it names all that there is and no more.
+"""The documentation is true: its commands and programs run, its links resolve, and it names all that exists and no more.
 
 Blocks of a page run in order, in a folder of the page: ``sh`` line by line, ``python`` in one namespace. What has
 ``file=NAME`` after its language is written to NAME instead; ``needs=data`` waits for real images; ``text`` is to be read.
@@ -284,7 +284,26 @@ def test_each_set_is_documented_with_its_address():
     assert [name for name, record in DATASETS.items() if record.source not in text] == []
 
 
-def test_the_leaderboard_in_the_readme_has_a_row_for_each_detector():
-    rows = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
-    named = {row[0].removesuffix(" (control)").split(":")[0] for row in rows if len(row) > 2 and row[1] in PROTOCOLS}
-    assert named == set(DETECTORS)
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of each row of Markdown tables, without bold."""
+    return [[cell.strip(" *") for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("suite", suite_names())
+def test_the_page_of_results_has_a_row_for_each_detector(suite):
+    text = (ROOT / "docs" / "leaderboards.md").read_text(encoding="utf-8")
+    of_suite = re.split(r"^## ", text.partition(f"\n## {suite}\n")[2], flags=re.MULTILINE)[0]
+    rows = [row for row in table_rows(of_suite) if len(row) > 2 and row[1] in PROTOCOLS]
+    assert {row[0].removesuffix(" (control)").split(":")[0] for row in rows} == set(DETECTORS)
+
+
+def test_the_readme_shows_the_best_rows_of_the_page_of_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = table_rows(readme.partition("<!-- digits: best -->")[2].partition("<!-- /digits -->")[0])
+    page = (ROOT / "docs" / "leaderboards.md").read_text(encoding="utf-8").partition("\n## digits\n")[2]
+    head, _, *rows = table_rows(page[page.index("| detector") :].partition("\n\n")[0])  # the first table
+    wanted = [n for n, name in enumerate(head) if name == "detector" or re.match("mean|cost overhead", name)]
+    unsupervised = [[row[n] for n in wanted] for row in rows if row[1] == "unsupervised"]
+    assert shown[2:] == [*unsupervised[:10], next(row for row in unsupervised if row[0] == "pixels (control)")]
+    assert [name for name in shown[0][1:-1] if f"mean {name} " not in " ".join(head)] == []
+    assert f"best ten of {len(unsupervised)} rows" in " ".join(readme.split())

@@ -12,28 +12,34 @@ from oodbench.errors import UsageError
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
     format: Annotated[
-        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold a row a cell.")
+        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold one row per cell.")
     ] = "table",
-    out: Annotated[Path | None, typer.Option(help="A file instead of standard output.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves: a .png, .svg or .pdf.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the control."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to a file instead of standard output.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves to a .png, .svg or .pdf file.")] = None,
     debug: Debug = False,
 ) -> None:
-    """The leaderboard of one or more runs."""
+    """Print the leaderboard of one or more runs."""
     if missing := [path for path in runs if not (path / "run.json").is_file()]:
         raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
-    from oodbench import state
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
     frame, notes = gather([RunFolder(path) for path in runs])
     if plot is not None:
+        from oodbench import state
         from oodbench.leaderboard.severity_plot import draw
 
-        state.write_atomically(plot, draw(frame, plot.suffix.removeprefix(".")))
+        state.write_atomically(plot, draw(frame, plot.suffix.removeprefix("."), top))
     if out is not None:
-        state.write_atomically(out, render(frame, format, notes=notes).encode())
+        from oodbench import state
+
+        state.write_atomically(out, render(frame, format, top=top, notes=notes).encode())
     elif format in ("csv", "json"):
         print(render(frame, format), end="")
     else:
-        print_text(render(frame, format, width=terminal_width(), notes=notes))
+        print_text(render(frame, format, width=terminal_width(), top=top, notes=notes))

@@ -1,4 +1,4 @@
-"""``oodbench list``: the detectors, data sets, models and suites that there are."""
+"""``oodbench list``: the available detectors, data sets, models and suites."""
 
 import json
 import sys
@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench.commands.common import Debug, debugging
+from oodbench.commands.common import Debug, debugging, print_text, terminal_width
+
+GAP = 2  # blanks between columns
+SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
 
 
 def list_names(
     family: Annotated[Literal["detectors", "datasets", "models", "suites"], typer.Argument()],
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Import each, and show what fails.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Import each one, and show what fails.")] = False,
     debug: Debug = False,
 ) -> None:
-    """What there is, ours and other packages'. Imports none of it, unless asked to check."""
+    """List what is available, built in and from other packages. Imports none of it, except with --check."""
     if family == "suites":
         from oodbench.suite import load_suite, suite_names
 
@@ -37,14 +40,45 @@ def list_names(
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        _print_rows(rows)
+        _print_rows(rows, family)
     if check and any(row.get("error") for row in rows):
         raise typer.Exit(1)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    """Columns that have something in them, aligned."""
-    from tabulate import tabulate
-
+def _print_rows(rows: list[dict[str, Any]], family: str) -> None:
+    """Columns that have something in them, aligned: whole lines for a pipe, lines that fit for a terminal."""
     columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
-    print(tabulate([[row[name] for name in columns] for row in rows], [name.replace("_", " ") for name in columns], "simple"))
+    whole = {name: [name.replace("_", " "), *(str(row[name] or "") for row in rows)] for name in columns}
+    table = fit(whole, terminal_width()) if sys.stdout.isatty() else whole
+    widths = [max(map(len, texts)) for texts in table.values()]
+    for place, line in enumerate(zip(*table.values(), strict=True)):
+        print_text((" " * GAP).join(map(str.ljust, line, widths)).rstrip() + "\n")
+        if place == 0:
+            print((" " * GAP).join("-" * width for width in widths))
+    if table != whole:
+        print(f"Cut to the width of the terminal; whole: oodbench list {family} --json")
+
+
+def fit(table: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """Columns in ``width`` characters: the last ones left out until the summary has room, the longest ones shortened.
+
+    Names and errors stay; lists of parameters and sources may be cut.
+    """
+    from oodbench.leaderboard import escape
+
+    widths = {name: max(map(len, texts)) for name, texts in table.items()}
+    optional = [name for name in widths if name not in ("name", "summary", "error")]
+
+    def needed() -> int:
+        return sum(widths.values()) + GAP * (len(widths) - 1)
+
+    if needed() <= width:
+        return table
+    for name in optional:
+        widths[name] = min(widths[name], OTHERS)
+    while optional and needed() - widths.get("summary", 0) + SUMMARY > width:
+        del widths[optional.pop()]
+    for name in ("summary", "error"):
+        if name in widths:
+            widths[name] = max(min(widths[name], OTHERS), widths[name] - max(0, needed() - width))
+    return {name: [escape.shortened(text, room) for text in table[name]] for name, room in widths.items()}

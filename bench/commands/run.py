@@ -19,33 +19,35 @@ from oodbench.commands.common import (
     terminal_width,
 )
 
+LINES = 45  # that a run ends with, at most
+
 
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or a TOML file.")] = "digits",
-    model: Annotated[str | None, typer.Option(help="Instead of the suite's model.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="The model's weights, safetensors or a state dict.")] = None,
-    detector: Annotated[list[str], typer.Option(help="Only these; repeat for several.")] = [],  # noqa: B006
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or a TOML file.")] = "digits",
+    model: Annotated[str | None, typer.Option(help="Use this model instead of the suite's.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the model: safetensors or a state dict.")] = None,
+    detector: Annotated[list[str], typer.Option(help="Run only this detector; repeat for several.")] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
-    dataset: Annotated[list[str], typer.Option(help="Only these sets; repeat for several.")] = [],  # noqa: B006
-    protocol: Annotated[list[str], typer.Option(help="unsupervised, per-shift, transfer; repeat for several.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(help="Run only this set; repeat for several.")] = [],  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(help="Run only unsupervised, per-shift or transfer; repeat for several.")] = [],  # noqa: B006
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. A run there is resumed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. An existing run is resumed.")] = None,
     device: Device = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode large sets.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of splits, limits and generated sets.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each test set.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that lies there, and start over.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a cell was skipped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for splits, limits and generated sets.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
-        list[str], typer.Option(metavar="MODULE:CLASS", help="A detector that no package registers; also run it.")
+        list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
     ] = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Run every detector of a suite against every set of it, and print the leaderboard.
+    """Run every detector of a suite against every set of it, and print the best rows of the leaderboard.
 
-    The last line is the run folder. Exits with 1 where a cell failed.
+    The last line is the run folder. Exits with 1 if a cell failed.
     """
     from oodbench.suite import load_suite
 
@@ -97,13 +99,14 @@ def run(
 
 
 def _print_results(folder: Any) -> None:
-    """The leaderboard, and where the picture of the severity curves lies, if levels were run."""
-    from oodbench.leaderboard import severity
-    from oodbench.leaderboard.formats import render
+    """The best rows, what went wrong, and where the rest is; the run folder's own line follows."""
+    from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.severity import curves
     from oodbench.leaderboard.severity_plot import draw
 
     frame, notes = gather([folder])
-    print_text(render(frame, "table", width=terminal_width(), notes=notes) + "\n")
-    if len(severity.curves(frame).dropna(axis=1, how="all").columns) > 1:
-        print(f"severity curves: {folder.write_severity(draw(frame, 'png'))}")
+    print_text(brief(frame, notes, width=terminal_width(), lines=LINES - 3))
+    print(f"All rows, sets and notes: oodbench leaderboard {folder.path}")
+    if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
+        print(f"Severity curves: {folder.write_severity(draw(frame, 'png'))}")

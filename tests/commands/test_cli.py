@@ -1,5 +1,6 @@
 """The command line, as a user meets it: in a process of its own, by exit code and by what it prints."""
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from oodbench.detectors import TABLE as DETECTORS
 
 ROOT = Path(__file__).parents[2]
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
@@ -41,6 +44,8 @@ def test_run_ends_with_the_leaderboard_and_the_run_folder(small_run):
     assert lines[-1] == str(folder)
     assert "AUROC ×100" in done.stdout
     assert "pixels (control)" in done.stdout
+    assert f"All rows, sets and notes: oodbench leaderboard {folder}" in lines
+    assert len(lines) <= 45
     assert "photos: 500 images" not in done.stdout  # progress goes to standard error
     assert "photos: 60 images" in done.stderr
 
@@ -93,7 +98,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "outside   digits+noise@5 (corruption), 30 images" in done.stdout
     assert "detector  odin: unsupervised, per-shift" in done.stdout
-    assert done.stdout.rstrip().endswith("2590 cells")
+    assert done.stdout.rstrip().endswith("2325 cells")
     assert not list(tmp_path.iterdir())
 
 
@@ -185,6 +190,34 @@ def test_list_as_text_and_as_json(family):
     assert done.returncode == 0
     assert rows
     assert all(row["name"] in done.stdout and row["summary"] for row in rows)
+
+
+def test_list_fits_a_terminal_and_pipes_whole_lines():
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe(OODBENCH[0], [*OODBENCH, "list", "detectors"], os.environ | {"COLUMNS": "80"})
+    shown = b""
+    with contextlib.suppress(OSError):  # what a terminal gives when its process has ended
+        while part := os.read(terminal, 65536):
+            shown += part
+    assert os.waitpid(child, 0)[1] == 0
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "Cut to the width of the terminal; whole: oodbench list detectors --json"
+    assert [line.split()[0] for line in lines[2:-1]] == list(DETECTORS)
+    piped = oodbench("list", "detectors", COLUMNS="80").stdout.splitlines()
+    assert len(piped) == len(lines) - 1
+    assert "…" not in "".join(piped)
+
+
+def test_top_limits_the_rows_for_people(small_run):
+    _, folder = small_run
+    found = oodbench("leaderboard", folder, "--top", 1)
+    assert found.returncode == 0, found.stderr
+    assert "pixels (control)" in found.stdout
+    assert oodbench("leaderboard", folder, "--top", 0).returncode == 2
 
 
 def test_list_check_imports_every_builtin():

@@ -1,0 +1,116 @@
+"""What a run ends with on a terminal: the best rows of each protocol, the control, means by kind, and what went wrong."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.aggregate import CONTROL, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
+from oodbench.leaderboard.labels import label
+from oodbench.leaderboard.notes import CUE, Cue, Missing, Note, Subsets, listed, parts_of, table_notes
+from oodbench.leaderboard.text import GAP, noted, wrapped
+from oodbench.leaderboard.text_table import best_rows, row_labels, times, title_of
+
+MOST, FEWEST = 10, 3  # rows of a protocol
+NAME = 16  # characters that a detector's name has at least, where columns compete for the width
+
+
+def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int = 80, lines: int = 42) -> str:
+    """The best rows of each protocol and the notes that matter at once, in ``lines`` lines of ``width`` characters.
+
+    Where that is little room, notes take one line each, then there are fewer rows, then fewer notes. ``frame`` and
+    ``notes`` are what ``gather`` gives; any frame with ``COLUMNS`` will do.
+    """
+    frame = qualified(frame)
+    tables, paragraphs, missing = [], [], []
+    for _, cells in frame.groupby(GROUP, sort=False):
+        unique = unique_cells(cells)
+        tables.append((tally(unique), costs(unique)[COST[1]]))
+        found = table_notes(cells, unique)
+        paragraphs += _cues([note for note in found if isinstance(note, Cue)])
+        missing += [noted(note) for note in found if isinstance(note, Missing)]
+    paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
+
+    def attempt(rows: int, full: bool, reasons: int) -> list[str]:
+        text = [line for table in tables for line in _table(*table, rows, width)]
+        shown = [*missing[:reasons], *([f"– and {len(missing) - reasons} more reasons"] if reasons < len(missing) else [])]
+        for paragraph in [*paragraphs, *shown]:
+            text += wrapped(paragraph, width).splitlines() if full else [escape.shortened(paragraph, width)]
+        return text
+
+    attempts = [(MOST, True, len(missing)), *((rows, False, len(missing)) for rows in range(MOST, FEWEST - 1, -1))]
+    attempts += [(FEWEST, False, reasons) for reasons in range(len(missing) - 1, -1, -1)]
+    for rows, full, reasons in attempts:
+        if len(text := attempt(rows, full, reasons)) <= lines:
+            break
+    return "\n".join(text) + "\n"
+
+
+def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str]:
+    """One heading for all protocols, then for each its name, how many rows it has, and the best of them."""
+    keys = found.values.index.to_frame(index=False)
+    shown = best_rows(keys, rows)
+    names = row_labels(keys.iloc[shown])[0].texts
+    columns = _columns(found, overhead, shown)
+    while len(columns) > 1 and _needed(columns) > width - min(NAME, max(map(len, names))):
+        del columns[-1]
+    name_width = min(width - _needed(columns), max(map(len, [*names, "detector"])))
+
+    def line(name: str, texts: Sequence[str]) -> str:
+        figures = (" " * GAP + text.rjust(_needed([column]) - GAP) for text, column in zip(texts, columns, strict=True))
+        return (escape.shortened(name, name_width).ljust(name_width) + "".join(figures)).rstrip()
+
+    higher = "higher" if METRICS["auroc"][1] else "lower"
+    text = [escape.shortened(f"{title_of(keys)}: {METRICS['auroc'][0]} ×100, {higher} is better", width)]
+    text += [line("", [head[0] for head, _ in columns]), line("detector", [head[1] for head, _ in columns])]
+    texts = list(zip(names, zip(*(figures for _, figures in columns), strict=True), strict=True))
+    for (protocol, source), of in keys.groupby(["protocol", "source"], sort=False):
+        mine = [place for place, row in enumerate(shown) if row in of.index]
+        counted = _counted(keys.iloc[shown].iloc[mine]["detector"], len(of))
+        text.append(escape.shortened(f"--- {label('protocol', protocol, source)}: {counted} ".ljust(width, "-"), width))
+        text += [line(*texts[place]) for place in mine]
+    if any(figure.endswith("*") for _, figures in columns for figure in figures):
+        text.append("*: some cells have no figure")
+    return text
+
+
+def _counted(shown: "pd.Series[str]", count: int) -> str:
+    """``7 rows``, or ``best 10 of 39 rows, and the control``."""
+    if len(shown) == count:
+        return f"{count} rows" if count > 1 else "1 row"
+    control_is_extra = shown.iloc[-1] == CONTROL
+    return f"best {len(shown) - control_is_extra} of {count} rows" + (", and the control" if control_is_extra else "")
+
+
+def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
+    """Headings of two lines, and figures of the rows that are shown: over all sets, by kind, and the cost."""
+    values, cells, filled = (part["mean"].iloc[shown] for part in (found.values, found.cells, found.filled))
+    columns = []
+    for place, kind in enumerate(values.columns.get_level_values(0)):
+        figures = []
+        for value, have, of in zip(values.iloc[:, place], cells.iloc[:, place], filled.iloc[:, place], strict=True):
+            figures.append((f"{100 * value:.1f}" + ("*" if have < of else "")) if have else "–")
+        first, dash, second = escape.shortened(kind, 14).partition("-")
+        head = ("all", "sets") if kind == "all" else (first + dash, second) if second else ("", first)
+        columns.append((head, figures))
+    paid = [times(value) for value in overhead.reindex(found.values.index).iloc[shown]]
+    return [columns[-1], *columns[:-1], *([(("", "overhead"), paid)] if any(paid) else [])]
+
+
+def _needed(columns: Sequence[tuple[tuple[str, str], list[str]]]) -> int:
+    return sum(GAP + max(map(len, (*head, *figures))) for head, figures in columns)
+
+
+def _cues(cues: list[Cue]) -> list[str]:
+    """Where the control does well without the network, all protocols in one sentence."""
+    if not cues:
+        return []
+    each = listed(f"{len(cue.about)} of {cue.sets} sets ({cue.protocol})" for cue in cues)
+    return [
+        f"{CONTROL}, the control, never sees the network, yet reaches {100 * CUE:.0f} on {each}:"
+        " plain cues of the images give these sets away."
+    ]
+
+
+def _subsets(note: Subsets) -> str:
+    return f"Parts of official sets, so not the whole sets' figures: {listed(parts_of(note), 2)}."

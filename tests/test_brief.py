@@ -1,0 +1,100 @@
+"""What a run ends with: few lines, the best rows, the control, and what went wrong."""
+
+import pandas as pd
+import pytest
+
+from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard.brief import brief
+from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.notes import Subsets
+
+
+def cell(detector, dataset="a", auroc=0.5, protocol="unsupervised", **more):
+    row = {"model": "net", "in_distribution": "digits", "detector": detector, "protocol": protocol, "dataset": dataset}
+    row |= {"kind": "far-ood", "seed": 0, "auroc": auroc, "overhead": 1.5, "status": "ok", "reason": ""} | more
+    return row if row["status"] == "ok" else row | {"auroc": None, "overhead": None}
+
+
+def frame(*cells):
+    return pd.DataFrame(cells).reindex(columns=list(COLUMNS))
+
+
+@pytest.fixture
+def many():
+    """Forty detectors, seven of which learn from a shift, and a control that sees every set of one kind."""
+    rows = []
+    for place in range(40):
+        name = f"detector-with-a-long-name-{place}" if place else "pixels"
+        for dataset, kind in (("a", "near-ood"), ("b", "far-ood"), ("b+haze", "corruption"), ("b+pgd", "adversarial")):
+            rows.append(cell(name, dataset, 0.95 - place / 100 if place else 0.91 * (kind != "near-ood"), kind=kind))
+            if place < 7:
+                rows.append(cell(name, dataset, 0.5 + place / 100, "per-shift", kind=kind))
+    return frame(*rows)
+
+
+def test_the_best_ten_rows_of_each_protocol_and_the_control(many):
+    lines = brief(many).splitlines()
+    assert len(lines) <= 42
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "net, in-distribution digits: AUROC ×100, higher is better"
+    assert [line.split("-" * 4)[0] for line in lines if line.startswith("---")] == [
+        "--- unsupervised: best 10 of 40 rows, and the control ",
+        "--- per-shift: 7 rows ",
+    ]
+    table = [line.split() for line in lines if line.startswith("detector-") or line.startswith("pixels (c")]
+    assert [row[1:] for row in table[:1]] == [["94.0", "94.0", "94.0", "94.0", "94.0", "1.50×"]]
+    assert len(table) == 10 + 1 + 7
+    assert table[10][:3] == ["pixels", "(control)", "68.2"]
+    assert lines[2].split() == ["detector", "sets", "ood", "ood", "corruption", "adversarial", "overhead"]
+    text = " ".join(" ".join(lines).split())
+    assert "pixels, the control, never sees the network, yet reaches 90 on 3 of 4 sets (unsupervised): plain cues" in text
+
+
+def test_reasons_are_whole_where_there_is_room_and_one_line_each_where_there_is_not(many):
+    reason = "the set is not there; " + "fetch it with a rather long command " * 4
+    lost = [cell("x", f"lost-{place}", status="skipped", reason=f"{place}: {reason}") for place in range(60)]
+    few = brief(pd.concat([many, frame(*lost[:1])]))
+    assert few[few.index("– 1 cell skipped") :].split() == f"– 1 cell skipped (x): 0: {reason}".split()
+    for count, width in ((8, 80), (60, 80), (60, 50)):
+        lines = brief(pd.concat([many, frame(*lost[:count])]), width=width).splitlines()
+        assert len(lines) <= 42
+        assert max(map(len, lines)) <= width
+        assert any(line.startswith("– 1 cell skipped (x): 0: the set is") for line in lines)
+    assert lines[-1].startswith("– and ")
+    assert "more reasons" in lines[-1]
+
+
+def test_a_figure_without_all_its_cells_is_marked():
+    rows = [cell("x"), cell("x", "b"), cell("y", "a", 0.7), cell("y", "b", status="failed", reason="bang")]
+    text = brief(frame(*rows))
+    assert [line.split()[:3] for line in text.splitlines() if line.startswith(("x ", "y "))] == [
+        ["y", "70.0*", "70.0*"],
+        ["x", "50.0", "50.0"],
+    ]
+    assert "*: some cells have no figure" in text
+    assert "– 1 cell failed (y): bang" in text
+    assert "*" not in brief(frame(*rows[:2]))
+
+
+def test_parts_of_official_sets_never_pass_for_the_whole():
+    note = Subsets(("cifar10 (test)", "cifar10 (train)", "cifar100 (test)"), ((5, 10_000), (8_000, 50_000), (5, 10_000)))
+    assert brief(frame(cell("x")), [note], width=200).splitlines()[-1] == (
+        "Parts of official sets, so not the whole sets' figures: cifar10 (test) 5 of 10,000 images,"
+        " cifar10 (train) 8,000 of 50,000 images and 1 more."
+    )
+
+
+def test_hostile_names_stay_on_their_line():
+    text = brief(frame(cell("x\n\x1b[31m", model="n\r\n", status="failed", reason="a\nb\x1b")))
+    assert not set(text) & set("\r\x1b")
+    assert text.endswith("– 1 cell failed (x �[31m): a b�\n")
+
+
+def test_top_limits_every_table_for_people_alone(many):
+    levels = [cell(f"d{d}", "b+haze", 0.9 - d / 10, kind="corruption", level=level) for d in range(5) for level in (1, 2)]
+    found = pd.concat([frame(*levels), frame(cell("pixels", "b+haze", 0.1, kind="corruption", level=1))])
+    text = " ".join(render(found, top=2).split())
+    assert text.count("Shown: 3 of 6 rows, the best of each protocol.") == 2  # the table, and severity
+    assert [name in text for name in ("d0", "d1", "d2", "pixels (control)")] == [True, True, False, True]
+    assert render(found, "csv", top=2) == render(found, "csv")
+    assert "Shown" not in render(found, top=6)
