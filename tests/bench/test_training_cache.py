@@ -271,7 +271,7 @@ def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, dama
     assert len(progress.lines) == 1
     assert progress.lines[0].startswith("trains: ")
     assert str(path) in progress.lines[0]
-    assert progress.lines[0].endswith(": deleted, training again")
+    assert progress.lines[0].endswith("; deleted, training again")
     assert path.read_bytes() == whole
     assert torch.equal(again.mean_, first.mean_)
 

@@ -18,7 +18,7 @@ from oodbench.errors import UsageError
 def test_a_name_of_both_families_is_asked_about(monkeypatch):
     record = registry.Record("datasets", "msp", "nowhere:msp", distribution="other")
     monkeypatch.setitem(registry._added, ("datasets", "msp"), record)
-    with pytest.raises(UsageError, match="'msp' is a detector and a data set; say which with --family"):
+    with pytest.raises(UsageError, match="'msp' is a detector and a data set; choose with --family"):
         family_of("msp")
     assert family_of("digits:3+noise@1") == "datasets"
     assert family_of("folder:anything") == "datasets"

@@ -51,7 +51,7 @@ def test_fit_says_what_it_found_and_ends_with_the_file(fit):
     lines = done.stdout.splitlines()
     assert lines[-1] == str(file)
     assert lines[0].startswith("threshold ")
-    assert "at most 10.00% asked" in lines[1]
+    assert "at most 10.00% requested" in lines[1]
     assert "times a forward pass" in lines[2]
     fitted = oodbench.load_fitted(file)
     assert fitted.detector.parameters() == {"temperature": 2}

@@ -218,7 +218,7 @@ def test_in_half_precision_what_takes_gradients_says_what_it_needs(run, dtype):
         if name in GRADIENTS:
             assert status == "skipped", f"{name}: {status}, {why}"
             short = str(dtype).removeprefix("torch.")
-            assert why.startswith(f"needs a network in float32 or float64, for {short} loses gradients"), f"{name}: {why}"
+            assert why.startswith(f"needs a network in float32 or float64, because {short} loses gradients"), f"{name}: {why}"
         else:
             assert status == "ok" or (name == "ensemble" and status == "skipped"), f"{name}: {status}, {why}"
 
