@@ -192,7 +192,7 @@ def pivot(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     cost.columns = pd.MultiIndex.from_tuples([("cost", name, "") for name in cost.columns], names=found.values.columns.names)
     table = pd.concat([found.values, counts, cost], axis=1)
     index: Any = table.index
-    columns = table.columns
+    columns: Any = table.columns
     kept = without_qualifiers(index, frame)
     table.index = index.droplevel([str(name) for name in index.names if name not in kept])
     table.columns = columns if "content" in frame.columns else columns.droplevel("content")
