@@ -1,4 +1,8 @@
-"""Leaderboards: from a frame with a row a cell to means, pivots and text. Pure functions, which read and write no files."""
+"""Leaderboards: from a frame with one row per cell to means, pivots and text, without writing files.
+
+``frame`` reads a run folder, ``gather`` several of them; everything else is pure functions: ``aggregate`` makes numbers,
+``notes`` what must be said about them, ``text_table`` tables of them, and ``text``, ``markdown`` and ``latex`` write these.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

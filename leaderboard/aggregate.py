@@ -5,7 +5,7 @@ cells: over seeds, then levels of one corruption, then corruptions of one base s
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -119,7 +119,7 @@ def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:
     long = by_dataset.rename("value").reset_index()
     sets = long[SET].drop_duplicates()
     counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
-    long = long.merge(sets.assign(set=counts_as), on=SET, how="left", sort=False)
+    long = long.merge(sets.assign(set=pd.Series(counts_as, sets.index)), on=SET, how="left", sort=False)
     by_set = long.groupby([*ROW, "kind", "set"])["value"].mean()
     return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean()]
 
@@ -166,10 +166,11 @@ def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """
     found = tally(frame, metric)
     table = pd.DataFrame(index=found.values.index)
-    for place, kind in enumerate(found.values["mean"].columns.get_level_values("name")):
-        table[kind] = found.values["mean"].iloc[:, place]
-        table[f"{kind} cells"] = found.cells["mean"].iloc[:, place]
-        table[f"{kind} expected"] = found.expected["mean"].iloc[:, place]
+    for column in found.values.columns:
+        if column[0] == "mean":
+            table[column[1]] = found.values[column]
+            table[f"{column[1]} cells"] = found.cells[column]
+            table[f"{column[1]} expected"] = found.expected[column]
     return table.reset_index(without_qualifiers(table.index, frame)).reset_index(drop=True)
 
 
@@ -185,13 +186,15 @@ def pivot(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     cost = costs(frame).reindex(found.values.index)
     cost.columns = pd.MultiIndex.from_tuples([("cost", name, "") for name in cost.columns], names=found.values.columns.names)
     table = pd.concat([found.values, counts, cost], axis=1)
-    index, columns = table.index, table.columns
-    table.index = index.droplevel([name for name in index.names if name not in without_qualifiers(index, frame)])
+    index: Any = table.index
+    columns: Any = table.columns
+    kept = without_qualifiers(index, frame)
+    table.index = index.droplevel([str(name) for name in index.names if name not in kept])
     table.columns = columns if "content" in frame.columns else columns.droplevel("content")
     return table
 
 
-def without_qualifiers(index: pd.MultiIndex, frame: pd.DataFrame) -> list[str]:
+def without_qualifiers(index: pd.Index, frame: pd.DataFrame) -> list[str]:
     """The names of an index's levels without those of ``QUALIFIERS`` that a frame lacks."""
     return [str(name) for name in index.names if name not in QUALIFIERS.values() or name in frame.columns]
 

@@ -1,6 +1,7 @@
 """What a run ends with on a terminal: the best rows of each protocol, the control, means by kind, and what went wrong."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -64,7 +65,8 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
     text = [escape.shortened(f"{title_of(keys)}: {METRICS['auroc'][0]} ×100, {higher} is better", width)]
     text += [line("", [head[0] for head, _ in columns]), line("detector", [head[1] for head, _ in columns])]
     texts = list(zip(names, zip(*(figures for _, figures in columns), strict=True), strict=True))
-    for (protocol, source), of in keys.groupby(["protocol", "source"], sort=False):
+    by_protocol: Any = keys.groupby(["protocol", "source"], sort=False)
+    for (protocol, source), of in by_protocol:
         mine = [place for place, row in enumerate(shown) if row in of.index]
         counted = _counted(keys.iloc[shown].iloc[mine]["detector"], len(of))
         text.append(escape.shortened(f"--- {label('protocol', protocol, source)}: {counted} ".ljust(width, "-"), width))
@@ -84,7 +86,7 @@ def _counted(shown: "pd.Series[str]", count: int) -> str:
 
 def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
     """Headings of two lines, and figures of the rows that are shown: over all sets, by kind, and the cost."""
-    values, cells, filled = (part["mean"].iloc[shown] for part in (found.values, found.cells, found.filled))
+    values, cells, filled = (pd.DataFrame(part["mean"]).iloc[shown] for part in (found.values, found.cells, found.filled))
     columns = []
     for place, kind in enumerate(values.columns.get_level_values(0)):
         figures = []

@@ -1,4 +1,4 @@
-"""Makes text from anybody's plug-ins harmless in each format that tables take."""
+"""Make text from anybody's plug-ins harmless in each format of a table."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ ASCII = str.maketrans(dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=Tr
 
 
 def plain(text: Any) -> str:
-    """One line of printable characters: line ends and tabs are blanks, terminal controls and overrides become �."""
+    """One line of printable characters: line ends and tabs become blanks, terminal controls and overrides �."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
 
 
@@ -24,7 +24,7 @@ def shortened(text: Any, length: int = 40) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text as it is where the encoding has all its characters, else in ASCII as far as there is something like it."""
+    """The text unchanged if the encoding has all its characters, otherwise in ASCII as far as there are similar ones."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -33,10 +33,10 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def markdown(text: Any) -> str:
-    """Text that GitHub's Markdown shows as it is, in a table's cell too."""
+    """Text that GitHub's Markdown shows unchanged, in the cells of a table too."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", plain(text))
 
 
 def latex(text: Any) -> str:
-    """Text that LaTeX sets as it is."""
+    """Text that LaTeX prints unchanged."""
     return "".join(LATEX.get(c, c) for c in plain(text))

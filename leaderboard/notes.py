@@ -133,12 +133,13 @@ def _remarks(cells: pd.DataFrame) -> list[Note]:
     return [Remark(tuple(sorted(of.unique())), str(remark)) for remark, of in by_remark]
 
 
-def _missing(cells: pd.DataFrame) -> list[Note]:
+def _missing(cells: pd.DataFrame) -> list[Missing]:
     """Each reason of a missing figure once, the most frequent first."""
     missing = labelled(cells[cells["status"] != "ok"])
     missing["reason"] = missing["reason"].fillna("").map(escape.plain)
-    notes = []
-    for (status, reason), of in missing.groupby(["status", "reason"], sort=False):
+    notes: list[Missing] = []
+    by_reason: Any = missing.groupby(["status", "reason"], sort=False)
+    for (status, reason), of in by_reason:
         detectors, sets = (tuple(of[name].unique()) for name in ("detector", "dataset"))
         notes.append(Missing(min(detectors, sets, key=len), status, reason, len(of)))
     return sorted(notes, key=lambda note: -note.cells)  # stable: equally frequent ones stay as in the frame
@@ -160,7 +161,8 @@ def _attacks(frame: pd.DataFrame, run: str) -> list[Note]:
 def _clean_negatives(frame: pd.DataFrame, run: str) -> list[Note]:
     beside_noisy = frame[frame["auroc_clean"].notna() & frame["auroc"].notna()]
     notes: list[Note] = []
-    for (dataset, level), of in beside_noisy.groupby(["dataset", "level"], sort=False, dropna=False):
+    by_set: Any = beside_noisy.groupby(["dataset", "level"], sort=False, dropna=False)
+    for (dataset, level), of in by_set:
         before, after = of["auroc"].to_numpy(float), of["auroc_clean"].to_numpy(float)
         changes = after - before
         most = int(abs(changes).argmax())
@@ -210,7 +212,8 @@ def _set_name(dataset: str, level: float | None) -> str:
 
 def sentence(note: Note | str) -> str:
     """A note in words."""
-    return _words(note) + (f" ({note.run})" if getattr(note, "run", "") else "")
+    run = getattr(note, "run", "")
+    return _words(note) + (f" ({run})" if run else "")
 
 
 def listed(names: Iterable[str], at_most: int | None = None) -> str:

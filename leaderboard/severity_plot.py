@@ -67,10 +67,10 @@ def draw(frame: pd.DataFrame, format: str = "png", top: int | None = None) -> by
         width = LEFT + across * (PANEL[0] + GAP[0]) + MARGIN
         height = sum(block.height(across) for block in blocks)
         canvas = _Canvas(Figure(figsize=(width, height)), width, height)
-        top = 0.0
+        start = 0.0
         for block in blocks:
-            block.draw(canvas, top, across)
-            top += block.height(across)
+            block.draw(canvas, start, across)
+            start += block.height(across)
         canvas.figure.savefig(written, format=format, metadata=metadata)
     return written.getvalue()
 
@@ -108,7 +108,7 @@ class _Block:
         rows = rows.iloc[best_rows(rows, top)]
         self.curves: Any = by_corruption.xs(key, level=PLOT)
         self.levels = [int(level) for level in by_corruption.columns]
-        by_protocol = rows.groupby(["protocol", "source"], sort=False)
+        by_protocol: Any = rows.groupby(["protocol", "source"], sort=False)
         self.protocols = [(label("protocol", *protocol), of) for protocol, of in by_protocol]
         known = self.curves.dropna(how="all").index.to_frame()[["corruption", "content"]].drop_duplicates()
         names = known.itertuples(index=False, name=None)

@@ -17,7 +17,8 @@ GAP = 2  # blanks between columns
 
 def write_text(table: TextTable, width: int | None) -> str:
     """Blocks of columns that fit, each with the detectors' names again; ``width`` None: as wide as need be."""
-    clean = replace(table, **{name: [_clean(c) for c in getattr(table, name)] for name in ("labels", "sets", "summary")})
+    labels, sets, summary = ([_clean(c) for c in columns] for columns in (table.labels, table.sets, table.summary))
+    clean = replace(table, labels=labels, sets=sets, summary=summary)
     blocks = side_by_side(clean, _needed, (width or math.inf) - _needed(clean.labels))
     return "\n".join(
         [
