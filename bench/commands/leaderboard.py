@@ -31,14 +31,14 @@ def leaderboard(
 
     frame, notes = gather([RunFolder(path) for path in runs])
     if plot is not None:
-        from oodbench import state
         from oodbench.leaderboard.severity_plot import draw
+        from oodbench.paths import write_atomically
 
-        state.write_atomically(plot, draw(frame, plot.suffix.removeprefix("."), top))
+        write_atomically(plot, draw(frame, plot.suffix.removeprefix("."), top))
     if out is not None:
-        from oodbench import state
+        from oodbench.paths import write_atomically
 
-        state.write_atomically(out, render(frame, format, top=top, notes=notes).encode())
+        write_atomically(out, render(frame, format, top=top, notes=notes).encode())
     elif format in ("csv", "json"):
         print(render(frame, format), end="")
     else:

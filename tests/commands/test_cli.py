@@ -78,7 +78,7 @@ def test_a_second_run_finds_everything_done(small_run):
     options = ["--limit", 60, "--detector", "msp", "--dataset", "photos", "--out", folder]
     again = oodbench("run", *options)
     assert again.returncode == 0, again.stderr
-    assert "1 cells lie finished" in again.stderr
+    assert f"Resuming {folder}: 1 cell already done" in again.stderr
     other = oodbench("run", *options, "--seed", 5)
     assert other.returncode == 2
     assert "seed = 0, not 5" in other.stderr
@@ -268,7 +268,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         stdout=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    while not list((tmp_path / "run" / "cells").glob("*.safetensors")):
+    while not list((tmp_path / "run" / "passes").glob("*.safetensors")):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
