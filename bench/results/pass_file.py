@@ -1,14 +1,15 @@
 """One file of a run folder: the records of one pass over a set, and the arrays that they are computed from.
 
-A safetensors file. The tensor ``records`` holds the records as JSON, in which the most frequent value of each field is
-written once; the metadata hold a checksum of that text. Each array is named by the hash of its content, so equal arrays are
-stored once, and a damaged one does not match its name.
+A safetensors file. The tensor ``records`` holds the records as compressed JSON, in which the most frequent value of each
+field is written once; the metadata hold a checksum of that text. Each array is named by the hash of its content, so equal
+arrays are stored once, and a damaged one does not match its name.
 Floats that single precision holds exactly are stored in it.
 """
 
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from oodbench.errors import BadData
 from oodbench.paths import write_atomically
@@ -25,6 +27,11 @@ from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 RECORDS = {"detection": DetectionRecord}  # by task
 TEXT = "records"
+MOST_TEXT = 2**28  # bytes of a file's records; those of 50 detectors take some 50,000
+# What a file that is no such file makes its readers raise.
+FILE_ERRORS = (
+    SafetensorError, ValidationError, zlib.error, LookupError, ValueError, TypeError, AttributeError, RecursionError, OSError,
+)  # fmt: skip
 KINDS: dict[str, Any] = {"f": np.float64, "i": np.int64, "b": np.bool_}
 
 
@@ -51,7 +58,7 @@ def write(path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, n
     own = [{name: value for name, value in one.items() if value != common[name]} for one in dumped]
     content = {"schema_version": SCHEMA_VERSION, "common": common, "records": own}
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
-    stored = {name: _packed(array) for name, array in arrays.items()} | {TEXT: np.frombuffer(text, np.uint8)}
+    stored = {name: _packed(array) for name, array in arrays.items()} | {TEXT: np.frombuffer(zlib.compress(text), np.uint8)}
     write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest()}))
 
 
@@ -82,7 +89,7 @@ def array_names(path: Path) -> set[str]:
 
 
 def _records(file: Any, path: Path) -> list[DetectionRecord]:
-    text = file.get_tensor(TEXT).tobytes()
+    text = _inflated(file.get_tensor(TEXT).tobytes(), path)
     if (file.metadata() or {}).get("oodbench") != hashlib.sha256(text).hexdigest():
         raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
     content = json.loads(text)
@@ -93,6 +100,15 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
         )
     common = content["common"]
     return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+
+
+def _inflated(data: bytes, path: Path) -> bytes:
+    """Decompressed text. Raises BadData where it would be larger than any that is written."""
+    inflating = zlib.decompressobj()
+    text = inflating.decompress(data, MOST_TEXT)
+    if not inflating.eof:
+        raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
+    return text
 
 
 def _most_common(values: list[Any]) -> Any:
@@ -119,23 +135,14 @@ def _packed(array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "np") as file:
             yield file
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}") from error
-    except (
-        SafetensorError,
-        ValidationError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OSError,
-    ) as error:
+    except FILE_ERRORS as error:
         raise BadData(
             f"{path} is damaged, or not a file of oodbench ({_first_line(error)}); run again, and it is made again"
         ) from error

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from oodbench.errors import BadData
 from oodbench.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
@@ -31,7 +30,7 @@ def has_cells(folder: Path) -> bool:
 
 def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]]]:
     """The cells of a run folder as records, in order of file name, each with its arrays by role."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     for path in sorted((folder / CELLS).glob("*.safetensors")):
         try:
@@ -41,7 +40,7 @@ def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]
                     raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
                 arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
             yield _record(header, arrays), arrays
-        except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        except pass_file.FILE_ERRORS as error:
             raise BadData(f"{path} is damaged, or not a cell of oodbench; delete it and run again") from error
 
 

@@ -1,9 +1,11 @@
 """Run folders: what is stored, what survives damage, and when a record is void."""
 
+import hashlib
 import importlib
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,17 @@ def test_more_detectors_join_and_the_others_stay(folder):
     assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
 
 
+def of_another_version(path):
+    """The file as a later oodbench may write it."""
+    from safetensors.numpy import load_file, save
+
+    tensors = load_file(path)
+    content = json.loads(zlib.decompress(tensors["records"].tobytes()))
+    text = json.dumps(content | {"schema_version": 9}).encode()
+    tensors["records"] = np.frombuffer(zlib.compress(text), np.uint8)
+    return save(tensors, {"oodbench": hashlib.sha256(text).hexdigest()})
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a byte of an array", "a byte of the records", "another version"])
 @pytest.mark.parametrize("victim", ["passes/digits-heldout.safetensors", "shared/in-distribution.safetensors"])
 def test_a_damaged_file_is_set_aside_and_made_again(folder, damage, victim):
@@ -141,16 +154,21 @@ def test_a_damaged_file_is_set_aside_and_made_again(folder, damage, victim):
     elif damage == "a byte of an array":
         content[8 + int.from_bytes(content[:8], "little")] ^= 1  # after the header comes the largest type, of scores
     elif damage == "a byte of the records":
-        place = content.index(b"schema_version")
-        content[place] ^= 1
+        content[-20] ^= 1  # bytes come last
     else:
-        content = content.replace(b'"schema_version":2', b'"schema_version":9')
+        content = bytearray(of_another_version(path))
     path.write_bytes(content)
     run(folder.path, told)
     assert figures(folder) == before
     assert [line for line in told.lines if "moved to" in line and str(path) in line]
     assert (folder.path / "aside" / f"{path.stem}.0.safetensors").read_bytes() == content
     assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
+
+
+def test_records_that_inflate_without_end_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(pass_file, "MOST_TEXT", 100)
+    with pytest.raises(BadData, match="is damaged"):
+        list(folder.records())
 
 
 def test_who_reads_a_damaged_file_is_told(folder):
