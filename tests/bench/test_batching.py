@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from PIL import Image
 
 from oodbench.batching import decoded_batches
@@ -10,25 +11,8 @@ from oodbench.datasets import resize
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.resize import Resized, decoded
 from oodbench.errors import BadData
-from oodbench.progress import Progress
 
 COUNT = 9
-
-
-class Heard(Progress):
-    """Records what is reported."""
-
-    def __init__(self):
-        self.stages, self.expected, self.done = [], 0, 0
-
-    def stage(self, title):
-        self.stages.append(title)
-
-    def expect(self, units):
-        self.expected += units
-
-    def advance(self, units):
-        self.done += units
 
 
 @pytest.fixture

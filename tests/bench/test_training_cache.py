@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from torch import nn
 
 import oodbench
@@ -46,19 +47,6 @@ class Trains(oodbench.Detector):
     def statistics(self, probe):
         assert not hasattr(self, "note")
         return (probe.images.double().flatten(1) - self.mean_).norm(dim=1) + self.parts_[0].sum()
-
-
-class Says(Progress):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.lines, self.stages = [], []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def stage(self, title):
-        self.stages.append(title)
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +253,7 @@ def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, dama
         header, found = state.load(path)
         header |= {"key": "another"} if damage == "another key" else {}
         state.save(path, header, found | ({"score": 1} if damage == "hostile" else {}))
-    again, progress = Trains(), Says()
+    again, progress = Trains(), Heard()
     prepare(again, classifier, train_set, progress)
     assert len(Trains.trained) == 2
     assert len(progress.lines) == 1
@@ -279,7 +267,7 @@ def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, dama
 def test_a_cache_that_cannot_be_written_is_said(classifier, train_set, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "file"))
-    detector, progress = Trains(), Says()
+    detector, progress = Trains(), Heard()
     prepare(detector, classifier, train_set, progress)
     assert len(detector.mean_) == 192
     assert len(progress.lines) == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from heard import Heard
 
 from oodbench.detector import load_detector
 from oodbench.detectors import gradcon
@@ -323,38 +324,20 @@ def test_a_killed_training_goes_on_from_its_checkpoint(name, monkeypatch):
 
 
 def test_where_nothing_can_be_written_training_goes_on(monkeypatch):
-    said = []
-
     def fail(self, epochs):
         raise OodbenchError("cannot write there; free space")
-
-    class Told(Progress):
-        def say(self, line):
-            said.append(line)
 
     monkeypatch.setattr(gradcon, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(Checkpoint, "store", fail)
     detector = load_detector("gradcon", epochs=2)
-    detector.prepare(training_set(10), None, Told())
-    assert said == ["gradcon: training continues, but cannot be resumed later: cannot write there; free space"]
+    heard = Heard()
+    detector.prepare(training_set(10), None, heard)
+    assert heard.lines == ["gradcon: training continues, but cannot be resumed later: cannot write there; free space"]
     assert len(detector.reference_) == 4
 
 
 def test_progress_tells_of_all_images_and_of_some_epochs():
-    class Told(Progress):
-        def __init__(self):
-            self.expected, self.done, self.stages = 0, 0, []
-
-        def expect(self, units):
-            self.expected += units
-
-        def advance(self, units):
-            self.done += units
-
-        def stage(self, title):
-            self.stages.append(title)
-
-    told, detector = Told(), load_detector("gradcon", epochs=41)
+    told, detector = Heard(), load_detector("gradcon", epochs=41)
     detector.prepare(training_set(5), None, told)
     assert told.expected == told.done == 41 * 3  # of 5, one is held out and one validates
     assert told.stages[0] == "gradcon: epoch 1 of 41"

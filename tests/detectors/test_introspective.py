@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from heard import Heard
 
 import oodbench
 from oodbench import protocols
 from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.introspective import Introspective, introspect
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
-from oodbench.metrics import auroc
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -158,42 +158,13 @@ def test_without_a_step_odin_at_temperature_one_is_msp(classifier, detector):
     assert torch.equal(msp, odin)
 
 
-def test_scores_do_not_depend_on_the_batch(detector):
-    double = trained_classifier(torch.float64)
-    images = torch.cat([INSIDE, OUTSIDE]).double()
-    whole = detector.statistics(Probe(double, images, detector.signals))
-    alone = torch.cat([detector.statistics(Probe(double, images[i : i + 1], detector.signals)) for i in range(len(images))])
-    torch.testing.assert_close(whole, alone, rtol=1e-9, atol=1e-12)
-
-
-def test_an_easy_shift_is_found(classifier, detector):
-    inside, outside = (detector.statistics(Probe(classifier, side, detector.signals)).numpy() for side in (INSIDE, OUTSIDE))
-    assert auroc(inside[:, 0], outside[:, 0]) > 0.9
-    assert auroc(inside[:, 1], outside[:, 1]) > 0.9
-
-
-def test_training_is_the_same_under_a_seed_and_another_under_another(classifier, detector):
-    torch.manual_seed(123)  # the global generator must not matter
-    again, other = prepared(classifier), prepared(classifier, TrainingSet(TRAIN, LABELS, training_set().held_out, seed=1))
-    assert all(torch.equal(a, b) for a, b in zip(again.weights_, detector.weights_, strict=True))
+def test_another_seed_trains_another(classifier, detector):
+    other = prepared(classifier, TrainingSet(TRAIN, LABELS, training_set().held_out, seed=1))
     assert not torch.equal(other.weights_[0], detector.weights_[0])
 
 
 def test_progress_says_how_far_it_is(classifier):
-    class Seen(Progress):
-        def __init__(self):
-            self.expected, self.done, self.stages = 0.0, 0.0, []
-
-        def expect(self, units):
-            self.expected += units
-
-        def advance(self, units):
-            self.done += units
-
-        def stage(self, title):
-            self.stages.append(title)
-
-    seen = Seen()
+    seen = Heard()
     prepared(classifier, progress=seen, epochs=25)
     assert seen.expected == seen.done == 360
     assert seen.stages[0] == "introspective: features of 360 training images"

@@ -29,15 +29,6 @@ def test_columns_are_log_norms_of_every_parameter_tensor(make_classifier, label)
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-def test_a_shift_is_found(classifier, shifted):
-    train = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    shift = train * 0.1
-    detector = oodbench.load_detector("purview").fit(classifier, train, shift_images=shift[:100] if shifted else None)
-    inside, outside = (detector.score(classifier, images) for images in (1 - train[:50], shift[100:]))
-    assert oodbench.evaluate(inside, outside).auroc > 0.9
-
-
 def test_a_gradient_of_zero_stays_finite(classifier):
     with torch.no_grad():
         classifier.module.layer2[1].weight[:] = 0  # no gradient comes back from behind it

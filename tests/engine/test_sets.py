@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 
 import oodbench
 from oodbench import metrics, registry
@@ -158,25 +159,16 @@ def test_the_plan_attacks_nothing(monkeypatch):
 
 
 def test_what_it_costs_is_said_before_the_first_set_goes_by_and_after_the_last(tmp_path):
-    class Told(Progress):
-        lines: list[str] = []  # noqa: RUF012
-
-        def stage(self, title):
-            self.lines.append(title)
-
-        def say(self, line):
-            self.lines.append(line)
-
-    told = Told()
+    told = Heard()
     oodbench.run(suite(TestSet(name="photos")), out=tmp_path, limit=40, progress=told)
-    (said,) = (place for place, line in enumerate(told.lines) if line.startswith("1 set will take about "))
-    assert all(name in told.lines[said] for name in ("msp", "mahalanobis-fe", "pixels"))
-    (after,) = (place for place, line in enumerate(told.lines) if line.startswith("the detectors took "))
-    assert all(name in told.lines[after] for name in ("msp", "mahalanobis-fe", "pixels"))
-    assert said < told.lines.index("photos: 40 images") < after
-    told.lines.clear()
+    (said,) = (place for place, line in enumerate(told.everything) if line.startswith("1 set will take about "))
+    assert all(name in told.everything[said] for name in ("msp", "mahalanobis-fe", "pixels"))
+    (after,) = (place for place, line in enumerate(told.everything) if line.startswith("the detectors took "))
+    assert all(name in told.everything[after] for name in ("msp", "mahalanobis-fe", "pixels"))
+    assert said < told.everything.index("photos: 40 images") < after
+    told.everything.clear()
     oodbench.run(suite(TestSet(name="photos")), out=tmp_path, limit=40, progress=told)
-    assert not [line for line in told.lines if "took" in line]  # nothing was left to do
+    assert not [line for line in told.everything if "took" in line]  # nothing was left to do
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heard import Heard
 from run_folders import arrays_of, figures, files, record_of
 
 import oodbench
 from oodbench import registry
 from oodbench.errors import BadData, OodbenchError, UsageError
-from oodbench.progress import Progress
 from oodbench.results import pass_file
 from oodbench.results.folder import RunFolder
 from oodbench.results.recompute import recompute
@@ -23,16 +23,6 @@ from oodbench.results.schema_1 import cells, has_cells
 
 SCHEMA_1 = Path(__file__).parent / "schema-1"
 SETS = ["digits-heldout", "digits+noise@5"]
-
-
-class Told(Progress):
-    """Keeps the lines that stay."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def run(out, told=None, **options):
@@ -116,7 +106,7 @@ def test_file_stems_are_safe_and_differ():
 
 
 def test_a_second_run_computes_and_writes_nothing(folder):
-    before, told = files(folder), Told()
+    before, told = files(folder), Heard()
     run(folder.path, told)
     assert {n: c for n, c in files(folder).items() if n != "run.json"} == {n: c for n, c in before.items() if n != "run.json"}
     assert f"Resuming {folder.path}: {len(list(folder.records()))} cells already done" in told.lines
@@ -145,7 +135,7 @@ def of_another_version(path):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a byte of an array", "a byte of the records", "another version"])
 @pytest.mark.parametrize("victim", ["passes/digits-heldout.safetensors", "shared/in-distribution.safetensors"])
 def test_a_damaged_file_is_set_aside_and_made_again(folder, damage, victim):
-    before, path, told = figures(folder), folder.path / victim, Told()
+    before, path, told = figures(folder), folder.path / victim, Heard()
     content = bytearray(path.read_bytes())
     if damage == "truncated":
         content = content[: len(content) // 2]
@@ -212,7 +202,7 @@ def test_a_set_that_changed_voids_its_records(tmp_path):
 
     fill(0)
     options = {"datasets": ["folder:extra"], "data": tmp_path / "data", "protocols": ["unsupervised"]}
-    folder, told = run(tmp_path / "run", **options), Told()
+    folder, told = run(tmp_path / "run", **options), Heard()
     before = figures(folder)
     fill(1)
     run(tmp_path / "run", told, detectors=["msp"], **options)
@@ -268,7 +258,7 @@ def test_a_detector_whose_code_changed_is_run_again_and_the_others_are_kept(tmp_
 
     name = plugin()
     first, before = auroc()
-    told = Told()
+    told = Heard()
     name = plugin(sign="1")
     flipped, after = auroc(told)
     assert flipped[name] == pytest.approx(1 - first[name])
@@ -277,7 +267,7 @@ def test_a_detector_whose_code_changed_is_run_again_and_the_others_are_kept(tmp_
     assert f"{name}: the code of its detector changed: computing 1 cell again" in told.lines
     name = plugin(sign="1", helper="-1")  # a helper beside it counts too
     assert auroc()[0] == first
-    told = Told()
+    told = Heard()
     plugin(sign="1", helper="-1", comment="\n# a comment\n")
     auroc(told)
     assert not [line for line in told.lines if "again" in line]
@@ -321,7 +311,7 @@ def header(path: Path) -> str:
 
 def test_schema_1_is_migrated_by_a_run_that_computes_what_it_needs_again(tmp_path):
     shutil.copytree(SCHEMA_1, tmp_path / "run")
-    folder, told = RunFolder(tmp_path / "run"), Told()
+    folder, told = RunFolder(tmp_path / "run"), Heard()
     before = {(r.set_name, *r.place): (r, a) for r, a in cells(folder.path)}
     run(folder.path, told, detectors=["msp"], datasets=["photos"], limit=40)
     assert not has_cells(folder.path)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from heard import Heard
 
 from oodbench.datasets.adversarial import attack_cache, attacks
 from oodbench.datasets.adversarial.adversarial_sets import NOISE_STD, NOISE_STREAM, attacked, resolve
@@ -17,7 +18,6 @@ from oodbench.datasets.adversarial.attacks import attack
 from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet, Source
-from oodbench.progress import Progress
 
 N = 40
 
@@ -49,23 +49,6 @@ def base(victim):
     labels[::5] = (labels[::5] + 1) % 4
     whole = Source("Noise", "https://example.org", "public domain", "none", {"test": N})
     return ImageSet(pixels(), labels, name="noise", source=whole, classes=("a", "b", "c", "d"), kind="near-ood", flips=False)
-
-
-class Heard(Progress):
-    def __init__(self):
-        self.stages, self.lines, self.expected, self.done = [], [], 0.0, 0.0
-
-    def expect(self, units):
-        self.expected += units
-
-    def advance(self, units):
-        self.done += units
-
-    def stage(self, title):
-        self.stages.append(title)
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def counted(monkeypatch):
