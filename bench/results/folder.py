@@ -161,9 +161,7 @@ class RunFolder:
         shutil.copyfile(path, aside)
         wanted = {hash for record in whole for hash in record.arrays.values()}
         pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)))
-        say(
-            f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); a run of their detectors computes them again"
-        )
+        say(f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); running their detectors restores them")
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
         """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""
