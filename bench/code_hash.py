@@ -20,6 +20,7 @@ from oodbench.classifier import Classifier
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 CONTRACT, OWN_DETECTORS = "oodbench.detector", "oodbench.detectors"
+_imported_sources: dict[str, tuple[Any, str | None]] = {}  # by name of the module: its spec, and its source when first read
 DEPTH = 6  # of nested lists, because a list may hold itself
 
 
@@ -93,9 +94,15 @@ def _module_code(name: str, seen: set[str], root: str | None = None) -> Iterator
     yield f"{name} {ast.dump(tree)}"
     package = name if name in sys.modules and hasattr(sys.modules[name], "__path__") else name.rpartition(".")[0]
     for other in _imported(tree, package):
-        own = other.startswith(f"{root or package}.") if package else _folder_of(other) == _folder_of(name) is not None
-        if own:
+        if _is_own(other, name, package, root):
             yield from _module_code(other, seen, root)
+
+
+def _is_own(other: str, name: str, package: str, root: str | None) -> bool:
+    """Whether what the module ``name`` imports belongs to the same package, or is a module beside it that has none either."""
+    if not package:
+        return _folder_of(other) == _folder_of(name) is not None
+    return other.startswith(f"{root or package}.") or (other == root != OWN_DETECTORS)  # the package's own __init__
 
 
 def _imported(tree: ast.AST, package: str) -> list[str]:
@@ -124,8 +131,25 @@ def _folder_of(module: str) -> str | None:
     return os.path.dirname(os.path.abspath(file)) if file and os.path.basename(file) != "__init__.py" else None
 
 
+def remember(name: str) -> None:
+    """Read the source of a module that is just being imported, so that it still counts after an edit of the file."""
+    _source(name)
+
+
 def _source(name: str) -> str | None:
-    """The source of a module, loaded or not; None where it is unavailable."""
+    """The source of a module as it was imported, or as it is if it is not loaded yet; None where it is unavailable."""
+    loaded: Any = sys.modules.get(name)
+    spec = getattr(loaded, "__spec__", None)  # another one after a reload
+    if spec is None:
+        return _read_source(name)
+    before, source = _imported_sources.get(name, (None, None))
+    if before is not spec:
+        source = _read_source(name)
+        _imported_sources[name] = spec, source
+    return source
+
+
+def _read_source(name: str) -> str | None:
     with suppress(OSError, TypeError, ImportError, ValueError, AttributeError, SyntaxError):
         if name in sys.modules:
             source = inspect.getsource(sys.modules[name])

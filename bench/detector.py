@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import registry, standalone, state
+from oodbench import code_hash, registry, standalone, state
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, NotFitted, UsageError, reason
 from oodbench.heads import HEADS, Head
@@ -64,6 +64,10 @@ class Detector:
 
     _settings: list[dict[str, Any]] | None = None
     _head: Head | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        code_hash.remember(cls.__module__)
 
     def check(self, classifier: Classifier | None) -> None:
         """Raise Unsuitable if this detector cannot work with this classifier; called once, before any pass."""

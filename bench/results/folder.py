@@ -34,6 +34,7 @@ SHARED = "in-distribution.safetensors"
 ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Costs = dict[str, dict[str, float | None]]
+COST = ("ms_per_image", "overhead", "peak_memory_mb")
 
 
 class Manifest(BaseModel):
@@ -78,7 +79,7 @@ class RunFolder:
             yield from (record for record, _ in cells(self.path))
             return
         for path in self._pass_files():
-            yield from pass_file.read_records(path)
+            yield from self._records_of(path)
 
     def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""
@@ -92,9 +93,10 @@ class RunFolder:
 
     def costs(self) -> Costs:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
-        found = self._read_json("costs.json") if (self.path / "costs.json").exists() else {}
-        if not all(isinstance(cost, dict) for cost in found.values()):
-            raise BadData(f"{self.path / 'costs.json'} is not what oodbench writes; delete it, and costs are measured again")
+        remedy = "run again, and costs are measured again"
+        found = self._read_json("costs.json", remedy) if (self.path / "costs.json").exists() else {}
+        if not all(isinstance(cost, dict) and _is_cost(cost) for cost in found.values()):
+            raise BadData(f"{self.path / 'costs.json'} is not what oodbench writes; {remedy}")
         return found
 
     # Writing
@@ -136,23 +138,35 @@ class RunFolder:
         assert self._written is not None
         if (self.path / "run.json").exists():
             self.manifest()
+        try:
+            self.costs()
+        except BadData as error:
+            say(f"{reason(error)} (moved to {self._set_aside(self.path / 'costs.json')})")
         migrate(self.path, self._pass_file, say)
         available = self._checked_arrays(self.shared_path, say) if self.shared_path.exists() else set()
         for path in self._pass_files():
             names = self._checked_arrays(path, say)
             if not path.exists():
                 continue
-            records = pass_file.read_records(path)
+            records = self._records_of(path)
             whole = [record for record in records if set(record.arrays.values()) <= names | available]
             if len(whole) < len(records):
-                say(f"{path.name}: {len(records) - len(whole)} cells lack arrays and are computed again")
+                self._drop_records(path, whole, len(records) - len(whole), say)
             for record in whole:
                 self._written.setdefault(record.set_name, {})[record.place] = record
+
+    def _drop_records(self, path: Path, whole: list[DetectionRecord], lost: int, say: Say) -> None:
+        """Leave only the whole records in a file: nobody can compute the figures of the others again."""
+        aside = pass_file.free_path(self.path / "aside" / path.name)
+        shutil.copyfile(path, aside)
+        wanted = {hash for record in whole for hash in record.arrays.values()}
+        pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)))
+        say(f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); running their detectors restores them")
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
         """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""
         try:
-            pass_file.read_records(path)
+            self._records_of(path)
             return set(pass_file.read_arrays(path))
         except BadData as error:
             say(f"{reason(error)} (moved to {self._set_aside(path)})")
@@ -162,7 +176,8 @@ class RunFolder:
         """Delete what a run wrote, and nothing else."""
         for name in ("run.json", "costs.json", SEVERITY):
             (self.path / name).unlink(missing_ok=True)
-        old = [*(self.path / "aside").glob("*.safetensors"), *(self.path / CELLS).glob("*.safetensors")]
+        old = [path for name in ("aside", CELLS) for path in (self.path / name).glob("**/*.safetensors")]
+        old += (self.path / "aside").glob("costs.*.json")
         for path in [*self._pass_files(), self.shared_path, *old]:
             path.unlink(missing_ok=True)
         self._written = {}
@@ -258,28 +273,38 @@ class RunFolder:
     def _pass_files(self) -> list[Path]:
         return sorted(path for path in self.passes_path.glob("*.safetensors") if not path.name.startswith("."))
 
+    def _records_of(self, path: Path) -> list[DetectionRecord]:
+        """The records of a pass file. Raises BadData where they are another set's, as in a file that was copied or renamed."""
+        records = pass_file.read_records(path)
+        for name in {record.set_name for record in records}:
+            if path != self.shared_path and self._pass_file(name) != path:
+                raise BadData(
+                    f"{path} holds records of {name}; rename it to {self._pass_file(name).name}, or move it elsewhere"
+                )
+        return records
+
     def _pass_file(self, set_name: str) -> Path:
         return self.passes_path / f"{pass_file.file_stem(set_name)}.safetensors"
 
     def _set_aside(self, path: Path) -> Path:
         """Move a file to ``aside``, under a name that is free there."""
-        folder = self.path / "aside"
-        folder.mkdir(exist_ok=True)
-        target = next(p for n in range(10**6) if not (p := folder / f"{path.stem}.{n}{path.suffix}").exists())
-        shutil.move(path, target)
-        return target
+        return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str, remedy: str = "start over with --fresh") -> dict[str, Any]:
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadData(f"{self.path / name} cannot be read ({error}); start over with --fresh") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
         if not isinstance(found, dict):
-            raise BadData(f"{self.path / name} is not what oodbench writes; start over with --fresh")
+            raise BadData(f"{self.path / name} is not what oodbench writes; {remedy}")
         return found
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def _is_cost(cost: dict[str, Any]) -> bool:
+    return cost.keys() <= {*COST} and all(value is None or type(value) in (int, float) for value in cost.values())
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:

@@ -41,6 +41,12 @@ def file_stem(name: str) -> str:
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+def free_path(path: Path) -> Path:
+    """``stem.0.suffix`` beside ``path``, or the next number that is free; the folder is made."""
+    path.parent.mkdir(exist_ok=True)
+    return next(p for n in range(10**6) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
+
+
 def hash_of(array: np.ndarray) -> str:
     """The name of an array: a hash of its type, shape and values. Floats count as float64, whole numbers as int64."""
     array = _canonical(array)

@@ -6,6 +6,7 @@ run computes those that it needs again.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,14 @@ def migrate(folder: Path, pass_file_of: Callable[[str], Path], say: Callable[[st
         pass_file.write(path, of_set, arrays[name])
         if pass_file.read_records(path) != of_set or pass_file.read_arrays(path).keys() != arrays[name].keys():
             raise BadData(f"{path} does not read as it was written; choose another folder with --out")
-    for path in (folder / CELLS).glob("*.safetensors"):
+    # Moved in one step, so that a killed migration leaves either all cells or none.
+    old = pass_file.free_path(folder / "aside" / CELLS)
+    (folder / CELLS).rename(old)
+    for path in old.glob("*.safetensors"):
         path.unlink()
-    (folder / CELLS).rmdir()
+    with suppress(OSError):  # something else is in there
+        old.rmdir()
+        old.parent.rmdir()
     say(f"{folder}: {sum(map(len, records.values()))} cells of an older oodbench were migrated")
 
 

@@ -1,0 +1,135 @@
+"""Run folders that were killed, renamed or edited: nothing is lost that is whole, and nothing stays that is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from run_folders import figures, files
+
+import oodbench
+from oodbench.errors import BadData
+from oodbench.progress import Progress
+from oodbench.results import schema_1
+from oodbench.results.folder import RunFolder
+from oodbench.results.recompute import recompute
+from oodbench.results.records import cost_key
+
+SCHEMA_1 = Path(__file__).parent / "schema-1"
+
+
+class Told(Progress):
+    """Keeps the lines that stay."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def run(out, told=None, **options):
+    options = {"detectors": ["msp", "pixels"], "datasets": ["digits-heldout", "photos"], "limit": 40} | options
+    return oodbench.run("digits", out=out, progress=told or Progress(), measure_costs=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OODBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return run(tmp_path_factory.mktemp("damage") / "run")
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_migration_that_is_killed_while_it_deletes_cells_loses_none(tmp_path, monkeypatch):
+    shutil.copytree(SCHEMA_1, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    before = figures(folder)
+    deleted = []
+
+    def unlink(path, missing_ok=False):
+        if len(deleted) == 5:
+            raise KeyboardInterrupt
+        deleted.append(path)
+        path.rename(tmp_path / path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.PosixPath.unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            schema_1.migrate(folder.path, folder._pass_file, print)
+    assert figures(folder) == before
+    with folder.locked():
+        pass
+    assert figures(folder) == before
+
+
+def test_a_stranger_among_the_cells_does_not_stop_a_migration(tmp_path):
+    shutil.copytree(SCHEMA_1, tmp_path / "run")
+    (tmp_path / "run" / "cells" / ".DS_Store").touch()
+    folder = RunFolder(tmp_path / "run")
+    before = figures(folder)
+    with folder.locked():
+        pass
+    assert figures(folder) == before
+    assert not schema_1.has_cells(folder.path)
+
+
+def test_records_without_arrays_go_even_if_their_detector_is_not_run(folder):
+    told = Told()
+    before = figures(folder)
+    folder.shared_path.unlink()
+    run(folder.path, told, detectors=["msp"], datasets=["photos"])
+    left = list(folder.records())
+    assert all(recompute(folder, record).metrics == record.metrics for record in left)
+    assert "digits-heldout.safetensors: 4 cells lack arrays and are void" in " ".join(told.lines)
+    assert (folder.path / "aside" / "digits-heldout.0.safetensors").exists()
+    told = Told()
+    run(folder.path, told)
+    assert not [line for line in told.lines if "lack arrays" in line]
+    assert figures(folder) == before
+
+
+@pytest.mark.parametrize("move", [shutil.copy, shutil.move])
+def test_a_file_under_another_name_is_set_aside(folder, move):
+    before, told = figures(folder), Told()
+    move(folder.passes_path / "photos.safetensors", folder.passes_path / "photos (copy).safetensors")
+    with pytest.raises(BadData, match=r"photos \(copy\).safetensors holds records of photos; rename it to photos.safetensors"):
+        list(folder.records())
+    run(folder.path, told)
+    assert [line for line in told.lines if "holds records of photos" in line and "moved to" in line]
+    assert figures(folder) == before
+    assert len(list(folder.records())) == len(before)
+    assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
+
+
+def test_costs_that_are_no_costs_are_refused_and_set_aside(folder):
+    keys = [cost_key(record.detector, record.parameters, record.setting) for record in folder.records()]
+    for cost in ({"ms_per_image": "x"}, {"status": "failed"}, {"overhead": [1]}, {"overhead": True}):
+        (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, cost)))
+        with pytest.raises(BadData, match=r"costs.json is not what oodbench writes; run again"):
+            folder.costs()
+    told = Told()
+    run(folder.path, told)
+    assert folder.costs() == {}
+    assert [line for line in told.lines if "costs.json" in line and "moved to" in line]
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json"])
+def test_deeply_nested_json_is_one_line(folder, name):
+    (folder.path / name).write_text("[" * 100_000)
+    with pytest.raises(BadData, match="cannot be read"):
+        folder.manifest() if name == "run.json" else folder.costs()
+
+
+def test_fresh_deletes_what_was_set_aside(folder):
+    (folder.path / "costs.json").write_text("{")
+    (folder.passes_path / "photos.safetensors").write_bytes(b"")
+    run(folder.path, detectors=["msp"])
+    assert [name for name in files(folder) if name.startswith("aside/")]
+    run(folder.path, detectors=["msp"], fresh=True)
+    assert not [name for name in files(folder) if name.startswith("aside/")]
