@@ -273,8 +273,8 @@ def test_clustered_interval_of_few_images():
     [
         ([], [1.0], "no in-distribution scores"),
         ([1.0], [], "no anomalous scores"),
-        ([1.0, np.nan], [1.0], "1 of 2 in-distribution scores are not finite .* place 1"),
-        ([1.0], [np.inf, 1.0], "1 of 2 anomalous scores are not finite .* place 0"),
+        ([1.0, np.nan], [1.0], "1 of 2 in-distribution scores are not finite .* position 1"),
+        ([1.0], [np.inf, 1.0], "1 of 2 anomalous scores are not finite .* position 0"),
         ([[1.0]], [1.0], r"in-distribution scores have shape \(1, 1\)"),
         (1.0, [1.0], r"shape \(\)"),
         (["a"], [1.0], "not an array of numbers"),
