@@ -139,6 +139,8 @@ class Source:
     def mutants(self) -> list[Mutant]:
         """One of each changed text, in the order of the file."""
         found = {mutant.text: mutant for node in meaningful(self.tree) for mutant in self.of(node)}
+        for text in found:
+            ast.parse(text)  # a mutant that cannot run would count as killed
         return sorted(found.values(), key=lambda mutant: mutant.line)
 
     def of(self, node: ast.AST) -> Iterator[Mutant]:
@@ -155,8 +157,9 @@ class Source:
                 old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
                 for left, right in zip(node.values, node.values[1:], strict=False):
                     yield self.between(self.end(left), self.start(right), rf"\b{old}\b", new)
-            case ast.UnaryOp():  # drop it
-                yield self.replace(self.start(node), self.start(node.operand), "")
+            case ast.UnaryOp():  # drop the operator
+                length = len("not") if isinstance(node.op, ast.Not) else 1
+                yield self.replace(self.start(node), self.start(node) + length, "")
             case ast.Name(id=name) if name in NAMES:
                 yield self.replace(self.start(node), self.end(node), NAMES[name])
             case ast.Attribute(attr=name) if name in NAMES:
