@@ -203,7 +203,7 @@ def test_half_of_the_images_in_common_are_learnt_from():
     }  # fmt: skip
     learnt = inside.base_index[split.in_validation].tolist()
     assert set(learnt) < set(range(40, 60))
-    with pytest.raises(Unsuitable, match="set0 has 60 and set0 47, 7 of them in common$"):
+    with pytest.raises(Unsuitable, match=r"set0 has 60 and set0 47, 7 of them in common$"):
         protocols.per_shift(inside, whole.select(torch.arange(53, 100)), seed=0)
 
 
