@@ -72,6 +72,25 @@ class Ignored(NamedTuple):
 
 IGNORED = (
     Ignored("bench/metrics.py", "CHUNK_ELEMENTS = 2**18", "the size of a chunk changes memory and speed, not results"),
+    *(
+        Ignored("bench/metrics.py", f"step = max(1, CHUNK_ELEMENTS // {each})", "as above", f"step = {mutated}")
+        for each in ("(len(inside) + len(outside))", "len(ends)")
+        for mutated in (
+            f"min(1, CHUNK_ELEMENTS // {each})",
+            f"max(2, CHUNK_ELEMENTS // {each})",
+            f"max(1, CHUNK_ELEMENTS * {each})",
+        )
+    ),
+    Ignored("bench/metrics.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
+    *(
+        Ignored(
+            "bench/metrics.py",
+            "low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))",
+            "any bound that exp can take does; the result is 1 or below 1e-303",
+            f"low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], {bounds})))",
+        )
+        for bounds in ("-699, 700", "-701, 700", "-700, 699", "-700, 701")
+    ),
     Ignored(
         "bench/protocols.py",
         "for images, rows in zip(learnt_from, (learnt.in_validation, learnt.out_validation), strict=True):",
@@ -89,7 +108,6 @@ IGNORED = (
         "a slack for rounding of any such size does",
         "rank = int(np.floor(share * (count + 1) + 2e-09))",
     ),
-    Ignored("bench/results/records.py", "SCHEMA_VERSION = 2", "what the folder reads and writes; tests/results/test_folder.py"),
 )
 
 # Imported once, before forking.
