@@ -7,10 +7,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from threadpoolctl import threadpool_limits
 
+from oodbench import heads
 from oodbench.errors import Unsuitable
 from oodbench.heads import (
     HEADS,
     MLP,
+    STRENGTHS,
     Choose,
     ChooseLogistic,
     Head,
@@ -19,6 +21,7 @@ from oodbench.heads import (
     MahalanobisDistance,
     StandardisedSquare,
     StandardisedSum,
+    inverse_spread,
     separation,
 )
 
@@ -41,6 +44,12 @@ def test_identity():
         Identity().score(np.zeros((4, 1, 2)))
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_inverse_spread_in_any_unit(unit):
+    columns = unit * np.array([[1.0, 0.1, 0.0], [3.0, 0.1, 0.0]]).repeat(50, 0)  # the mean of many 0.1 is not 0.1
+    np.testing.assert_allclose(inverse_spread(columns), [1 / unit, 0, 0], rtol=1e-12)
+
+
 def test_standardised_sum(random):
     calibration, statistics = random.normal(3, 5, (200, 1, 3)), random.normal(size=(7, 1, 3))
     head = StandardisedSum()
@@ -53,13 +62,15 @@ def test_standardised_sum(random):
     np.testing.assert_allclose(head.score(statistics), expected, rtol=1e-12)
 
 
-def test_standardised_square(random):
-    calibration, statistics = random.normal(3, 5, (200, 1, 3)), random.normal(size=(7, 1, 3))
+@pytest.mark.parametrize("width", [1, 3])
+def test_standardised_square(random, width):
+    calibration, statistics = random.normal(3, 5, (200, 1, width)), random.normal(size=(7, 1, width))
     head = StandardisedSquare()
     head.calibrate(calibration)
     columns = calibration[:, 0]
     expected = [
-        np.mean([((row[d] - columns[:, d].mean()) / columns[:, d].std()) ** 2 for d in range(3)]) for row in statistics[:, 0]
+        np.mean([((row[d] - columns[:, d].mean()) / columns[:, d].std()) ** 2 for d in range(width)])
+        for row in statistics[:, 0]
     ]
     np.testing.assert_allclose(head.score(statistics), expected, rtol=1e-12)
 
@@ -73,6 +84,13 @@ def test_standardised_columns_without_spread_count_nothing(random, kind, constan
     both.calibrate(calibration)
     alone.calibrate(calibration[:, :, :1])
     np.testing.assert_array_equal(both.score(statistics), alone.score(statistics[:, :, :1]))
+
+
+@pytest.mark.parametrize("kind", [StandardisedSum, StandardisedSquare])
+def test_standardised_columns_that_are_all_constant_score_zero(kind):
+    head = kind()
+    head.calibrate(np.full((5, 1, 2), 4.0))
+    assert head.score(np.array([[[1.0, 9.0]]])).tolist() == [0]
 
 
 def test_mahalanobis_distance_where_nothing_needs_shrinking(random):
@@ -133,8 +151,23 @@ def test_choose_uses_both_halves(random):
     assert head.setting_ == 1
 
 
-def test_logistic_is_the_cross_validated_regressions_log_odds(random):
-    fit, choose = sides(random, [1.0], columns=3)
+@pytest.mark.parametrize("kind", [Choose, ChooseLogistic])
+def test_of_equal_settings_the_first_is_kept(random, kind):
+    fit, choose = (tuple(side.repeat(3, 1) for side in half) for half in sides(random, [1.0]))
+    head = kind()
+    head.fit(fit, choose, "auroc")
+    assert head.setting_ == 0
+
+
+def test_strengths_are_ten_from_a_ten_thousandth():
+    np.testing.assert_allclose(np.log10(STRENGTHS), -4 + 8 / 9 * np.arange(10))
+
+
+@pytest.mark.parametrize(
+    ("shift", "columns", "n", "m"), [(1.0, 3, 80, 60), (0.2, 12, 36, 44), (0.4, 6, 24, 90), (0.3, 9, 50, 46)]
+)
+def test_logistic_is_the_cross_validated_regressions_log_odds(random, shift, columns, n, m):
+    fit, choose = sides(random, [shift], columns, n, m)
     head = Logistic()
     head.fit(fit, choose, "auroc")
     columns = np.concatenate([side[:, 0] for side in fit])
@@ -144,7 +177,7 @@ def test_logistic_is_the_cross_validated_regressions_log_odds(random):
     with threadpool_limits(1):
         losses = [cross_val_score(model, standard, target, cv=5, scoring="neg_log_loss").mean() for model in candidates]
     best = candidates[int(np.argmax(losses))].fit(standard, target)
-    statistics = random.normal(size=(9, 1, 3))
+    statistics = random.normal(size=(9, 1, standard.shape[1]))
     expected = best.decision_function((statistics[:, 0] - columns.mean(0)) / columns.std(0))
     np.testing.assert_allclose(head.score(statistics), expected, atol=1e-4)
 
@@ -173,6 +206,32 @@ def test_heads_that_fit_need_two_a_side(random, kind):
         kind().fit(fit, choose, "auroc")
 
 
+@pytest.mark.parametrize("kind", [Logistic, MLP])
+def test_heads_that_fit_take_two_a_side(random, kind, monkeypatch):
+    monkeypatch.setattr(MLP, "epochs", 3)
+    fit, choose = sides(random, [1.0], n=4, m=4)
+    head = kind()
+    head.fit(fit, choose, "auroc")
+    assert np.isfinite(head.score(choose[0])).all()
+
+
+@pytest.mark.parametrize(("n", "m", "folds"), [(4, 60, 2), (60, 8, 4), (60, 60, 5)])
+def test_logistic_takes_five_folds_or_one_per_image(random, monkeypatch, n, m, folds):
+    from sklearn import model_selection
+
+    asked = []
+
+    class Recorded(model_selection.StratifiedKFold):
+        def __init__(self, count):
+            asked.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(model_selection, "StratifiedKFold", Recorded)
+    fit, choose = sides(random, [1.0], n=n, m=m)
+    Logistic().fit(fit, choose, "auroc")
+    assert asked == [folds]
+
+
 def test_choose_logistic_keeps_the_state_of_the_chosen_setting(random):
     fit, choose = sides(random, [0.0, 3.0, 0.5], columns=2)
     head = ChooseLogistic()
@@ -190,6 +249,29 @@ def test_choose_logistic_chooses_on_the_other_half(random):
     head = ChooseLogistic()
     head.fit((in_fit, out_fit), (in_choose, out_choose), "auroc")
     assert head.setting_ == 1
+
+
+def test_mlp_starts_like_torchs_linear_layers(random, monkeypatch):
+    fit, choose = sides(random, [0.7], columns=5)
+    assert (MLP.width, MLP.batch_size, MLP.patience, MLP.epochs, MLP.seed) == (40, 50, 20, 200, 0)
+    monkeypatch.setattr(MLP, "epochs", 0)
+    head = MLP()
+    head.fit(fit, choose, "auroc")
+    draws = torch.Generator().manual_seed(0)
+    for name, shape, inputs in (
+        ("hidden_", (40, 5), 5), ("hidden_bias_", (40,), 5), ("output_", (1, 40), 40), ("output_bias_", (1,), 40),
+    ):  # fmt: skip
+        uniform = torch.rand(shape, generator=draws, dtype=torch.float64)
+        torch.testing.assert_close(getattr(head, name), (2 * uniform - 1) / inputs**0.5)
+
+
+def test_one_thread_and_back(monkeypatch):
+    used = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    with pytest.raises(KeyError), heads._one_thread():
+        raise KeyError
+    assert used == [3, 1, 3]
 
 
 def test_mlp_is_what_torchs_own_modules_give(random, monkeypatch):
@@ -278,6 +360,21 @@ def test_heads_that_learn_survive_extreme_statistics(random, kind):
     head = kind()
     head.fit(fit, choose, "auroc")
     assert np.isfinite(head.score(np.array([[[1e200, -1e200]], [[0.0, 0.0]]]))).all()
+
+
+def test_heads_know_what_they_are_given():
+    assert {name: (kind.calibrates, kind.learns_from_shift, kind.chooses, kind.setting_) for name, kind in HEADS.items()} == {
+        "identity": (False, False, False, 0),
+        "standardised-sum": (True, False, False, 0),
+        "standardised-square": (True, False, False, 0),
+        "mahalanobis": (True, False, False, 0),
+        "choose": (False, True, True, 0),
+        "logistic": (False, True, False, 0),
+        "choose-logistic": (False, True, True, 0),
+        "mlp": (False, True, False, 0),
+    }
+    with pytest.raises(NotImplementedError):
+        Head().score(np.zeros((1, 1, 1)))
 
 
 def test_every_head_says_what_it_needs():

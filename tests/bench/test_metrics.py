@@ -269,6 +269,28 @@ def test_clustered_interval_of_few_images():
 
 
 @pytest.mark.parametrize(
+    ("strata", "pairs"), [((3, 1, 4), 4), ((0, 0, 5), 2), ((5, 0, 1), 1), ((1, 6, 0), 1), ((6, 1, 0), 1), ((2, 2, 1), 2)]
+)
+def test_independent_pairs_use_no_image_twice(strata, pairs):
+    assert metrics.Clusters(np.arange(0), np.arange(0), strata).independent_pairs == pairs
+
+
+def test_the_bootstrap_draws_a_thousand_times_and_shares_its_draws():
+    random = np.random.default_rng(4)
+    inside, outside = random.normal(size=20), random.normal(1, 1, 20)
+    clusters = metrics._clusters(np.arange(20), np.arange(20, 40), 20, 20)
+    assert metrics.bootstrap_auroc(inside, outside, clusters, seed=0).shape == (1000,)
+    assert not metrics._drawn(clusters.strata, 0, 1000).flags.writeable
+    ids = {"in_clusters": np.arange(20), "out_clusters": np.arange(20, 40)}
+    assert metrics.evaluate(inside, outside, **ids) == metrics.evaluate(inside, outside, **ids, seed=0)
+
+
+@pytest.mark.parametrize(("area", "low", "high"), [(0.5, 0.025, 0.975), (0.01, 0.01, 0.975), (0.99, 0.025, 0.99)])
+def test_the_percentile_interval_contains_the_estimate(area, low, high):
+    assert metrics._percentile_interval(np.arange(1001) / 1000, area) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
     ("inside", "outside", "message"),
     [
         ([], [1.0], "no in-distribution scores"),

@@ -1,6 +1,6 @@
 """Image sets and splits: what a set refuses, where its rows come from, and that no image is both learnt from and tested on."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -94,6 +94,12 @@ def test_every_prefix_holds_the_classes_in_proportion():
         assert np.abs(counts - expected).max() <= 2, size
 
 
+def test_no_class_comes_first_more_often_than_its_share():
+    labels = np.repeat([0, 1], [400, 20])
+    first = [labels[protocols.stratified_order(420, labels, seed)[0]] for seed in range(40)]
+    assert sum(first) <= 5  # the rare class is first with a probability of 1/40
+
+
 def test_orders_are_seeded():
     labels = np.arange(100) % 7
     for given in (None, labels):
@@ -110,6 +116,11 @@ def test_held_out_is_a_stratified_tenth(size, expected):
     assert mask.sum() == expected
     if size == 200:
         assert np.bincount(labels[mask], minlength=10).tolist() == pytest.approx([2] * 10, abs=1)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 0), (10, 5), (11, 5), (2002, 1000)])
+def test_at_most_half_of_a_side_is_learnt_from(size, expected):
+    assert protocols.validation_size(size) == expected
 
 
 def test_limited_draws_the_same_way_and_keeps_the_order():
@@ -183,9 +194,27 @@ def test_disjoint_parts_of_one_set_are_different_images():
     }  # fmt: skip
 
 
+def test_half_of_the_images_in_common_are_learnt_from():
+    whole = make_set(100)
+    inside, outside = whole.select(torch.arange(60)), whole.select(torch.arange(40, 100))
+    split = protocols.per_shift(inside, outside, seed=0)
+    assert {name: len(rows) for name, rows in split} == {
+        "in_fit": 5, "in_choose": 5, "in_test": 50, "out_fit": 5, "out_choose": 5, "out_test": 50,
+    }  # fmt: skip
+    learnt = inside.base_index[split.in_validation].tolist()
+    assert set(learnt) < set(range(40, 60))
+    with pytest.raises(Unsuitable, match=r"set0 has 60 and set0 47, 7 of them in common$"):
+        protocols.per_shift(inside, whole.select(torch.arange(53, 100)), seed=0)
+
+
+def test_a_split_is_not_changed():
+    with pytest.raises(FrozenInstanceError):
+        protocols.whole(make_set(5), make_set(7, seed=1)).in_test = np.arange(3)
+
+
 @pytest.mark.parametrize(("n_in", "n_out"), [(7, 100), (100, 7)])
 def test_too_small_sides_are_named(n_in, n_out):
-    with pytest.raises(Unsuitable, match=f"per-shift needs 8 images per side; set0 has {n_in} and set1 {n_out}"):
+    with pytest.raises(Unsuitable, match=f"per-shift needs 8 images per side; set0 has {n_in} and set1 {n_out}$"):
         protocols.per_shift(make_set(n_in), make_set(n_out, seed=1), seed=0)
     protocols.per_shift(make_set(max(n_in, 8)), make_set(max(n_out, 8), seed=1), seed=0)
 

@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from oodbench import heads
 from oodbench.heads import fit_logistic
 
 
@@ -35,3 +36,27 @@ def test_one_regression_does_not_touch_another():
     together = fit_logistic(x, target, used, strengths)
     alone = [fit_logistic(x, target, used[i : i + 1], strengths[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+@pytest.mark.parametrize("strength", [1e-4, 1.0, 1e4])
+def test_it_takes_a_few_newton_steps(monkeypatch, strength):
+    random = np.random.default_rng(1)
+    x, target = random.normal(size=(200, 5)), random.integers(0, 2, 200).astype(float)
+    x += 0.7 * target[:, None]
+    expected = fit_logistic(x, target, np.ones((1, 200)), np.array([strength]))
+    monkeypatch.setattr(heads, "STEPS", 6)
+    np.testing.assert_allclose(fit_logistic(x, target, np.ones((1, 200)), np.array([strength])), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("seed", "n"), [(3540, 10), (3276, 30)])
+def test_steps_are_halved_where_newtons_method_overshoots(seed, n):
+    """Two in a few thousand problems with outliers; with whole steps alone the bias would reach 1e11."""
+    random = np.random.default_rng(seed)
+    random.integers(6, 40), random.integers(1, 4)
+    x = random.standard_t(0.6, size=(n, 3))
+    target = (random.random(n) < random.uniform(0.05, 0.95)).astype(float)
+    x = (x - x.mean(0)) / x.std(0)
+    (found,) = fit_logistic(x, target, np.ones((1, n)), np.array([1e4]))
+    with threadpool_limits(1):
+        reference = LogisticRegression(C=1e4, solver="lbfgs", tol=1e-12, max_iter=100_000).fit(x, target)
+    np.testing.assert_allclose(found, [*reference.coef_[0], *reference.intercept_], rtol=1e-3)

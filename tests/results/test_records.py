@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from run_folders import detection_record
 
 from oodbench.facts import CorruptionRecord
-from oodbench.results.records import SCORING_VERSION, DetectionRecord, corruption_record, cost_key
+from oodbench.results.records import SCHEMA_VERSION, SCORING_VERSION, DetectionRecord, corruption_record, cost_key
 
 DECIDING = {
     "model": "x", "weights_hash": "x", "in_distribution": "x", "seed": 5, "scoring_version": 9, "in_fingerprint": "x",
@@ -38,6 +38,7 @@ def test_every_field_is_known_to_decide_or_not():
 def test_a_key_is_sixteen_hex_digits_and_stable():
     assert detection_record(parameters={"a": 1, "b": (2, 3)}).key == detection_record(parameters={"b": [2, 3], "a": 1}).key
     assert detection_record().scoring_version == SCORING_VERSION == 1
+    assert SCHEMA_VERSION == 2  # of files; a new version needs a migration of the old one
     assert detection_record().key == "b95513036e873a64"  # records of today stay finished; raise SCORING_VERSION to void them
 
 
