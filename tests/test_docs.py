@@ -307,3 +307,10 @@ def test_the_readme_shows_the_best_rows_of_the_page_of_results():
     assert shown[2:] == [*unsupervised[:10], next(row for row in unsupervised if row[0] == "pixels (control)")]
     assert [name for name in shown[0][1:-1] if f"mean {name} " not in " ".join(head)] == []
     assert f"best ten of {len(unsupervised)} rows" in " ".join(readme.split())
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_prose_lines_are_short(page):
+    """Under 120 characters outside tables and code, so that a change shows as the lines that it changes."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")] == []
