@@ -148,6 +148,11 @@ class _Run:
                     self.progress.say(f"{test_set.name}: {reason(error)}")
             if test_set.error and rows:
                 self._write([self.recorder.without_figures(test_set, row, test_set.error) for row in rows], [])
+        for name, count in self.folder.outdated(self.recorder.code).items():
+            self.progress.say(
+                f"{name}: {_counted(count)} of its earlier code left, on sets, protocols or variants that are not in this run;"
+                " run them too, or start over with --fresh"
+            )
         if estimate and self.spent:
             self.progress.say(f"the detectors took {timing.format_breakdown(self.spent)}")
 
@@ -161,7 +166,8 @@ class _Run:
             done += len(rows) - len(missing)
             for row in missing:
                 before = self.folder.earlier(records[row])
-                if before is not None and before.status == "ok":
+                available = test_set.images is not None and row.detector in self.loaded.detectors
+                if available and before is not None and before.status == "ok":
                     void[_what_changed(before, records[row])] += 1
             work.append((test_set, missing))
         if done:

@@ -15,6 +15,7 @@ There is no index: the records of 100,000 cells are read from their files in sec
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -208,6 +209,12 @@ class RunFolder:
         """The record that is in its place, whatever it was made from."""
         assert self._written is not None, "the folder is not locked"
         return self._written.get(record.set_name, {}).get(record.place)
+
+    def outdated(self, codes: Mapping[str, str]) -> Counter[str]:
+        """How many records with figures are of other code of these detectors than ``codes`` (hash by name)."""
+        assert self._written is not None, "the folder is not locked"
+        there = (record for of_set in self._written.values() for record in of_set.values() if record.status == "ok")
+        return Counter(one.detector for one in there if one.code != codes.get(one.detector, one.code))
 
     def write(
         self,
