@@ -33,7 +33,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
-from typing import NamedTuple
+
+from ignored import IGNORED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,58 +58,6 @@ TARGETS = {
     ),
 }
 
-
-class Ignored(NamedTuple):
-    """Mutants of one line that cannot matter: all of them, or those that turn it into ``mutated``.
-
-    Lines are written without indentation and without comments.
-    """
-
-    source: str
-    line: str
-    reason: str
-    mutated: str | None = None
-
-
-IGNORED = (
-    Ignored("bench/metrics.py", "CHUNK_ELEMENTS = 2**18", "the size of a chunk changes memory and speed, not results"),
-    *(
-        Ignored("bench/metrics.py", f"step = max(1, CHUNK_ELEMENTS // {each})", "as above", f"step = {mutated}")
-        for each in ("(len(inside) + len(outside))", "len(ends)")
-        for mutated in (
-            f"min(1, CHUNK_ELEMENTS // {each})",
-            f"max(2, CHUNK_ELEMENTS // {each})",
-            f"max(1, CHUNK_ELEMENTS * {each})",
-        )
-    ),
-    Ignored("bench/metrics.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
-    *(
-        Ignored(
-            "bench/metrics.py",
-            "low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))",
-            "any bound that exp can take does; the result is 1 or below 1e-303",
-            f"low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], {bounds})))",
-        )
-        for bounds in ("-699, 700", "-701, 700", "-700, 699", "-700, 701")
-    ),
-    Ignored(
-        "bench/protocols.py",
-        "for images, rows in zip(learnt_from, (learnt.in_validation, learnt.out_validation), strict=True):",
-        "both always have two elements; strict is for readers",
-    ),
-    Ignored(
-        "bench/protocols.py",
-        "(tested if is_test else learnt).update((images.identity, int(row)) for row in images.base_index[rows])",
-        "what is in both sets stays the same if they swap names",
-    ),
-    Ignored("bench/inference/thresholds.py", "BATCH_SIZE = 128", "scores do not depend on the batch size"),
-    Ignored(
-        "bench/inference/thresholds.py",
-        "rank = int(np.floor(share * (count + 1) + 1e-9))",
-        "a slack for rounding of any such size does",
-        "rank = int(np.floor(share * (count + 1) + 2e-09))",
-    ),
-)
 
 # Imported once, before forking.
 WARM = (
@@ -258,7 +207,7 @@ def mutants_of(target: Target) -> list[Mutant]:
         if entry.source == target.source:
             kept = [m for m in found if code(m.before) != entry.line or entry.mutated not in (None, code(m.after))]
             if len(kept) == len(found):
-                sys.exit(f"{entry.source} has no mutant of {entry.line!r} to ignore; correct IGNORED in {__file__}")
+                sys.exit(f"{entry.source} has no mutant of {entry.line!r} to ignore; correct tests/mutation/ignored.py")
             found = kept
     return found
 

@@ -1,0 +1,142 @@
+"""Mutants that ``run.py`` leaves out because they cannot matter, each with the reason."""
+
+import re
+from typing import NamedTuple
+
+
+class Ignored(NamedTuple):
+    """Mutants of one line that cannot matter: all of them, or those that turn it into ``mutated``.
+
+    Lines are written without indentation and without comments.
+    """
+
+    source: str
+    line: str
+    reason: str
+    mutated: str | None = None
+
+
+def first_or_last(source: str, line: str) -> list[Ignored]:
+    """Index -1 for index 0."""
+    return [
+        Ignored(source, line, "the axis has length 1", f"{line[: zero.start()]}(-1){line[zero.end() :]}")
+        for zero in re.finditer(r"(?<=, )0\b", line)
+    ]
+
+
+IGNORED = (
+    Ignored("bench/metrics.py", "CHUNK_ELEMENTS = 2**18", "the size of a chunk changes memory and speed, not results"),
+    *(
+        Ignored("bench/metrics.py", f"step = max(1, CHUNK_ELEMENTS // {each})", "as above", f"step = {mutated}")
+        for each in ("(len(inside) + len(outside))", "len(ends)")
+        for mutated in (
+            f"min(1, CHUNK_ELEMENTS // {each})",
+            f"max(2, CHUNK_ELEMENTS // {each})",
+            f"max(1, CHUNK_ELEMENTS * {each})",
+        )
+    ),
+    Ignored("bench/metrics.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
+    *(
+        Ignored(
+            "bench/metrics.py",
+            "low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))",
+            "any bound that exp can take does; the result is 1 or below 1e-303",
+            f"low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], {bounds})))",
+        )
+        for bounds in ("-699, 700", "-701, 700", "-700, 699", "-700, 701")
+    ),
+    Ignored(
+        "bench/protocols.py",
+        "for images, rows in zip(learnt_from, (learnt.in_validation, learnt.out_validation), strict=True):",
+        "both always have two elements; strict is for readers",
+    ),
+    Ignored(
+        "bench/protocols.py",
+        "(tested if is_test else learnt).update((images.identity, int(row)) for row in images.base_index[rows])",
+        "what is in both sets stays the same if they swap names",
+    ),
+    *(
+        entry
+        for line in (
+            "return statistics[:, 0, 0]",
+            "columns = inside[:, 0, :]",
+            "return (statistics[:, 0, :] - np.asarray(self.mean_)) * np.asarray(self.scale_)",
+            "model = LedoitWolf().fit(inside[:, 0, :])",
+            "centred = statistics[:, 0, :] - np.asarray(self.mean_)",
+            "self.setting_ = max(range(inside.shape[1]), key=lambda s: separation(inside[:, s, 0], outside[:, s, 0], by))",
+            "self._fit_columns(*(side[:, 0, :] for side in fit))",
+            "standard = (statistics[:, 0, :] - np.asarray(self.mean_)) * np.asarray(self.scale_)",
+            "columns = np.concatenate([side[:, 0, :] for side in fit])",
+            "return (torch.from_numpy(statistics[:, 0, :]) - self.mean_.cpu()) * self.scale_.cpu()",
+            "return F.linear(F.linear(columns, hidden, hidden_bias).relu(), output, output_bias)[:, 0]",
+        )
+        for entry in first_or_last("bench/heads.py", line)
+    ),
+    *(
+        Ignored(
+            "bench/heads.py",
+            "return np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-12 * np.abs(columns).max(0))",
+            "a slack for rounding of any such size does, and a column that meets it has about equal values",
+            f"return np.divide(1, spread, out=np.zeros_like(spread), where=spread > {slack})",
+        )
+        for slack in ("2e-12 * np.abs(columns).max(0)", "1e-12 * np.abs(columns).min(0)")
+    ),
+    Ignored(
+        "bench/heads.py",
+        "inside, outside = (np.concatenate(pair) for pair in zip(fit, choose, strict=True))",
+        "both always have two elements; strict is for readers",
+    ),
+    Ignored("bench/heads.py", "for shape, bound in zip(shapes, bounds, strict=True)", "both have four elements"),
+    *(
+        Ignored("bench/heads.py", line, "a limit of the solver, far from where it ends")
+        for line in ("TOLERANCE = 1e-10", "STEPS, HALVINGS = 100, 30", "ROUNDING = 1e-12")
+    ),
+    Ignored("bench/heads.py", 'with threadpool_limits(1, "blas"):', "changes speed, not results"),
+    *(
+        Ignored(
+            "bench/heads.py",
+            "for setting in range(fit[0].shape[1]):",
+            "both sides have the same settings",
+            f"for setting in range(fit[{side}].shape[1]):",
+        )
+        for side in ("1", "(-1)")
+    ),
+    Ignored(
+        "bench/heads.py",
+        "inside, outside = (self.score(side[:, setting : setting + 1, :]) for side in choose)",
+        "score reads the first setting of those that it is given",
+        "inside, outside = (self.score(side[:, setting : setting + 2, :]) for side in choose)",
+    ),
+    *(
+        Ignored(
+            "bench/heads.py",
+            'least, waited = float("inf"), 0',
+            "the first loss is finite and sets it to 0",
+            f'least, waited = float("inf"), {count}',
+        )
+        for count in ("1", "(-1)")
+    ),
+    Ignored("bench/heads.py", "if loss < least:", "float64 losses of two epochs are not equal", "if loss <= least:"),
+    *(
+        Ignored(
+            "bench/heads.py",
+            "for rows in torch.randperm(len(fit[0]), generator=random).split(self.batch_size):",
+            "there are as many targets as rows",
+            f"for rows in torch.randperm(len(fit[{part}]), generator=random).split(self.batch_size):",
+        )
+        for part in ("1", "(-1)")
+    ),
+    Ignored(
+        "bench/heads.py",
+        "going = np.abs(gradient).max(1) > TOLERANCE * used[left].sum(1)",
+        "a gradient is not equal to the tolerance",
+        "going = np.abs(gradient).max(1) >= TOLERANCE * used[left].sum(1)",
+    ),
+    Ignored("bench/inference/thresholds.py", "BATCH_SIZE = 128", "scores do not depend on the batch size"),
+    Ignored(
+        "bench/inference/thresholds.py",
+        "rank = int(np.floor(share * (count + 1) + 1e-9))",
+        "a slack for rounding of any such size does",
+        "rank = int(np.floor(share * (count + 1) + 2e-09))",
+    ),
+)
