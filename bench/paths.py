@@ -51,7 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.chmod(file.name, 0o644)
                 os.replace(file.name, path)
             except BaseException:
-                os.unlink(file.name)
+                Path(file.name).unlink(missing_ok=True)  # gone if an interrupt came right after it was renamed
                 raise
     except OSError as error:
         raise OodbenchError(

@@ -141,6 +141,8 @@ def add_plugin(target: str, family: str = "detectors") -> str:
             f"--plugin {target} cannot be imported: {reason(error)}; check the name and the import path"
         ) from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
+    if family == "detectors" and not (isinstance(name, str) and name.isprintable() and ":" not in name):
+        raise UsageError(f"--plugin {target}: {name!r} cannot name a detector, because NAME:VARIANT names a row; rename it")
     _added[family, name] = Record(family, name, target, distribution="--plugin")
     return name
 

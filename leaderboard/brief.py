@@ -86,12 +86,13 @@ def _counted(shown: "pd.Series[str]", count: int) -> str:
 
 def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
     """Headings of two lines, and figures of the rows that are shown: over all sets, by kind, and the cost."""
-    values, cells, filled = (pd.DataFrame(part["mean"]).iloc[shown] for part in (found.values, found.cells, found.filled))
+    parts = found.values, found.cells, found.present, found.filled
+    values, cells, present, filled = (pd.DataFrame(part["mean"]).iloc[shown] for part in parts)
     columns = []
     for place, kind in enumerate(values.columns.get_level_values(0)):
         figures = []
-        for value, have, of in zip(values.iloc[:, place], cells.iloc[:, place], filled.iloc[:, place], strict=True):
-            figures.append((f"{100 * value:.1f}" + ("*" if have < of else "")) if have else "–")
+        for value, have, there, of in zip(*(part.iloc[:, place] for part in (values, cells, present, filled)), strict=True):
+            figures.append(f"{100 * value:.1f}" + ("*" if have < of else "") if have else "–" if there else "")
         first, dash, second = escape.shortened(kind, 14).partition("-")
         head = ("all", "sets") if kind == "all" else (first + dash, second) if second else ("", first)
         columns.append((head, figures))

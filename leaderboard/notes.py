@@ -254,7 +254,7 @@ def _(note: Missing) -> str:
 
 @_words.register
 def _(note: Repeated) -> str:
-    return f"Left out: {counted(note.cells)} that a later run holds again; the last of each is shown."
+    return f"{counted(note.cells)} left out, because a later run holds the same; the last run counts."
 
 
 @_words.register

@@ -79,7 +79,11 @@ def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> Text
         caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
         labels=row_labels(rows),
         sets=[column for column, mean in zip(figures, means, strict=True) if not mean],
-        summary=[summary[-1], *summary[:-1], *paid],  # what rows are sorted by, first
+        summary=[
+            summary[-1],
+            *summary[:-1],
+            *(column for column in paid if any(column.texts)),
+        ],  # what rows are sorted by, first
         breaks=row_breaks(rows),
         notes=list(table_notes(frame, cells)),
     )
@@ -121,11 +125,11 @@ def row_breaks(rows: pd.DataFrame) -> list[int]:
 
 
 def side_by_side(table: TextTable, needed: Callable[[list[Column]], int] = len, room: float = PAGE) -> list[list[Column]]:
-    """Columns of figures in blocks of ``room``, all in one or means and cost first, then kind by kind, split late."""
+    """Columns of figures in blocks of ``room``: all in one, or first means, then cost, then kind by kind, split late."""
     if needed([*table.sets, *table.summary]) <= room:
         return [[*table.sets, *table.summary]]
     blocks: list[list[Column]] = [[]]
-    for columns in [table.summary, *(list(of_kind) for _, of_kind in groupby(table.sets, lambda column: column.group))]:
+    for columns in (list(of) for _, of in groupby([*table.summary, *table.sets], lambda column: column.group)):
         if blocks[-1] and needed([*blocks[-1], *columns]) > room:
             blocks.append([])
         for column in columns:

@@ -98,3 +98,13 @@ def test_top_limits_every_table_for_people_alone(many):
     assert [name in text for name in ("d0", "d1", "d2", "pixels (control)")] == [True, True, False, True]
     assert render(found, "csv", top=2) == render(found, "csv")
     assert "Shown" not in render(found, top=6)
+
+
+def test_what_was_not_run_is_blank_and_what_has_no_figure_is_a_dash():
+    cells = [cell("x"), cell("x", "b", kind="near-ood"), cell("y"), cell("z"), cell("z", "b", kind="near-ood", status="failed")]
+    lines = {line.split()[0]: line.split()[1:] for line in brief(frame(*cells)).splitlines() if line[:2] in ("x ", "y ", "z ")}
+    assert lines == {
+        "x": ["50.0", "50.0", "50.0", "1.50×"],
+        "y": ["50.0*", "50.0", "1.50×"],
+        "z": ["50.0*", "–", "50.0", "1.50×"],
+    }

@@ -10,7 +10,7 @@ from oodbench.errors import UsageError
 
 
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     format: Annotated[
         Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold one row per cell.")
     ] = "table",

@@ -24,12 +24,16 @@ LINES = 45  # that a run ends with, at most
 
 def run(
     suite: Annotated[str, typer.Argument(help="Name of a suite, or a TOML file.")] = "digits",
-    model: Annotated[str | None, typer.Option(help="Use this model instead of the suite's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use this model instead of the suite's; a name, or module:function.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model: safetensors or a state dict.")] = None,
-    detector: Annotated[list[str], typer.Option(help="Run only this detector; repeat for several.")] = [],  # noqa: B006
+    detector: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this detector; repeat for several.")] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
-    dataset: Annotated[list[str], typer.Option(help="Run only this set; repeat for several.")] = [],  # noqa: B006
-    protocol: Annotated[list[str], typer.Option(help="Run only unsupervised, per-shift or transfer; repeat for several.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this set; repeat for several.")] = [],  # noqa: B006
+    protocol: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Run only unsupervised, per-shift or transfer; repeat for several.")
+    ] = [],  # noqa: B006
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. An existing run is resumed.")] = None,
     device: Device = "auto",

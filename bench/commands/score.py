@@ -20,7 +20,7 @@ Format = Literal["table", "csv", "json"]
 
 def score(
     file: Annotated[Path, typer.Argument(help="File written by `oodbench fit`.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, or folders of image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of image files.")],
     format: Annotated[Format, typer.Option(help="Output format; `json` writes one object per line.")] = "table",
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model, if it has moved.")] = None,
     trust_model: Annotated[

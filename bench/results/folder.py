@@ -139,6 +139,8 @@ class RunFolder:
         assert self._written is not None
         if (self.path / "run.json").exists():
             self.manifest()
+        elif self._pass_files() or has_cells(self.path):
+            raise BadData(f"{self.path} holds records but no run.json; restore that file, or start over with --fresh")
         try:
             self.costs()
         except BadData as error:
@@ -175,11 +177,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        for name in ("run.json", "costs.json", SEVERITY):
-            (self.path / name).unlink(missing_ok=True)
         old = [path for name in ("aside", CELLS) for path in (self.path / name).glob("**/*.safetensors")]
         old += (self.path / "aside").glob("costs.*.json")
-        for path in [*self._pass_files(), self.shared_path, *old]:
+        last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
+        for path in [*self._pass_files(), self.shared_path, *old, *last]:
             path.unlink(missing_ok=True)
         self._written = {}
 

@@ -182,3 +182,13 @@ def test_session_plugin_that_cannot_be(install, target, message):
     with pytest.raises(UsageError, match=message):
         registry.add_plugin(target)
     assert registry._added == {}
+
+
+@pytest.mark.parametrize("name", ["a:b", "a\nb", 3])
+def test_a_plugin_with_a_name_that_is_no_row_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "oddly_named.py").write_text(f"class Odd:\n    name = {name!r}\n")
+    monkeypatch.delitem(sys.modules, "oddly_named", raising=False)
+    with pytest.raises(UsageError, match="cannot name a detector"):
+        registry.add_plugin("oddly_named:Odd")
+    monkeypatch.delitem(sys.modules, "oddly_named")

@@ -133,3 +133,26 @@ def test_fresh_deletes_what_was_set_aside(folder):
     assert [name for name in files(folder) if name.startswith("aside/")]
     run(folder.path, detectors=["msp"], fresh=True)
     assert not [name for name in files(folder) if name.startswith("aside/")]
+
+
+def test_records_without_run_json_are_refused(folder):
+    (folder.path / "run.json").unlink()
+    with pytest.raises(BadData, match=r"holds records but no run.json; restore that file, or start over with --fresh"):
+        run(folder.path, seed=1)
+    run(folder.path, detectors=["msp"], seed=1, fresh=True)
+    assert {(record.row, record.seed) for record in folder.records()} == {("msp", 1)}
+
+
+def test_a_fresh_start_that_is_killed_leaves_run_json_until_the_records_are_gone(folder, monkeypatch):
+    unlink = Path.unlink
+
+    def killed(path, missing_ok=False):
+        if path.name.startswith("photos"):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch, folder.locked():
+        patch.setattr("pathlib.PosixPath.unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.clear()
+    assert folder.manifest().settings["seed"] == 0

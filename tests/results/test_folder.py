@@ -276,11 +276,11 @@ def test_a_detector_whose_code_changed_is_run_again_and_the_others_are_kept(tmp_
 def test_figures_of_earlier_code_are_reported(tmp_path, plugin):
     options = {"protocols": ["unsupervised"], "out": tmp_path / "run"}
     run(detectors=[plugin()], **options)
-    told = Told()
+    told = Heard()
     name = plugin(sign="1")
     run(told=told, detectors=[name], datasets=SETS[:1], **options)
     assert [line for line in told.lines if line.startswith(f"{name}: 1 cell of its earlier code left")]
-    told = Told()
+    told = Heard()
     run(told=told, detectors=[name], **options)
     assert not [line for line in told.lines if "earlier code" in line]
 
