@@ -164,9 +164,14 @@ def test_strengths_are_ten_from_a_ten_thousandth():
 
 
 @pytest.mark.parametrize(
-    ("shift", "columns", "n", "m"), [(1.0, 3, 80, 60), (0.2, 12, 36, 44), (0.4, 6, 24, 90), (0.3, 9, 50, 46)]
-)
-def test_logistic_is_the_cross_validated_regressions_log_odds(random, shift, columns, n, m):
+    ("seed", "shift", "columns", "n", "m"),
+    [
+        (0, 1.0, 3, 80, 60), (0, 0.2, 12, 36, 44), (0, 0.4, 6, 24, 90), (0, 0.3, 9, 50, 46),
+        (62, 1.0, 2, 14, 12), (58, 1.0, 2, 14, 12), # folds of two and three rows count the same
+    ],
+)  # fmt: skip
+def test_logistic_is_the_cross_validated_regressions_log_odds(seed, shift, columns, n, m):
+    random = np.random.default_rng(seed)
     fit, choose = sides(random, [shift], columns, n, m)
     head = Logistic()
     head.fit(fit, choose, "auroc")
@@ -317,6 +322,24 @@ def test_mlp_is_what_torchs_own_modules_give(random, monkeypatch):
     with torch.no_grad():
         expected = model((torch.from_numpy(choose[0][:, 0]) - columns.mean(0)) / columns.std(0, correction=0))[:, 0]
     np.testing.assert_allclose(head.score(choose[0]), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_mlp_stops_where_the_loss_has_not_fallen(random, monkeypatch):
+    losses, kept = [], []
+    cross_entropy, keep = heads._cross_entropy, MLP._keep
+
+    def scripted(*arguments):
+        if torch.is_grad_enabled():
+            return cross_entropy(*arguments)
+        losses.append([5, 4, 4, 6, 3, 7, 7, 7, 7, 7, 7, 7][len(losses)])
+        return losses[-1]
+
+    monkeypatch.setattr(heads, "_cross_entropy", scripted)
+    monkeypatch.setattr(MLP, "_keep", lambda self, weights: kept.append(len(losses)) or keep(self, weights))
+    monkeypatch.setattr(MLP, "patience", 3)
+    MLP().fit(*sides(random, [1.0]), "auroc")
+    assert losses == [5, 4, 4, 6, 3, 7, 7, 7]
+    assert kept == [0, 1, 2, 5]
 
 
 def test_mlp_learns_what_no_line_parts(random):

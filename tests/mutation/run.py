@@ -230,7 +230,7 @@ def tested(target: Target, mutated: Path, temporary: Path, limit: float) -> tupl
     if child == 0:
         status = 1
         try:
-            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(temporary / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -245,14 +245,16 @@ def tested(target: Target, mutated: Path, temporary: Path, limit: float) -> tupl
             sys.stdout.flush()
         finally:
             os._exit(status)
-    while time.monotonic() < began + limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - began
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return TIMED_OUT, time.monotonic() - began
+    done, status = 0, 0
+    try:
+        while not done and time.monotonic() < began + limit:
+            time.sleep(0.01)
+            done, status = os.waitpid(child, os.WNOHANG)
+    finally:  # out of time, or interrupted
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if done else TIMED_OUT, time.monotonic() - began
 
 
 def survivors_of(target: Target, mutants: list[Mutant], temporary: Path, package: Path) -> list[Mutant]:
@@ -299,6 +301,7 @@ def main() -> int:
                 print(f"{TARGETS[name].source}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary files go
     os.chdir(ROOT)
     os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
     sys.dont_write_bytecode = True
