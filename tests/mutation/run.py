@@ -257,8 +257,11 @@ def tested(target: Target, mutated: Path, temporary: Path, limit: float) -> tupl
     return os.waitstatus_to_exitcode(status) if done else TIMED_OUT, time.monotonic() - began
 
 
-def survivors_of(target: Target, mutants: list[Mutant], temporary: Path, package: Path) -> list[Mutant]:
-    """Prints survivors as it finds them. Exits if the tests fail without any change."""
+def counts(target: Target, mutants: list[Mutant], temporary: Path, package: Path) -> tuple[int, int]:
+    """Killed mutants, and those among them that ran out of time. Prints survivors as it finds them.
+
+    Exits if the tests fail without any change.
+    """
     mutated = package / Path(target.source).relative_to("bench")
     original = mutated.read_bytes()
     status, seconds = tested(target, mutated, temporary, 600)
@@ -266,19 +269,20 @@ def survivors_of(target: Target, mutants: list[Mutant], temporary: Path, package
         sys.exit(f"{target.source}: its tests fail without any change (status {status})\n{(temporary / 'output').read_text()}")
     limit = 4 * seconds + 10
     print(f"{target.source}: {len(mutants)} mutants, {seconds:.1f} s without any change", flush=True)
-    survivors = []
+    killed = late = 0
     try:
         for mutant in mutants:
             mutated.write_bytes(mutant.text)
             status, _ = tested(target, mutated, temporary, limit)
             if status == WRONG_FILE:
                 sys.exit(f"{target.source}: the tests did not import {mutated}")
+            killed += status != 0
+            late += status == TIMED_OUT
             if status == 0:
-                survivors.append(mutant)
                 print(f"{target.source}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}", flush=True)
     finally:
         mutated.write_bytes(original)
-    return survivors
+    return killed, late
 
 
 def main() -> int:
@@ -319,12 +323,11 @@ def main() -> int:
         sys.path.insert(0, str(temporary))  # before the editable installation
         os.environ["PYTHONPATH"] = str(temporary)
         for name, mutants in chosen.items():
-            left = survivors_of(TARGETS[name], mutants, temporary, package)
-            rows.append((name, len(mutants), len(mutants) - len(left)))
-    print(f"\n{'module':<12}{'mutants':>8}{'killed':>8}{'share':>8}")
-    for name, count, killed in rows:
-        print(f"{name:<12}{count:>8}{killed:>8}{killed / max(1, count):>8.1%}")
-    return int(any(killed < options.require * count for _, count, killed in rows))
+            rows.append((name, len(mutants), *counts(TARGETS[name], mutants, temporary, package)))
+    print(f"\n{'module':<12}{'mutants':>8}{'killed':>8}{'share':>8}   of these by time-out")
+    for name, count, killed, late in rows:
+        print(f"{name:<12}{count:>8}{killed:>8}{killed / max(1, count):>8.1%}{late:>8}")
+    return int(any(killed < options.require * count for _, count, killed, _ in rows))
 
 
 if __name__ == "__main__":
