@@ -152,6 +152,13 @@ IGNORED = (
             "after > before - 1e-4 * size * slope - ROUNDING * np.abs(before)",
         )
     ),
+    Ignored("bench/heads.py", "size[short] /= 2", "any factor that shortens a step works", "size[short] /= 3"),
+    Ignored(
+        "bench/heads.py",
+        "short = after > before - 1e-4 * size * slope + ROUNDING * np.abs(before)",
+        "any small share of the expected decrease works",
+        "short = after > before - 0.0002 * size * slope + ROUNDING * np.abs(before)",
+    ),
     Ignored("bench/inference/thresholds.py", "BATCH_SIZE = 128", "scores do not depend on the batch size"),
     Ignored(
         "bench/inference/thresholds.py",
