@@ -11,7 +11,7 @@ It prints each survivor, then a table, and exits with status 1 if a module's tes
 mutants. A mutant is killed if a test fails or the tests exceed a time limit.
 
 The checkout is never written to: a temporary copy of the package is mutated and comes first on the import path. Each mutant
-runs in a fork of this process, which has imported the heavy libraries but nothing of oodbench, so a mutant takes about two
+runs in a fork of this process, which has imported the heavy libraries but nothing of oodbench, so a mutant takes a few
 seconds. pytest does not collect this file. The machine should be quiet enough that tests take less than four times as long
 as in the first, unchanged run.
 """
