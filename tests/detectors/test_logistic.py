@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from oodbench import heads
-from oodbench.heads import fit_logistic
+from oodbench.heads import STRENGTHS, fit_logistic
 
 
 @pytest.mark.parametrize(("n", "columns", "shift"), [(60, 1, 0.0), (200, 5, 0.7), (150, 20, 0.5), (80, 3, 8.0)])
@@ -56,7 +56,11 @@ def test_steps_are_halved_where_newtons_method_overshoots(seed, n):
     x = random.standard_t(0.6, size=(n, 3))
     target = (random.random(n) < random.uniform(0.05, 0.95)).astype(float)
     x = (x - x.mean(0)) / x.std(0)
-    (found,) = fit_logistic(x, target, np.ones((1, n)), np.array([1e4]))
+    found, _ = fit_logistic(x, target, np.ones((2, n)), np.array([1e4, 100.0]))  # the other takes whole steps
     with threadpool_limits(1):
         reference = LogisticRegression(C=1e4, solver="lbfgs", tol=1e-12, max_iter=100_000).fit(x, target)
     np.testing.assert_allclose(found, [*reference.coef_[0], *reference.intercept_], rtol=1e-3)
+
+
+def test_ten_strengths():
+    np.testing.assert_allclose(np.log10(STRENGTHS), -4 + 8 / 9 * np.arange(10))

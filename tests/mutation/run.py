@@ -11,7 +11,7 @@ It prints each survivor, then a table, and exits with status 1 if a module's tes
 mutants. A mutant is killed if a test fails or the tests exceed a time limit.
 
 The checkout is never written to: a temporary copy of the package is mutated and comes first on the import path. Each mutant
-runs in a fork of this process, which has imported the heavy libraries but nothing of oodbench, so a mutant takes about two
+runs in a fork of this process, which has imported the heavy libraries but nothing of oodbench, so a mutant takes a few
 seconds. pytest does not collect this file. The machine should be quiet enough that tests take less than four times as long
 as in the first, unchanged run.
 """
@@ -230,7 +230,7 @@ def tested(target: Target, mutated: Path, temporary: Path, limit: float) -> tupl
     if child == 0:
         status = 1
         try:
-            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(temporary / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -245,18 +245,23 @@ def tested(target: Target, mutated: Path, temporary: Path, limit: float) -> tupl
             sys.stdout.flush()
         finally:
             os._exit(status)
-    while time.monotonic() < began + limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - began
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return TIMED_OUT, time.monotonic() - began
+    done, status = 0, 0
+    try:
+        while not done and time.monotonic() < began + limit:
+            time.sleep(0.01)
+            done, status = os.waitpid(child, os.WNOHANG)
+    finally:  # out of time, or interrupted
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if done else TIMED_OUT, time.monotonic() - began
 
 
-def survivors_of(target: Target, mutants: list[Mutant], temporary: Path, package: Path) -> list[Mutant]:
-    """Prints survivors as it finds them. Exits if the tests fail without any change."""
+def counts(target: Target, mutants: list[Mutant], temporary: Path, package: Path) -> tuple[int, int]:
+    """Killed mutants, and those among them that ran out of time. Prints survivors as it finds them.
+
+    Exits if the tests fail without any change.
+    """
     mutated = package / Path(target.source).relative_to("bench")
     original = mutated.read_bytes()
     status, seconds = tested(target, mutated, temporary, 600)
@@ -264,19 +269,20 @@ def survivors_of(target: Target, mutants: list[Mutant], temporary: Path, package
         sys.exit(f"{target.source}: its tests fail without any change (status {status})\n{(temporary / 'output').read_text()}")
     limit = 4 * seconds + 10
     print(f"{target.source}: {len(mutants)} mutants, {seconds:.1f} s without any change", flush=True)
-    survivors = []
+    killed = late = 0
     try:
         for mutant in mutants:
             mutated.write_bytes(mutant.text)
             status, _ = tested(target, mutated, temporary, limit)
             if status == WRONG_FILE:
                 sys.exit(f"{target.source}: the tests did not import {mutated}")
+            killed += status != 0
+            late += status == TIMED_OUT
             if status == 0:
-                survivors.append(mutant)
                 print(f"{target.source}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}", flush=True)
     finally:
         mutated.write_bytes(original)
-    return survivors
+    return killed, late
 
 
 def main() -> int:
@@ -299,6 +305,7 @@ def main() -> int:
                 print(f"{TARGETS[name].source}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary files go
     os.chdir(ROOT)
     os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
     sys.dont_write_bytecode = True
@@ -316,12 +323,11 @@ def main() -> int:
         sys.path.insert(0, str(temporary))  # before the editable installation
         os.environ["PYTHONPATH"] = str(temporary)
         for name, mutants in chosen.items():
-            left = survivors_of(TARGETS[name], mutants, temporary, package)
-            rows.append((name, len(mutants), len(mutants) - len(left)))
-    print(f"\n{'module':<12}{'mutants':>8}{'killed':>8}{'share':>8}")
-    for name, count, killed in rows:
-        print(f"{name:<12}{count:>8}{killed:>8}{killed / max(1, count):>8.1%}")
-    return int(any(killed < options.require * count for _, count, killed in rows))
+            rows.append((name, len(mutants), *counts(TARGETS[name], mutants, temporary, package)))
+    print(f"\n{'module':<12}{'mutants':>8}{'killed':>8}{'share':>8}   of these by time-out")
+    for name, count, killed, late in rows:
+        print(f"{name:<12}{count:>8}{killed:>8}{killed / max(1, count):>8.1%}{late:>8}")
+    return int(any(killed < options.require * count for _, count, killed, _ in rows))
 
 
 if __name__ == "__main__":
