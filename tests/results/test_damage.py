@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from run_folders import figures, files
 
 import oodbench
@@ -16,16 +17,6 @@ from oodbench.results.recompute import recompute
 from oodbench.results.records import cost_key
 
 SCHEMA_1 = Path(__file__).parent / "schema-1"
-
-
-class Told(Progress):
-    """Keeps the lines that stay."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def run(out, told=None, **options):
@@ -80,7 +71,7 @@ def test_a_stranger_among_the_cells_does_not_stop_a_migration(tmp_path):
 
 
 def test_records_without_arrays_go_even_if_their_detector_is_not_run(folder):
-    told = Told()
+    told = Heard()
     before = figures(folder)
     folder.shared_path.unlink()
     run(folder.path, told, detectors=["msp"], datasets=["photos"])
@@ -88,7 +79,7 @@ def test_records_without_arrays_go_even_if_their_detector_is_not_run(folder):
     assert all(recompute(folder, record).metrics == record.metrics for record in left)
     assert "digits-heldout.safetensors: 4 cells lack arrays and are void" in " ".join(told.lines)
     assert (folder.path / "aside" / "digits-heldout.0.safetensors").exists()
-    told = Told()
+    told = Heard()
     run(folder.path, told)
     assert not [line for line in told.lines if "lack arrays" in line]
     assert figures(folder) == before
@@ -96,7 +87,7 @@ def test_records_without_arrays_go_even_if_their_detector_is_not_run(folder):
 
 @pytest.mark.parametrize("move", [shutil.copy, shutil.move])
 def test_a_file_under_another_name_is_set_aside(folder, move):
-    before, told = figures(folder), Told()
+    before, told = figures(folder), Heard()
     move(folder.passes_path / "photos.safetensors", folder.passes_path / "photos (copy).safetensors")
     with pytest.raises(BadData, match=r"photos \(copy\).safetensors holds records of photos; rename it to photos.safetensors"):
         list(folder.records())
@@ -113,7 +104,7 @@ def test_costs_that_are_no_costs_are_refused_and_set_aside(folder):
         (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, cost)))
         with pytest.raises(BadData, match=r"costs.json is not what oodbench writes; run again"):
             folder.costs()
-    told = Told()
+    told = Heard()
     run(folder.path, told)
     assert folder.costs() == {}
     assert [line for line in told.lines if "costs.json" in line and "moved to" in line]
