@@ -159,6 +159,27 @@ IGNORED = (
         "any small share of the expected decrease works",
         "short = after > before - 0.0002 * size * slope + ROUNDING * np.abs(before)",
     ),
+    Ignored(
+        "bench/heads.py",
+        "short = after > before - 1e-4 * size * slope + ROUNDING * np.abs(before)",
+        "any tolerance of about this size works",
+        "short = after > before - 1e-4 * size * slope + ROUNDING / np.abs(before)",
+    ),
+    Ignored(
+        "bench/heads.py",
+        "mean_losses = (losses.sum(1) / (1 - used).sum(1)).reshape(len(STRENGTHS), -1).sum(1)",
+        "NumPy infers the length for any negative number",
+        "mean_losses = (losses.sum(1) / (1 - used).sum(1)).reshape(len(STRENGTHS), -2).sum(1)",
+    ),
+    *(
+        Ignored(
+            "bench/heads.py",
+            "bounds = (shape[-1] ** -0.5 for shape in (shapes[0], shapes[0], shapes[2], shapes[2]))",
+            "both shapes end in the width",
+            f"bounds = (shape[-1] ** -0.5 for shape in (shapes[0], shapes[0], {shapes}))",
+        )
+        for shapes in ("shapes[1], shapes[2]", "shapes[2], shapes[1]")
+    ),
     Ignored("bench/inference/thresholds.py", "BATCH_SIZE = 128", "scores do not depend on the batch size"),
     Ignored(
         "bench/inference/thresholds.py",
