@@ -132,7 +132,9 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         line += " --limit 40"
         if "--detector" not in line and ".toml" not in line:  # a suite's parameters want its detectors
             line += " --detector msp --detector pixels"
-        if "--dataset" not in line:
+        if "--dataset" not in line and ".toml" in line:
+            line += " --dataset photos"
+        elif "--dataset" not in line:
             line += " --dataset cifar100" if "cifar10" in line else " --dataset photos --dataset digits+noise"
     return line
 

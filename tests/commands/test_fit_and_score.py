@@ -206,7 +206,7 @@ def test_a_network_and_a_detector_of_the_users_own(images, tmp_path):
     assert done.returncode == 0, done.stderr
     refused = run("score", "gap", images, *own, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "names the model mine:flat, and to load it would run that code" in refused.stderr
+    assert "names the model mine:flat, and loading it would run that code" in refused.stderr
     unknown = run("score", "gap", images, "--trust-model", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "holds the detector 'gap', which no package here registers" in unknown.stderr

@@ -317,7 +317,7 @@ BROKEN = [
     ("leaves-all-else-alone", SeedsEverything, "torch's random state"),
     ("statistics", WrongOrder, "among others"),
     ("statistics", NotProbabilities, "do not sum to 1"),
-    ("asks-to-be-fitted", ScoresUnfitted, "before it was fitted"),
+    ("asks-to-be-fitted", ScoresUnfitted, "before it is fitted"),
     ("in-company", ReadsUndeclared, "in company"),
 ]
 

@@ -109,5 +109,5 @@ def test_more_neighbours_than_images_and_more_dimensions_than_features_are_refus
 @pytest.mark.parametrize("name", ["ash", "scale"])
 def test_negative_features_are_refused_with_the_networks_name(name, trained):
     trained.module.layer2[2] = torch.nn.Tanh()
-    with pytest.raises(Unsuitable, match="those of tiny are negative too"):
+    with pytest.raises(Unsuitable, match="but tiny also has negative ones"):
         oodbench.load_detector(name).score(trained, INSIDE)

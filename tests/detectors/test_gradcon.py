@@ -352,5 +352,5 @@ def test_what_cannot_work_says_so():
         GradConVAE(beta=-1)
     with pytest.raises(Unsuitable, match="at least 2 images to train on, has 1"):
         trained("gradcon", training_set(2))
-    with pytest.raises(BadData, match="images have 3 channels, and gradcon was trained on 1"):
+    with pytest.raises(BadData, match="images have 3 channels, but gradcon was trained on 1"):
         statistics(trained("gradcon", epochs=1), random_images(1, 3, 8))

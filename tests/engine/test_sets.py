@@ -174,8 +174,8 @@ def test_what_it_costs_is_said_before_the_first_set_goes_by_and_after_the_last(t
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ([{"name": "photos"}, {"name": "photos"}], "names the set photos twice"),
-        ([{"name": "digits+haze", "levels": [1, 2]}, {"name": "digits+haze@2"}], "names the set digits\\+haze@2 twice"),
+        ([{"name": "photos"}, {"name": "photos"}], "lists the set photos twice"),
+        ([{"name": "digits+haze", "levels": [1, 2]}, {"name": "digits+haze@2"}], "lists the set digits\\+haze@2 twice"),
     ],
 )
 def test_a_set_named_twice_is_an_error(tmp_path, sets, message):

@@ -126,7 +126,7 @@ def run(monkeypatch, tmp_path):
             sets=[{"name": "photos"}],
         )
         folder = oodbench.run(suite, out=tmp_path / "run", limit=40)
-        return {cell.detector: (cell.status, cell.reason) for cell in folder.cells()}
+        return {cell.detector: (cell.status, cell.reason) for cell in folder.records()}
 
     return run
 
