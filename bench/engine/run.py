@@ -212,17 +212,15 @@ class _Run:
         found: list[Measured] = []
         without: list[DetectionRecord] = []
         for row in rows:
-            error: Exception | None = self.fitting.broken.get(row.detector)
-            if error is None and isinstance(trial := trials[row.protocol], Trial):
+            trial = self.fitting.broken.get(row.detector) or trials[row.protocol]
+            if isinstance(trial, Trial):
                 try:
                     found.append(self.recorder.measured(test_set, row, trial, measured))
                     continue
-                except Exception as failure:
-                    error = failure
+                except Exception as error:
+                    trial = error
                     self.progress.say(f"{row.name} on {test_set.name}: {reason(error)}")
-            elif error is None:
-                error = trials[row.protocol]  # type: ignore[assignment]  # it is no Trial
-            without.append(self.recorder.without_figures(test_set, row, error))
+            without.append(self.recorder.without_figures(test_set, row, trial))
         self._write(without, found)
 
     def _write(self, without: list[DetectionRecord], found: list[Measured]) -> None:

@@ -185,7 +185,7 @@ def _tar(archive: Path, most: int) -> Iterator[tuple[str, int, IO[bytes] | None]
         bounded = _Bounded(stream, archive.name, most + 8 * BLOCK * 1_000_000)
         with tarfile.open(fileobj=bounded, mode="r:") as opened:
             while member := opened.next():
-                opened.members = []  # type: ignore[attr-defined]  # else it would keep them all in memory
+                vars(opened)["members"].clear()  # else it would keep them all in memory
                 if member.isdir():
                     yield member.name, 0, None
                 elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():

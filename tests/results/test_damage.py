@@ -31,12 +31,6 @@ def finished(tmp_path_factory):
         return run(tmp_path_factory.mktemp("damage") / "run")
 
 
-@pytest.fixture
-def folder(finished, tmp_path):
-    shutil.copytree(finished.path, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
-
-
 def test_a_migration_that_is_killed_while_it_deletes_cells_loses_none(tmp_path, monkeypatch):
     shutil.copytree(SCHEMA_1, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")

@@ -37,13 +37,6 @@ def finished(tmp_path_factory):
         return run(tmp_path_factory.mktemp("results") / "run")
 
 
-@pytest.fixture
-def folder(finished, tmp_path):
-    """A copy of a finished run."""
-    shutil.copytree(finished.path, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
-
-
 # What is stored
 
 
