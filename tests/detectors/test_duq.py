@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from training import prepared_detector, training_set_of
 
 import oodbench
-from oodbench import protocols
 from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors import duq
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.probe import Probe
-from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 TRAIN, LABELS = easy_task(400, seed=0)
@@ -21,14 +20,11 @@ OUTSIDE = easy_shift(60, seed=2)
 
 
 def training_set(images=TRAIN, labels=LABELS, seed=0):
-    return TrainingSet(images, labels, protocols.held_out(len(images), None if labels is None else labels.numpy(), seed), seed)
+    return training_set_of(images, labels, seed)
 
 
-def prepared(classifier, train_set=None, **parameters):
-    detector = oodbench.load_detector("duq", **{"epochs": 30, **parameters})
-    detector.check(classifier)
-    detector.prepare(train_set or training_set(), classifier, Progress())
-    return detector
+def prepared(classifier, train_set=None, progress=None, **parameters):
+    return prepared_detector("duq", classifier, train_set or training_set(), progress, **{"epochs": 30, **parameters})
 
 
 @pytest.fixture(scope="module")

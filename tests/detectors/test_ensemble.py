@@ -9,16 +9,16 @@ import torch
 from heard import Heard
 from safetensors.torch import save_file
 from torch import nn
+from training import prepared_detector, training_set_of
 
 import oodbench
-from oodbench import protocols, state
+from oodbench import state
 from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.ensemble import Ensemble
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.build import build
 from oodbench.probe import Probe
-from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 TRAIN, LABELS = easy_task(400, seed=0)
@@ -28,15 +28,11 @@ SHORT = {"members": 3, "epochs": 4, "batch_size": 32}
 
 
 def training_set(images=TRAIN, labels=LABELS, seed=0, data=None):
-    held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
-    return TrainingSet(images, labels, held_out, seed, data)
+    return training_set_of(images, labels, seed, data)
 
 
 def prepared(classifier, train_set=None, progress=None, **parameters):
-    detector = oodbench.load_detector("ensemble", **{**SHORT, **parameters})
-    detector.check(classifier)
-    detector.prepare(train_set or training_set(), classifier, progress or Progress())
-    return detector
+    return prepared_detector("ensemble", classifier, train_set or training_set(), progress, **{**SHORT, **parameters})
 
 
 @pytest.fixture(scope="module")
