@@ -1,29 +1,12 @@
 """What looks sound and is not: detectors that score by company, run the network themselves, or fit on held-out images."""
 
 import pytest
+from sound import Sound
 
 import oodbench
 from oodbench.conformance.detectors import CHECKS, Subject, subject
 from oodbench.conformance.run import run
 from oodbench.probe import Probe
-
-
-class Sound(oodbench.Detector):
-    """Distance of the logits to their mean on training images."""
-
-    signals = ("logits",)
-
-    def __init__(self):
-        self._sum, self._count = 0, 0
-
-    def observe(self, probe):
-        self._sum, self._count = self._sum + probe.logits.sum(0), self._count + len(probe)
-
-    def finish(self):
-        self.mean_ = self._sum / self._count
-
-    def statistics(self, probe):
-        return -(probe.logits - self.mean_).norm(dim=1)
 
 
 class ScoresByLargeCompany(Sound):

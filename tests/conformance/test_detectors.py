@@ -3,31 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from sound import Sound
 
-import oodbench
 from oodbench import conformance
 from oodbench.conformance.detectors import CHECKS, Subject
 from oodbench.conformance.outcomes import Outcome
 from oodbench.conformance.run import run
 from oodbench.errors import Unsuitable
-
-
-class Sound(oodbench.Detector):
-    """Distance of the logits to their mean on training images."""
-
-    signals = ("logits",)
-
-    def __init__(self) -> None:
-        self._sum, self._count = 0, 0
-
-    def observe(self, probe):
-        self._sum, self._count = self._sum + probe.logits.sum(0), self._count + len(probe)
-
-    def finish(self):
-        self.mean_ = self._sum / self._count
-
-    def statistics(self, probe):
-        return -(probe.logits - self.mean_).norm(dim=1)
 
 
 class NoDocstring(Sound):
