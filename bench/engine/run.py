@@ -224,19 +224,12 @@ class _Run:
         self._write(without, found)
 
     def _write(self, without: list[DetectionRecord], found: list[Measured]) -> None:
-        own, shared = ({hash: array for one in found for hash, array in part(one).items()} for part in (_own, _shared))
+        own = {hash: array for one in found for hash, array in one.own.items()}
+        shared = {hash: array for one in found for hash, array in one.shared.items()}
         records = [*(one.record for one in found), *without]
         kept = self.folder.write(records, own, shared, self.progress.say)
         for why, count in Counter(record.reason for record in kept).items():
             self.progress.say(f"{records[0].set_name}: {why}; keeping the existing result of {_counted(count)}")
-
-
-def _own(measured: Measured) -> dict[str, np.ndarray]:
-    return measured.own
-
-
-def _shared(measured: Measured) -> dict[str, np.ndarray]:
-    return measured.shared
 
 
 def _what_changed(before: DetectionRecord, now: DetectionRecord) -> str:
