@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
 from types import CodeType
@@ -20,15 +21,17 @@ from oodbench.classifier import Classifier
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 CONTRACT, OWN_DETECTORS = "oodbench.detector", "oodbench.detectors"
-_imported_sources: dict[str, tuple[Any, str | None]] = {}  # by name of the module: its spec, and its source when first read
 DEPTH = 6  # of nested lists, because a list may hold itself
+INSTALLED = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")}
+
+_imported_sources: dict[str, tuple[Any, str | None]] = {}  # by name of the module: its spec, and its source when first read
 
 
 def of_class(kind: type) -> str:
     """SHA-256 of the modules that a detector's class and its bases come from, and of those that they import from their package.
 
-    A third party's package is its top-level one; of a module without a package, the modules beside it count. The contract
-    itself (``oodbench.detector``), comments and layout do not count.
+    A third party's package is its top-level one; of a module without a package, the modules and packages beside it count.
+    The contract itself (``oodbench.detector``), comments and layout do not count.
     """
     return _digest(_class_code(kind, set(), whole_package=True))
 
@@ -95,14 +98,16 @@ def _module_code(name: str, seen: set[str], root: str | None = None) -> Iterator
     package = name if name in sys.modules and hasattr(sys.modules[name], "__path__") else name.rpartition(".")[0]
     for other in _imported(tree, package):
         if _is_own(other, name, package, root):
-            yield from _module_code(other, seen, root)
+            yield from _module_code(other, seen, root if package or root is None else _root(other))
 
 
 def _is_own(other: str, name: str, package: str, root: str | None) -> bool:
-    """Whether what the module ``name`` imports belongs to the same package, or is a module beside it that has none either."""
+    """Whether what the module ``name`` imports belongs to the same package, or lies beside it where it has none."""
     if not package:
-        return _folder_of(other) == _folder_of(name) is not None
-    return other.startswith(f"{root or package}.") or (other == root != OWN_DETECTORS)  # the package's own __init__
+        return _folder_of(name) is not None and _folder_of(other) == _folder_of(name)
+    if other == root:  # the package's own __init__; that of our detectors is a table of all of them
+        return root != OWN_DETECTORS
+    return other.startswith(f"{root or package}.")
 
 
 def _imported(tree: ast.AST, package: str) -> list[str]:
@@ -120,15 +125,19 @@ def _imported(tree: ast.AST, package: str) -> list[str]:
 
 
 def _folder_of(module: str) -> str | None:
-    """The folder of a module that belongs to no package."""
-    if "." in module:
-        return None
+    """The folder that holds a module or its top-level package; None for a package that is installed."""
+    top = module.partition(".")[0]
     file = None
     with suppress(ImportError, ValueError):
-        found = sys.modules.get(module)
-        spec = importlib.util.find_spec(module) if found is None else None
+        found = sys.modules.get(top)
+        spec = importlib.util.find_spec(top) if found is None else None
         file = getattr(found, "__file__", None) or (spec.origin if spec else None)
-    return os.path.dirname(os.path.abspath(file)) if file and os.path.basename(file) != "__init__.py" else None
+    if not file:
+        return None
+    folder, name = os.path.split(os.path.abspath(file))
+    if name != "__init__.py":
+        return folder
+    return None if os.path.dirname(folder) in INSTALLED else os.path.dirname(folder)
 
 
 def remember(name: str) -> None:

@@ -79,11 +79,8 @@ def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> Text
         caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
         labels=row_labels(rows),
         sets=[column for column, mean in zip(figures, means, strict=True) if not mean],
-        summary=[
-            summary[-1],
-            *summary[:-1],
-            *(column for column in paid if any(column.texts)),
-        ],  # what rows are sorted by, first
+        # What rows are sorted by comes first.
+        summary=[summary[-1], *summary[:-1], *(column for column in paid if any(column.texts))],
         breaks=row_breaks(rows),
         notes=list(table_notes(frame, cells)),
     )
@@ -145,10 +142,10 @@ def alignment(columns: Sequence[Column]) -> list[str]:
 
 
 def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callable[..., int]) -> Column:
-    """A column of figures; ``entrants`` are the rows of each protocol but the control's.
+    """A column of figures; ``entrants`` are the rows of each protocol without the control's.
 
-    The best of them is one that has all its cells.
-    Cells that no row has are reported once, in a mean's heading; where a row lacks others, its figure says so.
+    The best of a protocol must have all its cells. Cells that no row has are reported once, in a mean's heading; where a
+    row lacks others, its figure says so.
     """
     group, name, content = (str(part) for part in found.values.columns[place])
     values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)

@@ -13,7 +13,7 @@ from heard import Heard
 from torch import nn
 
 import oodbench
-from oodbench import code_hash, protocols, state
+from oodbench import protocols, state
 from oodbench.errors import BadData, NotFitted, OodbenchError
 from oodbench.image_set import ImageSet
 from oodbench.paths import cache_root
@@ -229,50 +229,6 @@ def test_an_edited_helper_trains_anew(tmp_path, monkeypatch, classifier, train_s
         keys.append(key_of(importlib.import_module("helped.mine").Mine(), classifier, train_set))
     assert len(set(keys)) == 3
     assert keys[2] == keys[3]
-
-
-def test_what_a_package_itself_defines_counts(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "whole"
-    (package / "sub").mkdir(parents=True)
-    (package / "sub" / "__init__.py").touch()
-    (package / "sub" / "mine.py").write_text(
-        "import oodbench\nfrom .. import rate\n\n\nclass Mine(oodbench.Detector):\n    pass\n"
-    )
-    hashes = []
-    for rate in (1, 2):
-        (package / "__init__.py").write_text(f"rate = {rate}\n")
-        for name in [name for name in sys.modules if name.split(".")[0] == "whole"]:
-            del sys.modules[name]
-        importlib.invalidate_caches()
-        hashes.append(code_hash.of_class(importlib.import_module("whole.sub.mine").Mine))
-    assert hashes[0] != hashes[1]
-
-
-def test_the_code_that_was_imported_counts_not_a_later_edit(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    text = "import oodbench\n\n\nclass Edited(oodbench.Detector):\n    rate = {}\n"
-    path = tmp_path / "edited.py"
-    path.write_text(text.format(1))
-    importlib.invalidate_caches()
-    module = importlib.import_module("edited")
-    path.write_text(text.format(25))  # in an editor, before the run asks for the hash
-    before = code_hash.of_class(module.Edited)
-    path.write_text(text.format(1))
-    assert code_hash.of_class(module.Edited) == before
-    path.write_text(text.format(333))
-    assert code_hash.of_class(importlib.reload(module).Edited) != before
-    path.write_text(text.format(1))
-    assert code_hash.of_class(importlib.reload(module).Edited) == before
-    del sys.modules["edited"]
-
-
-def test_helpers_of_built_in_detectors_count():
-    from oodbench.code_hash import _module_code
-
-    read = [part.split()[0] for part in _module_code("oodbench.detectors.duq", set())]
-    assert "oodbench.detectors._training" in read
-    assert not [name for name in read if not name.startswith("oodbench.detectors.")]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another key", "hostile"])
