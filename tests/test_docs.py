@@ -50,7 +50,7 @@ DRIVER = r"""
 import importlib, json, os, re, shlex, subprocess, sys, traceback
 # Once here, and not in each command: a command runs in a fork of this process.
 import pandas, PIL.Image, scipy.io, sklearn.covariance, sklearn.datasets, sklearn.linear_model
-import oodbench.engine
+import oodbench.api, oodbench.conformance.detectors, oodbench.inference.thresholds, oodbench.leaderboard.severity_plot, oodbench.models.train
 from oodbench import cli
 
 def run(command):
