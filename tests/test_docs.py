@@ -8,11 +8,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import new_process
 import pytest
 import typer
 
@@ -48,9 +48,6 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot f
 
 DRIVER = r"""
 import importlib, json, os, re, shlex, subprocess, sys, traceback
-# Once here, and not in each command: a command runs in a fork of this process.
-import pandas, PIL.Image, scipy.io, sklearn.covariance, sklearn.datasets, sklearn.linear_model
-import oodbench.api, oodbench.conformance.detectors, oodbench.inference.thresholds, oodbench.leaderboard.severity_plot, oodbench.models.train
 from oodbench import cli
 
 def run(command):
@@ -62,7 +59,6 @@ def run(command):
     code = 0
     try:
         os.environ.update(assignment.split("=", 1) for assignment in found[1].split())
-        sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
         sys.argv = ["oodbench", *shlex.split(found[2])]
         cli.main()
     except SystemExit as end:
@@ -73,7 +69,7 @@ def run(command):
     sys.stdout.flush()
     os._exit(code or 0)
 
-sys.path.remove("")  # the console script does not search the working folder
+sys.path.insert(0, sys.argv[1])
 namespace = {"__name__": "__main__"}
 for step in json.load(open("steps.json")):
     where = f"{step['page']}, line {step['line']}"
@@ -162,13 +158,8 @@ def run_page(page: Path, here: Path, checkout: Path, data: bool) -> None:
             code = "\n".join(runnable(line, site, checkout) for line in lines) if block.language == "sh" else block.code
             steps.append({"page": page.name, "line": block.line, "language": block.language, "code": code})
     (here / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(site),
-        "OMP_NUM_THREADS": "1",  # nets this small only wait for a second thread
-    }
-    command = [sys.executable, "-c", DRIVER]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = new_process.python(DRIVER, site, cwd=here, PATH=path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,11 +1,11 @@
 """Networks that detectors train: trained once for the same inputs, the same from the cache, and never a crash of it."""
 
 import importlib
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 
+import new_process
 import numpy as np
 import pytest
 import torch
@@ -198,7 +198,9 @@ def test_a_key_is_the_same_in_another_process(train_set):
     )
 
     def printed(text):
-        return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
+        done = new_process.python(text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert printed(code) == printed(code) != printed(code.replace("ACT", "torch.tanh"))
 

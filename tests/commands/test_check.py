@@ -1,11 +1,10 @@
 """``oodbench check`` as a user meets it: which family a name is of, what it prints, its exit codes."""
 
+import functools
 import json
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
+import new_process
 import pytest
 import torch
 
@@ -25,9 +24,7 @@ def test_a_name_of_both_families_is_asked_about(monkeypatch):
     assert family_of("knn") == "detectors"
 
 
-def oodbench_check(*arguments, cwd: Path | None = None):
-    command = [sys.executable, "-P", "-m", "oodbench.cli", "check", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+oodbench_check = functools.partial(new_process.oodbench, "check")
 
 
 def test_check_prints_each_outcome_and_the_count():

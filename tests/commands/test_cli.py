@@ -17,17 +17,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from new_process import oodbench
 
+from oodbench.api import run
 from oodbench.datasets.formats.cifar_pickle import read_pickle
 from oodbench.detectors import TABLE as DETECTORS
 
 ROOT = Path(__file__).parents[2]
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
-
-
-def oodbench(*arguments, cwd=None, **environment):
-    command = [*OODBENCH, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -303,26 +300,19 @@ def test_train_writes_weights_that_a_run_takes(tmp_path):
     assert used.returncode == 0, used.stderr
 
 
-def real_run(data_root, out, *options):
-    """The rows of a run of the suite ``cifar10``, one a cell, and what the run printed."""
-    done = oodbench("run", "cifar10", "--data", data_root, "--out", out, *options)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(oodbench("leaderboard", out, "--format", "json").stdout)
-    assert {row["status"] for row in rows} == {"ok"}
-    return rows, done.stdout
-
-
 def test_the_real_suite_has_all_its_sets(data_root, tmp_path):
     """Three detectors, of which the control learns from shifts: what a set needs does not depend on the detector."""
-    rows, printed = real_run(
-        data_root, tmp_path / "run", *("--limit", 60, "--detector", "msp", "--detector", "energy", "--detector", "pixels")
-    )
+    detectors = ["--detector", "msp", "--detector", "energy", "--detector", "pixels"]
+    done = oodbench("run", "cifar10", "--data", data_root, "--out", tmp_path / "run", "--limit", 30, *detectors)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(oodbench("leaderboard", tmp_path / "run", "--format", "json").stdout)
+    assert {row["status"] for row in rows} == {"ok"}
     suite = tomllib.loads((ROOT / "bench" / "suites" / "cifar10.toml").read_text())
     sets = sum(len(one.get("levels", [0])) for one in suite["sets"])
     assert Counter(row["protocol"] for row in rows) == {"unsupervised": 3 * sets, "per-shift": sets, "transfer": sets - 1}
-    for text in (printed, oodbench("leaderboard", tmp_path / "run", "--format", "md").stdout):
+    for text in (done.stdout, oodbench("leaderboard", tmp_path / "run", "--format", "md").stdout):
         assert "Parts of official sets" in text
-        assert "cifar10 (test) 60 of 10,000 images" in " ".join(text.split())
+        assert "cifar10 (test) 30 of 10,000 images" in " ".join(text.split())
         assert "cifar10 (train) 8,000 of 50,000 images" in " ".join(text.split())
     energy = [row["auroc"] for row in rows if row["detector"] == "energy" and row["kind"] in ("near-ood", "far-ood")]
     assert len(energy) == 8
@@ -342,7 +332,10 @@ def test_the_real_suite_has_all_its_detectors(data_root, tmp_path):
     for name in ("cifar-100-python", "svhn-digits", "models"):
         (data / name).symlink_to(data_root / name, target_is_directory=True)
     trained = {"gradcon": 1, "gradcon-vae": 1, "duq": 2, "introspective": 2}
-    short = [option for name, epochs in trained.items() for option in ("--param", f"{name}.epochs={epochs}")]
-    rows, _ = real_run(data, tmp_path / "run", "--limit", 40, "--dataset", "cifar100", *short)
+    short = {name: {"epochs": epochs} for name, epochs in trained.items()}
+    options = {"limit": 40, "measure_costs": False}  # costs would take most of the time
+    results = run("cifar10", data=data, out=tmp_path / "run", datasets=["cifar100"], parameters=short, **options)
+    frame = results.frame()
+    assert set(frame["status"]) == {"ok"}
     # 29 detectors and 10 variants of them, of which 7 learn from a shift.
-    assert Counter(row["protocol"] for row in rows) == {"unsupervised": 29 + 10, "per-shift": 7, "transfer": 7}
+    assert Counter(frame["protocol"]) == {"unsupervised": 29 + 10, "per-shift": 7, "transfer": 7}

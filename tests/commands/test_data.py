@@ -10,6 +10,7 @@ import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import new_process
 import numpy as np
 import pytest
 import typer
@@ -26,12 +27,7 @@ from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
 SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # a file without a tensor
-OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
-
-
-def oodbench(*arguments, **environment):
-    command = [*OODBENCH, "data", *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+oodbench = functools.partial(new_process.oodbench, "data")
 
 
 def rows(root):

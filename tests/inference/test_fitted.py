@@ -3,11 +3,11 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import new_process
 import numpy as np
 import pytest
 import torch
@@ -164,7 +164,7 @@ def test_in_a_new_process_it_scores_the_same(name, fitted, digits, tmp_path):
         scores, flagged = fitted(numpy.load(sys.argv[1] + "/images.npy"))
         print(json.dumps([scores.tolist(), flagged.tolist(), fitted.threshold]))
     """)
-    done = subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = new_process.python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [scores.tolist(), flagged.tolist(), fitted(name).threshold]
 
