@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import BadData
-from oodbench.facts import ProbabilityFigures
+from oodbench.results.facts import ProbabilityFigures
 
 BINS = 15  # as in Guo et al. 2017
 # The Brier score is the mean of the squared error Σ_c (p_c − [c = label])², in [0, 2] (Brier 1950): a sum over classes.

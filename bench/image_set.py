@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData
-from oodbench.facts import AttackRecord
+from oodbench.results.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
 

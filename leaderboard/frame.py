@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from oodbench.facts import CalibrationRecord
 from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import Costs, RunFolder
 from oodbench.results.records import DetectionRecord, cost_key
 

@@ -19,7 +19,7 @@ FOLDERS = {
 # names. The plug-in tables (``oodbench.detectors`` and the like) import the registry alone.
 FLOORS = (
     # What everything may use.
-    ("errors", "facts", "paths", "progress", "registry", "state", "models.published"),
+    ("errors", "paths", "progress", "registry", "state", "models.published", "results.facts"),
     # The grammar of names, and the tables of names.
     ("datasets.name", "datasets", "detectors", "models", "suite"),
     # Contracts: what a network and a set of images are, and what is computed from scores.

@@ -7,7 +7,7 @@ import numpy as np
 
 from oodbench import calibration, metrics
 from oodbench.errors import BadData
-from oodbench.facts import CalibrationRecord
+from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import SCORING_VERSION, DetectionRecord
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from oodbench.datasets.name import CORRUPTIONS, source_and_change
-from oodbench.facts import AttackRecord, CalibrationRecord, CorruptionRecord
 from oodbench.metrics import Metrics
+from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord
 
 SCHEMA_VERSION = 2
 # Raised when the harness itself (probe, heads, protocols, metrics) may give other figures: records of an older version are

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import BadData
-from oodbench.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
 from oodbench.results import pass_file
+from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
 
 VERSION_1 = 1

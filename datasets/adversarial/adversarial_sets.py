@@ -14,9 +14,9 @@ from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.adversarial.attack_cache import AttackCache, key_of
 from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import Unsuitable, UsageError
-from oodbench.facts import AttackRecord
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
+from oodbench.results.facts import AttackRecord
 
 # Standard deviation of the noisy twins by attack, in pixel units. For fgsm, bim and cw it is that of Lee et al. 2018 for
 # ResNets, 0.0625, 0.065 and 0.025 in normalised space, times 0.201, the mean deviation of their CIFAR-10; others use bim's.

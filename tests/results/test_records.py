@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 from run_folders import detection_record
 
-from oodbench.facts import CorruptionRecord
+from oodbench.results.facts import CorruptionRecord
 from oodbench.results.records import SCHEMA_VERSION, SCORING_VERSION, DetectionRecord, corruption_record, cost_key
 
 DECIDING = {
