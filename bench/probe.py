@@ -5,7 +5,7 @@ The forward pass keeps its graph only if a detector declared a gradient, and is 
 the same graph for their backward passes.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.classifier import HALF, Classifier
 from oodbench.errors import Unsuitable
+from oodbench.random_numbers import content_keys, hashed, mix, uniform
 
 SIGNALS = frozenset(
     {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base"}
@@ -136,15 +137,15 @@ class Probe:
         return [self._give(self._kept("maps", place)) for place in range(max(1, len(self.classifier.layer_names)))]
 
     def stochastic(self, passes: int, p: float = 0.5, seed: int = 0) -> Tensor:
-        """Logits of ``passes`` networks thinned by dropout, BatchNorm in eval mode: float64 (passes, N, classes).
+        """Logits of ``passes`` forward passes with dropout, BatchNorm in eval mode: float64 (passes, N, classes).
 
-        Each pass drops the same units for every image, drawn from its seed, so that an image's logits do not depend on
-        its batch. Units are dropped in the modules of ``DROPOUTS`` that the forward pass goes through, but not by
+        Each image has masks of its own in each pass, drawn from the seed and its pixels, so that its logits do not depend
+        on its batch. Units are dropped in the modules of ``DROPOUTS`` that the forward pass goes through, but not by
         ``F.dropout`` or inside ``nn.MultiheadAttention``. In a network without dropout, features are dropped with
         probability ``p`` before the head, which needs no further forward pass.
 
-        Raises Unsuitable if the first dimension of a dropout's input is tokens instead of images, so that masks would
-        differ between images of a batch.
+        Raises Unsuitable if the first dimension of a dropout's input is not the images', so that a mask would not belong
+        to an image.
         """
         self._declared("stochastic")
         return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
@@ -215,32 +216,31 @@ class Probe:
 
     def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
         """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
-        seeds = [seed * 1_000_003 + number for number in range(passes)]
+        keys = hashed(content_keys(self.images, seed), passes).unbind(1)  # one (N,) per pass
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-        first, reached = self._dropped(self.images, seeds[0], dropouts) if dropouts else (None, False)
+        first, reached = self._dropped(self.images, keys[0], dropouts) if dropouts else (None, False)
         if first is None or not reached:  # dropout in an unused branch does not count
             features = self.features.double()
             weight, bias = (part.double() for part in self.classifier.weight_and_bias)
-            masks = [_mask(features.shape[1:], p, torch.Generator().manual_seed(each)).to(weight) for each in seeds]
-            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks])
-        # Compare the last image: where masks differ, the first image still gets the ones it gets alone. Repeat a lone image.
-        last = self.images[-1:]
-        alone, _ = self._dropped(last, seeds[0], dropouts)
-        among = first if len(self) > 1 else self._dropped(torch.cat([last, last]), seeds[0], dropouts)[0]
+            return torch.stack([F.linear(features * _mask(each, 0, features.shape[1:], p), weight, bias) for each in keys])
+        # Compare the last image: the first of a batch may get the masks that it gets alone. Repeat a lone image.
+        last, key = self.images[-1:], keys[0][-1:]
+        alone, _ = self._dropped(last, key, dropouts)
+        among = first if len(self) > 1 else self._dropped(last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
         slack = torch.finfo(self.images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
         if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
             raise Unsuitable(
                 f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input"
                 " of a dropout does not have the batch first; build the network with batch_first=True"
             )
-        return torch.stack([first, *(self._dropped(self.images, each, dropouts)[0] for each in seeds[1:])])
+        return torch.stack([first, *(self._dropped(self.images, each, dropouts)[0] for each in keys[1:])])
 
-    def _dropped(self, images: Tensor, seed: int, dropouts: Iterable[nn.Module]) -> tuple[Tensor, bool]:
-        """Logits of one thinned network, float64 (N, classes), and whether the pass went through a dropout."""
-        random, reached = torch.Generator().manual_seed(seed), list[nn.Module]()
+    def _dropped(self, images: Tensor, keys: Tensor, dropouts: Iterable[nn.Module]) -> tuple[Tensor, bool]:
+        """Logits with dropout, float64 (N, classes), and whether the pass went through a dropout."""
+        reached = list[nn.Module]()
         with ExitStack() as hooks, torch.no_grad():
             for module in dropouts:
-                hooks.callback(module.register_forward_hook(_dropping(random, reached)).remove)
+                hooks.callback(module.register_forward_hook(_dropping(keys, reached)).remove)
             logits = self.classifier(images).double()
         return logits, bool(reached)
 
@@ -350,18 +350,23 @@ class Probe:
         return gradient
 
 
-def _mask(shape: Iterable[int], p: float, random: torch.Generator) -> Tensor:
-    """0 with probability p, else 1 / (1 − p): float64."""
-    kept = (torch.rand(tuple(shape), generator=random, dtype=torch.float32) >= p).double()
+def _mask(keys: Tensor, place: int, shape: Sequence[int], p: float) -> Tensor:
+    """The masks of the dropout at a place of the forward pass, a row per key: 0 with probability p, else 1 / (1 − p).
+
+    keys (N,) -> float64 (N, *shape)
+    """
+    kept = (uniform(mix(keys + place), shape) >= p).double()
     return kept / (1 - p) if p < 1 else kept
 
 
-def _dropping(random: torch.Generator, reached: list[nn.Module]) -> Callable[..., Tensor]:
-    """A forward hook on a dropout module that drops the same units or channels for every image; adds it to ``reached``."""
+def _dropping(keys: Tensor, reached: list[nn.Module]) -> Callable[..., Tensor]:
+    """A forward hook on a dropout module that drops units or channels by the key (N,) of each image; adds it to ``reached``."""
 
     def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
         reached.append(module)
         units = output.shape[1:] if isinstance(module, nn.Dropout) else (output.shape[1], *[1] * (output.dim() - 2))
-        return output * _mask((1, *units), module.p, random).to(output)
+        rows = -(-len(output) // max(1, len(keys)))  # per image: more than one if another dimension is folded into the first
+        mask = _mask(keys, len(reached), (rows, *units), module.p).flatten(0, 1)
+        return output * mask[: len(output)].to(output)
 
     return drop

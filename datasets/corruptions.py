@@ -21,6 +21,7 @@ from oodbench.datasets.name import LEVELS as LEVELS
 from oodbench.datasets.name import require_corruption
 from oodbench.errors import BadData
 from oodbench.image_set import Images
+from oodbench.random_numbers import GOLDEN, hashed, mix, shifted, standard_normal
 
 CHUNK = 2**18  # pixel values at a time, because hashing makes several float64 copies of them
 
@@ -259,36 +260,7 @@ def _exact(values: Tensor) -> Tensor:
     return (values * 2**18).round() / 2**18
 
 
-# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014). Its constants are signed here, because torch's integers wrap around.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
-
-
-def mix(values: Tensor) -> Tensor:
-    """Apply SplitMix64's finaliser: int64 -> int64, where each output bit depends on all input bits."""
-    values = (values ^ _shift(values, 30)) * FIRST
-    values = (values ^ _shift(values, 27)) * SECOND
-    return values ^ _shift(values, 31)
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    """Shift right logically; torch's own shift repeats the sign bit."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def hashed(keys: Tensor, count: int) -> Tensor:
-    """Return random bits, int64 (N, count): the stream of each key (N,)."""
-    return mix(keys[:, None] + torch.arange(1, count + 1, device=keys.device) * GOLDEN)
-
-
-def standard_normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return independent standard normal values, float64 (N, *shape): the stream of each key (N,), by Box & Muller 1958."""
-    bits = hashed(keys, math.prod(shape))
-    radius, angle = ((half.double() + 0.5) / 2**32 for half in (_shift(bits, 32), bits & 0xFFFFFFFF))
-    return ((-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()).view(-1, *shape)
-
-
 def uniform(keys: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
     """Return independent uniform values in (0, 1), float64 (N, *shape), odd multiples of 2^-17, per key (N,) and stream."""
     keys = mix(keys ^ int.from_bytes(stream.encode()))
-    return ((_shift(hashed(keys, math.prod(shape)), 48).double() + 0.5) / 2**16).view(-1, *shape)
+    return ((shifted(hashed(keys, math.prod(shape)), 48).double() + 0.5) / 2**16).view(-1, *shape)

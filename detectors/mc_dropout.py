@@ -16,8 +16,8 @@ class MCDropout(Detector):
 
     If the forward pass goes through dropout modules, they drop units with their own probabilities. In other networks,
     features are dropped with probability ``p`` before the head; this is not in the paper, as the network was not trained
-    for it. ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` stay off. Each pass drops the same units for
-    every image, drawn by ``seed``, so that a score does not depend on the batch. A network whose dropout has tokens as
+    for it. ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` stay off. Each image has masks of its own, drawn
+    from the seed and its pixels, so that a score does not depend on the batch. A network whose dropout has tokens as
     first dimension (``batch_first=False``) is unsuitable.
 
     logits (T, N, classes) -> (N, 3), float64, in nats and squared probability

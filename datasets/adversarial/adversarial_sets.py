@@ -12,10 +12,10 @@ from torch import Tensor
 from oodbench.classifier import Classifier
 from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.adversarial.attack_cache import AttackCache, key_of
-from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.progress import Progress
+from oodbench.random_numbers import standard_normal
 from oodbench.results.facts import AttackRecord
 
 # Standard deviation of the noisy twins by attack, in pixel units. For fgsm, bim and cw it is that of Lee et al. 2018 for

@@ -17,9 +17,9 @@ from torch import Tensor
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.datasets.adversarial import hsv
-from oodbench.datasets.corruptions import GOLDEN, mix
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.progress import Progress
+from oodbench.random_numbers import GOLDEN, mix, uniform
 
 BATCH_SIZE = 256
 STEP = 2  # cost, in forward passes, of one forward pass and one backward pass to the images only
@@ -348,10 +348,3 @@ def _check(name: str, images: Tensor, labels: Tensor, index: Tensor | None, batc
 def keys_of(seed: int, index: Tensor, stream: int = STREAM) -> Tensor:
     """Return the start of each image's random numbers, int64 (N,), separate per stream."""
     return mix(mix(mix(torch.tensor(seed, device=index.device)) + stream) + index * GOLDEN)
-
-
-def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return independent uniform values in [0, 1), float64 (N, *shape): the stream of each key (N,)."""
-    place = torch.arange(1, math.prod(shape) + 1, device=keys.device)
-    bits = (mix(keys[:, None] + place * GOLDEN) >> 11) & (2**53 - 1)  # (N, P)
-    return (bits.double() / 2**53).view(-1, *shape)

@@ -13,9 +13,10 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import avg_pool2d
 
 import oodbench
-from oodbench.datasets.corruptions import CORRUPTIONS, NOISE, Corrupted, corrupt, mix, standard_normal, uniform
+from oodbench.datasets.corruptions import CORRUPTIONS, NOISE, Corrupted, corrupt, uniform
 from oodbench.datasets.name import LEVELS
 from oodbench.errors import BadData, UsageError
+from oodbench.random_numbers import mix
 
 RANDOM = ("noise", "dirty-lens", "snow", "haze")  # the others are the same for all seeds
 FORTY = [(name, level) for name in CORRUPTIONS for level in LEVELS]
@@ -188,16 +189,6 @@ def test_same_on_cuda(images, name, level):
     result = corrupt(images.cuda(), name, level)
     assert result.is_cuda
     assert torch.equal(result.cpu(), corrupt(images, name, level))
-
-
-def test_standard_normal_is_standard_and_normal():
-    values = standard_normal(mix(torch.arange(100)), (40, 50)).flatten()
-    assert abs(float(values.mean())) < 0.01
-    assert abs(float(values.std()) - 1) < 0.01
-    assert abs(float((values < 1.6448536).double().mean()) - 0.95) < 0.002
-    rows = values.view(100, -1)
-    correlation = np.corrcoef(rows.numpy()) - np.eye(100)
-    assert abs(correlation).max() < 5 / math.sqrt(rows.shape[1]), "images get independent noise"
 
 
 def test_streams_are_uniform_and_independent():

@@ -1,9 +1,10 @@
-"""MC dropout: the three uncertainties against a loop over images, and that a mask belongs to a pass."""
+"""MC dropout: the three uncertainties and the masks against loops over images in Python's own numbers."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from whole_numbers import GOLDEN, mixed
 
 import oodbench
 from oodbench.classifier import Classifier
@@ -46,6 +47,15 @@ def by_loops(softmax):
     return np.array(rows)
 
 
+def keep(image: torch.Tensor, seed: int, number: int, place: int, units: int, p: float) -> torch.Tensor:
+    """Which units of an image stay on at the dropout of this place (0: the features) of a pass, in Python's whole numbers."""
+    pixels = [round(value * 65535) for value in image.flatten().tolist()]
+    content = sum(mixed(pixel + n * GOLDEN) for n, pixel in enumerate(pixels, 1))
+    key = mixed(mixed(content + mixed(seed)) + (number + 1) * GOLDEN)
+    key = mixed(key + place)
+    return torch.tensor([(mixed(key + n * GOLDEN) >> 11) / 2**53 >= p for n in range(1, units + 1)])
+
+
 def test_uncertainties_equal_their_definitions():
     logits = 4 * torch.randn(7, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     np.testing.assert_allclose(uncertainties(logits), by_loops(logits.softmax(2).numpy()), rtol=1e-10)
@@ -68,8 +78,8 @@ def test_without_dropout_features_are_dropped_before_the_head(make_classifier):
     weight, bias = network.weight_and_bias
     softmax = []
     for number in range(4):
-        keep = torch.rand(16, generator=torch.Generator().manual_seed(5 * 1_000_003 + number)) >= 0.3
-        softmax.append([(weight @ (row * keep / 0.7) + bias).softmax(0).numpy() for row in features])
+        thinned = [row * keep(image, 5, number, 0, 16, 0.3) / 0.7 for image, row in zip(images, features, strict=True)]
+        softmax.append([(weight @ row + bias).softmax(0).numpy() for row in thinned])
     actual = detector.statistics(Probe(network, images, detector.signals))
     assert (detector.variants, actual.dtype) == (("mutual-information", "variance"), torch.float64)
     np.testing.assert_allclose(actual, by_loops(np.array(softmax)), rtol=1e-6)
@@ -86,7 +96,7 @@ def test_the_networks_own_dropout_is_used(monkeypatch):
     own, none = statistics(quadrants(0.5)), statistics(quadrants(None))
     assert (own[:, 1:] > 0).any()
     assert not torch.equal(own, statistics(quadrants(0.2)))
-    torch.testing.assert_close(own, none, rtol=1e-5, atol=1e-7)  # at the place and rate of its own
+    torch.testing.assert_close(own.mean(0), none.mean(0), rtol=0.2, atol=0.02)  # other masks, but of one rate
     classifier = quadrants(0.5)
     weights = classifier.weights_hash
     before = classifier(images)
@@ -162,8 +172,8 @@ def test_masks_have_the_precision_of_the_network():
     network, images = quadrants(0.3).double(), bright(6, 0).double()
     logits = Probe(network, images, {"stochastic"}).stochastic(1, seed=2)[0]
     features = ((nn.functional.avg_pool2d(images, 4) - 0.5) / 0.2).flatten(1)
-    keep = torch.rand(12, generator=torch.Generator().manual_seed(2 * 1_000_003)) >= 0.3
-    expected = nn.functional.linear(features * keep / 0.7, *network.weight_and_bias)
+    kept = torch.stack([keep(image, 2, 0, 1, 12, 0.3) for image in images])
+    expected = nn.functional.linear(features * kept / 0.7, *network.weight_and_bias)
     torch.testing.assert_close(logits, expected, rtol=1e-13, atol=1e-13)
     assert torch.isfinite(Probe(quadrants(1.0), images.float(), {"stochastic"}).stochastic(1)).all()
 

@@ -15,9 +15,9 @@ from heard import Heard
 from oodbench.datasets.adversarial import attack_cache, attacks
 from oodbench.datasets.adversarial.adversarial_sets import NOISE_STD, NOISE_STREAM, attacked, resolve
 from oodbench.datasets.adversarial.attacks import attack
-from oodbench.datasets.corruptions import standard_normal
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet, Source
+from oodbench.random_numbers import standard_normal
 
 N = 40
 
