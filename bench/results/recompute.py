@@ -9,7 +9,8 @@ from oodbench import calibration, metrics
 from oodbench.errors import BadData
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
-from oodbench.results.records import SCORING_VERSION, DetectionRecord
+from oodbench.results.records import DetectionRecord
+from oodbench.results.schema_1 import SCORING_VERSION as NOT_STORED
 
 
 class Figures(NamedTuple):
@@ -53,7 +54,7 @@ def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
     if record.status != "ok":
         raise BadData(f"{record.row} on {record.set_name} has no figures ({record.reason}), so there is nothing to recompute")
-    if record.scoring_version < SCORING_VERSION:
+    if record.scoring_version == NOT_STORED:
         raise BadData(
             f"{record.row} on {record.set_name}: an older oodbench does not store what its figures need; run it again"
         )

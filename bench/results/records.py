@@ -17,7 +17,7 @@ from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRe
 SCHEMA_VERSION = 2
 # Raised when the harness itself (probe, heads, protocols, metrics) may give other figures: records of an older version are
 # computed again.
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 
 Status = Literal["ok", "skipped", "failed"]
 
