@@ -110,8 +110,8 @@ def _cues(cues: list[Cue]) -> list[str]:
         return []
     each = listed(f"{len(cue.about)} of {cue.sets} sets ({cue.protocol})" for cue in cues)
     return [
-        f"{CONTROL}, the control, never sees the network, yet reaches {100 * CUE:.0f} on {each}:"
-        " plain cues of the images give these sets away."
+        f"{CONTROL}, the control, does not use the network, but reaches {100 * CUE:.0f} on {each}:"
+        " simple image statistics separate these sets."
     ]
 
 

@@ -237,8 +237,8 @@ def _words(note: Any) -> str:
 def _(note: Cue) -> str:
     figures = (f"{n.removeprefix('folder:')} ({100 * value:.1f})" for n, value in zip(note.about, note.auroc, strict=True))
     return (
-        f"{CONTROL}, the control, never sees the network. Under {note.protocol} its AUROC ×100 is still {100 * CUE:.0f} or more"
-        f" on {listed(figures, 6)}: a plain cue of the images gives these sets away, and any detector can pick it up."
+        f"{CONTROL}, the control, does not use the network. Under {note.protocol} its AUROC ×100 is {100 * CUE:.0f} or more on"
+        f" {listed(figures, 6)}: simple image statistics separate these sets, and any detector may rely on them."
     )
 
 

@@ -47,7 +47,7 @@ def test_the_best_ten_rows_of_each_protocol_and_the_control(many):
     assert table[10][:3] == ["pixels", "(control)", "68.2"]
     assert lines[2].split() == ["detector", "sets", "ood", "ood", "corruption", "adversarial", "overhead"]
     text = " ".join(" ".join(lines).split())
-    assert "pixels, the control, never sees the network, yet reaches 90 on 3 of 4 sets (unsupervised): plain cues" in text
+    assert "pixels, the control, does not use the network, but reaches 90 on 3 of 4 sets (unsupervised): simple" in text
 
 
 def test_reasons_are_whole_where_there_is_room_and_one_line_each_where_there_is_not(many):

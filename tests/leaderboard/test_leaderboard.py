@@ -197,8 +197,8 @@ def test_control_is_marked_and_cues_are_named():
     for format in PEOPLE:
         found = render(frame(*rows), format)
         assert "pixels (control)" in found
-        assert re.search(r"AUROC (×|\$\\times\$)100 is still 90 or more on a \(95\.0\): a plain cue", " ".join(found.split()))
-    assert "plain cue" not in render(frame(*rows[:2], cell("pixels", "a", 0.89)))
+        assert re.search(r"AUROC (×|\$\\times\$)100 is 90 or more on a \(95\.0\): simple image", " ".join(found.split()))
+    assert "simple image statistics" not in render(frame(*rows[:2], cell("pixels", "a", 0.89)))
     assert "**95.0**" not in render(frame(*rows), "md")  # the control is no contender
     assert "**70.0**" in render(frame(*rows), "md")
 
