@@ -37,7 +37,8 @@ class Detector:
 
     Constructor arguments are hyper-parameters, kept as plain attributes of the same name. Fitted state is stored in
     attributes that end in ``_``; saving, loading and hashing rely on this. Data gathered before ``finish`` is kept in
-    attributes that start with ``_``.
+    attributes that start with ``_``. A detector that draws random numbers has a hyper-parameter ``seed``, by default None,
+    and draws with ``random_seed``.
 
     Class attributes:
         signals: what ``observe`` and ``statistics`` read from the probe (names of ``oodbench.probe.SIGNALS``). None, the
@@ -98,6 +99,12 @@ class Detector:
     def settings(self) -> list[dict[str, Any]]:
         """The settings that ``statistics`` computes now; by default the values given to the constructor."""
         return [self.setting] if self._settings is None else self._settings
+
+    @property
+    def random_seed(self) -> int:
+        """What a detector that draws seeds its generator with: its hyper-parameter ``seed``, or if that is None the run's."""
+        own = getattr(self, "seed", None)
+        return vars(self).get("run_seed_", 0) if own is None else own
 
     @property
     def setting(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Head:
     calibrates = False  # needs the statistics of held-out in-distribution images
     learns_from_shift = False  # needs the statistics of both sides of a validation split
     chooses = False  # needs them for every setting of the grid
+    seed = 0  # of what it draws while it learns
 
     setting_: int = 0  # which setting of the grid it keeps
 
@@ -204,12 +205,12 @@ class MLP(Head):
     Columns (n, D) are standardised on the half used for fitting. Training uses Adam with learning rate 1e-3 on the binary
     cross-entropy in minibatches of 50, until the loss on the other half has not fallen for 20 epochs (200 at most); the
     weights with the lowest loss are kept. Modelled on the head for gradient features in Lee et al. 2023 (arXiv
-    2304.02834), who give neither width nor optimiser. Everything is float64, on one thread and with a fixed seed: the
-    same samples give the same head.
+    2304.02834), who give neither width nor optimiser. Everything is float64, on one thread and seeded: the same
+    samples give the same head.
     """
 
     learns_from_shift = True
-    width, batch_size, patience, epochs, seed = 40, 50, 20, 200, 0
+    width, batch_size, patience, epochs = 40, 50, 20, 200
 
     mean_: Tensor  # (D,)
     scale_: Tensor  # (D,): 1 / standard deviation, 0 for a constant column

@@ -68,6 +68,8 @@ def learn(
     for detector in detectors:
         try:
             detector.check(classifier)
+            if "seed" in detector.parameters():
+                detector.run_seed_ = train_set.seed
             if detector.prepares:
                 prepare(detector, classifier, train_set, progress)
         except Exception as error:

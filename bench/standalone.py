@@ -64,6 +64,7 @@ def fit(
     if shift_images is not None:
         assert detector.shift_head is not None
         head = HEADS[detector.shift_head]()
+        head.seed = seed
         settings = detector.shift_settings
         shift = as_images(shift_images)
         inside = compute(settings, images, np.flatnonzero(held_out))

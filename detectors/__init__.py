@@ -127,7 +127,7 @@ TABLE = {
         "Local intrinsic dimensionality among reference images, at all layers",
         "Ma et al. 2018",
         "training images; a validation shift",
-        parameters="k size seed reference",
+        parameters="k size references seed reference",
     ),
     "gram": Entry(
         "oodbench.detectors.gram:Gram",

@@ -34,7 +34,9 @@ def require_grid(detector: str, within: Range, **values: Any) -> None:
 
 
 def require_seed(detector: str, seed: object) -> None:
-    """Raise UsageError for a seed that is not a whole number from 0 to 2³² − 1."""
+    """Raise UsageError for a seed that is neither None nor a whole number from 0 to 2³² − 1."""
+    if seed is None:
+        return
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
         raise UsageError(f"{detector}: seed = {seed!r}; give a whole number from 0 to {MOST_SEED}")
 

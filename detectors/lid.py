@@ -27,11 +27,13 @@ class LID(Detector):
     are standardised on held-out in-distribution images and summed.
 
     The papers compare an image with the clean minibatch that it belongs to, so that its score depends on that batch.
-    ``reference="paired"`` does so, for sets whose images have clean twins, and always drops the nearest image. By default,
-    the reference is one fixed sample of ``size`` clean training images, none of them held out, drawn by ``seed``. A
-    reference image is not its own neighbour: the nearest one is left out if its distance is zero at every layer. With fewer
-    than k + 1 reference images, k is their number minus one. Distances below a millionth of the layer's largest norm count
-    as that millionth; if all k are that small, LID is 0, the dimension of a point.
+    ``reference="paired"`` does so, for sets whose images have clean twins, and always drops the nearest image. By default
+    an image is compared with ``references`` fixed minibatches of ``size`` clean training images, none of them held out,
+    drawn by ``seed`` (None: the run's), and its LID is the mean over them: over one alone it depends much on the draw. Of
+    fewer training images there are fewer minibatches, at least one. A reference image is not its own neighbour: the nearest
+    one is left out if its distance is zero at every layer. With fewer than k + 1 images in a minibatch, k is their number
+    minus one. Distances below a millionth of the layer's largest norm count as that millionth; if all k are that small, LID
+    is 0, the dimension of a point.
 
     layers [(N, d_l)] -> (N, settings·layers), float64. One distance matrix and one top-k per layer serve every k.
     """
@@ -42,59 +44,68 @@ class LID(Detector):
     shift_head = "choose-logistic"
 
     offset_: list[Tensor]  # (d_l,): the mean, subtracted first so that no digits are lost
-    references_: list[Tensor]  # (references, d_l), minus the offset
+    references_: list[Tensor]  # (minibatches, size, d_l), minus the offset
     resolution_: list[float]  # the smallest distance that counts
 
-    def __init__(self, k: int = 20, size: int = 100, seed: int = 0, reference: str = "fixed") -> None:
+    def __init__(
+        self, k: int = 20, size: int = 100, references: int = 100, seed: int | None = None, reference: str = "fixed"
+    ) -> None:
         require_whole("lid", 2, k=k, size=size)
+        require_whole("lid", 1, references=references)
         require_seed("lid", seed)
         if reference not in REFERENCES:
             raise UsageError(f"lid: reference = {reference!r}; give one of {', '.join(REFERENCES)}")
         if size <= k:
             raise UsageError(f"lid: size = {size}; give a whole number above k = {k}: an image is not its own neighbour")
-        self.k, self.size, self.seed, self.reference = k, size, seed, reference
+        self.k, self.size, self.references, self.seed, self.reference = k, size, references, seed, reference
         if reference == "paired":
             self.signals = ("layers", "base")
-        self._random = np.random.default_rng(seed)
-        self._keys: Tensor | None = None  # (kept,): the images with the smallest keys form the sample
+        self._random: np.random.Generator | None = None
+        self._keys: Tensor | None = None  # (kept,): the images with the smallest keys form the minibatches, in their order
         self._rows: list[Tensor] = []  # (kept, d_l) per layer
 
     def observe(self, probe: Probe) -> None:
         # One key for every image, held out or not, so that an image gets the same key for every batch size.
         fitted = ~probe.held_out
+        self._random = self._random or np.random.default_rng(self.random_seed)
         keys = torch.from_numpy(self._random.random(len(probe))).to(fitted.device)[fitted]
         rows = [layer[fitted] for layer in probe.layers]
         if self._keys is not None:
             keys = torch.cat([self._keys, keys])
             rows = [torch.cat(pair) for pair in zip(self._rows, rows, strict=True)]
-        self._keys, kept = keys.topk(min(self.size, len(keys)), largest=False)
+        self._keys, kept = keys.topk(min(self.references * self.size, len(keys)), largest=False)
         self._rows = [layer[kept] for layer in rows]
 
     def finish(self) -> None:
-        rows, self._rows, self._keys = [layer.double() for layer in self._rows], [], None
+        rows, self._rows, self._keys, self._random = [layer.double() for layer in self._rows], [], None, None
         if not rows or len(rows[0]) < 3:
             raise Unsuitable(f"needs 3 training images to refer to, has {len(rows[0]) if rows else 0}; give more images")
+        size = min(self.size, len(rows[0]))
+        rows = [layer[: len(layer) // size * size] for layer in rows]
         smallest = torch.finfo(torch.float64).tiny
         self.offset_ = [layer.mean(0) for layer in rows]
-        self.references_ = [layer - offset for layer, offset in zip(rows, self.offset_, strict=True)]
+        self.references_ = [
+            (layer - offset).view(-1, size, layer.shape[1]) for layer, offset in zip(rows, self.offset_, strict=True)
+        ]
         self.resolution_ = [max(RESOLUTION * float(layer.norm(dim=1).max()), smallest) for layer in rows]
 
     def statistics(self, probe: Probe) -> Tensor:
         references = self._paired(probe) if self.reference == "paired" else self.references_
-        counts = [min(setting["k"], len(references[0]) - 1) for setting in self.settings]
+        counts = [min(setting["k"], references[0].shape[1] - 1) for setting in self.settings]
         fitted = zip(probe.layers, self.offset_, references, self.resolution_, strict=True)
-        nearest = []  # (N, largest k + 1) per layer, ascending
+        nearest = []  # (N, minibatches, largest k + 1) per layer, ascending
         for layer, offset, reference, resolution in fitted:
-            distances = squared_distances(layer.double() - offset, reference).sqrt()
-            nearest.append(distances.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
-        at_no_distance = [near[:, 0] <= resolution for near, resolution in zip(nearest, self.resolution_, strict=True)]
-        itself = torch.stack(at_no_distance).all(0)[:, None] | (self.reference == "paired")
-        others = [torch.where(itself, near[:, 1:], near[:, :-1]) for near in nearest]
-        by_layer = [_dimensions(near, counts, least) for near, least in zip(others, self.resolution_, strict=True)]
+            distances = squared_distances(layer.double() - offset, reference.flatten(0, 1)).sqrt()
+            by_batch = distances.view(len(distances), *reference.shape[:2])
+            nearest.append(by_batch.topk(max(counts) + 1, largest=False).values.clamp_min(resolution))
+        at_no_distance = [near[..., :1] <= resolution for near, resolution in zip(nearest, self.resolution_, strict=True)]
+        itself = torch.stack(at_no_distance).all(0) | (self.reference == "paired")
+        others = [torch.where(itself, near[..., 1:], near[..., :-1]) for near in nearest]
+        by_layer = [_dimensions(near, counts, least).mean(1) for near, least in zip(others, self.resolution_, strict=True)]
         return torch.stack(by_layer, 2).flatten(1)
 
     def _paired(self, probe: Probe) -> list[Tensor]:
-        """The clean minibatch at each layer, each image once: a batch of negatives may hold an image and its noisy twin.
+        """The clean minibatch (1, images, d_l) at each layer, each image once: negatives may hold an image and its noisy twin.
 
         Raises Unsuitable if there are no clean twins, or too few reference images.
         """
@@ -104,13 +115,13 @@ class LID(Detector):
             raise Unsuitable(f"reference = 'paired' needs 3 clean images per batch, a batch has {count}; use larger batches")
         rows = torch.arange(len(which), device=which.device)
         first = rows.new_full((count,), len(which)).scatter_reduce(0, which, rows, "amin").sort().values
-        return [layer[first].double() - offset for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
+        return [(layer[first].double() - offset)[None] for layer, offset in zip(probe.base.layers, self.offset_, strict=True)]
 
 
 def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:
-    """Ascending distances (N, largest k), at least ``least`` -> LID (N, counts) from the k nearest, for each k of counts."""
+    """Ascending distances (…, largest k), at least ``least`` -> LID (…, counts) from the k nearest, for each k of counts."""
     last = [k - 1 for k in counts]
     logs = distances.log()
-    means = (logs.cumsum(1) / torch.arange(1, logs.shape[1] + 1, device=logs.device))[:, last]
-    dimensions = 1 / (logs[:, last] - means).clamp_min(LEAST)
-    return torch.where(distances[:, last] <= least, 0.0, dimensions)
+    means = (logs.cumsum(-1) / torch.arange(1, logs.shape[-1] + 1, device=logs.device))[..., last]
+    dimensions = 1 / (logs[..., last] - means).clamp_min(LEAST)
+    return torch.where(distances[..., last] <= least, 0.0, dimensions)

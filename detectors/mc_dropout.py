@@ -17,8 +17,8 @@ class MCDropout(Detector):
     If the forward pass goes through dropout modules, they drop units with their own probabilities. In other networks,
     features are dropped with probability ``p`` before the head; this is not in the paper, as the network was not trained
     for it. ``F.dropout`` and the dropout inside ``nn.MultiheadAttention`` stay off. Each image has masks of its own, drawn
-    from the seed and its pixels, so that a score does not depend on the batch. A network whose dropout has tokens as
-    first dimension (``batch_first=False``) is unsuitable.
+    from ``seed`` (None: the run's) and its pixels, so that a score does not depend on the batch. A network whose dropout
+    has tokens as first dimension (``batch_first=False``) is unsuitable.
 
     logits (T, N, classes) -> (N, 3), float64, in nats and squared probability
     """
@@ -26,11 +26,11 @@ class MCDropout(Detector):
     signals = ("stochastic",)
     variants = COLUMNS
 
-    def __init__(self, passes: int = 10, p: float = 0.5, seed: int = 0) -> None:
+    def __init__(self, passes: int = 10, p: float = 0.5, seed: int | None = None) -> None:
         require_whole("mc-dropout", 2, passes=passes)
         require_finite("mc-dropout", "between 0 and 1", p=p)
         require_seed("mc-dropout", seed)
         self.passes, self.p, self.seed = passes, p, seed
 
     def statistics(self, probe: Probe) -> Tensor:
-        return uncertainties(probe.stochastic(self.passes, self.p, self.seed))
+        return uncertainties(probe.stochastic(self.passes, self.p, self.random_seed))

@@ -39,7 +39,7 @@ def run(
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for splits, limits and generated sets.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for splits, limits, generated sets and detectors that draw.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,

@@ -34,13 +34,14 @@ class MeasuredTestSet:
     """A test set and the in-distribution images beside it: their statistics, and the heads that learnt from their validation
     rows.
 
-    split: its ``per_shift`` split, or the reason why it has none.
+    split: its ``per_shift`` split, or the reason why it has none. seed: of the heads that draw.
     """
 
     def __init__(
-        self, kind: str, split: Split | Unsuitable, in_distribution: StatisticsCache, anomalous: StatisticsCache
+        self, kind: str, split: Split | Unsuitable, in_distribution: StatisticsCache, anomalous: StatisticsCache, seed: int
     ) -> None:
         self.kind, self.split, self.in_distribution, self.anomalous = kind, split, in_distribution, anomalous
+        self.seed = seed
         self.heads: dict[Detector, Head | Exception] = {}
 
     @property
@@ -64,6 +65,7 @@ class MeasuredTestSet:
     def _fitted(self, detector: Detector, split: Split) -> Head | Exception:
         assert detector.shift_head is not None
         head = HEADS[detector.shift_head]()
+        head.seed = self.seed
 
         def seen(cache: StatisticsCache, rows: np.ndarray) -> np.ndarray:
             return detector.columns_of(cache.get(detector, detector.shift_settings, rows))
@@ -124,18 +126,18 @@ class Trials:
         return trials, measured
 
     def _measured(self, test_set: LoadedTestSet, images: ImageSet) -> MeasuredTestSet:
-        is_source = test_set is self.loaded.source
+        is_source, seed = test_set is self.loaded.source, self.loaded.suite.seed
         if is_source and self._source is not None:
             return self._source
         split: Split | Unsuitable = Unsuitable("nothing is learnt from this set")
         if is_source or "per-shift" in self.loaded.suite.protocols:
             try:
-                split = protocols.per_shift(images.negatives or self.loaded.in_distribution, images, self.loaded.suite.seed)
+                split = protocols.per_shift(images.negatives or self.loaded.in_distribution, images, seed)
             except Unsuitable as error:
                 split = error
         validation = (split.in_validation, split.out_validation) if isinstance(split, Split) else (NOTHING, NOTHING)
         negatives = self.in_distribution if images.negatives is None else self._new_cache(images.negatives, validation[0])
-        measured = MeasuredTestSet(test_set.kind, split, negatives, self._new_cache(images, validation[1]))
+        measured = MeasuredTestSet(test_set.kind, split, negatives, self._new_cache(images, validation[1]), seed)
         if is_source:
             self._source = measured
         return measured

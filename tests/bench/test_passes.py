@@ -8,6 +8,8 @@ import oodbench
 from oodbench import batching, passes
 from oodbench.errors import BadData, Unsuitable
 from oodbench.image_set import ImageSet
+from oodbench.probe import Probe
+from oodbench.training_set import TrainingSet
 
 
 class Mean(oodbench.Detector):
@@ -224,3 +226,22 @@ def test_a_set_without_clean_twins_is_refused_where_they_are_asked_for(stored):
     assert not Moved().score(None, own.select(torch.tensor([3, 1]))).any()
     with pytest.raises(BadData, match="has 11 images and 10 clean twins"):
         ImageSet(stored, clean=stored[:10])
+
+
+@pytest.mark.parametrize("name", ["lid", "mc-dropout"])
+def test_a_detector_draws_with_the_runs_seed_unless_it_has_its_own(name, make_classifier, tmp_path):
+    classifier = make_classifier()
+    images = torch.rand(150, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def statistics(of_run, **parameters):
+        detector = oodbench.load_detector(name, **parameters)
+        passes.learn([detector], classifier, TrainingSet(images, None, np.arange(150) % 10 == 0, of_run), batch_size=50)
+        detector.save(tmp_path / "file")
+        found = [each.statistics(Probe(classifier, images[:9])) for each in (detector, type(detector).load(tmp_path / "file"))]
+        assert torch.equal(*found)
+        return found[0]
+
+    assert torch.equal(statistics(3), statistics(3))
+    assert not torch.equal(statistics(3), statistics(4))
+    assert torch.equal(statistics(4), statistics(3, seed=4))
+    assert torch.equal(statistics(0), statistics(3, seed=0))

@@ -33,30 +33,40 @@ def layers_of(network, images):
     return [layer.mean((2, 3)).numpy() for layer in (stem, first, module.layer2(first))]
 
 
-def sample(size, seed=0):
-    """Rows of TRAIN that LID refers to: the smallest keys among images that are not held out."""
+def minibatches(size, most=100, seed=0):
+    """Rows of TRAIN that LID refers to: in the order of their keys, of images that are not held out."""
     keys = np.random.default_rng(seed).random(len(TRAIN))
-    keys[protocols.held_out(len(TRAIN), None, 0)] = np.inf
-    return np.argsort(keys)[:size]
+    held_out = protocols.held_out(len(TRAIN), None, 0)
+    keys[held_out] = np.inf
+    count = min(most, (~held_out).sum() // size)
+    return np.argsort(keys)[: count * size].reshape(count, size)
+
+
+def sample(size, seed=0):
+    """The only minibatch, where there is one."""
+    (only,) = minibatches(size, seed=seed)
+    return only
 
 
 def dimension(point, references, k):
-    """One image, from the formula."""
+    """One image against one minibatch, from the formula."""
     distances = sorted(np.linalg.norm(reference - point) for reference in references)
     assert distances[0] > 0
     return -k / sum(np.log(distance / distances[k - 1]) for distance in distances[:k])
 
 
-@pytest.mark.parametrize("size", [100, 40])
-def test_every_k_at_every_layer_equals_a_loop_over_images(network, size):
-    detector = oodbench.load_detector("lid", size=size).fit(network, TRAIN, batch_size=32)
+@pytest.mark.parametrize(("size", "most", "count"), [(100, 100, 1), (40, 100, 3), (30, 2, 2)])
+def test_every_k_at_every_layer_equals_a_loop_over_images(network, size, most, count):
+    detector = oodbench.load_detector("lid", k=10, size=size, references=most).fit(network, TRAIN, batch_size=32)
+    batches = minibatches(size, most)
+    assert len(batches) == count
     train, test = layers_of(network, TRAIN), layers_of(network, TEST)
     with detector.computing(detector.grid):
         actual = detector.statistics(Probe(network, TEST.double(), {"layers"}))
     assert [setting["k"] for setting in detector.grid] == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     expected = [
         [
-            dimension(test[layer][row], train[layer][sample(size)], min(k, size - 1))
+            np.mean([dimension(test[layer][row], train[layer][batch], min(k, size - 1)) for batch in batches])
             for k in range(10, 91, 10)
             for layer in range(3)
         ]
@@ -124,7 +134,7 @@ def test_the_sample_depends_on_the_seed_and_on_nothing_else(network, batch_size)
     other = oodbench.load_detector("lid", seed=1).fit(network, TRAIN, batch_size=32)
     for place, layer in enumerate(layers_of(network, TRAIN)):
         for detector, seed in ((kept, 0), (other, 1)):
-            found = detector.references_[place] + detector.offset_[place]
+            found = detector.references_[place][0] + detector.offset_[place]
             np.testing.assert_allclose(found, layer[sample(100, seed)], rtol=1e-9)
     assert not np.array_equal(sample(100), sample(100, 1))
 
@@ -153,7 +163,7 @@ def test_float32_rounding_does_not_hide_that_an_image_is_itself(make_classifier)
 def test_at_no_distance_of_one_layer_only_an_image_is_still_another(network):
     detector = oodbench.load_detector("lid").fit(network, TRAIN)
     layer = detector.references_[0]
-    layer[:] = layer[:1]  # as of a layer that is dead: all references coincide
+    layer[:] = layer[:, :1]  # as of a layer that is dead: all references coincide
     probe = Probe(network, TRAIN[sample(100)[:1]].double(), {"layers"})
     dead = detector.statistics(probe)
     assert dead[0, 0] == 0  # a point's dimension
@@ -179,6 +189,8 @@ def test_what_cannot_be_done_is_said(network):
         oodbench.load_detector("lid", k=1)
     with pytest.raises(UsageError, match="lid: size = 20; give a whole number above k = 20"):
         oodbench.load_detector("lid", size=20)
+    with pytest.raises(UsageError, match="lid: references = 0; give a whole number of at least 1"):
+        oodbench.load_detector("lid", references=0)
     with pytest.raises(UsageError, match="lid: reference = 'papers'; give one of fixed, paired"):
         oodbench.load_detector("lid", reference="papers")
     with pytest.raises(Unsuitable, match="needs 3 training images to refer to, has 2"):
