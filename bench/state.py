@@ -96,4 +96,4 @@ def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}; check the path") from error
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise BadData(f"{path} is not an oodbench file, or it is truncated ({error}); delete it and create it again") from error
+        raise BadData(f"{path} is no oodbench file, or damaged ({error}); name another, or make it again") from error

@@ -8,7 +8,7 @@ import pandas as pd
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import CONTROL, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, Missing, Note, Subsets, listed, parts_of, table_notes
+from oodbench.leaderboard.notes import CUE, Cue, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
 from oodbench.leaderboard.text import GAP, noted, wrapped
 from oodbench.leaderboard.text_table import best_rows, row_labels, times, title_of
 
@@ -30,6 +30,7 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
+    paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 
     def attempt(rows: int, full: bool, reasons: int) -> list[str]:
@@ -72,7 +73,7 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
         text.append(escape.shortened(f"--- {label('protocol', protocol, source)}: {counted} ".ljust(width, "-"), width))
         text += [line(*texts[place]) for place in mine]
     if any(figure.endswith("*") for _, figures in columns for figure in figures):
-        text.append("*: some cells have no figure")
+        text.append("*: mean of fewer cells, because some have no figure")
     return text
 
 

@@ -21,6 +21,7 @@ FACTS = (
     "attack",  # settings, success rate and norms of an attack
     "calibration",  # accuracy and calibration of the detector's own class probabilities, and the network's
     "auroc_clean",  # a number: AUROC against the clean negatives alone, where noisy ones stand beside them
+    "computed_by",  # version of the harness's scoring and hash of the detector's code
     "sizes",  # {set: [images here, images in the official set]}
 )
 
@@ -45,6 +46,7 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
         "non_default": _json(record.non_default),
         "attack": _json(record.attack),
         "calibration": _json(_figures(record.calibration)),
+        "computed_by": f"{record.scoring_version} {record.code}" if ok else None,
         "sizes": _json(record.sizes),
     }
     return {**vars(record), **facts, **metrics, **cost, "detector": record.row, "reason": _remark(record)}

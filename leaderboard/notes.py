@@ -62,6 +62,13 @@ class Repeated(Note):
 
 
 @dataclass(frozen=True)
+class MixedCode(Note):
+    """Detectors whose figures come from several versions of their code, or of the harness's scoring."""
+
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class TransferSource(Note):
     """The set that heads learnt from under transfer."""
 
@@ -149,6 +156,9 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
     """Notes on the facts of one run: its frame needs ``FACTS``. ``run`` names it where there are several."""
     sources = frame.loc[frame["transfer_from"].fillna("") != "", "transfer_from"].unique()
     notes: list[Note] = [TransferSource((name,), run) for name in sources]
+    versions = frame.groupby("detector", sort=False)["computed_by"].nunique()
+    mixed = tuple(versions.index[versions > 1])
+    notes += [MixedCode(mixed, run)] if mixed else []
     return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
 
 
@@ -255,6 +265,14 @@ def _(note: Missing) -> str:
 @_words.register
 def _(note: Repeated) -> str:
     return f"{counted(note.cells)} left out, because a later run holds the same; the last run counts."
+
+
+@_words.register
+def _(note: MixedCode) -> str:
+    return (
+        f"{listed(note.about, 3)}: the figures come from different versions of the code; run these detectors again on all"
+        " sets and protocols, or start over with --fresh."
+    )
 
 
 @_words.register

@@ -102,7 +102,11 @@ def best_rows(keys: pd.DataFrame, top: int | None) -> list[int]:
 
 def rows_shown(keys: pd.DataFrame, shown: list[int]) -> list[str]:
     """What a caption says where rows are left out."""
-    return [] if len(shown) == len(keys) else [f"Shown: {len(shown)} of {len(keys)} rows, the best of each protocol."]
+    return (
+        []
+        if len(shown) == len(keys)
+        else [f"Shown: {len(shown)} of {len(keys)} rows, the best of each protocol and {CONTROL}."]
+    )
 
 
 def row_labels(rows: pd.DataFrame) -> list[Column]:

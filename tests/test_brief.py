@@ -71,7 +71,7 @@ def test_a_figure_without_all_its_cells_is_marked():
         ["y", "70.0*", "70.0*"],
         ["x", "50.0", "50.0"],
     ]
-    assert "*: some cells have no figure" in text
+    assert "*: mean of fewer cells" in text
     assert "– 1 cell failed (y): bang" in text
     assert "*" not in brief(frame(*rows[:2]))
 
@@ -94,7 +94,7 @@ def test_top_limits_every_table_for_people_alone(many):
     levels = [cell(f"d{d}", "b+haze", 0.9 - d / 10, kind="corruption", level=level) for d in range(5) for level in (1, 2)]
     found = pd.concat([frame(*levels), frame(cell("pixels", "b+haze", 0.1, kind="corruption", level=1))])
     text = " ".join(render(found, top=2).split())
-    assert text.count("Shown: 3 of 6 rows, the best of each protocol.") == 2  # the table, and severity
+    assert text.count("Shown: 3 of 6 rows, the best of each protocol and pixels.") == 2  # the table, and severity
     assert [name in text for name in ("d0", "d1", "d2", "pixels (control)")] == [True, True, False, True]
     assert render(found, "csv", top=2) == render(found, "csv")
     assert "Shown" not in render(found, top=6)

@@ -39,7 +39,9 @@ def run(
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for splits, limits, generated sets and detectors that draw.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed for splits, limits, generated sets and detectors that draw.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
@@ -51,12 +53,12 @@ def run(
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard.
 
-    The last line is the run folder. Exits with 1 if a cell failed.
+    The last line is the run folder. Exits with 1 if a cell failed or the run could not start.
     """
     from oodbench.suite import load_suite
 
-    find_in_working_folder(*plugin, model or "")
     chosen = load_suite(suite)
+    find_in_working_folder(*plugin, model or chosen.model or "")
     detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
     chosen = chosen.override(
         model=model,

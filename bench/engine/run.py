@@ -95,7 +95,7 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
         for row in loaded.rows_of(name):
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
-    return [*lines, f"{sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)} cells"]
+    return [*lines, _counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets))]
 
 
 class _Run:

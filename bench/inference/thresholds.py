@@ -134,7 +134,7 @@ def rank_of(count: int, share: float) -> int:
     if rank < 1:
         raise UsageError(
             f"{count:,} held-out images are too few for a false-alarm rate of {share:g}; ask for at least"
-            f" {np.ceil(1e6 / (count + 1)) / 1e6:g}, or hold out twice {int(np.ceil(1 / share - 1e-9)) - 1:,} images"
+            f" {np.ceil(1e6 / (count + 1)) / 1e6:g}, or hold out at least {2 * (int(np.ceil(1 / share - 1e-9)) - 1):,} images"
         )
     return rank
 

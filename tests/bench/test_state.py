@@ -90,7 +90,7 @@ def written(tmp_path) -> bytes:
 def test_truncated_files_are_refused(tmp_path, size):
     path = tmp_path / "cut"
     path.write_bytes(written(tmp_path)[:size])
-    with pytest.raises(BadData, match="cut is not an oodbench file, or it is truncated") as raised:
+    with pytest.raises(BadData, match="cut is no oodbench file, or damaged") as raised:
         state.load(path)
     assert "\n" not in str(raised.value)
 
@@ -111,14 +111,14 @@ def test_truncated_files_are_refused(tmp_path, size):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(BadData, match="other is not an oodbench file"):
+    with pytest.raises(BadData, match="other is no oodbench file"):
         state.load(path)
 
 
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(BadData, match=r"no such file: .*nowhere"):
         state.load(tmp_path / "nowhere")
-    with pytest.raises(BadData, match="is not an oodbench file"):
+    with pytest.raises(BadData, match="is no oodbench file"):
         state.load(tmp_path)
 
 

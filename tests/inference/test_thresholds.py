@@ -69,11 +69,11 @@ def test_a_rate_that_so_few_images_cannot_tell():
     with pytest.raises(
         UsageError,
         match=r"289 held-out images are too few for a false-alarm rate of 0.001; ask for at least 0.003449,"
-        r" or hold out twice 999",
+        r" or hold out at least 1,998",
     ):
         thresholds.fit("pixels", **PIXELS, false_alarms=0.001)
     assert thresholds.rank_of(289, 0.003449) == thresholds.rank_of(999, 0.001) == thresholds.rank_of(19, 0.05) == 1
-    with pytest.raises(UsageError, match=r"ask for at least 0.001002, or hold out twice 999 images"):
+    with pytest.raises(UsageError, match=r"ask for at least 0.001002, or hold out at least 1,998 images"):
         thresholds.rank_of(998, 0.001)
     with pytest.raises(UsageError, match="give a share between 0 and 1"):
         thresholds.fit("pixels", **PIXELS, false_alarms=5)

@@ -16,6 +16,9 @@ from run_folders import arrays_of, figures, files, record_of
 import oodbench
 from oodbench import registry
 from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.leaderboard.brief import brief
+from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.gather import gather
 from oodbench.results import pass_file
 from oodbench.results.folder import RunFolder
 from oodbench.results.recompute import recompute
@@ -28,6 +31,13 @@ SETS = ["digits-heldout", "digits+noise@5"]
 def run(out, told=None, **options):
     options = {"detectors": ["msp", "pixels"], "datasets": SETS, "limit": 60, "measure_costs": False} | options
     return oodbench.run("digits", out=out, progress=told, **options)
+
+
+def shown(path) -> list[str]:
+    """What people read of a run folder, without line breaks."""
+    frame, notes = gather([RunFolder(path)])
+    texts = [brief(frame, notes), *(render(frame, form, notes=notes) for form in ("table", "md"))]
+    return [" ".join(text.split()) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +283,12 @@ def test_figures_of_earlier_code_are_reported(tmp_path, plugin):
     name = plugin(sign="1")
     run(told=told, detectors=[name], datasets=SETS[:1], **options)
     assert [line for line in told.lines if line.startswith(f"{name}: 1 cell of its earlier code left")]
+    mixed = f"{name}: the figures come from different versions of the code"
+    assert all(mixed in text for text in shown(tmp_path / "run"))
     told = Heard()
     run(told=told, detectors=[name], **options)
     assert not [line for line in told.lines if "earlier code" in line]
+    assert not any(mixed in text for text in shown(tmp_path / "run"))
 
 
 def test_shared_arrays_that_nobody_uses_go(folder):
