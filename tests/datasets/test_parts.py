@@ -82,7 +82,7 @@ def test_the_documentation_says_which_are_main_extra_and_challenges():
     text = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
     page = " ".join(text.split())
     main, extra = re.search(r"15 main corruptions: (.*?)\. The 4 extra ones.*?: (.*?)\. ", page, re.DOTALL).groups()
-    challenges = re.search(r"The challenges: (.*?)\. ", page, re.DOTALL)[1]
+    challenges = re.search(r"The challenges are (.*?)\. ", page, re.DOTALL)[1]
     assert sorted(re.findall("`(\\w+)`", main)) == sorted(MAIN_CORRUPTIONS_C)
     assert sorted(re.findall("`(\\w+)`", extra)) == sorted(EXTRA_CORRUPTIONS_C)
     assert re.findall("`(\\w+)`", challenges) == list(CHALLENGES)
