@@ -63,6 +63,7 @@ class Detector:
     unsupervised_head: ClassVar[str] = "identity"
     shift_head: ClassVar[str | None] = None
 
+    run_seed_: int  # set before each fit of a detector that has a hyper-parameter ``seed``
     _settings: list[dict[str, Any]] | None = None
     _head: Head | None = None
 

@@ -180,4 +180,11 @@ TABLE = {
         "Hasler & Süsstrunk 2003",
         "held-out training images; a validation shift",
     ),
+    "untrained": Entry(
+        "oodbench.detectors.untrained:Untrained",
+        "Control: purview on the network with random weights",
+        "Adebayo et al. 2018",
+        "training images; a validation shift",
+        parameters="label",
+    ),
 }

@@ -1,10 +1,11 @@
-"""Shared by detectors that train a network: labels, outputs of the frozen network, and minibatches."""
+"""Shared by detectors with a network of their own: labels, outputs of the frozen network, minibatches, copies."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, Unsuitable
@@ -70,3 +71,35 @@ def report(progress: Progress, detector: str, epoch: int, epochs: int, loss: flo
         raise OodbenchError(f"{detector}: training diverged in epoch {epoch + 1} (loss {loss}); lower lr")
     if (epoch + 1) % -(-epochs // REPORTS) == 0 or epoch + 1 == epochs:
         progress.stage(f"{detector}: epoch {epoch + 1} of {epochs}, loss {loss:.3g}")
+
+
+def fixed_parameters(module: nn.Module) -> list[str]:
+    """Names of parameters that no ``reset_parameters`` initialises."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if not hasattr(part, "reset_parameters")
+        for name, _ in part.named_parameters(recurse=False)
+    ]
+
+
+def reinitialised(classifier: Classifier, seed: int) -> Classifier:
+    """A float32 copy with every layer newly initialised."""
+    member = copy.deepcopy(classifier)
+    member.module.float()
+    with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for part in member.module.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+    return member
+
+
+def fill(networks: Sequence[Classifier], weights: Sequence[Tensor]) -> None:
+    """Load the state of all networks. Raises BadData if it belongs to others."""
+    places = [value for network in networks for value in network.module.state_dict().values()]
+    if [p.shape for p in places] != [w.shape for w in weights]:
+        raise BadData("the fitted networks have another architecture than this classifier; fit it again")
+    with torch.no_grad():
+        for place, weight in zip(places, weights, strict=True):
+            place.copy_(weight)

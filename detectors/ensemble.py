@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
 from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
-from oodbench.errors import BadData, Unsuitable, UsageError
+from oodbench.errors import Unsuitable, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.build import build
 from oodbench.models.train import Training
@@ -64,7 +64,7 @@ class Ensemble(Detector):
 
     def check(self, classifier: Classifier | None) -> None:
         network = _training.require_network(classifier)
-        if isinstance(self.members, int) and (fixed := _fixed(network.module)):
+        if isinstance(self.members, int) and (fixed := _training.fixed_parameters(network.module)):
             raise Unsuitable(
                 f"cannot reinitialise '{fixed[0]}' of {network.name} (its module has no reset_parameters);"
                 " give members as a list of model names"
@@ -89,7 +89,7 @@ class Ensemble(Detector):
         members = []
         work = len(images) / math.ceil(len(images) / self.batch_size) * STEP_COST  # per step
         for number in range(1, self.members):
-            member = _initialised(classifier, train_set.seed + number)
+            member = _training.reinitialised(classifier, train_set.seed + number)
             options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
             training = Training(member, images, seed=train_set.seed + number, **options)
             for epoch in range(self.epochs):
@@ -121,7 +121,7 @@ class Ensemble(Detector):
                     networks = [copy.deepcopy(classifier) for _ in range(self.members - 1)]
                 else:
                     networks = [build(name, classes) for name in self.members]
-                _fill(networks, self.weights_)
+                _training.fill(networks, self.weights_)
                 self._networks = networks
             for network in self._networks:
                 if (network.device, network.dtype) != (classifier.device, classifier.dtype):
@@ -137,28 +137,6 @@ def _refuse_code(members: list[str]) -> None:
                 f"ensemble: the member {name!r} is code to run; name a built-in, timm: or torchvision: model, or one that a"
                 " package registers"
             )
-
-
-def _fixed(module: nn.Module) -> list[str]:
-    """Names of parameters that no ``reset_parameters`` initialises."""
-    return [
-        f"{path}.{name}".lstrip(".")
-        for path, part in module.named_modules()
-        if not hasattr(part, "reset_parameters")
-        for name, _ in part.named_parameters(recurse=False)
-    ]
-
-
-def _initialised(classifier: Classifier, seed: int) -> Classifier:
-    """A float32 copy with every layer newly initialised."""
-    member = copy.deepcopy(classifier)
-    member.module.float()
-    with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for part in member.module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
-    return member
 
 
 def _loaded(name: str, train_set: TrainingSet, classes: int) -> Classifier:
@@ -185,13 +163,3 @@ def _labelled(train_set: TrainingSet, labels: Tensor) -> ImageSet:
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
         images = ImageSet(pixels.cpu(), flips=False)
     return replace(images, labels=labels.cpu()).select(torch.from_numpy(train_set.rows))
-
-
-def _fill(networks: list[Classifier], weights: list[Tensor]) -> None:
-    """Load the weights of all members. Raises BadData if they belong to another network."""
-    places = [value for network in networks for value in network.module.state_dict().values()]
-    if [p.shape for p in places] != [w.shape for w in weights]:
-        raise BadData("the ensemble's members have another architecture than this classifier; fit it again")
-    with torch.no_grad():
-        for place, weight in zip(places, weights, strict=True):
-            place.copy_(weight)

@@ -39,7 +39,8 @@ METRICS = {  # column: (what tables call it, whether higher is better)
     "detection_error": ("detection error", False),
 }
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
-CONTROL = "pixels"  # the detector that never sees the network
+CONTROL = "pixels"  # the detector that does not use the network
+CONTROLS = (CONTROL, "untrained")  # detectors that show what others owe to the images or to the architecture
 
 GROUP = ["model", "network", "in_distribution", "images"]  # one table each
 ROW = [*GROUP, "protocol", "source", "detector", "settings"]

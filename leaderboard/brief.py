@@ -1,12 +1,13 @@
-"""What a run ends with on a terminal: the best rows of each protocol, the control, means by kind, and what went wrong."""
+"""What a run ends with on a terminal: the best rows of each protocol, the controls, means by kind, and what went wrong."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import pandas as pd
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import CONTROL, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
+from oodbench.leaderboard.aggregate import CONTROL, CONTROLS, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import CUE, Cue, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
 from oodbench.leaderboard.text import GAP, noted, wrapped
@@ -78,11 +79,12 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
 
 
 def _counted(shown: "pd.Series[str]", count: int) -> str:
-    """``7 rows``, or ``best 10 of 39 rows, and the control``."""
+    """``7 rows``, or ``best 10 of 39 rows, and the controls``."""
     if len(shown) == count:
         return f"{count} rows" if count > 1 else "1 row"
-    control_is_extra = shown.iloc[-1] == CONTROL
-    return f"best {len(shown) - control_is_extra} of {count} rows" + (", and the control" if control_is_extra else "")
+    extra = len(list(takewhile(CONTROLS.__contains__, reversed(shown.tolist()))))
+    added = ("", ", and the control", ", and the controls")[extra]
+    return f"best {len(shown) - extra} of {count} rows{added}"
 
 
 def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:

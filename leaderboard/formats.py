@@ -45,7 +45,7 @@ def render(
         format: ``table`` (a terminal of ``width`` columns; None: as wide as need be), ``md`` (GitHub), ``tex`` (needs the
             packages booktabs and graphicx), ``csv`` or ``json`` (a list of objects; an unknown value is null, never NaN).
         metric: which figure the tables for people show; csv and json hold all.
-        top: show only the best rows of each protocol, this many, and the control; csv and json hold all.
+        top: show only the best rows of each protocol, this many, and the controls; csv and json hold all.
         notes: what else stands below the tables for people.
 
     Raises UsageError for an unknown format or metric, BadData where the frame lacks columns.

@@ -96,7 +96,7 @@ def severity_of(by_corruption: pd.DataFrame) -> pd.DataFrame:
 def text_tables(frame: pd.DataFrame, top: int | None = None) -> list[TextTable]:
     """A table for people for each model, in-distribution set and base: AUROC by level, and a sparkline of it.
 
-    With ``top``, only that many rows per protocol, and the control. None where no corruption has two levels.
+    With ``top``, only that many rows per protocol, and the controls. None where no corruption has two levels.
     """
     by_corruption = curves_by_row(frame)
     levels = [str(level) for level in by_corruption.columns]

@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame, format: str = "png", top: int | None = None) -> by
     """The picture of a frame with one row per cell: png, svg or pdf, the same bytes for the same frame.
 
     One block per model, in-distribution set and base; in it one panel per detector and protocol, in the order of the table.
-    With ``top``, only that many rows per protocol, and the control. Raises UsageError for another format, BadData where no
+    With ``top``, only that many rows per protocol, and the controls. Raises UsageError for another format, BadData where no
     corruption has figures at two levels.
     """
     if format not in FORMATS:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
-    CONTROL,
+    CONTROLS,
     COST,
     METRICS,
     ROW,
@@ -56,14 +56,15 @@ class TextTable:
 def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
-    With ``top``, only that many rows per protocol, and the control.
+    With ``top``, only that many rows per protocol, and the controls.
     """
     cells = unique_cells(frame)
     found = tally(cells, metric)
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, top)
-    contenders = keys[keys["detector"] != CONTROL].groupby(["protocol", "source"], sort=False).indices.values()
-    entrants = [keys.index[keys["detector"] != CONTROL][places].tolist() for places in contenders]
+    competing = keys[~keys["detector"].isin(CONTROLS)]
+    contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
+    entrants = [competing.index[places].tolist() for places in contenders]
     choose = max if METRICS[metric][1] else min
     figures = [_figures(found, entrants, place, choose).only(shown) for place in range(found.values.shape[1])]
     means = found.values.columns.get_level_values("group") == "mean"
@@ -94,25 +95,22 @@ def title_of(keys: pd.DataFrame) -> str:
 
 
 def best_rows(keys: pd.DataFrame, top: int | None) -> list[int]:
-    """Places of the first ``top`` rows of each protocol, and of the control's; ``keys`` are the rows' in their order."""
+    """Places of the first ``top`` rows of each protocol, and of the controls'; ``keys`` are the rows' in their order."""
     rank = keys.groupby([*ROW[:4], "protocol", "source"], sort=False).cumcount()
-    shown = (rank < (len(keys) if top is None else top)) | (keys["detector"] == CONTROL)
+    shown = (rank < (len(keys) if top is None else top)) | keys["detector"].isin(CONTROLS)
     return shown.to_numpy().nonzero()[0].tolist()
 
 
 def rows_shown(keys: pd.DataFrame, shown: list[int]) -> list[str]:
     """What a caption says where rows are left out."""
-    return (
-        []
-        if len(shown) == len(keys)
-        else [f"Shown: {len(shown)} of {len(keys)} rows, the best of each protocol and {CONTROL}."]
-    )
+    whole = len(shown) == len(keys)
+    return [] if whole else [f"Shown: {len(shown)} of {len(keys)} rows, the best of each protocol and the controls."]
 
 
 def row_labels(rows: pd.DataFrame) -> list[Column]:
     """Detector and protocol of each row (``ROW``)."""
     detectors = (
-        f"{name} (control)" if name == CONTROL else label("detector", name, settings)
+        f"{name} (control)" if name in CONTROLS else label("detector", name, settings)
         for name, settings in zip(rows["detector"], rows["settings"], strict=True)
     )
     protocols = [label("protocol", *pair) for pair in zip(rows["protocol"], rows["source"], strict=True)]

@@ -50,6 +50,19 @@ def test_the_best_ten_rows_of_each_protocol_and_the_control(many):
     assert "pixels, the control, does not use the network, but reaches 90 on 3 of 4 sets (unsupervised): simple" in text
 
 
+def test_both_controls_are_shown_wherever_they_rank():
+    rows = [cell(f"d{place}", "a", 0.9 - place / 100) for place in range(20)]
+    rows += [cell("pixels", "a", 0.5), cell("untrained", "a", 0.6)]
+    lines = brief(frame(*rows)).splitlines()
+    assert [line.split("-" * 4)[0] for line in lines if line.startswith("---")] == [
+        "--- unsupervised: best 10 of 22 rows, and the controls "
+    ]
+    assert [line.split()[:3] for line in lines if "(control)" in line] == [
+        ["untrained", "(control)", "60.0"],
+        ["pixels", "(control)", "50.0"],
+    ]
+
+
 def test_reasons_are_whole_where_there_is_room_and_one_line_each_where_there_is_not(many):
     reason = "the set is not there; " + "fetch it with a rather long command " * 4
     lost = [cell("x", f"lost-{place}", status="skipped", reason=f"{place}: {reason}") for place in range(60)]
@@ -94,7 +107,7 @@ def test_top_limits_every_table_for_people_alone(many):
     levels = [cell(f"d{d}", "b+haze", 0.9 - d / 10, kind="corruption", level=level) for d in range(5) for level in (1, 2)]
     found = pd.concat([frame(*levels), frame(cell("pixels", "b+haze", 0.1, kind="corruption", level=1))])
     text = " ".join(render(found, top=2).split())
-    assert text.count("Shown: 3 of 6 rows, the best of each protocol and pixels.") == 2  # the table, and severity
+    assert text.count("Shown: 3 of 6 rows, the best of each protocol and the controls.") == 2  # the table, and severity
     assert [name in text for name in ("d0", "d1", "d2", "pixels (control)")] == [True, True, False, True]
     assert render(found, "csv", top=2) == render(found, "csv")
     assert "Shown" not in render(found, top=6)

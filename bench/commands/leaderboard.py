@@ -16,7 +16,7 @@ def leaderboard(
     ] = "table",
     top: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the control."),
+        typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to a file instead of standard output.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves to a .png, .svg or .pdf file.")] = None,

@@ -196,7 +196,7 @@ def test_members_by_name_must_be_there_and_have_the_same_classes(named, classifi
 def test_another_architecture_than_it_was_fitted_on_is_refused(detector, tmp_path):
     detector.save(tmp_path / "fitted.safetensors")
     loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
-    with pytest.raises(BadData, match="members have another architecture than this classifier; fit it again"):
+    with pytest.raises(BadData, match="networks have another architecture than this classifier; fit it again"):
         columns(loaded, build("resnet20-cifar10"), INSIDE)
 
 

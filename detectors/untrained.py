@@ -1,0 +1,87 @@
+"""The second control: what ``purview`` finds with the same network before any training.
+
+What it detects, the architecture and the images alone detect; training contributed only the rest. Random weights as a
+control are those of Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018 (arXiv 1810.03292).
+"""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from oodbench.classifier import Classifier
+from oodbench.detectors import _training
+from oodbench.detectors.purview import Purview
+from oodbench.errors import Unsuitable
+from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
+
+CALIBRATION = 10_000  # at most so many training images are seen by BatchNorm
+BATCH_SIZE = 256
+
+
+class Untrained(Purview):
+    """``purview`` on a copy of the network with random weights: its columns, its heads, its confounding label.
+
+    Every layer is initialised by its own ``reset_parameters``, seeded by the run. The statistics of BatchNorm are then those
+    of at most 10,000 training images, none of them held out, for without them activations would grow or vanish.
+
+    Parameter gradients of the copy (N, parameter tensors) -> (N, parameter tensors), float64
+    """
+
+    signals = ("logits",)  # of the network itself: a detector of the network, although it only reads the images
+
+    weights_: list[Tensor]  # of the copy
+
+    def __init__(self, label: float = 1.0) -> None:
+        super().__init__(label)
+        self._network: Classifier | None = None
+
+    def check(self, classifier: Classifier | None) -> None:
+        network = _training.require_network(classifier)
+        if fixed := _training.fixed_parameters(network.module):
+            raise Unsuitable(f"cannot reinitialise '{fixed[0]}' of {network.name}: its module has no reset_parameters")
+
+    def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
+        network = _training.reinitialised(_training.require_network(classifier), train_set.seed)
+        norms = [part for part in network.module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        rows = np.random.default_rng(train_set.seed).permutation(train_set.rows)[:CALIBRATION]
+        if norms and len(rows):
+            progress.stage(f"untrained: BatchNorm over {len(rows):,} training images")
+            progress.expect(len(rows))
+            _calibrate(network, norms, train_set, rows, progress)
+        self._network = None
+        self.weights_ = [value.detach().clone() for value in network.module.state_dict().values()]
+
+    def statistics(self, probe: Probe) -> Tensor:
+        with torch.inference_mode(False):  # a graph cannot start from a tensor of inference mode
+            inner = Probe(self._copy(probe.classifier), probe.images.clone(), Purview.signals)
+            with inner.mode():
+                return super().statistics(inner)
+
+    def _copy(self, classifier: Classifier) -> Classifier:
+        """The copy, on the device of the classifier and in its dtype."""
+        if self._network is None:
+            self._network = copy.deepcopy(classifier)
+            _training.fill([self._network], self.weights_)
+        if (self._network.device, self._network.dtype) != (classifier.device, classifier.dtype):
+            self._network.to(classifier.device).module.to(classifier.dtype)
+        return self._network
+
+
+def _calibrate(
+    network: Classifier, norms: list[_BatchNorm], train_set: TrainingSet, rows: np.ndarray, progress: Progress
+) -> None:
+    """Set running statistics to the mean over batches of nearly equal size."""
+    for norm in norms:
+        norm.momentum = None  # the cumulative mean
+        norm.train()
+    with torch.no_grad():
+        for part in np.array_split(rows, -(-len(rows) // BATCH_SIZE)):
+            for _, images in train_set.batches(part, len(part), network):
+                network(images)
+            progress.advance(len(part))
+    network.module.eval()
