@@ -7,7 +7,7 @@ is as good a score as 0.3; no score goes through a sigmoid, where large scores w
 The field's tools disagree on three of these figures, so compare across tools with care:
 
 - AUPR: step-wise here, like scikit-learn's ``average_precision_score``; OpenOOD and pytorch-ood interpolate the curve
-  with trapezoids, which is optimistic (Davis & Goadrich 2006).
+  with trapezoids. The two differ little, unless many scores tie: then trapezoids are optimistic (Davis & Goadrich 2006).
 - FPR95: here at the threshold that accepts 95 % of in-distribution samples (Hendrycks & Gimpel 2017, Liang et al.
   2018); OpenOOD and pytorch-ood use the anomalous side as the positive class and fix 95 % of that.
 - Detection error: with equal weight for both sides (Liang et al. 2018, Lee et al. 2018); others weight by prevalence.
@@ -25,6 +25,7 @@ REPLICATES = 1000  # number of bootstrap replicates over clusters
 CHUNK_ELEMENTS = 2**18  # replicates x samples in memory at once: a few megabytes, which is also fastest
 NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
 TAIL = 0.025  # share outside a 95 % interval on each side
+SMALL = 20  # samples of a side from which DeLong's interval is used
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ def evaluate(
     """All figures for scores of in-distribution (n,) and anomalous samples (m,), higher = more anomalous.
 
     The interval of AUROC is DeLong's (1988) on the logit scale, where it cannot leave [0, 1] and has better coverage than
-    the symmetric one near 1 (Pepe 2003). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each
-    sample was made from, samples are not independent; the interval is then a percentile bootstrap that draws base images
-    with replacement, all copies of one together (1000 replicates, seeded). Equal ids on both sides are the same image.
+    the symmetric one near 1 (Pepe 2003). With fewer than 20 samples on a side it covers too little, and is Newcombe's (2006,
+    method 5). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each sample was made from, samples
+    are not independent; the interval is then a percentile bootstrap that draws base images with replacement, all copies of
+    one together (1000 replicates, seeded). Equal ids on both sides are the same image.
 
     If all pairs agree (AUROC is 0 or 1, or all scores tie), both would give an interval of width zero. The interval is then
     widened according to the number of independent pairs: AUROC 1 of 1000 samples per side has [.9963, 1]. If pairs disagree
@@ -90,6 +92,8 @@ def evaluate(
         low, high = 0.0, 1.0
     elif clusters:
         low, high = _percentile_interval(bootstrap_auroc(inside, outside, clusters, seed), area)
+    elif min(n, m) < SMALL:
+        low, high = _newcombe_interval(area, n, m)
     else:
         low, high = _delong_interval(counts, area)
     accepted_in, accepted_out = counts.inside.cumsum(), counts.outside.cumsum()
@@ -168,6 +172,28 @@ def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
     centre, reach = np.log(area / (1 - area)), NORMAL_975 * np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))
     return float(low), float(high)
+
+
+def _newcombe_interval(area: float, n: int, m: int) -> tuple[float, float]:
+    """95 % interval of Newcombe (Statistics in Medicine 25, 2006, part 2), method 5: a score interval.
+
+    Its ends t solve |area − t| = 1.96 √V(t), with the variance of Hanley and McNeil (1982) at t and the mean of both
+    numbers of samples in place of each.
+    """
+    others = (n + m) / 2 - 1
+
+    def inside(t: float) -> bool:
+        variance = t * (1 - t) * (1 + others * ((1 - t) / (2 - t) + t / (1 + t))) / (n * m)
+        return (area - t) ** 2 <= NORMAL_975**2 * variance
+
+    def end(outside: float) -> float:
+        within = area
+        for _ in range(60):  # bisection: to the last bit
+            middle = (outside + within) / 2
+            outside, within = (outside, middle) if inside(middle) else (middle, within)
+        return within
+
+    return end(0.0), end(1.0)
 
 
 def _exact_interval(area: float, pairs: int) -> tuple[float, float]:

@@ -297,7 +297,7 @@ def test_the_readme_shows_the_best_rows_of_the_page_of_results():
     head, _, *rows = table_rows(page[page.index("| detector") :].partition("\n\n")[0])  # the first table
     wanted = [n for n, name in enumerate(head) if name == "detector" or re.match("mean|cost overhead", name)]
     unsupervised = [[row[n] for n in wanted] for row in rows if row[1] == "unsupervised"]
-    assert shown[2:] == [*unsupervised[:10], next(row for row in unsupervised if row[0] == "pixels (control)")]
+    assert shown[2:] == [*unsupervised[:10], *(row for row in unsupervised[10:] if row[0].endswith("(control)"))]
     assert [name for name in shown[0][1:-1] if f"mean {name} " not in " ".join(head)] == []
     assert f"best ten of {len(unsupervised)} rows" in " ".join(readme.split())
 

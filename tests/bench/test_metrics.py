@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from math import erf, sqrt
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -124,16 +125,15 @@ def test_agrees_with_scikit_learn(inside, outside):
 def test_auroc_and_delong_against_pair_counting(inside, outside):
     of_outside, of_inside = slow_components(inside, outside)
     area = of_outside.mean()
-    found = metrics.evaluate(inside, outside)
-    assert found.auroc == pytest.approx(area)
+    assert metrics.auroc(inside, outside) == pytest.approx(area)
     if min(len(inside), len(outside)) < 2 or of_outside.var() + of_inside.var() < 1e-20:
         return  # degenerate: tested below
     variance = of_outside.var(ddof=1) / len(outside) + of_inside.var(ddof=1) / len(inside)
     reach = 1.959963984540054 * sqrt(variance) / (area * (1 - area))
     odds = area / (1 - area)
     low, high = odds * np.exp(-reach), odds * np.exp(reach)
-    assert found.auroc_low == pytest.approx(low / (1 + low))
-    assert found.auroc_high == pytest.approx(high / (1 + high))
+    found = metrics._delong_interval(metrics._count(inside, outside), metrics.auroc(inside, outside))
+    assert found == pytest.approx((low / (1 + low), high / (1 + high)))
 
 
 def test_large_scores_keep_their_order():
@@ -180,6 +180,29 @@ def test_delong_interval_covers():
         truth = (1 + erf(shift / 2)) / 2  # Φ(shift / √2)
         found = [metrics.evaluate(random.normal(size=60), random.normal(shift, size=40)) for _ in range(600)]
         assert 0.92 <= covered([(f.auroc_low, f.auroc_high) for f in found], truth) <= 0.98
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (5, 300), (300, 19)])
+@pytest.mark.parametrize("truth", [0.6, 0.97])
+def test_the_interval_of_few_samples_covers(n, m, truth):
+    random = np.random.default_rng(0)
+    shift = sqrt(2) * NormalDist().inv_cdf(truth)
+    found = [metrics.evaluate(random.normal(size=n), random.normal(shift, size=m)) for _ in range(400)]
+    assert covered([(f.auroc_low, f.auroc_high) for f in found], truth) >= 0.92
+
+
+def test_the_interval_of_few_samples_is_that_of_its_equation():
+    found = metrics.evaluate([1, 2, 3, 4, 6.0], [2.5, 3.5, 5, 7, 8, 9, 10])
+    assert found.auroc == pytest.approx(29 / 35)
+    for end in (found.auroc_low, found.auroc_high):
+        variance = end * (1 - end) * (1 + 5 * (1 - end) / (2 - end) + 5 * end / (1 + end)) / 35
+        assert abs(found.auroc - end) == pytest.approx(1.959963984540054 * sqrt(variance), rel=1e-12)
+    assert found.auroc_low < found.auroc < found.auroc_high
+    side = np.arange(20.0)  # of twenty it is DeLong's
+    twenty, nineteen = metrics.evaluate(side, side + 2.5), metrics.evaluate(side[1:], side + 2.5)
+    for found, expected in ((twenty, True), (nineteen, False)):
+        counts = metrics._count(side if expected else side[1:], side + 2.5)
+        assert ((found.auroc_low, found.auroc_high) == metrics._delong_interval(counts, found.auroc)) == expected
 
 
 def test_clustered_interval_covers_where_delong_does_not():
