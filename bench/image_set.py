@@ -127,16 +127,30 @@ class ImageSet:
         """The set that ``base_index`` points into: equal rows of the same base are one image."""
         return self.base or self.fingerprint
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels in order (16 hex digits). Paths and file formats do not count."""
+        return self._hashes[0]
+
+    @property
+    def contents(self) -> np.ndarray:
+        """int64 (N,): a hash of the pixels of each image, the same in every set."""
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, np.ndarray]:
+        """``fingerprint`` and ``contents``, from one reading of all images."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        contents = np.empty(len(self), np.int64)
         for start in range(0, len(self), 1024):
             rows = range(start, min(start + 1024, len(self)))
-            digest.update(np.ascontiguousarray(self.read(rows).numpy()).tobytes())
+            pixels = np.ascontiguousarray(self.read(rows).numpy())
+            digest.update(pixels)
+            hashes = (hashlib.blake2b(image, digest_size=8).digest() for image in pixels)
+            contents[rows.start : rows.stop] = [int.from_bytes(found, "little", signed=True) for found in hashes]
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()[:16], contents
 
     @property
     def official_size(self) -> int | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from oodbench.errors import OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
@@ -89,20 +91,23 @@ def whole(inside: ImageSet, outside: ImageSet) -> Split:
 
 
 def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
-    """Validation = min(1000, n_in // 2, n_out // 2) base images from each side, all copies of one image on one side.
+    """Validation = min(1000, n_in // 2, n_out // 2) images from each side; all that are one image (``same_images``) together.
 
     Raises Unsuitable if a side has too few images to split.
     """
-    in_base, out_base = inside.base_index.numpy(), outside.base_index.numpy()
+    in_base, out_base = same_images(inside, outside)
     in_order = in_base[stratified_order(len(inside), labels_of(inside), seed)]
     out_order = out_base[stratified_order(len(outside), labels_of(outside), seed)]
     in_order, out_order = _unique(in_order), _unique(out_order)
     size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
-    common = in_order[np.isin(in_order, out_order)] if shares_images(inside, outside) else ()
-    if len(common):
+    common = in_order[np.isin(in_order, out_order)]
+    if len(common) and shares_images(inside, outside):
         # The anomalous images are copies of in-distribution ones: both sides use the same base images.
         in_order = out_order = common
         size = min(size, len(common) // 2)
+    elif len(common):  # a few images that happen to be on both sides: they are tested, and nothing is learnt from them
+        in_order, out_order = (order[~np.isin(order, common)] for order in (in_order, out_order))
+        size = min(size, len(in_order), len(out_order))
     if size < 4:
         common_images = f", {len(common)} of them in common" if len(common) else ""
         raise Unsuitable(
@@ -130,18 +135,19 @@ def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
     Raises Unsuitable if no images are left on a side.
     """
 
-    def fresh(side: ImageSet) -> np.ndarray:
-        mask = np.ones(len(side), dtype=bool)
-        for images, rows in zip(learnt_from, (learnt.in_validation, learnt.out_validation), strict=True):
-            if shares_images(images, side):
-                mask &= ~np.isin(side.base_index.numpy(), images.base_index.numpy()[rows])
+    *learnt_ids, in_ids, out_ids = same_images(*learnt_from, *tested_on)
+    validation = zip(learnt_ids, (learnt.in_validation, learnt.out_validation), strict=True)
+    known = np.concatenate([ids[rows] for ids, rows in validation])
+
+    def fresh(side: ImageSet, ids: np.ndarray) -> np.ndarray:
+        mask = ~np.isin(ids, known)
         if not mask.any():
             raise Unsuitable(
                 f"all of {side.name} are copies of images of {learnt_from.anomalous.name} that transfer learns from"
             )
         return np.flatnonzero(mask)
 
-    split = replace(learnt, in_test=fresh(tested_on.in_distribution), out_test=fresh(tested_on.anomalous))
+    split = replace(learnt, in_test=fresh(tested_on.in_distribution, in_ids), out_test=fresh(tested_on.anomalous, out_ids))
     check_no_leak(split, learnt_from, tested_on)
     return split
 
@@ -151,14 +157,39 @@ def shares_images(a: ImageSet, b: ImageSet) -> bool:
     return a.identity == b.identity
 
 
+def same_images(*sets: ImageSet) -> list[np.ndarray]:
+    """A number per image of each set, int64 (N,): equal for images that are one image, in order of first appearance.
+
+    Two images are one if they were made from the same row of one base set, or if their pixels are equal; or both, by way of
+    other images.
+    """
+    offsets: dict[str, int] = {}
+    end = 0
+    for images in sets:
+        if images.identity not in offsets:
+            rows = [int(other.base_index.max()) + 1 for other in sets if other.identity == images.identity]
+            offsets[images.identity], end = end, end + max(rows)
+    bases = np.concatenate([images.base_index.numpy() + offsets[images.identity] for images in sets])
+    _, bases = np.unique(bases, return_inverse=True)
+    _, contents = np.unique(np.concatenate([images.contents for images in sets]), return_inverse=True)
+    # Each image links its base to its content; what is linked, directly or not, is one image.
+    count = int(bases.max()) + 1
+    links = coo_array((np.ones(len(bases)), (bases, count + contents)), shape=(count + int(contents.max()) + 1,) * 2)
+    found = connected_components(links, directed=False)[1][bases]
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[inverse]
+    return np.split(numbers, np.cumsum([len(images) for images in sets])[:-1])
+
+
 def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:
-    """Raise OodbenchError if a base image is among both the test rows and the fitting or choosing rows."""
-    learnt: set[tuple[str, int]] = set()
-    tested: set[tuple[str, int]] = set()
+    """Raise OodbenchError if one image is among both the test rows and the fitting or choosing rows."""
+    ids = same_images(*learnt_from, *tested_on)
+    learnt: set[int] = set()
+    tested: set[int] = set()
     for name, rows in split:
         is_test = name.endswith("_test")
-        images = (tested_on if is_test else learnt_from)[0 if name.startswith("in_") else 1]
-        (tested if is_test else learnt).update((images.identity, int(row)) for row in images.base_index[rows])
+        of_side = ids[2 * is_test + name.startswith("out_")]
+        (tested if is_test else learnt).update(of_side[rows].tolist())
     if leak := learnt & tested:
         names = f"{tested_on.in_distribution.name} and {tested_on.anomalous.name}"
         raise OodbenchError(f"{len(leak)} images of {names} would be both fitted and tested on")

@@ -17,7 +17,7 @@ SIZE, SEED = 8, 0
 
 
 def photos(root: Path, split: str) -> ImageSet:
-    """Cut 500 grey patches (500, 1, 8, 8) at seeded random positions, half from each photograph.
+    """Cut 500 grey patches (500, 1, 8, 8), seeded, half from each photograph; none overlaps another.
 
     They are grey because the digits are grey: colour alone would separate the two sets, without any network.
     """
@@ -25,12 +25,12 @@ def photos(root: Path, split: str) -> ImageSet:
     random = np.random.default_rng(SEED)
     greys = [np.asarray(Image.fromarray(photo).convert("L")) for photo in load_sample_images().images]
     patches = []
-    for i in range(COUNT):
-        grey = greys[i % len(greys)]
-        top, left = random.integers(grey.shape[0] - SIZE + 1), random.integers(grey.shape[1] - SIZE + 1)
-        patches.append(grey[top : top + SIZE, left : left + SIZE])
+    for grey in greys:
+        rows, columns = (side // SIZE for side in grey.shape)
+        tiles = grey[: rows * SIZE, : columns * SIZE].reshape(rows, SIZE, columns, SIZE).swapaxes(1, 2).reshape(-1, SIZE, SIZE)
+        patches.append(tiles[random.choice(len(tiles), COUNT // len(greys), replace=False)])
     return ImageSet(
-        torch.from_numpy(np.stack(patches)[:, None]),
+        torch.from_numpy(np.concatenate(patches)[:, None]),
         name="photos",
         split=split,
         kind="far-ood",

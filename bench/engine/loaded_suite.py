@@ -236,11 +236,17 @@ class LoadedSuite:
         return images if -1 in rows else replace(images, clean=self.in_distribution.select(torch.tensor(rows)).images)
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
-        """Raise BadData where the set holds in-distribution test images: no detector could tell these apart."""
-        if images.kind not in ("corruption", "adversarial") and protocols.shares_images(self.in_distribution, images):
-            both = np.intersect1d(self.in_distribution.base_index.numpy(), images.base_index.numpy())
-            if len(both):
-                raise BadData(f"{len(both)} images of {images.name} are in-distribution test images; leave the set out")
+        """Raise BadData where the set holds in-distribution images: no detector could tell these apart."""
+        if images.kind in ("corruption", "adversarial"):
+            return
+        for known in (self.in_distribution, self.train):
+            numbers, known_numbers = protocols.same_images(images, known)
+            if len(rows := np.flatnonzero(np.isin(numbers, known_numbers))):
+                more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+                raise BadData(
+                    f"row {rows[0]}{more} of {images.name}: also in {known.name} ({known.split}), which is in-distribution;"
+                    " remove such images, or leave the set out"
+                )
 
 
 def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:

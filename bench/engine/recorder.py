@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oodbench import code_hash, protocols
+from oodbench import code_hash
 from oodbench.datasets.name import parse
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
@@ -126,8 +126,8 @@ class Recorder:
         if row.protocol != "unsupervised":
             arrays |= dict(trial.split)
         sides = measured.sides
-        if protocols.shares_images(*sides):
-            arrays |= {"in_base": sides.in_distribution.base_index.numpy(), "out_base": sides.anomalous.base_index.numpy()}
+        if measured.copies:
+            arrays |= dict(zip(("in_base", "out_base"), measured.copies, strict=True))
         if sides.in_distribution.noisy is not None:
             arrays["in_noisy"] = sides.in_distribution.noisy.numpy()
         if row.detector in self.fitting.probabilities:

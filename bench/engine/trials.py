@@ -1,6 +1,7 @@
 """What each protocol tests on a set, with heads that learnt from nothing, from a part of the set, or from another set."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,12 @@ class MeasuredTestSet:
     @property
     def sides(self) -> Sides:
         return Sides(self.in_distribution.images, self.anomalous.images)
+
+    @cached_property
+    def copies(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which images of either side are one image (``protocols.same_images``), or None if all are different."""
+        inside, outside = protocols.same_images(*self.sides)
+        return (inside, outside) if len(np.unique(np.concatenate([inside, outside]))) < len(inside) + len(outside) else None
 
     def learn(self, detectors: Iterable[Detector], alongside: Jobs | None = None) -> Split:
         """Fit the shift heads of these detectors on the validation rows of both sides, and return the split.

@@ -244,6 +244,65 @@ def test_a_leak_through_a_derived_set_is_an_error():
     check_no_leak(replace(split, out_fit=split.in_test, out_choose=split.in_test, out_test=split.in_fit), inside, unrelated)
 
 
+# Images that are equal
+
+
+def same_by_pairs(*sets):
+    """The slow, obvious way: join what shares a base row or pixels until nothing changes; numbered by first appearance."""
+    images = [(s.identity, int(row), s.images[place].numpy().tobytes()) for s in sets for place, row in enumerate(s.base_index)]
+    number = list(range(len(images)))
+    changed = True
+    while changed:
+        changed = False
+        for one, (base, row, pixels) in enumerate(images):
+            for other in range(one):
+                alike = (base, row) == images[other][:2] or pixels == images[other][2]
+                if alike and number[one] != number[other]:
+                    number[one] = number[other] = min(number[one], number[other])
+                    changed = True
+    ranks = {value: rank for rank, value in enumerate(dict.fromkeys(number))}
+    return [ranks[value] for value in number]
+
+
+def test_images_are_one_by_base_or_by_content_or_by_way_of_others():
+    first = make_set(12)
+    copied = copies_of(first, torch.tensor([3, 3, 5]))  # of one base
+    stranger = make_set(6, seed=1)
+    stranger.images[2], stranger.images[4] = first.images[7], copied.images[2]  # of equal pixels
+    stranger.images[5] = stranger.images[0]
+    found = protocols.same_images(first, copied, stranger)
+    assert np.concatenate(found).tolist() == same_by_pairs(first, copied, stranger)
+    assert found[0].tolist() == list(range(12))
+    assert found[1].tolist() == [3, 3, 5]
+    assert found[2].tolist() == [12, 13, 7, 14, 5, 12]
+
+
+def test_a_set_that_holds_each_image_several_times_is_split_by_image():
+    inside, once = make_set(60), make_set(20, seed=1)
+    outside = ImageSet(once.images.repeat(4, 1, 1, 1), name="four")  # its rows know nothing of each other
+    split = protocols.per_shift(inside, outside, seed=0)
+    learnt, tested = ({*(rows % 20).tolist()} for rows in (split.out_validation, split.out_test))
+    assert len(learnt) == len(tested) == 10
+    assert not learnt & tested
+
+
+def test_transfer_knows_a_copied_set_by_its_content():
+    inside, source = make_set(60), make_set(50, seed=1)
+    outside = ImageSet(torch.cat([source.images, make_set(1, seed=2).images]), name="one more")
+    split = transferred(inside, source, outside)
+    assert not {*split.out_test.tolist()} & {*split.out_validation.tolist()}
+    assert len(split.out_test) == 26
+
+
+def test_a_few_images_on_both_sides_are_tested_and_teach_nothing():
+    inside, outside = make_set(60), make_set(40, seed=1)
+    outside.images[:3] = inside.images[10:13]
+    split = protocols.per_shift(inside, outside, seed=0)
+    assert {10, 11, 12} <= {*split.in_test.tolist()}
+    assert {0, 1, 2} <= {*split.out_test.tolist()}
+    assert len(split.out_validation) == 20
+
+
 # Transfer
 
 

@@ -265,7 +265,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_in_distribution_images_are_no_shift(tmp_path):
     frame = run(tmp_path / "run", detectors=["msp"], datasets=["digits", "digits:3", "digits-heldout"]).frame()
     assert frame.set_index("dataset").status.to_dict() == {"digits": "failed", "digits:3": "failed", "digits-heldout": "ok"}
-    assert "are in-distribution test images" in frame.set_index("dataset").reason["digits:3"]
+    reason = frame.set_index("dataset").reason["digits:3"]
+    assert reason.startswith("row 6 and 9 more of digits:3: also in digits (test), which is in-distribution; remove")
+
+
+@pytest.mark.parametrize(("split", "named"), [("test", "digits (test)"), ("train", "digits (train)")])
+def test_a_planted_in_distribution_image_is_refused(tmp_path, monkeypatch, split, named):
+    images = load_dataset("digits-heldout").images[:30].clone()
+    images[17] = load_dataset("digits", split=split).images[4]
+    monkeypatch.setattr("oodbench.datasets.uniform.uniform", lambda root, split: oodbench.ImageSet(images, name="uniform"))
+    frame = run(tmp_path / "run", detectors=["msp"], datasets=["uniform"], limit=None).frame()
+    assert set(frame.status) == {"failed"}
+    assert f"row 17 of uniform: also in {named}, which is in-distribution" in frame.reason[0]
 
 
 def test_an_image_that_breaks_when_decoded_fails_its_set_alone(tmp_path, monkeypatch):
