@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from oodbench.errors import BadData
 from oodbench.results.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
+THUMBNAIL = 16  # pixels per side
 
 
 class Images(Protocol):
@@ -151,6 +153,13 @@ class ImageSet:
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).numpy().tobytes())
         return digest.hexdigest()[:16], contents
+
+    @cached_property
+    def thumbnails(self) -> Tensor:
+        """uint8 (N, C·16·16): the mean colour of each of 16×16 fields, or the pixels of smaller images."""
+        side = [min(THUMBNAIL, pixels) for pixels in self.images.shape[2:]]
+        parts = (self.read(range(start, min(start + 1024, len(self)))) for start in range(0, len(self), 1024))
+        return torch.cat([adaptive_avg_pool2d(part.float(), side).round().to(torch.uint8).flatten(1) for part in parts])
 
     @property
     def official_size(self) -> int | None:

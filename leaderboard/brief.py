@@ -9,7 +9,7 @@ import pandas as pd
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import CONTROL, CONTROLS, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
+from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
 from oodbench.leaderboard.text import GAP, noted, wrapped
 from oodbench.leaderboard.text_table import best_rows, row_labels, times, title_of
 
@@ -31,7 +31,7 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
-    paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode)]
+    paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode | LookAlikes)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 
     def attempt(rows: int, full: bool, reasons: int) -> list[str]:

@@ -21,6 +21,7 @@ FACTS = (
     "attack",  # settings, success rate and norms of an attack
     "calibration",  # accuracy and calibration of the detector's own class probabilities, and the network's
     "auroc_clean",  # a number: AUROC against the clean negatives alone, where noisy ones stand beside them
+    "look_alikes",  # a number: tested images that look like one that the head learnt from, or an in-distribution one
     "computed_by",  # version of the harness's scoring and hash of the detector's code
     "sizes",  # {set: [images here, images in the official set]}
 )

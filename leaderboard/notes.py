@@ -69,6 +69,15 @@ class MixedCode(Note):
 
 
 @dataclass(frozen=True)
+class LookAlikes(Note):
+    """Sets with tested images that look like one that heads learnt from, or, unsupervised, like an in-distribution one."""
+
+    protocol: str
+    images: tuple[tuple[int, int], ...]  # one per set: such images, and all that are tested
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class TransferSource(Note):
     """The set that heads learnt from under transfer."""
 
@@ -159,7 +168,19 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
     versions = frame.groupby("detector", sort=False)["computed_by"].nunique()
     mixed = tuple(versions.index[versions > 1])
     notes += [MixedCode(mixed, run)] if mixed else []
+    notes += _look_alikes(frame, run)
     return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
+
+
+def _look_alikes(frame: pd.DataFrame, run: str) -> list[Note]:
+    alike = frame[frame["look_alikes"].fillna(0) > 0].drop_duplicates(["protocol", "dataset", "level"])
+    notes: list[Note] = []
+    by_protocol: Any = alike.groupby("protocol", sort=False)
+    for protocol, of in by_protocol:
+        images = [(int(count), int(tested)) for count, tested in zip(of["look_alikes"], of["n_in"] + of["n_out"], strict=True)]
+        names = [_set_name(dataset, level) for dataset, level in zip(of["dataset"], of["level"], strict=True)]
+        notes.append(LookAlikes(tuple(names), protocol, tuple(images), run))
+    return notes
 
 
 def _attacks(frame: pd.DataFrame, run: str) -> list[Note]:
@@ -273,6 +294,13 @@ def _(note: MixedCode) -> str:
         f"{listed(note.about, 3)}: the figures come from different versions of the code; run these detectors again on all"
         " sets and protocols, or start over with --fresh."
     )
+
+
+@_words.register
+def _(note: LookAlikes) -> str:
+    counts = (f"{name} ({count:,} of {tested:,})" for name, (count, tested) in zip(note.about, note.images, strict=True))
+    known = "an in-distribution image" if note.protocol == "unsupervised" else "an image that heads learnt from"
+    return f"{note.protocol}: tested images that look like {known}, perhaps saved again or of one video: {listed(counts, 6)}."
 
 
 @_words.register

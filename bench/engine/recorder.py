@@ -104,6 +104,7 @@ class Recorder:
             arrays=hashes,
             n_in=len(in_scores),
             n_out=len(out_scores),
+            look_alikes=trial.look_alikes,
             metrics=figures.metrics,
             auroc_clean=figures.auroc_clean,
             calibration=figures.calibration,

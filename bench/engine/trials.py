@@ -8,6 +8,7 @@ import numpy as np
 
 from oodbench import protocols
 from oodbench.detector import Detector
+from oodbench.engine import look_alikes
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
 from oodbench.engine.statistics_cache import Jobs, Setting, StatisticsCache, merged
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, reason
@@ -24,6 +25,7 @@ class Trial(NamedTuple):
     split: Split
     heads: Mapping[Detector, Head | Exception]
     settings: Mapping[Detector, list[Setting]]  # those that the head chose from
+    look_alikes: int = 0  # tested images that look like one of which the heads know, or like an in-distribution one
 
     def chosen(self) -> dict[Detector, list[Setting]]:
         """The one setting that each head keeps."""
@@ -114,17 +116,22 @@ class Trials:
         """
         measured = self._measured(test_set, images)
         alone = {detector: [detector.setting] for detector in wanted.get("unsupervised", [])}
+        sides, made = measured.sides, images.kind in ("corruption", "adversarial")
         trials: dict[str, Trial | OodbenchError] = {}
         for protocol, detectors in wanted.items():
             grids = {detector: detector.shift_settings for detector in detectors}
             try:
                 if protocol == "unsupervised":
-                    trials[protocol] = Trial(protocols.whole(*measured.sides), self.heads, alone)
+                    alike = 0 if made else look_alikes.of_in_distribution(sides)
+                    trials[protocol] = Trial(protocols.whole(*sides), self.heads, alone, alike)
                 elif protocol == "per-shift":
-                    trials[protocol] = Trial(measured.learn(detectors, alone), measured.heads, grids)
+                    split = measured.learn(detectors, alone)
+                    alike = 0 if made else look_alikes.of_split(split, sides, sides)
+                    trials[protocol] = Trial(split, measured.heads, grids, alike)
                 else:
-                    source, split = self._transferred(detectors, measured.sides)
-                    trials[protocol] = Trial(split, source.heads, grids)
+                    source, split = self._transferred(detectors, sides)
+                    alike = 0 if made else look_alikes.of_split(split, source.sides, sides)
+                    trials[protocol] = Trial(split, source.heads, grids, alike)
             except (Unsuitable, BadData) as error:
                 trials[protocol] = error
         sound = [trial for trial in trials.values() if isinstance(trial, Trial)]

@@ -84,6 +84,8 @@ class DetectionRecord(Record):
     sizes: dict[str, tuple[int, int | None]] = {}  # images here and in the official set, by set name
     n_in: int | None = None
     n_out: int | None = None
+    # Tested images that look like one that the head learnt from, or, unsupervised, like an in-distribution one.
+    look_alikes: int = 0
     metrics: Metrics | None = None
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own

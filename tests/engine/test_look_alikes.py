@@ -1,0 +1,95 @@
+"""Images that look alike: against a loop over pairs, and planted ones are named in the leaderboard."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import oodbench
+from oodbench.engine.look_alikes import look_alikes
+from oodbench.image_set import ImageSet
+from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.gather import gather
+from oodbench.results.folder import RunFolder
+
+
+def photographs(count: int, seed: int) -> torch.Tensor:
+    """Crops (count, 3, 32, 32) of two photographs, far from each other."""
+    random = np.random.default_rng(seed)
+    crops = []
+    for number in range(count):
+        photo = load_sample_images().images[number % 2]
+        top, left = (32 * random.integers(side // 32) for side in photo.shape[:2])
+        crops.append(photo[top : top + 32, left : left + 32])
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def saved_again(image: torch.Tensor, size: int, quality: int) -> torch.Tensor:
+    """As JPEG, at another size, and back at 32×32."""
+    file = io.BytesIO()
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
+    resized.save(file, "JPEG", quality=quality)
+    again = Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(again)).permute(2, 0, 1)
+
+
+def by_pairs(images: torch.Tensor, others: torch.Tensor) -> list[bool]:
+    """The slow, obvious way; equal images are one image."""
+
+    def thumbnail(image):
+        fields = image.double().reshape(3, 16, 2, 16, 2).mean((2, 4))
+        return fields.round().flatten().numpy()
+
+    found = []
+    for image in images:
+        small = thumbnail(image)
+        differences = [np.sqrt(np.mean((small - thumbnail(o)) ** 2)) for o in others if not torch.equal(o, image)]
+        found.append(bool(min(differences) <= min(8, small.std() / 4)))
+    return found
+
+
+def test_it_is_the_smallest_difference_of_any_pair(monkeypatch):
+    monkeypatch.setattr("oodbench.engine.look_alikes.CHUNK", 7)
+    known = photographs(40, 0)
+    images = photographs(20, 1)
+    images[3], images[9] = saved_again(known[30], 64, 90), saved_again(known[2], 128, 85)
+    found = look_alikes(ImageSet(images), np.arange(20), ImageSet(known), np.arange(40))
+    assert found.tolist() == by_pairs(images, known)
+    assert found[[3, 9]].all()
+    assert look_alikes(ImageSet(images), np.array([9, 3]), ImageSet(known), np.arange(29)).tolist() == [True, False]
+
+
+def test_one_image_and_flat_images_are_no_look_alikes():
+    images = photographs(6, 0)
+    images[1], images[4] = 200, 203  # flat, but different
+    one = ImageSet(images)
+    assert not look_alikes(one, np.arange(6), one, np.arange(6)).any()
+    assert not look_alikes(ImageSet(images.clone()), np.arange(6), one, np.arange(6)).any()  # equal: treated as one image
+    grey = ImageSet(images[:, :1])
+    assert not look_alikes(grey, np.arange(6), one, np.arange(6)).any()
+
+
+def test_a_planted_image_that_was_saved_again_is_named(tmp_path, monkeypatch):
+    inside = oodbench.load_dataset("digits").images
+    planted = oodbench.load_dataset("digits-heldout").images[:30].clone()
+    planted[5] = (inside[100].int() + 3).clamp(0, 255).to(torch.uint8)
+    planted[20:25] = planted[5:6]
+    planted[21] = (planted[20].int() - 2).clamp(0, 255).to(torch.uint8)  # look-alikes within the set
+    monkeypatch.setattr("oodbench.datasets.uniform.uniform", lambda root, split: ImageSet(planted, name="uniform"))
+    oodbench.run("digits", out=tmp_path / "run", detectors=["msp", "odin"], datasets=["uniform"], measure_costs=False)
+    records = {record.protocol: record for record in RunFolder(tmp_path / "run").records() if record.detector == "odin"}
+    assert records["unsupervised"].look_alikes == 6
+    frame, notes = gather([RunFolder(tmp_path / "run")])
+    text = " ".join(render(frame, notes=notes).split())
+    assert "unsupervised: tested images that look like an in-distribution image" in text
+    assert "uniform (6 of 607)" in text
+
+
+@pytest.mark.parametrize("kind", ["corruption", "adversarial"])
+def test_what_is_made_from_in_distribution_images_is_not_asked(tmp_path, kind):
+    name = {"corruption": "digits+noise@1", "adversarial": "digits+fgsm"}[kind]
+    results = oodbench.run("digits", out=tmp_path / "run", detectors=["msp"], datasets=[name], limit=30, measure_costs=False)
+    assert {record.look_alikes for record in results.records()} == {0}
