@@ -147,8 +147,8 @@ class ImageSet:
         for start in range(0, len(self), 1024):
             rows = range(start, min(start + 1024, len(self)))
             pixels = np.ascontiguousarray(self.read(rows).numpy())
-            digest.update(pixels)
-            hashes = (hashlib.blake2b(image, digest_size=8).digest() for image in pixels)
+            digest.update(pixels.data)
+            hashes = (hashlib.blake2b(image.data, digest_size=8).digest() for image in pixels)
             contents[rows.start : rows.stop] = [int.from_bytes(found, "little", signed=True) for found in hashes]
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).numpy().tobytes())
@@ -157,9 +157,10 @@ class ImageSet:
     @cached_property
     def thumbnails(self) -> Tensor:
         """uint8 (N, C·16·16): the mean colour of each of 16×16 fields, or the pixels of smaller images."""
-        side = [min(THUMBNAIL, pixels) for pixels in self.images.shape[2:]]
+        height, width = (min(THUMBNAIL, pixels) for pixels in self.images.shape[2:])
         parts = (self.read(range(start, min(start + 1024, len(self)))) for start in range(0, len(self), 1024))
-        return torch.cat([adaptive_avg_pool2d(part.float(), side).round().to(torch.uint8).flatten(1) for part in parts])
+        means = (adaptive_avg_pool2d(part.float(), (height, width)) for part in parts)
+        return torch.cat([part.round().to(torch.uint8).flatten(1) for part in means])
 
     @property
     def official_size(self) -> int | None:
