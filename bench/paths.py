@@ -11,14 +11,24 @@ from oodbench.errors import OodbenchError
 
 
 def cache_root() -> Path:
-    """``$OODBENCH_CACHE``, else ``oodbench`` in the user's cache folder of this system."""
+    """``$OODBENCH_CACHE``, else ``oodbench`` in the user's cache folder of this system.
+
+    An empty variable counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification asks. Raises
+    OodbenchError if the user has no home folder.
+    """
     if given := os.environ.get("OODBENCH_CACHE"):
         return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "oodbench"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "oodbench"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oodbench"
+    windows, xdg = os.environ.get("LOCALAPPDATA", ""), os.environ.get("XDG_CACHE_HOME", "")
+    if sys.platform == "win32" and windows:
+        return Path(windows) / "oodbench"
+    if sys.platform not in ("darwin", "win32") and Path(xdg).is_absolute():
+        return Path(xdg) / "oodbench"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise OodbenchError(f"cannot find a cache folder ({error}); set OODBENCH_CACHE to a folder") from error
+    inside = {"darwin": Path("Library", "Caches"), "win32": Path("AppData", "Local")}
+    return home / inside.get(sys.platform, Path(".cache")) / "oodbench"
 
 
 def data_root(given: str | Path | None = None) -> Path:

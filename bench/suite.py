@@ -15,6 +15,7 @@ from oodbench.registry import unknown
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
 
 
 class TestSet(BaseModel):
@@ -56,7 +57,7 @@ class Suite(BaseModel):
     transfer_from: str | None = None  # full name (with level) of the set that transfer learns from
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     batch_size: int = Field(default=256, ge=1)
     sets: list[TestSet] = Field(min_length=1)
 
