@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.errors import BadData
+from oodbench.errors import BadData, contained
 from oodbench.results.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
@@ -102,7 +102,8 @@ class ImageSet:
         """The images of these rows, uint8 (len(rows), C, H, W), decoded if necessary."""
         if isinstance(self.images, Tensor):
             return self.images[torch.as_tensor(rows)]
-        return self.images[[int(r) for r in rows]]
+        with contained():
+            return self.images[[int(r) for r in rows]]
 
     def select(self, rows: Tensor) -> "ImageSet":
         """The set of these rows (n,), in this order; ``base_index`` and ``base`` still point to the originals."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import entrypoints
 
-from oodbench.errors import OodbenchError, UsageError, reason
+from oodbench.errors import OodbenchError, UsageError, contained, reason
 
 FAMILIES = ("detectors", "datasets", "models")
 
@@ -214,10 +214,8 @@ def check(record: Record) -> Record:
 def resolve(target: str) -> Any:
     """``module:attribute.path`` -> the object."""
     module, _, path = target.partition(":")
-    try:
+    with contained():
         found = importlib.import_module(module)
-    except SystemExit as error:
-        raise ImportError(f"{module} exits on import") from error
-    for part in path.split(".") if path else ():
-        found = getattr(found, part)
+        for part in path.split(".") if path else ():
+            found = getattr(found, part)
     return found
