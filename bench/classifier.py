@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.errors import BadData, OodbenchError, Unsuitable, contained
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
@@ -149,7 +149,7 @@ class Classifier(nn.Module):
 
     def _checked_pass(self, images: Tensor) -> Tensor:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), contained():
                 return self(images.to(self.device, self.dtype))
         except OodbenchError:
             raise

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from oodbench import code_hash, registry, standalone, state
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, NotFitted, UsageError, reason
+from oodbench.errors import BadData, NotFitted, UsageError, contained, reason
 from oodbench.heads import HEADS, Head
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
@@ -278,7 +278,8 @@ def load_detector(name: str, **parameters: Any) -> Detector:
         raise UsageError(f"detector '{name}' is {kind!r}, not a subclass of oodbench.Detector")
     known = _arguments(kind)
     registry.check_parameters(name, parameters, known)
-    detector = kind(**parameters)
+    with contained():
+        detector = kind(**parameters)
     detector.name = name
     return detector
 

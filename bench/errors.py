@@ -3,6 +3,9 @@
 The command line prints these without a traceback (unless ``--debug``) and exits with ``exit_code``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OodbenchError(Exception):
     """An error that the user can fix: the message is one line that names the problem and the remedy."""
@@ -33,6 +36,20 @@ class Unsuitable(OodbenchError):
 
 class NotFitted(OodbenchError):
     """A detector was asked for scores before it was fitted on the in-distribution training set."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Turn what third-party code raises to end the process, such as SystemExit, into an error that fails it alone.
+
+    Ctrl-C still ends the process.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"raised {error!r}, which would end the process") from error
 
 
 def one_line(text: str) -> str:

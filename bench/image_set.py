@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from oodbench.errors import BadData
+from oodbench.errors import BadData, contained
 from oodbench.results.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
@@ -104,7 +104,8 @@ class ImageSet:
         """The images of these rows, uint8 (len(rows), C, H, W), decoded if necessary."""
         if isinstance(self.images, Tensor):
             return self.images[torch.as_tensor(rows)]
-        return self.images[[int(r) for r in rows]]
+        with contained():
+            return self.images[[int(r) for r in rows]]
 
     def select(self, rows: Tensor) -> "ImageSet":
         """The set of these rows (n,), in this order; ``base_index`` and ``base`` still point to the originals."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData
+from oodbench.errors import BadData, contained
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
 from oodbench.probe import NEED_GRAPH, Probe
@@ -67,11 +67,12 @@ def learn(
     observing: list[Detector] = []
     for detector in detectors:
         try:
-            detector.check(classifier)
-            if "seed" in detector.parameters():
-                detector.run_seed_ = train_set.seed
-            if detector.prepares:
-                prepare(detector, classifier, train_set, progress)
+            with contained():
+                detector.check(classifier)
+                if "seed" in detector.parameters():
+                    detector.run_seed_ = train_set.seed
+                if detector.prepares:
+                    prepare(detector, classifier, train_set, progress)
         except Exception as error:
             on_error(detector, error)
         else:
@@ -145,14 +146,15 @@ def observe(
         with probe.mode():
             for detector in list(learning):
                 try:
-                    detector.observe(probe)
+                    with contained():
+                        detector.observe(probe)
                 except Exception as error:
                     learning.remove(detector)
                     on_error(detector, error)
         on_batch(len(rows))
     for detector in learning:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), contained():
                 detector.finish()
         except Exception as error:
             on_error(detector, error)
@@ -196,7 +198,7 @@ def statistics(
             for detector in list(parts):
                 start = time.perf_counter()
                 try:
-                    with detector.computing(jobs[detector]):
+                    with contained(), detector.computing(jobs[detector]):
                         parts[detector].append(detector.grouped_statistics(probe))
                 except Exception as error:
                     del parts[detector]
@@ -235,7 +237,8 @@ def probabilities(
                 network.append(probe.softmax.cpu().numpy())
             for detector in list(parts):
                 try:
-                    given = detector.probabilities(probe)
+                    with contained():
+                        given = detector.probabilities(probe)
                     if given is not None:
                         parts[detector].append(given.detach().double().cpu().numpy())
                 except Exception as error:

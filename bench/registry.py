@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import entrypoints
 
-from oodbench.errors import OodbenchError, UsageError, reason
+from oodbench.errors import OodbenchError, UsageError, contained, reason
 
 FAMILIES = ("detectors", "datasets", "models")
 
@@ -131,7 +131,10 @@ def records(family: str) -> dict[str, Record]:
 
 
 def add_plugin(target: str, family: str = "detectors") -> str:
-    """Register ``module:Class`` for this process and return its name: ``Class.name``, or the class name in lower case."""
+    """Register ``module:Class`` for this process and return its name: ``Class.name``, or the class name in lower case.
+
+    Raises UsageError for a target that cannot be imported, and for a name that something else has.
+    """
     if ":" not in target:
         raise UsageError(f"--plugin takes module:Class, not '{target}'")
     try:
@@ -143,12 +146,21 @@ def add_plugin(target: str, family: str = "detectors") -> str:
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
     if family == "detectors" and not (isinstance(name, str) and name.isprintable() and ":" not in name):
         raise UsageError(f"--plugin {target}: {name!r} cannot name a detector, because NAME:VARIANT names a row; rename it")
-    _added[family, name] = Record(family, name, target, distribution="--plugin")
+    if (other := records(family).get(name)) and other.target != target:
+        raise UsageError(
+            f"--plugin {target}: the name '{name}' belongs to {other.target} of {other.owner}; rename the class, or set its"
+            " attribute name"
+        )
+    if other is None:
+        _added[family, name] = Record(family, name, target, distribution="--plugin")
     return name
 
 
 def find(family: str, name: str) -> Record:
-    """The record of a name. Raises UsageError for an unknown name, with the nearest known one."""
+    """The record of a name. Raises UsageError for an unknown name, with the nearest known one.
+
+    Warns where another package claims the name of a built-in, because that package's object is not what is found.
+    """
     known = records(family)
     if name not in known:
         base, _, variant = name.partition(":")
@@ -157,6 +169,9 @@ def find(family: str, name: str) -> Record:
         raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
     if known[name].error:
         raise UsageError(known[name].error)
+    for claim in known.values():
+        if claim.name == name and claim.error:
+            warnings.warn(f"{claim.error}; the built-in is used", stacklevel=2)
     return known[name]
 
 
@@ -199,10 +214,8 @@ def check(record: Record) -> Record:
 def resolve(target: str) -> Any:
     """``module:attribute.path`` -> the object."""
     module, _, path = target.partition(":")
-    try:
+    with contained():
         found = importlib.import_module(module)
-    except SystemExit as error:
-        raise ImportError(f"{module} exits on import") from error
-    for part in path.split(".") if path else ():
-        found = getattr(found, part)
+        for part in path.split(".") if path else ():
+            found = getattr(found, part)
     return found

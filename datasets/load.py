@@ -20,7 +20,7 @@ from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, parse
 from oodbench.datasets.resize import FILTERS, Resized, decoded
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, contained, reason
 from oodbench.image_set import Images, ImageSet
 from oodbench.paths import data_root
 from oodbench.progress import Progress
@@ -171,7 +171,8 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     if name.part and not takes_parts(loader):
         raise UsageError(f"{name.base} has no parts, so no '{name.part}'; write {name.base}")
     try:
-        images = loader(root, split, name.part, name.part_level) if takes_parts(loader) else loader(root, split)
+        with contained():
+            images = loader(root, split, name.part, name.part_level) if takes_parts(loader) else loader(root, split)
     except OodbenchError:
         raise
     except Exception as error:

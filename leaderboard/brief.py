@@ -11,7 +11,7 @@ from oodbench.leaderboard.aggregate import CONTROL, CONTROLS, COST, GROUP, METRI
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
 from oodbench.leaderboard.text import GAP, noted, wrapped
-from oodbench.leaderboard.text_table import best_rows, row_labels, times, title_of
+from oodbench.leaderboard.text_table import NO_CELLS, best_rows, row_labels, times, title_of
 
 MOST, FEWEST = 10, 3  # rows of a protocol
 NAME = 16  # characters that a detector's name has at least, where columns compete for the width
@@ -24,6 +24,8 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     ``notes`` are what ``gather`` gives; any frame with ``COLUMNS`` will do.
     """
     frame = qualified(frame)
+    if frame.empty:
+        return f"{NO_CELLS}\n"
     tables, paragraphs, missing = [], [], []
     for _, cells in frame.groupby(GROUP, sort=False):
         unique = unique_cells(cells)

@@ -19,14 +19,13 @@ from oodbench.leaderboard.latex import write_latex
 from oodbench.leaderboard.markdown import write_markdown
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.text import write_text
-from oodbench.leaderboard.text_table import TextTable, text_table
+from oodbench.leaderboard.text_table import NO_CELLS, TextTable, text_table
 from oodbench.registry import unknown
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
 
 TEXTS = ("model", "in_distribution", "detector", "protocol", "dataset", "kind", "status", "reason")
 WHOLE_NUMBERS = ("level", "seed", "n_in", "n_out")
-NO_CELLS = "No cells yet; oodbench run makes some."
 
 
 def render(

@@ -22,6 +22,7 @@ from oodbench.leaderboard.aggregate import (
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, counted, table_notes
 
+NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 

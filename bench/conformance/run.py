@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from oodbench import paths, registry
 from oodbench.conformance.outcomes import Failed, Outcome, Skipped
 from oodbench.datasets.name import base_of
-from oodbench.errors import UsageError, reason
+from oodbench.errors import UsageError, contained, reason
 
 Family = Literal["detectors", "datasets"]
 FAMILIES: tuple[Family, ...] = ("detectors", "datasets")
@@ -55,7 +55,9 @@ def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Ite
     """The finding of each check."""
     for name, does in checks.items():
         try:
-            yield Outcome(name, "pass", does(subject))
+            with contained():
+                found = does(subject)
+            yield Outcome(name, "pass", found)
         except Skipped as error:
             yield Outcome(name, "skip", str(error))
         except Failed as error:

@@ -1,7 +1,7 @@
 """A detector under check, on a tiny network that learnt an easy task, with the fits shared by several checks."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from oodbench.conformance.outcomes import Failed, Skipped
 from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.conformance.watch import Watched, watch
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import Unsuitable, reason
+from oodbench.errors import Unsuitable, UsageError, contained, reason
 from oodbench.probe import Probe
 
 TRAIN, LABELS = easy_task(400, seed=0)
@@ -50,7 +50,8 @@ class Subject:
         """The fitted detector and its scores of the task's test images, or the error that it raised."""
         try:
             detector = self.fit()
-            columns(self.classifier, detector, INSIDE)
+            with contained():
+                columns(self.classifier, detector, INSIDE)
         except Exception as error:
             return error
         try:
@@ -106,8 +107,12 @@ def subject(name: str, parameters: Mapping[str, Any]) -> Subject:
     def make() -> Detector:
         return load_detector(name, **{**quick, **parameters})
 
-    with suppress(TypeError, ValueError):  # the first check reports it; a misspelt name is reported at once
+    try:
         make()
+    except UsageError:  # a misspelt name is reported at once
+        raise
+    except Exception:  # the first check reports it
+        pass
     return Subject(make, registry.find("detectors", name))
 
 

@@ -5,6 +5,7 @@ a detector that cannot be built are kept with the reason, which their records re
 """
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
 from oodbench.results.records import row_name
@@ -264,12 +266,14 @@ def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
             fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
             raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
     _check_variants(name, detector)
+    _check_signals(name, detector)
     try:
         json.dumps(detector.parameters(), allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise BadData(
             f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"
         ) from error
+    _check_grid(name, detector)
     return detector
 
 
@@ -280,3 +284,33 @@ def _check_variants(name: str, detector: Detector) -> None:
         raise BadData(f"{name}: variants = {variants!r}; they are a tuple of different names without a colon")
     if variants and detector.unsupervised_head != "identity":
         raise BadData(f"{name}: has variants, so each column is a score and its unsupervised_head is identity")
+
+
+def _check_signals(name: str, detector: Detector) -> None:
+    signals = () if detector.signals is None else detector.signals
+    if isinstance(signals, str) or not isinstance(signals, Collection):
+        raise BadData(f"{name}: signals = {signals!r}; they are a tuple of names, such as ('logits',)")
+    for signal in signals:
+        if signal not in SIGNALS:
+            raise BadData(unknown(f"signal of {name}", str(signal), SIGNALS, f"known: {', '.join(sorted(SIGNALS))}"))
+
+
+def _check_grid(name: str, detector: Detector) -> None:
+    """Raise BadData for a grid whose settings are not constructor arguments, the same ones in each, and JSON values."""
+    grid, known = detector.grid, detector.parameters()
+    if not isinstance(grid, Sequence) or not all(isinstance(setting, Mapping) for setting in grid):
+        raise BadData(f"{name}: grid = {grid!r}; it is a tuple of dicts of constructor arguments")
+    for setting in grid:
+        for argument in setting:
+            if argument not in known:
+                raise BadData(
+                    unknown(f"argument of {name} in its grid", str(argument), known, f"it has: {', '.join(known) or 'none'}")
+                )
+        if setting.keys() != grid[0].keys():
+            raise BadData(f"{name}: {setting} in its grid has other arguments than {grid[0]}; vary the same ones in each")
+    try:
+        json.dumps(list(grid), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadData(f"{name}: its grid must hold JSON values: {error}") from error
+    if not grid and detector.shift_head is not None and HEADS[detector.shift_head].chooses:
+        raise BadData(f"{name}: its shift_head '{detector.shift_head}' chooses from a grid, and it has none; set grid")

@@ -55,6 +55,8 @@ def run(
         progress.stage(f"loading {suite.model or 'no network'}")
         loaded.load_model(weights, target)
         loaded.load_test_sets(progress)
+        if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
+            progress.say(f"{', '.join(idle)}: {_no_row(suite)}")
         if fresh:
             folder.clear()
         current = _Run(loaded, folder, progress)
@@ -95,6 +97,7 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
         for row in loaded.rows_of(name):
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
+        lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
     return [*lines, _counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets))]
 
 
@@ -240,6 +243,12 @@ def _what_changed(before: DetectionRecord, now: DetectionRecord) -> str:
         return f"{now.row}: the code of its detector changed"
     changed = sorted(name for name in now.decides if getattr(before, name) != getattr(now, name))
     return f"{now.row}: {', '.join(changed) or 'something'} changed"
+
+
+def _no_row(suite: Suite) -> str:
+    """Why a detector has no row."""
+    asked = " or ".join(suite.protocols)
+    return f"no row under {asked}, where only detectors that learn from a shift have one; add --protocol unsupervised"
 
 
 def _counted(cells: int) -> str:

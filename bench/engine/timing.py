@@ -15,6 +15,7 @@ from torch import Tensor
 from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
+from oodbench.errors import contained
 from oodbench.probe import Probe
 
 REPEATS = 11
@@ -106,7 +107,7 @@ def _bare(classifier: Classifier, images: Tensor) -> None:
 def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
     # A copy, because clean twins cost a pass of their own.
     probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
-    with probe.mode(), detector.computing(settings):
+    with contained(), probe.mode(), detector.computing(settings):
         detector.grouped_statistics(probe)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from oodbench import models, registry
 from oodbench.classifier import Classifier
-from oodbench.errors import OodbenchError, UsageError, reason
+from oodbench.errors import OodbenchError, UsageError, contained, reason
 
 DEFAULT_CLASSES = 10
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,7 +80,8 @@ def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
     if not callable(function):
         raise UsageError(f"model '{name}' is {type(function).__name__}, not a function that returns a Classifier")
     try:
-        made = function(*_arguments(function, num_classes))
+        with contained():
+            made = function(*_arguments(function, num_classes))
     except OodbenchError:
         raise
     except Exception as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from oodbench import registry
 from oodbench.classifier import Classifier
-from oodbench.errors import OodbenchError, UsageError, reason
+from oodbench.errors import OodbenchError, UsageError, contained, reason
 
 # package: (module of the attacks, their base class, distribution)
 PACKAGES = {
@@ -62,7 +62,7 @@ def run(name: str, classifier: Classifier, images: Tensor, labels: Tensor, *, se
     """
     attack, package = _class(name), name.partition(":")[0]
     try:
-        with _seeded(seed):
+        with contained(), _seeded(seed):
             found = {"foolbox": _foolbox, "art": _art}[package](attack, classifier, images, labels, dict(settings))
     except OodbenchError:
         raise
@@ -129,7 +129,8 @@ def _class(name: str) -> type:
 
 def _import(name: str, module: str, package: str, distribution: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        with contained():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[
             0

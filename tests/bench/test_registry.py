@@ -114,7 +114,9 @@ def test_duplicate_names_both_owners_and_leaves_the_rest_alone(install):
 def test_builtin_names_are_reserved(install):
     install("thief", "3.1", "[oodbench.detectors]\nmsp = bright_module:Brightness\n", bright_module=GOOD)
     assert registry.records("detectors")["msp"].target == "oodbench.detectors.msp:MSP"
-    assert registry.load("detectors", "msp").__module__ == "oodbench.detectors.msp"  # the main job goes on
+    with pytest.warns(UserWarning, match=r"'msp' of thief 3\.1 uses a name that is reserved .*; the built-in is used$"):
+        kind = registry.load("detectors", "msp")
+    assert kind.__module__ == "oodbench.detectors.msp"  # the main job goes on
     assert "'msp' of thief 3.1 uses a name that is reserved" in registry.records("detectors")["msp (thief)"].error
 
 
@@ -182,6 +184,23 @@ def test_session_plugin_that_cannot_be(install, target, message):
     with pytest.raises(UsageError, match=message):
         registry.add_plugin(target)
     assert registry._added == {}
+
+
+@pytest.mark.parametrize("first", [(), ("bright_module:Brightness",)], ids=["built-in", "plug-in"])
+def test_a_session_plugin_with_a_name_that_is_taken_is_refused(install, first):
+    taken, owner = ("brightness", "bright_module:Brightness of --plugin") if first else ("msp", "oodbench.detectors.msp:MSP")
+    install("plain", "1", "", bright_module=GOOD, other_module=f"class Other:\n    name = {taken!r}\n")
+    for target in first * 2:  # the same one again is no clash
+        assert registry.add_plugin(target) == taken
+    with pytest.raises(UsageError, match=f"--plugin other_module:Other: the name '{taken}' belongs to {owner}"):
+        registry.add_plugin("other_module:Other")
+    assert registry.find("detectors", taken).target != "other_module:Other"
+
+
+def test_a_session_plugin_may_be_what_its_package_registers(install):
+    install("bright-plugin", "2.5", "[oodbench.detectors]\nbrightness = bright_module:Brightness\n", bright_module=GOOD)
+    assert registry.add_plugin("bright_module:Brightness") == "brightness"
+    assert registry.load("detectors", "brightness").__name__ == "Brightness"
 
 
 @pytest.mark.parametrize("name", ["a:b", "a\nb", 3])

@@ -72,6 +72,25 @@ def test_leaderboard_in_every_format(small_run, tmp_path, form):
         assert (tmp_path / "out").read_text().split() == piped.stdout.split()
 
 
+@pytest.mark.parametrize(
+    ("detector", "protocol", "why"),
+    [
+        ("msp", "per-shift", "msp: no row under per-shift, where only detectors that learn from a shift have one"),
+        ("pixels", "transfer", "transfer  learns from photos"),
+    ],
+)
+def test_a_run_without_rows_says_so(tmp_path, detector, protocol, why):
+    options = ["--detector", detector, "--protocol", protocol, "--dataset", "photos", "--limit", 40, "--out", tmp_path / "run"]
+    done = oodbench("run", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("No cells yet; oodbench run --dry-run")
+    assert oodbench("leaderboard", tmp_path / "run").stdout == done.stdout.splitlines()[0] + "\n"
+    plan = oodbench("run", *options, "--dry-run").stdout
+    assert why in plan
+    assert plan.endswith("0 cells\n")
+    assert (f"{detector}: no row" in done.stderr) == (f"{detector}: no row" in plan)
+
+
 def test_a_second_run_finds_everything_done(small_run):
     _, folder = small_run
     options = ["--limit", 60, "--detector", "msp", "--dataset", "photos", "--out", folder]

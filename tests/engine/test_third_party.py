@@ -1,0 +1,105 @@
+"""Third-party code that tries to end the process, and class attributes that make no sense: each fails alone."""
+
+import re
+import sys
+import textwrap
+
+import pytest
+
+import oodbench
+from oodbench import conformance, registry
+from oodbench.datasets.load import load_dataset
+from oodbench.errors import OodbenchError, contained
+from oodbench.models.build import build
+
+HEADER = """
+    import sys
+
+    import oodbench
+
+
+    class Stop(BaseException):
+        pass
+
+
+    class Dark(oodbench.Detector):
+        "Minus the mean of the pixels."
+
+        signals = ("images",)
+
+        def statistics(self, probe):
+            return -probe.images.mean((1, 2, 3))
+
+
+    def build():
+        raise Stop("no network")
+
+
+    def load(root, split):
+        sys.exit("no images")
+    """
+TROUBLE = {  # name: (body of the class, why it has no figures)
+    "statistics": ("def statistics(self, probe): sys.exit()", "raised SystemExit(), which would end the process"),
+    "observe": ("def observe(self, probe): raise Stop('enough')", "raised Stop('enough'), which would end the process"),
+    "finish": ("def finish(self): sys.exit(3)\n        def observe(self, probe): pass", "raised SystemExit(3)"),
+    "check": ("def check(self, classifier): sys.exit(0)", "raised SystemExit(0)"),
+    "constructor": ("def __init__(self): raise SystemExit", "raised SystemExit()"),
+    "absent": ("grid = ({'p': 1}, {'p': 2})", "unknown argument of absent in its grid 'p' (it has: none)"),
+    "mapping": ("grid = {'p': [1, 2]}", "grid = {'p': [1, 2]}; it is a tuple of dicts"),
+    "uneven": ("grid = ({'p': 1}, {'q': 2})", "{'q': 2} in its grid has other arguments than {'p': 1}"),
+    "not-json": ("grid = ({'p': float('nan')},)", "its grid must hold JSON values"),
+    "no-grid": ("shift_head = 'choose'", "its shift_head 'choose' chooses from a grid, and it has none"),
+    "misspelt": ("signals = ('logit',)", "unknown signal of misspelt 'logit'; did you mean 'logits'"),
+    "text": ("signals = 'images'", "signals = 'images'; they are a tuple of names"),
+    "number": ("signals = 3", "signals = 3; they are a tuple of names"),
+}
+ARGUMENTS = "def __init__(self, p=1, q=1): self.p, self.q = p, q\n        "
+
+
+@pytest.fixture
+def trouble(tmp_path, monkeypatch):
+    """The names of the detectors above, registered as if by --plugin."""
+    source = textwrap.dedent(HEADER)
+    for place, (name, (body, _)) in enumerate(TROUBLE.items()):
+        arguments = ARGUMENTS if name in ("uneven", "not-json") else ""
+        source += textwrap.dedent(f"\n    class D{place}(Dark):\n        name = {name!r}\n        {arguments}{body}\n")
+    (tmp_path / "trouble_for_a_test.py").write_text(source)
+    (tmp_path / "exits_for_a_test.py").write_text("raise SystemExit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+    yield [registry.add_plugin(f"trouble_for_a_test:D{place}") for place in range(len(TROUBLE))]
+    del sys.modules["trouble_for_a_test"]
+
+
+def test_each_detector_fails_alone(tmp_path, trouble):
+    options = {"detectors": ["msp", *trouble], "datasets": ["photos"], "protocols": ["unsupervised"], "limit": 40}
+    frame = oodbench.run("digits", out=tmp_path / "run", **options).frame().set_index("detector")
+    assert frame.status.to_dict() == {"msp": "ok"} | dict.fromkeys(TROUBLE, "failed")
+    assert {name: message in frame.reason[name] for name, (_, message) in TROUBLE.items()} == dict.fromkeys(TROUBLE, True)
+
+
+@pytest.mark.parametrize("name", ["statistics", "constructor", "check"])
+def test_its_conformance_fails(trouble, name):
+    outcomes = list(conformance.check(name))
+    assert any(outcome.outcome == "fail" and "raised SystemExit" in outcome.reason for outcome in outcomes)
+
+
+def test_a_model_that_exits_is_an_error(trouble):
+    with pytest.raises(OodbenchError, match=r"failed when it was built: RuntimeError: raised Stop\('no network'\)"):
+        build("trouble_for_a_test:build")
+    with pytest.raises(OodbenchError, match=r"cannot be imported: RuntimeError: raised SystemExit\(\)"):
+        build("exits_for_a_test:build")
+
+
+def test_a_set_that_exits_fails_alone(tmp_path, trouble, monkeypatch):
+    record = registry.Record("datasets", "theirs", "trouble_for_a_test:load", distribution="theirs")
+    monkeypatch.setitem(registry._added, ("datasets", "theirs"), record)
+    with pytest.raises(OodbenchError, match=re.escape("cannot be loaded: RuntimeError: raised SystemExit('no images')")):
+        load_dataset("theirs")
+    frame = oodbench.run("digits", detectors=["msp"], datasets=["theirs", "photos"], limit=40, out=tmp_path / "run").frame()
+    assert frame.set_index("dataset").status.to_dict() == {"theirs": "failed", "photos": "ok"}
+
+
+def test_ctrl_c_is_not_contained():
+    with pytest.raises(KeyboardInterrupt), contained():
+        raise KeyboardInterrupt
