@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oodbench.errors import OodbenchError, Unsuitable
+from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 
 VALIDATION_SIZE = 1000  # maximum images per side, as in Liang et al. 2018 and Lee et al. 2018
@@ -149,6 +149,20 @@ def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
 def shares_images(a: ImageSet, b: ImageSet) -> bool:
     """Whether two sets were made from one base set."""
     return a.identity == b.identity
+
+
+def require_same_classes(train: ImageSet, held_out: ImageSet) -> None:
+    """Raise BadData where images of ``held_out`` have a class that ``train`` does not have under the same number."""
+    if train.labels is None or held_out.labels is None or not train.classes or not held_out.classes:
+        return
+    labels = held_out.labels.unique().tolist()
+    strange = [held_out.classes[n] for n in labels if held_out.classes[n] not in train.classes[n : n + 1]]
+    if strange:
+        some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+        raise BadData(
+            f"{held_out.name}: its {held_out.split} split has classes that its {train.split} split lacks or numbers otherwise"
+            f" ({some}); give both splits the same classes"
+        )
 
 
 def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:

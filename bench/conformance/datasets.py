@@ -175,11 +175,13 @@ def base_index(subject: Subject) -> str:
 
 
 def splits_apart(subject: Subject) -> str:
-    """Training images are not the test images."""
+    """Training images are not the test images, and both splits number their classes alike."""
     if len(subject.splits) < 2:
         raise Skipped(f"only the split {next(iter(subject.splits))} is available")
     train, test = subject.splits["train"], subject.splits["test"]
     require(not protocols.shares_images(train, test), "train and test are made from the same images")
+    moved = [name for name in train.classes if name in test.classes and train.classes.index(name) != test.classes.index(name)]
+    require(not moved, f"train and test number their classes differently ({', '.join(moved[:5])})")
     return "train and test are different images"
 
 

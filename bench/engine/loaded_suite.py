@@ -104,6 +104,7 @@ class LoadedSuite:
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
+        protocols.require_same_classes(self.train, self.in_distribution)
         for images in (self.train, self.in_distribution):
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []

@@ -166,6 +166,7 @@ def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, 
         )
     if protocols.shares_images(train, held_out):
         raise BadData(f"{dataset}: its train and {held_out_split} splits have the same images; give another --held-out split")
+    protocols.require_same_classes(train, held_out)
     return train, held_out
 
 

@@ -53,6 +53,11 @@ def subfolders(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())]
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` that hold images, sorted by name. Others, such as ``__MACOSX``, are no classes."""
+    return [path for path in subfolders(folder) if next(image_names(path), None)]
+
+
 def labelled_files(folders: Iterable[tuple[Path, int]]) -> tuple[list[Path], list[int]]:
     """Return the image files of class folders, given as (folder, label), and the label of each file."""
     pairs = [(path, label) for folder, label in folders for path in image_files(folder)]

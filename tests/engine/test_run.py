@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import oodbench
 from oodbench import protocols, registry
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
-from oodbench.errors import MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
 
@@ -266,6 +269,31 @@ def test_in_distribution_images_are_no_shift(tmp_path):
     frame = run(tmp_path / "run", detectors=["msp"], datasets=["digits", "digits:3", "digits-heldout"]).frame()
     assert frame.set_index("dataset").status.to_dict() == {"digits": "failed", "digits:3": "failed", "digits-heldout": "ok"}
     assert "are in-distribution test images" in frame.set_index("dataset").reason["digits:3"]
+
+
+def test_classes_have_one_number_in_both_splits(tmp_path):
+    """A class folder missing from the test split once shifted the labels of all classes after it."""
+    from PIL import Image
+
+    def save(split, place, count=6):
+        digits = load_dataset("digits", split=split)
+        for digit in (0, 1, 2):
+            (tmp_path / place / split / f"c{digit}").mkdir(parents=True)
+            for row in (digits.labels == digit).nonzero().flatten().tolist()[:count]:
+                image = digits.images[row].permute(1, 2, 0).numpy()
+                Image.fromarray(image).save(tmp_path / place / split / f"c{digit}" / f"{row}.png")
+
+    for place, gone in (("fewer", "test/c1"), ("more", "train/c1")):
+        for split in ("train", "test"):
+            save(split, place)
+        shutil.rmtree(tmp_path / place / gone)
+    inside = {"detectors": ["pixels"], "sets": [TestSet(name="photos")]}
+    loaded = LoadedSuite(Suite(in_distribution="folder:fewer", **inside), Progress(), data=tmp_path)
+    assert loaded.in_distribution.classes == ("c0", "c1", "c2")
+    assert loaded.in_distribution.labels.unique().tolist() == [0, 2]
+    with pytest.raises(BadData, match=r"folder:more: its test split has classes that its train split lacks .*\(c1\)"):
+        LoadedSuite(Suite(in_distribution="folder:more", **inside), Progress(), data=tmp_path)
+    LoadedSuite(Suite(in_distribution="folder:more:c2", **inside), Progress(), data=tmp_path)  # no image of c1
 
 
 def test_an_image_that_breaks_when_decoded_fails_its_set_alone(tmp_path, monkeypatch):
