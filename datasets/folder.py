@@ -5,7 +5,7 @@ from pathlib import Path, PureWindowsPath
 import torch
 
 from oodbench.datasets.formats.files import ImageFiles
-from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split
+from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
@@ -18,7 +18,7 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
     an image suffix and class folders without images are left out.
 
     Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
-    folder that holds no images, or images beside class folders.
+    folder that holds no images, images beside class folders, or folders of class folders.
     """
     name = f"folder:{path}"
     place = root / _below_root(path)
@@ -37,6 +37,8 @@ def _read(name: str, place: Path, split: str, numbering: list[Path]) -> ImageSet
     flat, folders = image_files(place), class_folders(place)
     classes = tuple(dict.fromkeys(path.name for path in (*numbering, *folders)))
     paths, labels = labelled_files((path, classes.index(path.name)) for path in folders)
+    if deep := next((path for path in subfolders(place) if path not in folders and class_folders(path)), None):
+        raise BadData(f"{deep} holds folders of images, one level too deep; move them up, or name {name}/{deep.name} instead")
     if flat and paths:
         raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
     if not flat and not paths:

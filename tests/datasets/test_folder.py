@@ -95,6 +95,22 @@ def test_folders_that_hold_no_set(tmp_path):
         load_dataset("folder:both", data=tmp_path)
 
 
+def test_no_image_is_left_out_silently(tmp_path):
+    for suffix, format in (("jfif", "JPEG"), ("JPE", "JPEG"), ("apng", "PNG"), ("pnm", "PPM"), ("pbm", "PPM")):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "set" / f"a.{suffix}", format=format)
+    assert len(load_dataset("folder:set", data=tmp_path)) == 5
+    for place in ("pets/cat/0.png", "pets/dog/2026/0.png", "splits/train/cat/0.png", "splits/val/cat/0.png"):
+        save_image(tmp_path / place, random_images(1)[0])
+    with pytest.raises(BadData, match=r"dog holds folders of images, one level too deep; .* name folder:pets/dog instead"):
+        load_dataset("folder:pets", data=tmp_path)
+    with pytest.raises(BadData, match=r"train holds folders of images, .* name folder:splits/train instead"):
+        load_dataset("folder:splits", data=tmp_path)
+    (tmp_path / "set" / "itself.png").symlink_to("itself.png")
+    with pytest.raises(BadData, match=r"itself\.png"):
+        load_dataset("folder:set", data=tmp_path)
+
+
 def png_of(width, height, body=b""):
     """A PNG with any size in its header."""
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
