@@ -15,7 +15,7 @@ from torch import Tensor
 from oodbench import protocols, registry
 from oodbench.conformance.outcomes import Failed, Skipped, require
 from oodbench.datasets.load import load_dataset, takes_parts
-from oodbench.datasets.name import Name, parse
+from oodbench.datasets.name import Name, canonical, parse
 from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 
@@ -27,7 +27,7 @@ class Subject:
     """A data set under check; each split is loaded once."""
 
     def __init__(self, name: str, data: Path) -> None:
-        self.name, self.data = name, data
+        self.name, self.data = canonical(name), data
         self.parsed: Name = parse(name)
         self._loaded: dict[str, ImageSet | Exception] = {}
 

@@ -15,6 +15,7 @@ import torch
 from oodbench import protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
+from oodbench.datasets.name import canonical
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.errors import BadData, UsageError, reason
@@ -55,7 +56,7 @@ def fit(
     """
     from oodbench.models.load import load_model
 
-    progress = progress or Progress()
+    progress, dataset = progress or Progress(), canonical(dataset)
     if not 0 < false_alarms < 1:
         raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     progress.stage(f"loading {dataset}")

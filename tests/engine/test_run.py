@@ -234,6 +234,23 @@ def test_a_cell_without_figures_is_tried_again(tmp_path):
     assert again.frame().status.tolist() == ["ok"]
 
 
+def test_a_folder_is_one_set_however_it_is_written(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "data" / "extra").mkdir(parents=True)
+    for place in range(9):
+        Image.fromarray(np.full((8, 8, 3), 20 * place, np.uint8)).save(tmp_path / "data" / "extra" / f"{place}.png")
+    options = {"detectors": ["msp"], "data": tmp_path / "data"}
+    for name in ("folder:extra", "folder:extra/", "folder:./extra"):
+        folder = run(tmp_path / "run", datasets=[name], **options)
+    both = run(tmp_path / "both", datasets=["folder:./extra/", "folder:extra"], **options)
+    assert folder.frame().dataset.tolist() == both.frame().dataset.tolist() == ["folder:extra"]
+    assert len(list(folder.passes_path.glob("*.safetensors"))) == 1
+    sets = [TestSet(name="folder:extra"), TestSet(name="folder:extra/")]
+    with pytest.raises(UsageError, match="lists the set folder:extra twice"):
+        run(tmp_path / "twice", suite=Suite(in_distribution="digits", detectors=["msp"], sets=sets), datasets=None)
+
+
 def test_what_is_finished_stays_when_its_set_or_plugin_is_gone(tmp_path, plugins, monkeypatch):
     from PIL import Image
 
