@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from oodbench.errors import OodbenchError, Unsuitable
+from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 
 VALIDATION_SIZE = 1000  # maximum images per side, as in Liang et al. 2018 and Lee et al. 2018
@@ -179,6 +179,20 @@ def same_images(*sets: ImageSet) -> list[np.ndarray]:
     _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
     numbers = np.argsort(np.argsort(first))[inverse]
     return np.split(numbers, np.cumsum([len(images) for images in sets])[:-1])
+
+
+def require_same_classes(train: ImageSet, held_out: ImageSet) -> None:
+    """Raise BadData where images of ``held_out`` have a class that ``train`` does not have under the same number."""
+    if train.labels is None or held_out.labels is None or not train.classes or not held_out.classes:
+        return
+    labels = held_out.labels.unique().tolist()
+    strange = [held_out.classes[n] for n in labels if held_out.classes[n] not in train.classes[n : n + 1]]
+    if strange:
+        some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+        raise BadData(
+            f"{held_out.name}: its {held_out.split} split has classes that its {train.split} split lacks or numbers otherwise"
+            f" ({some}); give both splits the same classes"
+        )
 
 
 def check_no_leak(split: Split, learnt_from: Sides, tested_on: Sides) -> None:

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from oodbench.datasets.name import canonical
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
@@ -16,6 +17,7 @@ Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
+SetName = Annotated[str, AfterValidator(canonical)]
 
 
 class TestSet(BaseModel):
@@ -28,7 +30,7 @@ class TestSet(BaseModel):
     model_config = ConfigDict(extra="forbid")
     __test__ = False  # keeps pytest from collecting it because of its name
 
-    name: str
+    name: SetName
     kind: Kind | None = None  # None: the set's own default
     levels: list[int] = []
     first: int | None = Field(default=None, ge=1)
@@ -48,13 +50,13 @@ class Suite(BaseModel):
     name: str = ""
     title: str = ""
     model: str | None = None  # None: a suite without a network
-    in_distribution: str
+    in_distribution: SetName
     train_split: str = "train"
     test_split: str = "test"
     size: int | None = Field(default=None, ge=1)
     resize: str = "bilinear"
     protocols: list[Protocol] = ["unsupervised", "per-shift"]
-    transfer_from: str | None = None  # full name (with level) of the set that transfer learns from
+    transfer_from: SetName | None = None  # full name (with level) of the set that transfer learns from
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
@@ -93,7 +95,7 @@ class Suite(BaseModel):
         for protocol in protocols or ():
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
-        asked = {one.name: one for name in datasets or () for one in known.get(name, TestSet(name=name)).each()}
+        asked = {one.name: one for name in map(canonical, datasets or ()) for one in known.get(name, TestSet(name=name)).each()}
         changes: dict[str, Any] = {
             "model": model,
             "sets": list(asked.values()),

@@ -5,7 +5,7 @@ from pathlib import Path, PureWindowsPath
 import torch
 
 from oodbench.datasets.formats.files import ImageFiles
-from oodbench.datasets.formats.layout import SUFFIXES, image_files, labelled_files, require_split, subfolders
+from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
@@ -13,11 +13,12 @@ from oodbench.image_set import ImageSet, Source
 def folder(root: Path, path: str, split: str) -> ImageSet:
     """Load a folder of images, without labels, or of class folders, labelled 0, 1, … in order of name. Files are sorted.
 
-    The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. Hidden files
-    and files without an image suffix are left out.
+    The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. The class
+    folders of ``train`` number the classes of both; those that only ``test`` has come after them. Hidden files, files without
+    an image suffix and class folders without images are left out.
 
     Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
-    folder that holds no images, or images beside class folders.
+    folder that holds no images, images beside class folders, or folders of class folders.
     """
     name = f"folder:{path}"
     place = root / _below_root(path)
@@ -28,12 +29,16 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
         )
     has_splits = (place / "train").is_dir() and (place / "test").is_dir()
     require_split(name, split, ("train", "test") if has_splits else ("test",))
-    return _read(name, place / split if has_splits else place, split)
+    return _read(name, place / split if has_splits else place, split, class_folders(place / "train") if has_splits else [])
 
 
-def _read(name: str, place: Path, split: str) -> ImageSet:
-    flat, folders = image_files(place), subfolders(place)
-    paths, labels = labelled_files((path, label) for label, path in enumerate(folders))
+def _read(name: str, place: Path, split: str, numbering: list[Path]) -> ImageSet:
+    """Read one split. The names of the folders ``numbering`` have the first labels."""
+    flat, folders = image_files(place), class_folders(place)
+    classes = tuple(dict.fromkeys(path.name for path in (*numbering, *folders)))
+    paths, labels = labelled_files((path, classes.index(path.name)) for path in folders)
+    if deep := next((path for path in subfolders(place) if path not in folders and class_folders(path)), None):
+        raise BadData(f"{deep} holds folders of images, one level too deep; move them up, or name {name}/{deep.name} instead")
     if flat and paths:
         raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
     if not flat and not paths:
@@ -44,7 +49,7 @@ def _read(name: str, place: Path, split: str) -> ImageSet:
         name=name,
         split=split,
         kind="far-ood",
-        classes=tuple(path.name for path in folders) if paths else (),
+        classes=classes if paths else (),
         source=Source(title=f"the user's folder {name.partition(':')[2]}"),
     )
 

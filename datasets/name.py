@@ -9,10 +9,11 @@
 ``folder:PATH``         a folder of images below the data root; ``folder:PATH:class`` is one class
 ======================  =====================================================================
 
-The corruption or attack comes last: ``cifar10:airplane+haze@3``.
+The corruption or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/`` is ``folder:a``.
 """
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
@@ -81,7 +82,7 @@ class Name:
 
 def parse(text: str) -> Name:
     """Parse a name. Raises UsageError for an unknown corruption or attack, and for a level that is missing or not 1 to 5."""
-    original, plus, change = text.partition("+")
+    original, plus, change = canonical(text).partition("+")
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
     if original.startswith(f"{FOLDER}:"):
@@ -95,6 +96,19 @@ def parse(text: str) -> Name:
             raise UsageError(f"'{text}' names no part of {base}; write {base}/PART@LEVEL, with a level from 1 to 5")
         parsed = Name(original, base, "", wanted_class, part, _level(level) if at else None)
     return _with_change(parsed, text, change) if plus else parsed
+
+
+def canonical(text: str) -> str:
+    """Return the one spelling of a name: without ``.``, and without doubled or closing slashes in the path of a folder.
+
+    Accepts any text, also invalid names.
+    """
+    original, plus, change = text.partition("+")
+    if not original.startswith(f"{FOLDER}:"):
+        return text
+    path, colon, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
+    one_path = str(PurePosixPath(path)) if path else ""
+    return f"{FOLDER}:{one_path}{colon}{wanted_class}{plus}{change}"
 
 
 def base_of(text: str) -> str:
@@ -135,5 +149,5 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
 
 
 def _level(text: str) -> int | None:
-    """Return 1 to 5, or None for any other text."""
-    return int(text) if text.isdecimal() and int(text) in LEVELS else None
+    """Return 1 to 5, or None for any other text, also for ``03``: a set has one name."""
+    return int(text) if text in map(str, LEVELS) else None

@@ -7,7 +7,7 @@ import torch
 from oodbench.datasets import TABLE
 from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.files import ImageFiles
-from oodbench.datasets.formats.layout import labelled_files, missing, require_split, subfolders
+from oodbench.datasets.formats.layout import class_folders, labelled_files, missing, require_split
 from oodbench.errors import BadData
 from oodbench.image_set import ImageSet, Source
 
@@ -27,7 +27,7 @@ def textures(root: Path, split: str) -> ImageSet:
     folder = root / "dtd" / "images"
     if not folder.is_dir():
         raise missing("textures", split, folder, ARCHIVE)
-    classes = subfolders(folder)
+    classes = class_folders(folder)
     paths, labels = labelled_files((path, label) for label, path in enumerate(classes))
     if not paths:
         raise BadData(f"{folder} holds no folders of images; unpack {ARCHIVE} again")

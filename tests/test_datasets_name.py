@@ -14,6 +14,7 @@ from oodbench.datasets.name import (
     MAIN_CORRUPTIONS_C,
     Name,
     base_of,
+    canonical,
     parse,
     require_corruption,
     source_and_change,
@@ -103,11 +104,11 @@ def test_every_attack(attack):
         ("cifar10c/", "'cifar10c/' names no part of cifar10c; write cifar10c/PART@LEVEL, with a level from 1 to 5"),
         ("cifar10c/@3", "'cifar10c/@3' names no part of cifar10c"),
         ("cifar10c/fog@", "'cifar10c/fog@' names no part of cifar10c"),
-        *((f"cifar10c/fog@{level}", "with a level from 1 to 5") for level in ("0", "6", "x", "-1", "1.0", "²", "11")),
+        *((f"cifar10c/fog@{level}", "with a level from 1 to 5") for level in ("0", "6", "x", "-1", "1.0", "²", "11", "03")),
         ("cifar10+haze", r"'haze' needs a level from 1 \(mild\) to 5, not ''; write haze@1"),
         *(
             (f"cifar10+haze@{level}", r"'haze' needs a level from 1 \(mild\) to 5, not '")
-            for level in ("0", "6", "x", "-1", "")
+            for level in ("0", "6", "x", "-1", "", "03", "٣")
         ),
         ("cifar10+haez@3", "unknown corruption or attack 'haez'; did you mean 'haze'"),
         ("cifar10+", "unknown corruption or attack ''"),
@@ -129,6 +130,21 @@ def test_a_corruption_alone_is_checked():
     for level in (0, 6, "3"):
         with pytest.raises(UsageError, match="'haze' needs a level"):
             require_corruption("haze", level)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *((f"folder:{path}", "folder:a") for path in ("a", "a/", "./a", "././a//", "a/.")),
+        *(("folder:a//b/./c/:cat", "folder:a/b/c:cat"), ("folder:./a/+haze@1", "folder:a+haze@1")),
+        *((text, text) for text in ("folder:a/../b", "folder:/a", "folder:..", "folder:", "cifar10c/fog@3", "./a/", "")),
+        *((f"folder:{path}", "folder:.") for path in (".", "./", "././")),
+    ],
+)
+def test_a_folder_has_one_name(text, name):
+    assert canonical(text) == canonical(canonical(text)) == name
+    if name.startswith("folder:a+") or name.endswith(("a", "cat")):
+        assert parse(text) == parse(name)
 
 
 @pytest.mark.parametrize(

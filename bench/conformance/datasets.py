@@ -15,7 +15,7 @@ from torch import Tensor
 from oodbench import protocols, registry
 from oodbench.conformance.outcomes import Failed, Skipped, require
 from oodbench.datasets.load import load_dataset, takes_parts
-from oodbench.datasets.name import Name, parse
+from oodbench.datasets.name import Name, canonical, parse
 from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 
@@ -27,7 +27,7 @@ class Subject:
     """A data set under check; each split is loaded once."""
 
     def __init__(self, name: str, data: Path) -> None:
-        self.name, self.data = name, data
+        self.name, self.data = canonical(name), data
         self.parsed: Name = parse(name)
         self._loaded: dict[str, ImageSet | Exception] = {}
 
@@ -175,11 +175,13 @@ def base_index(subject: Subject) -> str:
 
 
 def splits_apart(subject: Subject) -> str:
-    """Training images are not the test images."""
+    """Training images are not the test images, and both splits number their classes alike."""
     if len(subject.splits) < 2:
         raise Skipped(f"only the split {next(iter(subject.splits))} is available")
     train, test = subject.splits["train"], subject.splits["test"]
     require(not protocols.shares_images(train, test), "train and test are made from the same images")
+    moved = [name for name in train.classes if name in test.classes and train.classes.index(name) != test.classes.index(name)]
+    require(not moved, f"train and test number their classes differently ({', '.join(moved[:5])})")
     return "train and test are different images"
 
 

@@ -85,7 +85,14 @@ class LoadedSuite:
             except Exception as error:
                 self.broken[name] = error
                 progress.say(f"{name}: {reason(error)}")
-        for one in suite.each_set().values():  # before anything long, so that a misspelt name is reported now
+        # Before anything long, so that a wrong name is reported now.
+        inside = parse(suite.in_distribution)
+        if inside.kind:
+            raise UsageError(
+                f"in_distribution is {suite.in_distribution}: the in-distribution set is used without corruption or attack;"
+                f" write {inside.original}, and list {suite.in_distribution} among the sets"
+            )
+        for one in suite.each_set().values():
             parsed = parse(one.name)
             if parsed.attack:
                 resolve(parsed.attack, one.settings)
@@ -99,6 +106,7 @@ class LoadedSuite:
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
+        protocols.require_same_classes(self.train, self.in_distribution)
         for images in (self.train, self.in_distribution):
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []

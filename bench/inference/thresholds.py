@@ -15,6 +15,7 @@ import torch
 from oodbench import protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
+from oodbench.datasets.name import canonical
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.errors import BadData, UsageError, reason
@@ -55,7 +56,7 @@ def fit(
     """
     from oodbench.models.load import load_model
 
-    progress = progress or Progress()
+    progress, dataset = progress or Progress(), canonical(dataset)
     if not 0 < false_alarms < 1:
         raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     progress.stage(f"loading {dataset}")
@@ -166,6 +167,7 @@ def _sets(dataset: str, held_out_split: str, **options: Any) -> tuple[ImageSet, 
         )
     if protocols.shares_images(train, held_out):
         raise BadData(f"{dataset}: its train and {held_out_split} splits have the same images; give another --held-out split")
+    protocols.require_same_classes(train, held_out)
     return train, held_out
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oodbench import registry
 from oodbench.datasets.fetching.expected_files import Challenges, Expected, File, Images, any_exists, differences
-from oodbench.datasets.name import CHALLENGES, CORRUPTIONS_C, FOLDER, LEVELS, base_of
+from oodbench.datasets.name import CHALLENGES, CORRUPTIONS_C, FOLDER, LEVELS, parse
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -123,10 +123,11 @@ class Item:
 def find(name: str) -> Item:
     """Return the item of a name; for ``cifar10:airplane``, ``cifar10+haze@3`` or ``cifar10c/fog@3``, the set behind it.
 
-    Raises UsageError for an unknown name, with a suggestion, and for a name that two packages register.
+    Raises UsageError for an unknown name, with a suggestion, for an invalid part, level, corruption or attack, and for a name
+    that two packages register.
     """
-    base = base_of(name)
-    if base in CATALOGUE:
+    base = parse(name).base
+    if base in CATALOGUE and (base == name or CATALOGUE[base].family == "dataset"):
         return CATALOGUE[base]
     if base == FOLDER:
         raise UsageError(f"{name} is your own folder below the data root; data fetch and data verify do not apply to it")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from oodbench.datasets.formats.layout import require_regular, why
@@ -16,11 +16,21 @@ from oodbench.errors import BadData, OodbenchError
 
 MAX_PIXELS = 2**25  # per image: 100 MB decoded, more than any data set has
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, such as EPS
+# What turns an image as it is stored into what its EXIF orientation says; 1 and unknown values turn nothing.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
 class ImageFiles:
-    """``Images`` of files: RGB in their own size, so if sizes vary, request one image at a time.
+    """``Images`` of files: RGB, upright, in their own size, so if sizes vary, request one image at a time.
 
     ``sizes_vary=True`` declares that sizes vary, so that headers need not be read.
 
@@ -43,7 +53,8 @@ class ImageFiles:
         sizes = set()
         for path in self.paths:
             with opened(path) as image:
-                sizes.add((image.height, image.width))
+                turned = image if image.height == image.width else upright(image)
+                sizes.add((turned.height, turned.width))
         return (len(self), 3, *(sizes.pop() if len(sizes) == 1 else (0, 0)))
 
     def __getitem__(self, rows: Sequence[int]) -> Tensor:
@@ -51,9 +62,28 @@ class ImageFiles:
 
 
 def decode(path: Path) -> Tensor:
-    """Decode an image file to uint8 (3, H, W); grey is repeated, transparency dropped. Raises as ``ImageFiles``."""
+    """Decode an image file to uint8 (3, H, W), turned as its EXIF orientation says; grey is repeated, transparency dropped.
+
+    Raises as ``ImageFiles``.
+    """
     with opened(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB")).transpose(2, 0, 1))
+        return torch.from_numpy(np.array(upright(image).convert("RGB")).transpose(2, 0, 1))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation says to show it; an image without one is not decoded or copied."""
+    if _orientation(image) not in TURNS:
+        return image
+    image.load()  # Pillow turns TIFF here and takes the orientation away
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block does not make the pixels unreadable; damaged pixels are noticed later
+        return None
 
 
 @contextmanager

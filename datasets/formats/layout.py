@@ -8,7 +8,11 @@ from pathlib import Path
 from oodbench.errors import BadData, MissingData, UsageError
 
 MAX_TEXT = 2**24  # bytes of a table of labels; the largest official one has half a million
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    | {".apng", ".jfif", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm"}  # the same formats under other names
+)
+ADDED_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir"})  # folders of metadata and thumbnails, of Macs and of Synology's disks
 
 
 def require_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -40,7 +44,7 @@ def why(error: BaseException) -> str:
 
 def image_names(folder: Path) -> Iterator[str]:
     """Return the names of the image files in ``folder``, by suffix; hidden files are left out."""
-    return (e.name for e in _entries(folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES and not e.is_dir())
+    return (e.name for e in entries(folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES and not is_folder(e))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -50,7 +54,12 @@ def image_files(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in ``folder``, sorted by name, without hidden ones."""
-    return [folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())]
+    return [folder / name for name in sorted(e.name for e in entries(folder) if is_folder(e))]
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` that hold images, sorted by name; others are no classes."""
+    return [path for path in subfolders(folder) if next(image_names(path), None)]
 
 
 def labelled_files(folders: Iterable[tuple[Path, int]]) -> tuple[list[Path], list[int]]:
@@ -70,9 +79,15 @@ def text_lines(path: Path) -> list[str]:
         raise BadData(f"{path} cannot be read as text ({why(error)}); unpack it again") from error
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in ``folder``, without hidden files and folders and what systems add. Raises BadData if unreadable."""
     try:
-        with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not entry.name.startswith("."))
+        with os.scandir(folder) as found:
+            yield from (e for e in found if not e.name.startswith(".") and e.name not in ADDED_BY_SYSTEMS)
     except OSError as error:
         raise BadData(f"{folder} cannot be listed ({error.strerror or error}); check its permissions") from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one. ``DirEntry.is_dir`` raises OSError for a link to itself."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

@@ -105,6 +105,12 @@ def test_a_broken_set_fails_its_check(as_set, check, loader, says):
     assert says in outcome.reason
 
 
+def test_splits_number_their_classes_alike(as_set):
+    other = lambda root, split: replace(checkers(root, split), classes=tuple("abcd" if split == "train" else "acbd"))  # noqa: E731
+    outcome = as_set(other)["splits-apart"]
+    assert (outcome.outcome, outcome.reason) == ("fail", "train and test number their classes differently (b, c)")
+
+
 def test_every_check_of_sets_has_one_that_fails_it():
     assert [case[0] for case in BROKEN_SETS] == list(CHECKS)
 

@@ -17,7 +17,7 @@ from oodbench.datasets import TABLE
 from oodbench.datasets.cifar import CIFAR10
 from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.cifar_pickle import read_pickle
-from oodbench.datasets.formats.files import ImageFiles
+from oodbench.datasets.formats.files import TURNS, ImageFiles, decode
 from oodbench.datasets.load import takes_parts
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import KINDS
@@ -283,3 +283,43 @@ def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):
 
 def test_sizes_that_vary_are_declared_without_looking(tmp_path):
     assert ImageFiles([tmp_path / "not there.png"], sizes_vary=True).shape == (1, 3, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [None, 0, *range(1, 9), 9])
+def test_images_are_turned_as_exif_says(tmp_path, suffix, orientation):
+    """Cameras store the sensor's rows and note how to hold them; other libraries show the image upright."""
+    stored = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)  # (H, W, C)
+    # From EXIF 2.3: where the first row and the first column of what is stored belong.
+    shown = {
+        **{2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1)},
+        **{6: np.rot90(stored, -1), 7: np.rot90(stored, 2).swapaxes(0, 1), 8: np.rot90(stored)},
+    }
+    path, exif = tmp_path / "set" / f"a.{suffix}", Image.Exif()
+    path.parent.mkdir()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(stored).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    wanted = shown.get(orientation, stored).transpose(2, 0, 1)
+    assert np.array_equal(decode(path), wanted)
+    assert ImageFiles([path]).shape[1:] == wanted.shape
+    assert np.array_equal(load_dataset("folder:set", data=tmp_path).images[0], wanted)
+    assert shown.keys() == TURNS.keys()
+
+
+def test_photographs_held_upright_and_across_have_one_size(tmp_path):
+    (tmp_path / "set").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "set" / "across.jpg", exif=exif)
+    Image.new("RGB", (4, 6)).save(tmp_path / "set" / "upright.jpg")
+    assert tuple(load_dataset("folder:set", data=tmp_path).images.shape) == (2, 3, 6, 4)
+
+
+@pytest.mark.parametrize("block", [b"", b"Exif\x00\x00", b"Exif\x00\x00no TIFF here", b"Exif\x00\x00II*\x00\xff\xff\xff\xff"])
+def test_a_damaged_exif_block_turns_nothing(tmp_path, block):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8))
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "damaged.jpg", exif=block)
+    assert torch.equal(decode(tmp_path / "damaged.jpg"), decode(tmp_path / "plain.jpg"))
+    assert ImageFiles([tmp_path / "damaged.jpg"]).shape == (1, 3, 2, 3)

@@ -53,6 +53,28 @@ def test_folder_flat_by_class_and_with_splits(tmp_path):
         load_dataset("folder:flat", data=tmp_path, split="train")
 
 
+def test_the_training_split_numbers_the_classes_of_both(tmp_path):
+    """Each split once numbered its own folders: a class missing from one shifted all labels after it."""
+    images = random_images(1)[0]
+    for place in ("train/ant", "train/bee", "train/cat", "test/cat", "test/Asp", "test/ant"):
+        save_image(tmp_path / "pets" / place / "0.png", images)
+    for place in ("train/__MACOSX/bee", "test/__MACOSX", "train/.thumbnails", "train/Empty"):
+        (tmp_path / "pets" / place).mkdir(parents=True)
+    (tmp_path / "pets" / "test" / "__MACOSX" / "._0.png").write_bytes(b"Mac OS X")
+    train, test = (load_dataset("folder:pets", data=tmp_path, split=split) for split in ("train", "test"))
+    assert (train.classes, train.labels.tolist()) == (("ant", "bee", "cat"), [0, 1, 2])
+    assert (test.classes, test.labels.tolist()) == (("ant", "bee", "cat", "Asp"), [3, 0, 2])
+    assert load_dataset("folder:pets/test", data=tmp_path).classes == ("Asp", "ant", "cat")
+
+
+def test_other_folders_of_classes_do_not_count_empty_ones_either(tmp_path):
+    for place in ("banded/0.jpg", "dotted/0.jpg"):
+        save_image(tmp_path / "dtd" / "images" / place, random_images(1)[0])
+    (tmp_path / "dtd" / "images" / "__MACOSX").mkdir()
+    textures = load_dataset("textures", data=tmp_path)
+    assert (textures.classes, textures.labels.tolist()) == (("banded", "dotted"), [0, 1])
+
+
 @pytest.mark.parametrize("path", ["", ".", "..", "../secret", "a/../../secret", "/etc", "..\\secret", "\\\\server\\x"])
 def test_folder_stays_below_the_data_root(tmp_path, path):
     save_image(tmp_path / "secret" / "a.png", random_images(1)[0])
@@ -71,6 +93,22 @@ def test_folders_that_hold_no_set(tmp_path):
     save_image(tmp_path / "both" / "sub" / "b.png", random_images(1)[0])
     with pytest.raises(BadData, match=r"holds images \(a.png\) beside folders"):
         load_dataset("folder:both", data=tmp_path)
+
+
+def test_no_image_is_left_out_silently(tmp_path):
+    for suffix, format in (("jfif", "JPEG"), ("JPE", "JPEG"), ("apng", "PNG"), ("pnm", "PPM"), ("pbm", "PPM")):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "set" / f"a.{suffix}", format=format)
+    assert len(load_dataset("folder:set", data=tmp_path)) == 5
+    for place in ("pets/cat/0.png", "pets/dog/2026/0.png", "splits/train/cat/0.png", "splits/val/cat/0.png"):
+        save_image(tmp_path / place, random_images(1)[0])
+    with pytest.raises(BadData, match=r"dog holds folders of images, one level too deep; .* name folder:pets/dog instead"):
+        load_dataset("folder:pets", data=tmp_path)
+    with pytest.raises(BadData, match=r"train holds folders of images, .* name folder:splits/train instead"):
+        load_dataset("folder:splits", data=tmp_path)
+    (tmp_path / "set" / "itself.png").symlink_to("itself.png")
+    with pytest.raises(BadData, match=r"itself\.png"):
+        load_dataset("folder:set", data=tmp_path)
 
 
 def png_of(width, height, body=b""):

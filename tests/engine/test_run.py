@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import oodbench
 from oodbench import protocols, registry
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
-from oodbench.errors import MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
+from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
 
@@ -231,6 +234,23 @@ def test_a_cell_without_figures_is_tried_again(tmp_path):
     assert again.frame().status.tolist() == ["ok"]
 
 
+def test_a_folder_is_one_set_however_it_is_written(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "data" / "extra").mkdir(parents=True)
+    for place in range(9):
+        Image.fromarray(np.full((8, 8, 3), 20 * place, np.uint8)).save(tmp_path / "data" / "extra" / f"{place}.png")
+    options = {"detectors": ["msp"], "data": tmp_path / "data"}
+    for name in ("folder:extra", "folder:extra/", "folder:./extra"):
+        folder = run(tmp_path / "run", datasets=[name], **options)
+    both = run(tmp_path / "both", datasets=["folder:./extra/", "folder:extra"], **options)
+    assert folder.frame().dataset.tolist() == both.frame().dataset.tolist() == ["folder:extra"]
+    assert len(list(folder.passes_path.glob("*.safetensors"))) == 1
+    sets = [TestSet(name="folder:extra"), TestSet(name="folder:extra/")]
+    with pytest.raises(UsageError, match="lists the set folder:extra twice"):
+        run(tmp_path / "twice", suite=Suite(in_distribution="digits", detectors=["msp"], sets=sets), datasets=None)
+
+
 def test_what_is_finished_stays_when_its_set_or_plugin_is_gone(tmp_path, plugins, monkeypatch):
     from PIL import Image
 
@@ -277,6 +297,31 @@ def test_a_planted_in_distribution_image_is_refused(tmp_path, monkeypatch, split
     frame = run(tmp_path / "run", detectors=["msp"], datasets=["uniform"], limit=None).frame()
     assert set(frame.status) == {"failed"}
     assert f"row 17 of uniform: also in {named}, which is in-distribution" in frame.reason[0]
+
+
+def test_classes_have_one_number_in_both_splits(tmp_path):
+    """A class folder missing from the test split once shifted the labels of all classes after it."""
+    from PIL import Image
+
+    def save(split, place, count=6):
+        digits = load_dataset("digits", split=split)
+        for digit in (0, 1, 2):
+            (tmp_path / place / split / f"c{digit}").mkdir(parents=True)
+            for row in (digits.labels == digit).nonzero().flatten().tolist()[:count]:
+                image = digits.images[row].permute(1, 2, 0).numpy()
+                Image.fromarray(image).save(tmp_path / place / split / f"c{digit}" / f"{row}.png")
+
+    for place, gone in (("fewer", "test/c1"), ("more", "train/c1")):
+        for split in ("train", "test"):
+            save(split, place)
+        shutil.rmtree(tmp_path / place / gone)
+    inside = {"detectors": ["pixels"], "sets": [TestSet(name="photos")]}
+    loaded = LoadedSuite(Suite(in_distribution="folder:fewer", **inside), Progress(), data=tmp_path)
+    assert loaded.in_distribution.classes == ("c0", "c1", "c2")
+    assert loaded.in_distribution.labels.unique().tolist() == [0, 2]
+    with pytest.raises(BadData, match=r"folder:more: its test split has classes that its train split lacks .*\(c1\)"):
+        LoadedSuite(Suite(in_distribution="folder:more", **inside), Progress(), data=tmp_path)
+    LoadedSuite(Suite(in_distribution="folder:more:c2", **inside), Progress(), data=tmp_path)  # no image of c1
 
 
 def test_an_image_that_breaks_when_decoded_fails_its_set_alone(tmp_path, monkeypatch):

@@ -24,9 +24,8 @@ def suite(*sets: TestSet, **values) -> Suite:
     return Suite(
         name="sets",
         model="resnet8-digits",
-        in_distribution="digits",
         detectors=["msp", "mahalanobis-fe", "pixels"],
-        **{"protocols": ["unsupervised", "per-shift"], **values},
+        **{"in_distribution": "digits", "protocols": ["unsupervised", "per-shift"], **values},
         sets=list(sets),
     )
 
@@ -202,6 +201,15 @@ def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
 def test_names_that_there_are_not(name, message):
     with pytest.raises(UsageError, match=message):
         load_dataset(name)
+
+
+@pytest.mark.parametrize("change", ["noise@5", "pgd", "foolbox:LinfPGD"])
+def test_the_in_distribution_set_is_not_changed_and_says_so(change):
+    """``digits+noise@5`` once ran on clean digits."""
+    whole = suite(TestSet(name="photos"), in_distribution=f"digits:3+{change}")
+    for act in (lambda: oodbench.run(whole), lambda: plan(whole)):
+        with pytest.raises(UsageError, match=r"without corruption or attack; write digits:3, and list digits:3.*"):
+            act()
 
 
 def test_names_of_parts_and_changes():

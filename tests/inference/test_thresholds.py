@@ -205,6 +205,16 @@ def test_held_out_images_are_other_images_of_the_same_size(sets):
             thresholds._sets("small", "val", seed=0)
 
 
+def test_held_out_images_have_the_classes_of_the_training_images(sets):
+    classes = tuple("abcdefgh")
+    sets["train"] = replace(sets["train"], classes=classes)
+    sets["test"] = replace(sets["test"], classes=(*classes[:-1], "z"), labels=torch.full((61,), 6))
+    assert thresholds._sets("small", "test", seed=0)[1] is sets["test"]  # nothing is a z
+    sets["test"] = replace(sets["test"], labels=torch.full((61,), 7))
+    with pytest.raises(BadData, match=r"its test split has classes that its train split lacks or numbers otherwise \(z\)"):
+        thresholds._sets("small", "test", seed=0)
+
+
 def test_halves_are_disjoint_and_hold_everything(sets):
     first, second = thresholds._halves(sets["test"], seed=0)
     assert (len(first), len(second)) == (31, 30)

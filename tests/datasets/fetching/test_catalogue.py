@@ -98,6 +98,21 @@ def test_unknown_names_suggest_and_folders_are_the_users_own():
         catalogue.find("folder:cats")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10+haez@3", "unknown corruption or attack 'haez'"),
+        ("cifar10+haze@9", "'haze' needs a level"),
+        ("cifar10c/fog@9", "names no part of cifar10c"),
+        ("resnet20-cifar10+haze@3", r"unknown set or weights 'resnet20-cifar10\+haze@3'"),
+        ("resnet20-cifar10:cat", "unknown set or weights 'resnet20-cifar10:cat'"),
+    ],
+)
+def test_no_part_of_a_name_is_dropped(name, message):
+    with pytest.raises(UsageError, match=message):
+        catalogue.find(name)
+
+
 def test_a_file_is_told_from_a_part_and_from_another(tmp_path):
     official = File("x/a", min_size=4, digest="md5:8d777f385d3dfec8815d20f7496026dc")  # of b"data"
     assert (official.exists(tmp_path), official.differences(tmp_path)) == (False, ["x/a is missing"])
