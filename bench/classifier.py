@@ -137,6 +137,9 @@ class Classifier(nn.Module):
                 f"{self.name} gives {got} for {len(images)} images, not logits ({len(images)}, classes);"
                 " wrap it in a module that returns only the logits"
             )
+        if not logits.is_floating_point():
+            dtype = str(logits.dtype).removeprefix("torch.")
+            raise Unsuitable(f"{self.name} gives logits in {dtype}; wrap it in a module that returns real floats")
         if not torch.isfinite(logits).all():
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
         # Rounding may change half the digits; dropout or a dependence on the batch changes more.
