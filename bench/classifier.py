@@ -1,12 +1,13 @@
 """The network under test: normalisation inside, eval mode, frozen, with its last linear layer and its layers known."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import BadData, OodbenchError, Unsuitable, contained
+from oodbench.errors import BadData, OodbenchError, Unsuitable, contained, reason
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
@@ -96,20 +97,25 @@ class Classifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network's parameters; images are cast to it."""
-        return next((p.dtype for p in self.module.parameters()), torch.float32)
+        """Dtype of the network's first parameter of real floats; images are cast to it. Others are complex, or quantised."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 (16 hex digits) of names, dtypes, shapes and bytes of parameters and buffers, including normalisation."""
+        """SHA-256 (16 hex digits) of names, dtypes, shapes and bytes of parameters and buffers, including normalisation.
+
+        Plain values and quantised tensors in the state dict count too. Raises Unsuitable for other objects there.
+        """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                if tensor.dim()
-                else repr(tensor.item()).encode()
-            )
+        for name, value in sorted(self.state_dict().items()):
+            try:
+                for part in _parts(name, value):
+                    digest.update(part)
+            except (TypeError, RuntimeError) as error:  # tensors without bytes, such as sparse ones
+                raise Unsuitable(
+                    f"{self.name}: its weights have no hash, because '{name}' in its state dict is not supported"
+                    f" ({reason(error)}); keep dense or quantised tensors and plain values there"
+                ) from error
         return digest.hexdigest()[:16]
 
     def check(self, images: Tensor) -> None:
@@ -131,6 +137,9 @@ class Classifier(nn.Module):
                 f"{self.name} gives {got} for {len(images)} images, not logits ({len(images)}, classes);"
                 " wrap it in a module that returns only the logits"
             )
+        if not logits.is_floating_point():
+            dtype = str(logits.dtype).removeprefix("torch.")
+            raise Unsuitable(f"{self.name} gives logits in {dtype}; wrap it in a module that returns real floats")
         if not torch.isfinite(logits).all():
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
         # Rounding may change half the digits; dropout or a dependence on the batch changes more.
@@ -166,3 +175,31 @@ class Classifier(nn.Module):
             raise Unsuitable(
                 f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
             ) from error
+
+
+def _parts(name: str, value: Any) -> Iterator[bytes]:
+    """What a value of a state dict adds to a hash. Raises TypeError or RuntimeError for a value that is not supported."""
+    if isinstance(value, Tensor):
+        yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+        if value.is_quantized:
+            yield from _parts("values", value.int_repr())
+            if value.qscheme() == torch.per_tensor_affine:
+                yield from _parts("scale", (value.q_scale(), value.q_zero_point()))
+            else:
+                yield from _parts("scales", (value.q_per_channel_scales(), value.q_per_channel_zero_points()))
+        elif value.dim():
+            yield value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        else:
+            yield repr(value.item()).encode()
+    elif isinstance(value, list | tuple):
+        yield f"{name} {len(value)}".encode()
+        for part in value:
+            yield from _parts("", part)
+    elif isinstance(value, Mapping):
+        yield f"{name} {len(value)}".encode()
+        for key, part in sorted(value.items()):
+            yield from _parts(str(key), part)
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+        yield f"{name} {value!r}".encode()
+    else:
+        raise TypeError(f"it holds an object of {type(value).__module__}.{type(value).__qualname__}")

@@ -227,14 +227,17 @@ def probabilities(
     on_error: OnError = raise_it,
 ) -> tuple[dict["Detector", np.ndarray], np.ndarray | None]:
     """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, for those that give
-    some, and the network's softmax."""
+    some, and the network's softmax, None if there is no network or it fails."""
     parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
     network: list[np.ndarray] = []
+    gives = classifier is not None
     for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
         probe = Probe(classifier, batch, signals, clean=batch)
         with probe.mode():
-            if classifier is not None:
-                network.append(probe.softmax.cpu().numpy())
+            try:
+                network += [probe.softmax.cpu().numpy()] if gives else []
+            except Exception:  # reported by the detectors that read the network
+                gives, network = False, []
             for detector in list(parts):
                 try:
                     with contained():

@@ -6,8 +6,8 @@ the same graph for their backward passes.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,18 @@ from torch import Tensor, nn
 
 from oodbench.classifier import HALF, Classifier
 from oodbench.errors import Unsuitable
+from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
 from oodbench.random_numbers import content_keys, hashed, mix, uniform
 
 SIGNALS = frozenset(
     {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base"}
 )
-NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
 
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss per image (N,)
 LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images -> one loss per image (N,)
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the last layer that is needed."""
 
 
 class Probe:
@@ -69,8 +65,6 @@ class Probe:
         self.held_out = none if held_out is None else held_out
         self._signals = SIGNALS if signals is None else frozenset(signals)
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
-        self._leaf: Tensor | None = None  # the images that the graph starts from
-        self._recording: Any = None  # of the forward pass, if parameter gradients are declared
         self._clean = clean
         self._until = until
         self._memo: dict[Hashable, Any] = {}
@@ -109,13 +103,14 @@ class Probe:
     def features(self) -> Tensor:
         """(N, features): input of the final linear layer, in the network's dtype. Raises Unsuitable if there is none."""
         self._declared("features", "stochastic")
+        self._forward().require("features")
         if not self._once("is head", self._head_gives_logits):
             self.classifier.head  # noqa: B018  # raises with the reason if the head is missing
             raise Unsuitable(
                 f"{self.classifier.name}: its logits do not come from '{self.classifier.head_name}', its last linear layer;"
                 " name the one that gives them with Classifier(…, head=…)"
             )
-        return self._give(self._forward()["features"])
+        return self._give(self._forward().features)  # type: ignore[arg-type]  # the head got some
 
     @property
     def layers(self) -> list[Tensor]:
@@ -204,15 +199,17 @@ class Probe:
 
         return self._once(("perturbed", float(epsilon), key, until), step)
 
-    def _kept(self, what: str, place: int) -> Tensor:
+    def _kept(self, what: Literal["layers", "maps"], place: int) -> Tensor:
         """The tensor of ``layers`` or ``maps`` at one index."""
         names = self.classifier.layer_names
         if not names:
             raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
-        kept = self._forward()[what]
-        if names[place] not in kept:
+        kept = getattr(self._forward(), what).get(names[place])
+        if kept is None:
             raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {names[place]}")
-        return kept[names[place]]
+        if isinstance(kept, Exception):
+            raise kept
+        return kept
 
     def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
         """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
@@ -245,13 +242,16 @@ class Probe:
         return logits, bool(reached)
 
     def _head_gives_logits(self) -> bool:
-        given, logits = self._forward()["head"], self._forward().get("logits")
-        return logits is None or (given is not None and given.shape == logits.shape and torch.allclose(given, logits))
+        given, logits = self._forward().head, self._forward().logits
+        if logits is None:
+            return True
+        return isinstance(given, Tensor) and given.shape == logits.shape and torch.allclose(given, logits)
 
     def _logits(self) -> Tensor:
-        if "logits" not in self._forward():
+        logits = self._forward().logits
+        if logits is None:
             raise Unsuitable(f"asked for logits of a probe that stops at layer {self._until}")
-        return self._forward()["logits"]
+        return logits
 
     def _declared(self, signal: str, *implied_by: str) -> None:
         if not self._signals & {signal, *implied_by}:
@@ -276,75 +276,43 @@ class Probe:
         return self._memo[key]
 
     def forward(self) -> None:
-        """Run the network now, so that its time is not charged to one detector; otherwise it runs when first needed."""
-        self._forward()
+        """Run the network now, so that its time is not charged to one detector; otherwise it runs when first needed.
 
-    def _forward(self) -> dict[str, Any]:
-        return self._once("forward", self._run)
+        What the network raises is raised when a detector reads something of the network.
+        """
+        self._once("forward", self._run)
 
-    def _run(self) -> dict[str, Any]:
-        images = self.images
-        if self._graph:
-            images = images.detach().clone()
-        if "input_gradient" in self._signals:
-            self._leaf = images.requires_grad_()
-        seen: dict[str, Any] = {"features": None, "head": None, "layers": {}, "maps": {}}
-        with ExitStack() as hooks, torch.set_grad_enabled(self._graph):
-            if "gradient_norms" in self._signals:
-                from oodbench.gradients import Recording
+    def _forward(self) -> ForwardPass:
+        made: ForwardPass | Exception = self._once("forward", self._run)
+        if isinstance(made, Exception):
+            raise made
+        return made
 
-                try:
-                    self._recording = Recording(self.classifier, images)
-                    hooks.enter_context(self._recording.recorder)
-                except Unsuitable as error:  # raised later, to the detectors that ask for the norms
-                    self._recording = error
-            self._hook(hooks, seen)
-            with suppress(_Reached):
-                seen["logits"] = self.classifier(images)
-        return seen
-
-    def _hook(self, hooks: ExitStack, seen: dict[str, Any]) -> None:
-        def keep_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen["features"], seen["head"] = inputs[0], output
-
-        def keep_layer(name: str) -> Callable[..., None]:
-            # Take means and copies immediately: a later in-place module would change a map that is only referenced.
-            def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if "layers" in self._signals and name not in seen["layers"]:  # first use of a module that is used twice
-                    seen["layers"][name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
-                if "maps" in self._signals and name not in seen["maps"]:
-                    seen["maps"][name] = output.clone()
-                if name == last:
-                    raise _Reached
-
-            return keep
-
-        last = None if self._until is None else self.classifier.layer_names[self._until]
-
-        modules = dict(self.classifier.module.named_modules())
-        if self._signals & {"features", "stochastic"} and self.classifier.head_name is not None:
-            hooks.callback(modules[self.classifier.head_name].register_forward_hook(keep_head).remove)
-        if self._signals & {"layers", "maps"}:
-            for name in self.classifier.layer_names:
-                hooks.callback(modules[name].register_forward_hook(keep_layer(name)).remove)
+    def _run(self) -> ForwardPass | Exception:
+        try:
+            until = None if self._until is None else self.classifier.layer_names[self._until]
+            return shared_pass(self.classifier, self.images, self._signals, until)
+        except Exception as error:
+            return error
 
     def _parameter_norms(self, loss: str | LogitLoss) -> Tensor:
         from oodbench.gradients.losses import loss_of
 
-        logits = self._logits()
-        if isinstance(self._recording, Unsuitable):
-            raise self._recording
-        norms, _ = self._recording.backward(logits, loss_of(loss), {})
+        logits, made = self._logits(), self._forward()
+        made.require("gradient_norms")
+        assert made.recording is not None
+        norms, _ = made.recording.backward(logits, loss_of(loss), {})
         return torch.stack(list(norms.values()), 1)
 
     def _backward(self, loss: Loss) -> Tensor:
-        self._forward()
-        assert self._leaf is not None
+        made = self._forward()
+        made.require("input_gradient")
+        assert made.leaf is not None
         self._in_loss = True
         try:
             with torch.enable_grad():
                 values = loss(self)
-            (gradient,) = torch.autograd.grad(values.sum(), self._leaf, retain_graph=True)
+            (gradient,) = torch.autograd.grad(values.sum(), made.leaf, retain_graph=True)
         finally:
             self._in_loss = False
         return gradient

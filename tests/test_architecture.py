@@ -25,6 +25,7 @@ FLOORS = (
     # Contracts: what a network and a set of images are, and what is computed from scores.
     ("classifier", "image_set", "metrics", "calibration", "protocols", "heads", "code_hash", "batching"),
     ("gradients",),
+    ("forward",),
     ("probe", "training_set"),
     # From detectors to statistics. The contract of detectors comes last, for it can fit and score by itself.
     ("passes", "training_cache"),

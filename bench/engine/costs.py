@@ -10,6 +10,7 @@ from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.statistics_cache import merged
+from oodbench.errors import reason
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import cost_key
@@ -80,5 +81,6 @@ def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
         None if loaded.unsuitable else loaded.classifier,
         images,
         on_step=lambda: progress.advance(timing.BATCH_SIZE),
+        on_error=lambda detector, error: progress.say(f"{detector.name}: no cost is reported: {reason(error)}"),
     )
     folder.write_costs(costs | measured)

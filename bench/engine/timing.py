@@ -16,6 +16,7 @@ from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.errors import contained
+from oodbench.passes import OnError, raise_it
 from oodbench.probe import Probe
 
 REPEATS = 11
@@ -35,20 +36,27 @@ def standalone_costs(
     images: Tensor,
     repeats: int = REPEATS,
     on_step: Callable[[], None] = lambda: None,
+    on_error: OnError = raise_it,
 ) -> dict[str, dict[str, float | None]]:
     """Cost by job for a batch of images (N, C, H, W), floats on the classifier's device.
 
-    ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass
-    (None without a classifier). peak_memory_mb: the largest allocation on the GPU above what was allocated before, in MiB;
-    None on the CPU, where it cannot be measured honestly.
+    ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass (None
+    without a classifier, or if it fails). peak_memory_mb: the largest allocation on the GPU above what was allocated before,
+    in MiB; None on the CPU, where it cannot be measured honestly. A detector that fails is reported to ``on_error`` and left
+    out.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    ratios: dict[str, list[float]] = {name: [] for name in jobs}
     work = {name: partial(_statistics, job.detector, [job.setting], classifier, images) for name, job in jobs.items()}
-    peaks = {name: _peak_memory(work[name], images.device) for name in jobs}
+    peaks: dict[str, float | None] = {}
+    for name, job in jobs.items():
+        try:
+            peaks[name] = _peak_memory(work[name], images.device)
+        except Exception as error:
+            on_error(job.detector, error)
+    seconds: dict[str, list[float]] = {name: [] for name in peaks}
+    ratios: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(repeats):
-        for name in jobs:
-            bare = _time(partial(_bare, classifier, images), images.device) if classifier else None
+        for name in peaks:
+            bare = _bare_seconds(classifier, images)
             seconds[name].append(_time(work[name], images.device))
             if bare:
                 ratios[name].append(seconds[name][-1] / bare)
@@ -59,7 +67,7 @@ def standalone_costs(
             "overhead": float(np.median(ratios[name])) if ratios[name] else None,
             "peak_memory_mb": peaks[name],
         }
-        for name in jobs
+        for name in peaks
     }
 
 
@@ -68,12 +76,11 @@ def seconds_per_image(
 ) -> tuple[float, dict[Detector, float]]:
     """Seconds of a bare forward pass, and of each fitted detector beyond it at all of its settings: a guess before long work.
 
-    Measured on one batch (N, C, H, W). A detector that fails is left out, because the run itself reports it.
+    Measured on one batch (N, C, H, W). A detector that fails is left out, because the run itself reports it; a network that
+    fails counts as 0 seconds.
     """
-    bare = 0.0
-    if classifier:
-        _bare(classifier, images)  # the extra cost of a first pass belongs to no detector
-        bare = _time(partial(_bare, classifier, images), images.device) / len(images)
+    _bare_seconds(classifier, images)  # the extra cost of a first pass belongs to no detector
+    bare = (_bare_seconds(classifier, images) or 0.0) / len(images)
     found = {}
     for detector, settings in jobs.items():
         try:
@@ -99,9 +106,15 @@ def _rounded(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _bare(classifier: Classifier, images: Tensor) -> None:
-    with torch.inference_mode():
-        classifier(images)
+def _bare_seconds(classifier: Classifier | None, images: Tensor) -> float | None:
+    """Seconds of a bare forward pass; None without a classifier, or if it fails."""
+    if classifier is None:
+        return None
+    try:
+        with torch.inference_mode():
+            return _time(partial(classifier, images), images.device)
+    except Exception:  # a third party's forward may raise anything
+        return None
 
 
 def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
@@ -111,7 +124,7 @@ def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifi
         detector.grouped_statistics(probe)
 
 
-def _time(work: Callable[[], None], device: torch.device) -> float:
+def _time(work: Callable[[], object], device: torch.device) -> float:
     synchronise(device)
     start = time.perf_counter()
     work()

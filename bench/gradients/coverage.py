@@ -94,7 +94,7 @@ def norms_one_by_one(
     rows = []
     for image, cotangent in zip(images.split(1), cotangents.split(1), strict=True):
         gradients = of_one_image(module, parameters, image, cotangent)
-        rows.append({name: gradient.square().sum() for name, gradient in gradients.items()})
+        rows.append({name: gradient.abs().square().sum() for name, gradient in gradients.items()})
     return {name: torch.stack([row[name] for row in rows]) for name in parameters}
 
 
@@ -103,7 +103,7 @@ def _tried(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) 
     random = torch.rand(SAMPLES, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     try:
         # A copy, so that buffers that change on the way are not the network's.
-        double = copy.deepcopy(module).double()
+        double = copy.deepcopy(module)._apply(_doubled)  # complex parameters too, which module.double() leaves
         named = dict(double.named_parameters())
         _try(coverage, double, {name: named[name] for name in parameters}, random.to(images.device, torch.float64))
     except Unsuitable:
@@ -120,6 +120,10 @@ def _tried(module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) 
             for buffer, before in buffers:
                 buffer.copy_(before)
     return coverage
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _try(coverage: Coverage, module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> None:

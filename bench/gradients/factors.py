@@ -35,16 +35,23 @@ class GradientFactors(Protocol):
 
 
 class Explicit:
-    """The gradients themselves, (N, *shape): for biases, norm layers and other small parameters."""
+    """The gradients themselves, (N, *shape): for biases, norm layers and other small parameters.
+
+    A complex value counts as two real ones, so that norms and inner products are real.
+    """
 
     def __init__(self, gradients: Tensor) -> None:
-        self.gradients = gradients.flatten(1)
+        self.gradients = _real(gradients).reshape(len(gradients), -1)
 
     def squared_norms(self) -> Tensor:
         return self.gradients.square().sum(1)
 
     def inner_products(self, direction: Tensor) -> Tensor:
-        return self.gradients @ direction.flatten()
+        return self.gradients @ _real(direction).flatten()
+
+
+def _real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 class Outer:

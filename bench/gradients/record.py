@@ -82,7 +82,8 @@ class Recorder(TorchFunctionMode):
         slots = {slot: self._names[id(p)] for slot, p in use.parameters.items() if p is not None and id(p) in self._names}
         again = self._used.intersection(names)
         self._used.update(names)
-        if not fits or again or set(slots.values()) != names or len(slots) != len(names):
+        # Rules multiply without conjugation, which is wrong for complex values.
+        if not fits or again or set(slots.values()) != names or len(slots) != len(names) or out.is_complex():
             self.uncovered.update(names)
             return out
         if not out.requires_grad:
@@ -115,11 +116,11 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.expand:
             sizes = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
             shape = torch.Size((self.samples, *bare[0].shape[1:]))
-            fits = bare[0].dim() == len(sizes) and bare[0].shape[0] == 1 and sizes[0] == self.samples
+            fits = bare[0].dim() == len(sizes) > 0 and bare[0].shape[0] == 1 and sizes[0] == self.samples
         else:
             shape = torch.broadcast_shapes(*(arg.shape for arg in (*bare, *others)))
             room = (1,) * (len(shape) - bare[0].dim()) + tuple(bare[0].shape)
-            fits = len(others) == 1 and shape[0] == self.samples and room[0] == 1
+            fits = len(others) == 1 and shape[:1] == (self.samples,) and room[0] == 1
             shape = torch.Size((self.samples, *room[1:]))
         if not fits or len(bare) != 1 or name in self._used:
             self._used.add(name)

@@ -94,6 +94,63 @@ def test_weights_hash_is_the_same_on_every_device(make_classifier):
     assert make_classifier().cuda().weights_hash == make_classifier().weights_hash
 
 
+class Keeps(nn.Linear):
+    """Has state that is no parameter or buffer."""
+
+    extra: object = None
+
+    def get_extra_state(self):
+        return self.extra
+
+
+def hash_with(extra):
+    torch.manual_seed(0)
+    module = Keeps(4, 3)
+    module.extra = extra
+    return Classifier(module, name="keeps").weights_hash
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_a_quantised_network_has_a_hash_of_its_weights(dtype):
+    def quantised(change):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+        with torch.no_grad():
+            module[3].weight[1, 2] += change
+        return Classifier(torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=dtype))
+
+    assert quantised(0).weights_hash == quantised(0).weights_hash
+    assert quantised(0).weights_hash != quantised(0.1).weights_hash
+    quantised(0).check(torch.rand(2, 3, 2, 2))
+
+
+def test_quantised_tensors_count_with_their_scales():
+    values = torch.tensor([[1.0, -2.0, 3.0]])
+    one, other = (torch.quantize_per_tensor(values * factor, 0.1 * factor, 0, torch.qint8) for factor in (1, 2))
+    assert torch.equal(one.int_repr(), other.int_repr())
+    scales = [torch.quantize_per_channel(values, torch.tensor([s]), torch.tensor([0]), 0, torch.qint8) for s in (0.1, 0.2)]
+    assert len({hash_with(state) for state in (one, other, *scales)}) == 4
+
+
+def test_extra_state_counts_and_an_unsupported_one_is_named():
+    assert hash_with({"amax": torch.ones(2), "calls": 3}) == hash_with({"calls": 3, "amax": torch.ones(2)})
+    states = [{"amax": torch.ones(2), "calls": 3}, {"amax": torch.ones(2), "calls": 4}, {"amax": torch.zeros(2), "calls": 3}]
+    assert len({hash_with(state) for state in (*states, (1, 2), (12,), None, torch.float16)}) == 7
+    for state, what in ((object(), "an object of builtins.object"), (torch.eye(3).to_sparse(), "RuntimeError")):
+        with pytest.raises(Unsuitable, match=rf"^keeps: its weights have no hash, because 'module._extra.*{what}") as raised:
+            hash_with(state)
+        assert "\n" not in str(raised.value)
+
+
+def test_images_get_the_dtype_of_real_floats():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    module.phase = nn.Parameter(torch.zeros(2, dtype=torch.cfloat))
+    module.packed = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    assert next(module.parameters()).is_complex()
+    assert Classifier(module).dtype == torch.float32
+
+
 def test_check_passes_for_a_sound_network(classifier, images):
     classifier.check(images)
 

@@ -1,5 +1,6 @@
 """Per-sample gradients against one backward pass an image in float64: every rule, whole networks, and what no rule covers."""
 
+import copy
 import warnings
 
 import pytest
@@ -44,10 +45,11 @@ def assert_exact(module, images: Tensor, loss="ones", uncovered: tuple[str, ...]
         norms, products = norms_and_products(module, images, directions, loss)
     assert list(norms) == list(expected)
     for name, gradients in expected.items():
-        gradients = gradients.reshape(len(images), -1)
+        real = (torch.view_as_real(part) if part.is_complex() else part for part in (gradients, directions[name]))
+        gradients, direction = (part.reshape(size, -1) for part, size in zip(real, (len(images), 1), strict=True))
         torch.testing.assert_close(norms[name], gradients.square().sum(1), rtol=1e-9, atol=1e-20, msg=name)
-        scale = float(gradients.norm(dim=1).max() * directions[name].norm()) + 1e-20
-        product = gradients @ directions[name].flatten()
+        scale = float(gradients.norm(dim=1).max() * direction.norm()) + 1e-20
+        product = gradients @ direction[0]
         assert gradients.any() or name == "idle", name
         torch.testing.assert_close(products[name], product, rtol=1e-9, atol=1e-12 * scale, msg=name)
     text = " ".join(str(warning.message) for warning in said if "no rule covers" in str(warning.message))
@@ -216,6 +218,53 @@ def test_bare_parameters():
     # What the network never uses is tried too: autograd says that its gradient is zero.
     assert_exact(Bare().double(), images)
     assert (squared_norms(Bare().double(), images)["idle"] == 0).all()
+
+
+class Scales(nn.Module):
+    """Parameters without dimensions: under a function, against a buffer, expanded, and against the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.logarithm, self.factor, self.offset, self.gain = (nn.Parameter(torch.tensor(v)) for v in (0.5, 1.5, 0.3, 2.0))
+        self.register_buffer("unit", torch.tensor(2.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images.mean((2, 3))).tanh() * self.logarithm.exp() * self.gain
+        return (logits * (self.factor * self.unit) + self.offset.expand(()).sin()).tanh()
+
+
+def test_parameters_without_dimensions():
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 2, 2, dtype=torch.float64)
+    assert_exact(Scales().double(), images, uncovered=("logarithm", "factor", "offset"))
+
+
+class Complex(nn.Module):
+    """Complex parameters: a filter of frequencies, a layer with a rule, and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(3, 2, 2, dtype=torch.cdouble))
+        self.mixed = nn.Linear(12, 6, dtype=torch.cdouble)
+        self.phase = nn.Parameter(torch.tensor(0.3 + 0.4j, dtype=torch.cdouble))
+        self.linear = nn.Linear(6, 5, dtype=torch.double)
+
+    def forward(self, images: Tensor) -> Tensor:
+        spectrum = (torch.fft.rfft2(images) * self.filter).flatten(1)
+        return self.linear((self.mixed(spectrum) * self.phase).abs())
+
+
+def test_complex_parameters():
+    torch.manual_seed(0)
+    images, network = torch.rand(4, 3, 2, 2, dtype=torch.float64), Complex()
+    assert_exact(network, images, cross_entropy(), uncovered=("mixed.weight", "mixed.bias"))
+    single = copy.deepcopy(network)._apply(lambda tensor: tensor.to(torch.cfloat if tensor.is_complex() else torch.float32))
+    expected = squared_norms(network, images, "cross-entropy")
+    for name, found in squared_norms(single, images.float(), "cross-entropy").items():
+        assert found.dtype == torch.float32
+        assert (found >= 0).all()
+        torch.testing.assert_close(found.double(), expected[name], rtol=1e-3, atol=1e-9)
 
 
 class Shared(nn.Module):

@@ -1,18 +1,22 @@
 """Networks that something is wrong with: one line says what a detector needs, and the cells are skipped with it."""
 
+import re
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import oodbench
-from oodbench import registry
+from oodbench import passes, registry
 from oodbench.classifier import Classifier
 from oodbench.conformance.task import TinyResNet, easy_task
+from oodbench.engine import timing
 from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.image_set import ImageSet
 from oodbench.inference import thresholds
 from oodbench.probe import NEED_GRAPH
 from oodbench.suite import Suite
@@ -96,6 +100,55 @@ class WantsAnotherSize(TinyResNet):
         assert x.shape[2] == 224, "Input height (8) doesn't match model (224)."
 
 
+class GivesIntegers(TinyResNet):
+    """Rounds its logits."""
+
+    def forward(self, x):
+        return super().forward(x).mul(100).long()
+
+
+class CallsByKeyword(NoLinearHead):
+    """Calls its head by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(input=super().forward(x))
+
+
+class LayerGivesTuple(TinyResNet):
+    """Has a layer whose output is no tensor."""
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    def __init__(self, num_classes=8):
+        super().__init__(num_classes)
+        self.conv0 = self.Pair()
+
+    def forward(self, x):
+        return super().forward(self.conv0(x)[0])
+
+
+class WithoutGradients(TinyResNet):
+    """Leaves torch on the way."""
+
+    def forward(self, x):
+        return super().forward(torch.from_numpy(x.numpy()))
+
+
+class FewAtOnce(TinyResNet):
+    """Takes as many images as its check gives, but not a batch."""
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise RuntimeError("at most 2 images a batch")
+        return super().forward(x)
+
+
 def staying() -> nn.Module:
     return nn.Sequential(nn.Flatten(), StaysInTraining(0.5), nn.Linear(192, 8))
 
@@ -105,7 +158,7 @@ def network(make) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = make(8) if issubclass(make, TinyResNet) else make()
-    layers = [name for name in ("conv1", "layer1", "layer2") if hasattr(module, name)]
+    layers = [name for name in ("conv0", "conv1", "layer1", "layer2") if hasattr(module, name)]
     return Classifier(module, (0.5,) * 3, (0.25,) * 3, layers=layers, name=make.__name__)
 
 
@@ -136,6 +189,7 @@ UNUSABLE = [
     (BatchStatistics, "gives an image different logits in different batches; make it use running statistics"),
     (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
     (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
+    (GivesIntegers, "gives logits in int64; wrap it in a module that returns real floats"),
     (WantsMore, r"needs more inputs than images: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
     (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
 ]
@@ -205,6 +259,79 @@ def test_a_linear_layer_that_does_not_give_the_logits_is_no_head(run):
     assert found["msp"][0] == "ok"
     assert found["knn"][0] == "skipped"
     assert "its logits do not come from 'gate', its last linear layer; name the one that gives them" in found["knn"][1]
+
+
+NO_GRADIENTS = r"^bad_model_for_a_test:build does not work with gradients \(RuntimeError: Can't call numpy.*; leave this"
+TUPLE = (
+    r"^bad_model_for_a_test:build: its layer 'conv0' cannot be read \(TypeError: it gives tuple, not a tensor\); name others"
+)
+FEW = "^RuntimeError: at most 2 images a batch$"
+
+
+@pytest.mark.parametrize(
+    ("make", "fail", "work"),
+    [
+        (CallsByKeyword, {}, ["msp", "knn"]),
+        (LayerGivesTuple, {"mahalanobis-fe": TUPLE, "gram": TUPLE}, ["msp", "knn", "odin"]),
+        (WithoutGradients, {"odin": NO_GRADIENTS, "mahalanobis-p": NO_GRADIENTS}, ["msp", "knn", "purview"]),
+        (FewAtOnce, {"msp": FEW, "knn": FEW, "odin": FEW}, []),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_the_shared_pass_raises_fails_only_the_detectors_that_ask(run, make, fail, work):
+    found = run(network(make), *fail, *work, "pixels")
+    for name, says in fail.items():
+        status, why = found.pop(name)
+        assert status == ("failed" if make is FewAtOnce else "skipped")
+        assert re.search(says, why), why
+    assert found == dict.fromkeys([*work, "pixels"], ("ok", ""))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_torchscript_fail_only_the_detectors_that_ask(run):
+    scripted = Classifier(torch.jit.script(network(TinyResNet).module), layers=["conv1", "layer1"], name="scripted")
+    found = run(scripted, "msp", "mahalanobis-fe")
+    assert found["msp"] == ("ok", "")
+    assert found["mahalanobis-fe"] == (
+        "skipped",
+        "bad_model_for_a_test:build: 'conv1' is TorchScript, whose layers cannot be read; give the Python module",
+    )
+
+
+def test_others_keep_their_figures_bit_for_bit():
+    classifier, pieces = network(WithoutGradients), [np.arange(5), np.arange(5, 12)]
+    sound, failed = {oodbench.load_detector(name): [{}] for name in ("energy", "purview")}, {}
+    alone, _ = passes.statistics(sound, classifier, IMAGES[:12], pieces)
+    odin = oodbench.load_detector("odin")
+    beside, _ = passes.statistics({odin: [odin.setting], **sound}, classifier, IMAGES[:12], pieces, on_error=failed.__setitem__)
+    assert list(failed) == [odin]
+    for detector in sound:
+        np.testing.assert_array_equal(beside[detector], alone[detector])
+
+
+def test_a_network_that_fails_does_not_hide_the_probabilities_and_costs_of_others():
+    class OfPixels(oodbench.Detector):
+        """Reads the images alone."""
+
+        signals = ("images",)
+
+        def statistics(self, probe):
+            return probe.images.mean((1, 2, 3))
+
+        def probabilities(self, probe):
+            return probe.images.mean((2, 3)).softmax(1)
+
+    classifier, detector, failed = network(FewAtOnce), OfPixels(), {}
+    images = ImageSet((IMAGES * 255).byte())
+    found, of_network = passes.probabilities([detector], classifier, images, 8, signals=frozenset({"logits", "images"}))
+    assert of_network is None
+    assert found[detector].shape == (len(IMAGES), 3)
+    jobs = {"pixels": timing.Job(detector, {}), "msp": timing.Job(oodbench.load_detector("msp"), {})}
+    assert list(timing.seconds_per_image({job.detector: [{}] for job in jobs.values()}, classifier, IMAGES)[1]) == [detector]
+    costs = timing.standalone_costs(jobs, classifier, IMAGES, 1, on_error=failed.__setitem__)
+    assert list(costs) == ["pixels"]
+    assert costs["pixels"]["overhead"] is None
+    assert [str(error) for error in failed.values()] == ["at most 2 images a batch"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

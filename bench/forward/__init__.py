@@ -1,0 +1,1 @@
+"""The forward pass that all detectors share, and what it keeps of the network's layers."""
