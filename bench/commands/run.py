@@ -18,6 +18,7 @@ from oodbench.commands.common import (
     read_parameters,
     terminal_width,
 )
+from oodbench.datasets.name import parse
 
 LINES = 45  # that a run ends with, at most
 
@@ -94,11 +95,11 @@ def run(
         )
     _print_results(folder)
     print(folder.path)
-    asked = {one.name for one in chosen.tested_sets()}
+    asked = {(name.dataset, name.severity) for name in (parse(one.name) for one in chosen.tested_sets())}
     statuses = {
         cell.status
         for cell in folder.records()
-        if cell.detector in chosen.detectors and cell.set_name in asked and cell.protocol in chosen.protocols
+        if cell.detector in chosen.detectors and (cell.dataset, cell.level) in asked and cell.protocol in chosen.protocols
     }
     if "failed" in statuses or (strict and "skipped" in statuses):
         raise typer.Exit(1)

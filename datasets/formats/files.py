@@ -79,11 +79,12 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
+    """Return 0 where there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 0))
     except Exception:  # a damaged EXIF block does not make the pixels unreadable; damaged pixels are noticed later
-        return None
+        return 0
 
 
 @contextmanager

@@ -111,6 +111,13 @@ def test_missing_sets_are_listed_and_strict_minds_them(tmp_path):
     assert strict.returncode == 1
 
 
+@pytest.mark.parametrize("dataset", ["curetsr/Haze@3+pgd", "folder:./none/"])
+def test_strict_minds_every_form_of_a_name(tmp_path, dataset):
+    """An attack on a part at a level, and other spellings of a folder, once did not count."""
+    options = ["--limit", 20, "--detector", "msp", "--dataset", dataset, "--data", tmp_path, "--out", tmp_path / "run"]
+    assert oodbench("run", *options, "--strict").returncode == 1
+
+
 def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
     done = oodbench("run", "--dry-run", "--limit", 30, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
