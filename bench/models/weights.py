@@ -98,6 +98,12 @@ def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -
             for key in wanted
             if key in state and state[key].shape != wanted[key].shape
         ][:3]
+    if not faults:  # whole numbers, as of a quantised network, would be cast without their scales
+        faults = [
+            f"{key} is {str(state[key].dtype).removeprefix('torch.')} instead of floats"
+            for key in wanted
+            if key in state and wanted[key].is_floating_point() and not state[key].is_floating_point()
+        ][:3]
     if faults:
         raise BadData(f"{path} does not fit {name}: it {'; '.join(faults)}; give the weights of {name}, or another --model")
     module.load_state_dict(dict(state), strict=False)

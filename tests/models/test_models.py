@@ -175,6 +175,13 @@ def test_another_networks_weights_are_refused_by_name(tmp_path):
     torch.save({**state, "conv1.weight": torch.ones(16, 1, 3, 3)}, tmp_path / "shape.pt")
     with pytest.raises(BadData, match=r"conv1\.weight is \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"):
         load_model("resnet8-digits", tmp_path / "shape.pt")
+    torch.save({**state, "conv1.weight": (state["conv1.weight"] * 100).to(torch.int8)}, tmp_path / "dtype.pt")
+    with pytest.raises(BadData, match=r"conv1\.weight is int8 instead of floats"):
+        load_model("resnet8-digits", tmp_path / "dtype.pt")
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()}, tmp_path / "half.pt"
+    )
+    assert load_model("resnet8-digits", tmp_path / "half.pt").dtype == torch.float32
 
 
 def test_a_published_file_must_have_its_checksum(tmp_path):
