@@ -121,7 +121,8 @@ class Classifier(nn.Module):
     def check(self, images: Tensor) -> None:
         """Check that images (N, C, H, W) give finite logits (N, classes), the same in each forward pass.
 
-        Raises Unsuitable for a network that needs other images or more inputs, whose output is not logits, or whose logits
+        Raises Unsuitable for a network that needs other images or more inputs, whose output is not logits (but probabilities
+        or their logarithms, for example), or whose logits
         change from pass to pass or with the rest of the batch; raises BadData for logits that are not finite.
         """
         training = [name for name, module in self.module.named_modules() if module.training]
@@ -142,6 +143,8 @@ class Classifier(nn.Module):
             raise Unsuitable(f"{self.name} gives logits in {dtype}; wrap it in a module that returns real floats")
         if not torch.isfinite(logits).all():
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
+        if (given := _probabilities(logits)) is not None:
+            raise Unsuitable(f"{self.name} gives {given} for each image, not logits; leave out its last (log-)softmax")
         # Rounding may change half the digits; dropout or a dependence on the batch changes more.
         slack = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
         if torch.allclose(self._checked_pass(images[:1]), logits[:1], rtol=0, atol=slack):
@@ -175,6 +178,17 @@ class Classifier(nn.Module):
             raise Unsuitable(
                 f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
             ) from error
+
+
+def _probabilities(logits: Tensor) -> str | None:
+    """What outputs (N, classes) are if they are not logits: probabilities or log-probabilities, up to rounding."""
+    outputs, slack = logits.double(), 16 * torch.finfo(logits.dtype).eps
+    if outputs.shape[1] < 2:
+        return None
+    if (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() <= slack).all():
+        return "probabilities, which sum to 1"
+    logarithms = (outputs.logsumexp(1).abs() <= slack).all()
+    return "log-probabilities, whose exponentials sum to 1" if logarithms else None
 
 
 def _parts(name: str, value: Any) -> Iterator[bytes]:

@@ -24,8 +24,20 @@ from oodbench.errors import BadData
 REPLICATES = 1000  # number of bootstrap replicates over clusters
 CHUNK_ELEMENTS = 2**18  # replicates x samples in memory at once: a few megabytes, which is also fastest
 NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
+SINGLE, DOUBLE = 5e-7, 1e-12  # relative spread of equal scores that are computed in float32, in float64
 TAIL = 0.025  # share outside a 95 % interval on each side
 SMALL = 20  # samples of a side from which DeLong's interval is used
+
+
+def alike(scores: np.ndarray) -> bool:
+    """Whether scores (N,) differ by rounding at most: that of float32 if float32 holds them exactly, else that of float64.
+
+    Softmax probabilities in float64 may differ by less than float32 resolves, and still separate images.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = np.array_equal(scores.astype(np.float32), scores)
+        spread = float(np.ptp(scores))
+    return bool(np.isfinite(spread)) and spread <= (SINGLE if single else DOUBLE) * float(np.abs(scores).max())
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,10 @@ class Probe:
 
     @property
     def layers(self) -> list[Tensor]:
-        """One (N, channels) per layer of ``classifier.layer_names``: activations averaged over space.
+        """One (N, channels) per layer of ``classifier.layer_names``: activations averaged over space, or over tokens.
 
-        Raises Unsuitable if the layers are not known, or if the forward pass does not go through one of them.
+        Raises Unsuitable if the layers are not known, if the forward pass does not go through one of them, or if its channels
+        are not (see ``oodbench.forward.channels``).
         """
         return [self.layer(place) for place in range(max(1, len(self.classifier.layer_names)))]
 
@@ -127,7 +128,7 @@ class Probe:
 
     @property
     def maps(self) -> list[Tensor]:
-        """One (N, channels, …) per layer of ``classifier.layer_names``: unchanged activations. Raises like ``layers``."""
+        """One (N, channels, …) per layer of ``classifier.layer_names``, not averaged. Raises like ``layers``."""
         self._declared("maps")
         return [self._give(self._kept("maps", place)) for place in range(max(1, len(self.classifier.layer_names)))]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench import classifier as network
-from oodbench import gradients, probe
+from oodbench import forward, gradients, probe
 from oodbench.classifier import Classifier
 from oodbench.conformance import task
 from oodbench.detector import Detector
@@ -25,7 +25,7 @@ PROBE = probe.__file__
 RUN_FOR_OTHERS = tuple(
     str(path)
     for path in (
-        *(Path(str(package.__file__)).parent for package in (torch, gradients)),
+        *(Path(str(package.__file__)).parent for package in (torch, gradients, forward)),
         *(module.__file__ for module in (network, task)),
     )
 )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oodbench import code_hash
+from oodbench import code_hash, metrics
 from oodbench.datasets.name import parse
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
@@ -93,8 +93,8 @@ class Recorder:
         in_scores, out_scores = (
             head.score(detector.columns_of(cache.get(detector, [setting], rows), row.variant)) for cache, rows in sides
         )
-        if np.ptp(np.concatenate([in_scores, out_scores])) == 0:
-            raise BadData(f"all scores are {in_scores[0]:g}: they tell nothing apart")
+        if metrics.alike(np.concatenate([in_scores, out_scores])):
+            raise BadData(f"all scores are {in_scores[0]:g}, up to rounding: they tell nothing apart")
         arrays = {"in_scores": in_scores, "out_scores": out_scores, **self._arrays(row, trial, measured)}
         figures = figures_of(arrays, self.suite.seed)
         hashes = {role: hash_of(array) for role, array in arrays.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, Unsuitable, reason
+from oodbench.forward.channels import channels_first
 from oodbench.gradients import Recording
 
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
@@ -90,13 +91,15 @@ def _run(classifier: Classifier, images: Tensor, signals: frozenset[str], until:
             except Exception as error:
                 what = f"{classifier.name}: its parameter gradients cannot be recorded"
                 made.failures["gradient_norms"] = _refused(error, what, "leave this detector out")
-        _hook(classifier, made, signals, until, hooks)
+        _hook(classifier, made, len(images), signals, until, hooks)
         with suppress(_Reached):
             made.logits = classifier(images)
     return made
 
 
-def _hook(classifier: Classifier, made: ForwardPass, signals: frozenset[str], until: str | None, hooks: ExitStack) -> None:
+def _hook(
+    classifier: Classifier, made: ForwardPass, images: int, signals: frozenset[str], until: str | None, hooks: ExitStack
+) -> None:
     modules = dict(classifier.module.named_modules())
 
     def attach(name: str, hook: Callable[..., None]) -> None:
@@ -113,7 +116,7 @@ def _hook(classifier: Classifier, made: ForwardPass, signals: frozenset[str], un
             for signal, kept, take in (("layers", made.layers, _averaged), ("maps", made.maps, torch.clone)):
                 if signal in signals and name not in kept:  # first use of a module that is used twice
                     try:
-                        kept[name] = take(_tensor(output))
+                        kept[name] = take(channels_first(name, classifier.module, _tensor(output), images))
                     except Exception as error:
                         kept[name] = refused(name, error)
             if name == until:

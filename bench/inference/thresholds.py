@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oodbench import protocols, standalone
+from oodbench import metrics, protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import canonical
@@ -85,8 +85,10 @@ def fit(
     )
     progress.stage(f"scoring {len(held_out):,} held-out images")
     scores = made.score(classifier, held_out)
-    if np.ptp(scores) == 0:
-        raise BadData(f"all scores of {detector} are {scores[0]:g}, so they separate nothing; choose another detector")
+    if metrics.alike(scores):
+        raise BadData(
+            f"all scores of {detector} are {scores[0]:g}, up to rounding, so they separate nothing; choose another detector"
+        )
     threshold = threshold_of(scores[thresholding], false_alarms)
     measured = _measured(scores[measuring], threshold, false_alarms, len(thresholding))
     if measured.exceeds:

@@ -15,7 +15,6 @@ from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, UsageError, contained, reason
 
 DEFAULT_CLASSES = 10
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def brings_weights(name: str) -> bool:
@@ -56,14 +55,17 @@ def _timm(name: str, num_classes: int) -> Classifier:
 
 
 def _torchvision(name: str, num_classes: int) -> Classifier:
-    """Normalisation comes from torchvision's ImageNet weights."""
+    """Normalisation is that of torchvision's weights for the network."""
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UsageError(registry.unknown("torchvision model", name, known, "torchvision.models.list_models()"))
-    module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    return Classifier(module, IMAGENET_MEAN, IMAGENET_STD)
+    module: Any = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if hasattr(module, "transform_input"):  # torchvision sets it with its weights, which take inputs in [-1, 1]
+        module.transform_input = True
+    preset: Any = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return Classifier(module, preset.mean, preset.std)
 
 
 def _resolve(name: str) -> Any:

@@ -84,6 +84,8 @@ def _verify(path: Path) -> None:
 
 def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:
     """Copy ``state``, read from ``path``, into the module of model ``name``. Raises BadData that lists what does not fit."""
+    if name.startswith("torchvision:"):
+        _drop_auxiliary_heads(state, module)
     wanted = module.state_dict()
     # Older files lack batch counts; evaluation does not use them.
     absent = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
@@ -98,9 +100,24 @@ def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -
             for key in wanted
             if key in state and state[key].shape != wanted[key].shape
         ][:3]
+    if not faults:  # whole numbers, as of a quantised network, would be cast without their scales
+        faults = [
+            f"{key} is {str(state[key].dtype).removeprefix('torch.')} instead of floats"
+            for key in wanted
+            if key in state and wanted[key].is_floating_point() and not state[key].is_floating_point()
+        ][:3]
     if faults:
         raise BadData(f"{path} does not fit {name}: it {'; '.join(faults)}; give the weights of {name}, or another --model")
     module.load_state_dict(dict(state), strict=False)
+
+
+def _drop_auxiliary_heads(state: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Remove heads that are used in training alone, if ``state`` has none: torchvision saves some networks without them."""
+    parts = [part for part in ("aux1", "aux2", "AuxLogits") if isinstance(getattr(module, part, None), nn.Module)]
+    if parts and not any(key.startswith(tuple(f"{part}." for part in parts)) for key in state):
+        for part in parts:
+            setattr(module, part, None)
+        module.aux_logits = False  # type: ignore[assignment]  # torchvision's own name
 
 
 def _first(keys: Iterable[str]) -> str:

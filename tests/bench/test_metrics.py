@@ -354,3 +354,23 @@ def test_imports_nothing_heavy():
     heavy = "{'torch', 'scipy', 'sklearn', 'pandas'}"
     code = f"import sys, oodbench.metrics; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+ULP = float(np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize(
+    ("scores", "alike"),
+    [
+        ([0.0, 0.0, 0.0], True),
+        ([1.0, 1.0 + ULP, 1.0 - ULP / 2], True),  # rounding of float32
+        ([-700.0, -700.0 - 2**-14], True),
+        ([0.1 + 0.2, 0.3, 0.3], True),  # rounding of float64
+        ([1e-9, 2e-9], False),  # small, but far apart
+        ([1.0, 1.0 + 1e-6], False),
+        ([-1 + 1e-9, -1 + 2e-9, -1 + 3e-10], False),  # largest softmax probabilities of a confident network
+        ([1e300, 2e300], False),
+    ],
+)
+def test_scores_are_alike_up_to_rounding(scores, alike):
+    assert metrics.alike(np.array(scores)) is alike

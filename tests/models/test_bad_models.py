@@ -107,6 +107,20 @@ class GivesIntegers(TinyResNet):
         return super().forward(x).mul(100).long()
 
 
+class GivesProbabilities(TinyResNet):
+    """Ends in softmax."""
+
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class GivesLogProbabilities(TinyResNet):
+    """Ends in log-softmax."""
+
+    def forward(self, x):
+        return super().forward(x).log_softmax(1)
+
+
 class CallsByKeyword(NoLinearHead):
     """Calls its head by keyword."""
 
@@ -190,6 +204,8 @@ UNUSABLE = [
     (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
     (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
     (GivesIntegers, "gives logits in int64; wrap it in a module that returns real floats"),
+    (GivesProbabilities, r"gives probabilities, which sum to 1 for each image, not logits; leave out its last \(log-\)softmax"),
+    (GivesLogProbabilities, "gives log-probabilities, whose exponentials sum to 1 for each image, not logits; leave out its"),
     (WantsMore, r"needs more inputs than images: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
     (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
 ]
@@ -213,6 +229,28 @@ def test_a_layer_that_stays_in_training_mode_is_named():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_sound_networks_pass(make, dtype):
     network(make).to(dtype).check(IMAGES[:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [GivesProbabilities, GivesLogProbabilities])
+def test_probabilities_are_no_logits_in_any_dtype(make, dtype):
+    with pytest.raises(Unsuitable, match="sum to 1 for each image"):
+        network(make).to(dtype).check(IMAGES[:8])
+    large = torch.linspace(-3e3, 3e3, 8 * 1000, dtype=torch.float32).view(1000, 8).T.contiguous()
+    Classifier(Fixed(large)).check(IMAGES[:8])
+    with pytest.raises(Unsuitable, match="log-probabilities"):
+        Classifier(Fixed(large.log_softmax(1))).check(IMAGES[:8])
+
+
+class Fixed(nn.Module):
+    """Gives the first rows of what it holds."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.outputs[: len(x)]
 
 
 def test_dropout_layers_are_put_into_eval_mode():
@@ -338,11 +376,12 @@ def test_a_network_that_fails_does_not_hide_the_probabilities_and_costs_of_other
 def test_in_half_precision_what_takes_gradients_says_what_it_needs(run, dtype):
     quick = {name: registry.load("detectors", name).quick for name in DETECTORS}
     names = [name for name in DETECTORS if not name.startswith("gradcon")]  # they train for a while, and read images alone
-    assert {"odin", "mahalanobis-p", "purview"} <= GRADIENTS
+    gradients = GRADIENTS | {"untrained"}  # that of its own copy of the network
+    assert {"odin", "mahalanobis-p", "purview"} <= gradients
     found = run(network(TinyResNet).to(dtype), *names, **{name: quick[name] for name in names if quick[name]})
     for name in names:
         status, why = found[name]
-        if name in GRADIENTS:
+        if name in gradients:
             assert status == "skipped", f"{name}: {status}, {why}"
             short = str(dtype).removeprefix("torch.")
             assert why.startswith(f"needs a network in float32 or float64, because {short} loses gradients"), f"{name}: {why}"

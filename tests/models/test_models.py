@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -175,6 +176,13 @@ def test_another_networks_weights_are_refused_by_name(tmp_path):
     torch.save({**state, "conv1.weight": torch.ones(16, 1, 3, 3)}, tmp_path / "shape.pt")
     with pytest.raises(BadData, match=r"conv1\.weight is \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"):
         load_model("resnet8-digits", tmp_path / "shape.pt")
+    torch.save({**state, "conv1.weight": (state["conv1.weight"] * 100).to(torch.int8)}, tmp_path / "dtype.pt")
+    with pytest.raises(BadData, match=r"conv1\.weight is int8 instead of floats"):
+        load_model("resnet8-digits", tmp_path / "dtype.pt")
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()}, tmp_path / "half.pt"
+    )
+    assert load_model("resnet8-digits", tmp_path / "half.pt").dtype == torch.float32
 
 
 def test_a_published_file_must_have_its_checksum(tmp_path):
@@ -241,6 +249,42 @@ def test_torchvision_is_wrapped_with_its_normalisation(tmp_path):
     assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 4)
     with pytest.raises(UsageError, match=r"unknown torchvision model 'resnet19'; did you mean"):
         load_model("torchvision:resnet19")
+
+
+def first_input(module, run):
+    """What the first convolution of a module reads during ``run()``."""
+    seen = []
+    hook = next(m for m in module.modules() if isinstance(m, nn.Conv2d)).register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].detach())
+    )
+    run()
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "size", "aux"), [("googlenet", 32, False), ("googlenet", 32, True), ("inception_v3", 80, False)]
+)
+def test_torchvision_weights_read_what_their_preprocessing_gives(name, size, aux, tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None, transform_input=True, aux_logits=aux, init_weights=False).eval()
+    torch.save(theirs.state_dict(), tmp_path / "published.pt")
+    images = torch.rand(2, 3, size, size)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    normalised = torchvision.transforms.Normalize(preset.mean, preset.std)(images)
+    ours = load_model(f"torchvision:{name}", tmp_path / "published.pt")
+    found = first_input(ours.module, lambda: ours(images))
+    torch.testing.assert_close(found, first_input(theirs, lambda: theirs(normalised)))
+    assert -1.001 < found.min() < found.max() < 1.001
+    torch.testing.assert_close(ours(images), theirs(normalised).detach())
+    assert set(ours.module.state_dict()) == set(theirs.state_dict())
+
+
+def test_torchvision_normalisation_is_that_of_the_weights(monkeypatch):
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: nn.Linear(2, 2))  # the network is large
+    assert build("torchvision:efficientnet_v2_l").mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert build("torchvision:efficientnet_v2_l").std.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
 MODULE = """
