@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench import classifier as network
-from oodbench import gradients, probe
+from oodbench import forward, gradients, probe
 from oodbench.classifier import Classifier
 from oodbench.conformance import task
 from oodbench.detector import Detector
@@ -25,7 +25,7 @@ PROBE = probe.__file__
 RUN_FOR_OTHERS = tuple(
     str(path)
     for path in (
-        *(Path(str(package.__file__)).parent for package in (torch, gradients)),
+        *(Path(str(package.__file__)).parent for package in (torch, forward, gradients)),
         *(module.__file__ for module in (network, task)),
     )
 )
@@ -104,7 +104,7 @@ def _passes_seen(probe: Probe, watched: Watched) -> Iterator[None]:
 
 
 def _run_by(probe: Probe) -> bool:
-    """Whether the innermost caller outside the network, torch and the gradient rules is a method of this probe."""
+    """Whether the innermost caller outside the network, torch, the shared pass and gradients is a method of this probe."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
