@@ -123,22 +123,28 @@ def suite_names() -> list[str]:
 def load_suite(name: str | Path) -> Suite:
     """Load a suite by name, or from a file that ends in ``.toml``.
 
-    Raises UsageError for an unknown name, and for an invalid suite file, naming the wrong key.
+    Raises UsageError for an unknown name, and for an invalid suite file, naming the wrong key. Parameters are for detectors
+    that the suite lists.
     """
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"suite file {path} does not exist")
-        text, stem = path.read_text(encoding="utf-8", errors="replace"), path.stem
+        text, stem = path.read_text(encoding="utf-8-sig", errors="replace"), path.stem
     elif str(name) in suite_names():
         text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)
     else:
         listing = "oodbench list suites, or a FILE.toml"
         raise UsageError(unknown("suite", str(name), suite_names(), listing))
     try:
-        return _validated({"name": stem} | tomllib.loads(text), name)
+        suite = _validated({"name": stem} | tomllib.loads(text), name)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name} is not valid TOML: {error}") from error
+    for detector in suite.parameters:
+        if detector not in suite.detectors:
+            listing = f"its detectors are {', '.join(suite.detectors)}"
+            raise UsageError(f"suite {name}: parameters: {unknown('detector', detector, suite.detectors, listing)}")
+    return suite
 
 
 def _validated(values: dict[str, Any], name: object) -> Suite:

@@ -187,6 +187,21 @@ def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
         load_suite(file)
 
 
+def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_path):
+    from oodbench.suite import load_suite
+
+    file = tmp_path / "typo.toml"
+    text = 'in_distribution = "digits"\ndetectors = ["knn"]\n[parameters.{}]\nk = 3\n[[sets]]\nname = "photos"\n'
+    file.write_text(text.format("kn"))
+    with pytest.raises(UsageError, match=r"parameters: unknown detector 'kn'; did you mean 'knn'\? \(its detectors are knn\)"):
+        load_suite(file)
+    file.write_text(text.format("odin"))  # known, but not in this suite
+    with pytest.raises(UsageError, match="parameters: unknown detector 'odin'"):
+        load_suite(file)
+    file.write_text("\ufeff" + text.format("knn"), encoding="utf-8")  # a byte order mark, as some editors write
+    assert load_suite(file).parameters == {"knn": {"k": 3}}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
