@@ -122,8 +122,8 @@ class Classifier(nn.Module):
         """Check that images (N, C, H, W) give finite logits (N, classes), the same in each forward pass.
 
         Raises Unsuitable for a network that needs other images or more inputs, whose output is not logits (but probabilities
-        or their logarithms, for example), or whose logits
-        change from pass to pass or with the rest of the batch; raises BadData for logits that are not finite.
+        or their logarithms, for example), or whose logits change from pass to pass or with the rest of the batch; raises
+        BadData for logits that are not finite.
         """
         training = [name for name, module in self.module.named_modules() if module.training]
         if training:

@@ -104,13 +104,14 @@ class Probe:
         """(N, features): input of the final linear layer, in the network's dtype. Raises Unsuitable if there is none."""
         self._declared("features", "stochastic")
         self._forward().require("features")
-        if not self._once("is head", self._head_gives_logits):
+        features = self._forward().features
+        if features is None or not self._once("is head", self._head_gives_logits):
             self.classifier.head  # noqa: B018  # raises with the reason if the head is missing
             raise Unsuitable(
                 f"{self.classifier.name}: its logits do not come from '{self.classifier.head_name}', its last linear layer;"
                 " name the one that gives them with Classifier(…, head=…)"
             )
-        return self._give(self._forward().features)  # type: ignore[arg-type]  # the head got some
+        return self._give(features)
 
     @property
     def layers(self) -> list[Tensor]:

@@ -95,9 +95,9 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
 
     Raises Unsuitable if a side has too few images to split.
     """
-    in_base, out_base = same_images(inside, outside)
-    in_order = in_base[stratified_order(len(inside), labels_of(inside), seed)]
-    out_order = out_base[stratified_order(len(outside), labels_of(outside), seed)]
+    in_ids, out_ids = same_images(inside, outside)
+    in_order = in_ids[stratified_order(len(inside), labels_of(inside), seed)]
+    out_order = out_ids[stratified_order(len(outside), labels_of(outside), seed)]
     in_order, out_order = _unique(in_order), _unique(out_order)
     size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
     common = in_order[np.isin(in_order, out_order)]
@@ -116,11 +116,11 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
         )
     half = size // 2
 
-    def parts(base: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        fit, choose = np.isin(base, order[:half]), np.isin(base, order[half:size])
+    def parts(ids: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        fit, choose = np.isin(ids, order[:half]), np.isin(ids, order[half:size])
         return np.flatnonzero(fit), np.flatnonzero(choose), np.flatnonzero(~fit & ~choose)
 
-    split = Split(*parts(in_base, in_order), *parts(out_base, out_order))
+    split = Split(*parts(in_ids, in_order), *parts(out_ids, out_order))
     sides = Sides(inside, outside)
     check_no_leak(split, sides, sides)
     return split
@@ -163,14 +163,10 @@ def same_images(*sets: ImageSet) -> list[np.ndarray]:
     Two images are one if they were made from the same row of one base set, or if their pixels are equal; or both, by way of
     other images.
     """
-    offsets: dict[str, int] = {}
-    end = 0
-    for images in sets:
-        if images.identity not in offsets:
-            rows = [int(other.base_index.max()) + 1 for other in sets if other.identity == images.identity]
-            offsets[images.identity], end = end, end + max(rows)
-    bases = np.concatenate([images.base_index.numpy() + offsets[images.identity] for images in sets])
-    _, bases = np.unique(bases, return_inverse=True)
+    identities = [images.identity for images in sets]
+    rows = 1 + max(int(images.base_index.max()) for images in sets)  # of a base set, at most
+    of_bases = [identities.index(images.identity) * rows + images.base_index.numpy() for images in sets]
+    _, bases = np.unique(np.concatenate(of_bases), return_inverse=True)
     _, contents = np.unique(np.concatenate([images.contents for images in sets]), return_inverse=True)
     # Each image links its base to its content; what is linked, directly or not, is one image.
     count = int(bases.max()) + 1

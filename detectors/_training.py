@@ -95,6 +95,12 @@ def reinitialised(classifier: Classifier, seed: int) -> Classifier:
     return member
 
 
+def place_like(network: Classifier, classifier: Classifier) -> None:
+    """Move a network to the device of the classifier, and to its dtype."""
+    if (network.device, network.dtype) != (classifier.device, classifier.dtype):
+        network.to(classifier.device).module.to(classifier.dtype)
+
+
 def fill(networks: Sequence[Classifier], weights: Sequence[Tensor]) -> None:
     """Load the state of all networks. Raises BadData if it belongs to others."""
     places = [value for network in networks for value in network.module.state_dict().values()]

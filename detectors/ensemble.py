@@ -124,8 +124,7 @@ class Ensemble(Detector):
                 _training.fill(networks, self.weights_)
                 self._networks = networks
             for network in self._networks:
-                if (network.device, network.dtype) != (classifier.device, classifier.dtype):
-                    network.to(classifier.device).module.to(classifier.dtype)
+                _training.place_like(network, classifier)
             return self._networks
 
 

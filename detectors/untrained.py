@@ -1,7 +1,7 @@
-"""The second control: what ``purview`` finds with the same network before any training.
+"""The second control: what ``purview`` detects on the same network before any training.
 
-What it detects, the architecture and the images alone detect; training contributed only the rest. Random weights as a
-control are those of Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018 (arXiv 1810.03292).
+A shift that it detects needs the architecture and the images, but no training. The idea is that of Adebayo et al., Sanity
+checks for saliency maps, NeurIPS 2018 (arXiv 1810.03292).
 """
 
 import copy
@@ -19,7 +19,7 @@ from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
-CALIBRATION = 10_000  # at most so many training images are seen by BatchNorm
+CALIBRATION = 10_000  # training images that BatchNorm sees, at most
 BATCH_SIZE = 256
 
 
@@ -27,12 +27,12 @@ class Untrained(Purview):
     """``purview`` on a copy of the network with random weights: its columns, its heads, its confounding label.
 
     Every layer is initialised by its own ``reset_parameters``, seeded by the run. The statistics of BatchNorm are then those
-    of at most 10,000 training images, none of them held out, for without them activations would grow or vanish.
+    of at most 10,000 training images, none of them held out, because otherwise activations would grow or vanish.
 
     Parameter gradients of the copy (N, parameter tensors) -> (N, parameter tensors), float64
     """
 
-    signals = ("logits",)  # of the network itself: a detector of the network, although it only reads the images
+    signals = ("logits",)  # not read, but a network that cannot be read is a reason to skip this detector too
 
     weights_: list[Tensor]  # of the copy
 
@@ -67,8 +67,7 @@ class Untrained(Purview):
         if self._network is None:
             self._network = copy.deepcopy(classifier)
             _training.fill([self._network], self.weights_)
-        if (self._network.device, self._network.dtype) != (classifier.device, classifier.dtype):
-            self._network.to(classifier.device).module.to(classifier.dtype)
+        _training.place_like(self._network, classifier)
         return self._network
 
 

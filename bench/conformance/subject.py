@@ -109,10 +109,9 @@ def subject(name: str, parameters: Mapping[str, Any]) -> Subject:
 
     try:
         make()
-    except UsageError:  # a misspelt name is reported at once
-        raise
-    except Exception:  # the first check reports it
-        pass
+    except Exception as error:
+        if isinstance(error, UsageError):  # of a misspelt name; the first check reports all others
+            raise
     return Subject(make, registry.find("detectors", name))
 
 

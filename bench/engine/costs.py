@@ -72,7 +72,7 @@ def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
     jobs = {key: job for key, job in wanted.items() if job.detector.name not in fitting.broken}
     if not jobs:
         return
-    progress.stage(f"measuring the cost of {len(jobs)} settings, each alone" if len(jobs) > 1 else "measuring its cost alone")
+    progress.stage("measuring the standalone cost of each detector")
     progress.expect(timing.REPEATS * timing.BATCH_SIZE)
     rows = np.resize(np.arange(len(loaded.in_distribution)), timing.BATCH_SIZE)
     (_, images), *_ = batches(loaded.in_distribution, loaded.classifier, [rows])

@@ -25,7 +25,7 @@ class Trial(NamedTuple):
     split: Split
     heads: Mapping[Detector, Head | Exception]
     settings: Mapping[Detector, list[Setting]]  # those that the head chose from
-    look_alikes: int = 0  # tested images that look like one of which the heads know, or like an in-distribution one
+    look_alikes: int  # as in a record: tested images that look like one that the heads learnt from
 
     def chosen(self) -> dict[Detector, list[Setting]]:
         """The one setting that each head keeps."""

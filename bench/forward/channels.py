@@ -17,15 +17,15 @@ FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 LAST = (nn.Linear, *NORMS_LAST, nn.MultiheadAttention)
 
 
-def channels_first(name: str, network: nn.Module, output: Tensor, images: int) -> Tensor:
-    """The output of a layer of the network (images, …), with its channels moved to axis 1: (images, channels, …).
+def channels_first(name: str, network: nn.Module, output: Tensor, count: int) -> Tensor:
+    """The output of a layer for ``count`` images (count, …), with its channels moved to axis 1: (count, channels, …).
 
     Raises Unsuitable if its first axis is not the images', or if the axis of its channels is unknown.
     """
     shape = tuple(output.shape)
-    if not shape or shape[0] != images:
+    if not shape or shape[0] != count:
         raise Unsuitable(
-            f"layer '{name}' gives {shape} for {images} images, not {images} rows; build the network with batch_first=True, or"
+            f"layer '{name}' gives {shape} for {count} images, not {count} rows; build the network with batch_first=True, or"
             " name other layers with Classifier(…, layers=[…])"
         )
     axis = _axis(name, network, shape) if len(shape) > 2 else 1

@@ -98,7 +98,7 @@ def _run(classifier: Classifier, images: Tensor, signals: frozenset[str], until:
 
 
 def _hook(
-    classifier: Classifier, made: ForwardPass, images: int, signals: frozenset[str], until: str | None, hooks: ExitStack
+    classifier: Classifier, made: ForwardPass, count: int, signals: frozenset[str], until: str | None, hooks: ExitStack
 ) -> None:
     modules = dict(classifier.module.named_modules())
 
@@ -116,15 +116,15 @@ def _hook(
             for signal, kept, take in (("layers", made.layers, _averaged), ("maps", made.maps, torch.clone)):
                 if signal in signals and name not in kept:  # first use of a module that is used twice
                     try:
-                        kept[name] = take(channels_first(name, classifier.module, _tensor(output), images))
+                        kept[name] = take(channels_first(name, classifier.module, _tensor(output), count))
                     except Exception as error:
-                        kept[name] = refused(name, error)
+                        kept[name] = unreadable(name, error)
             if name == until:
                 raise _Reached
 
         return keep
 
-    def refused(name: str, error: Exception) -> Exception:
+    def unreadable(name: str, error: Exception) -> Exception:
         return _refused(
             error, f"{classifier.name}: its layer '{name}' cannot be read", "name others with Classifier(…, layers=[…])"
         )
@@ -140,7 +140,7 @@ def _hook(
             try:
                 attach(name, keep_layer(name))
             except Exception as error:
-                made.layers[name] = made.maps[name] = refused(name, error)
+                made.layers[name] = made.maps[name] = unreadable(name, error)
 
 
 def _tensor(output: Any) -> Tensor:

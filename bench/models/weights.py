@@ -115,9 +115,8 @@ def _drop_auxiliary_heads(state: Mapping[str, Tensor], module: nn.Module) -> Non
     """Remove heads that are used in training alone, if ``state`` has none: torchvision saves some networks without them."""
     parts = [part for part in ("aux1", "aux2", "AuxLogits") if isinstance(getattr(module, part, None), nn.Module)]
     if parts and not any(key.startswith(tuple(f"{part}." for part in parts)) for key in state):
-        for part in parts:
-            setattr(module, part, None)
-        module.aux_logits = False  # type: ignore[assignment]  # torchvision's own name
+        for attribute, value in {**dict.fromkeys(parts), "aux_logits": False}.items():
+            setattr(module, attribute, value)
 
 
 def _first(keys: Iterable[str]) -> str:
