@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from oodbench.errors import BadData, contained
 from oodbench.results.facts import AttackRecord
 
-KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
+KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign")
 THUMBNAIL = 16  # pixels per side
 
 
@@ -167,6 +167,20 @@ class ImageSet:
     def official_size(self) -> int | None:
         """Number of images in the official split; None where it is unknown."""
         return self.source.official_size.get(self.split)
+
+
+class Changed:
+    """``Images`` changed on demand: ``change(images, index)`` of some rows and of their ``index`` (N,)."""
+
+    def __init__(self, images: Images, change: Callable[[Tensor, Tensor], Tensor], index: Tensor) -> None:
+        self._images, self._change, self._index = images, change, index
+        self.shape = tuple(images.shape)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
+        return self._change(self._images[rows], self._index[list(rows)])
 
 
 class _Rows:

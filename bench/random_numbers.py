@@ -33,6 +33,11 @@ def hashed(keys: Tensor, count: int) -> Tensor:
     return mix(keys[:, None] + torch.arange(1, count + 1, device=keys.device) * GOLDEN)
 
 
+def image_keys(index: Tensor, seed: int) -> Tensor:
+    """Return a key per image, int64 (N,), from its number in ``index`` (N,) and the seed."""
+    return mix(mix(torch.tensor(seed, device=index.device)) + index * GOLDEN)
+
+
 def content_keys(images: Tensor, seed: int) -> Tensor:
     """Return a key per image, int64 (N,), from its pixels: floats (N, C, H, W) in [0, 1], read to 16 bits.
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from oodbench.datasets.name import canonical
+from oodbench.datasets.name import canonical, parse
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
-Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly"]
+Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
@@ -161,6 +161,8 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     if suite.transfer_from is not None and suite.transfer_from not in sets:
         listing = f"its sets are {', '.join(sets)}"
         raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, sets, listing)}")
+    if suite.transfer_from is not None and (sets[suite.transfer_from].kind or parse(suite.transfer_from).kind) == "benign":
+        raise UsageError(f"suite {name}: transfer_from: {suite.transfer_from} is benign, so nothing is learnt from it")
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from")
     return suite

@@ -20,8 +20,7 @@ from torch import Tensor
 from oodbench.datasets.name import LEVELS as LEVELS
 from oodbench.datasets.name import require_corruption
 from oodbench.errors import BadData
-from oodbench.image_set import Images
-from oodbench.random_numbers import GOLDEN, hashed, mix, shifted, standard_normal
+from oodbench.random_numbers import hashed, image_keys, mix, shifted, standard_normal
 
 CHUNK = 2**18  # pixel values at a time, because hashing makes several float64 copies of them
 
@@ -164,7 +163,7 @@ def corrupt(images: Tensor, name: str, level: int, seed: int = 0, index: Tensor 
     index = torch.arange(len(images)) if index is None else index.to(torch.int64)
     if index.shape != (len(images),):
         raise BadData(f"{name}: {len(images)} images and an index of shape {tuple(index.shape)}; give one number per image")
-    keys = mix(mix(torch.tensor(seed, device=images.device)) + index.to(images.device) * GOLDEN)
+    keys = image_keys(index.to(images.device), seed)
     corrupted = torch.empty_like(images)
     step = max(1, CHUNK // max(1, images[:1].numel()))
     for start in range(0, len(images), step):
@@ -172,20 +171,6 @@ def corrupt(images: Tensor, name: str, level: int, seed: int = 0, index: Tensor 
         result = CORRUPTIONS[name](images[part].double(), level, keys[part])
         corrupted[part] = result.clamp(0, 255).round().to(torch.uint8)
     return corrupted
-
-
-class Corrupted:
-    """``Images`` corrupted on demand; ``index`` (N,) as in ``corrupt``."""
-
-    def __init__(self, images: Images, name: str, level: int, seed: int, index: Tensor) -> None:
-        self._images, self._index, self._how = images, index, (name, level, seed)
-        self.shape = tuple(images.shape)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, rows: Sequence[int]) -> Tensor:
-        return corrupt(self._images[rows], *self._how, index=self._index[list(rows)])
 
 
 # Optics. A pixel gathers light from a square, so values between two pixels are interpolated linearly: a blur narrower than a

@@ -4,7 +4,7 @@ The forms of names are listed in ``oodbench.datasets.name``.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from oodbench import registry
 from oodbench.classifier import Classifier
-from oodbench.datasets import corruptions
+from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, parse
 from oodbench.datasets.resize import FILTERS, Resized, decoded
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, contained, reason
-from oodbench.image_set import Images, ImageSet
+from oodbench.image_set import Changed, Images, ImageSet
 from oodbench.paths import data_root
 from oodbench.progress import Progress
 
@@ -96,11 +96,13 @@ def changed(
     progress: Progress,
     batch_size: int = 256,
 ) -> ImageSet:
-    """Apply the corruption or attack of the name, if it has one. Errors as in ``load_dataset``."""
+    """Apply the corruption, benign change or attack of the name, if it has one. Errors as in ``load_dataset``."""
     if settings and not parsed.attack:
         raise UsageError(f"{images.name}: settings are for attacks ({', '.join(settings)}); leave them out")
     if parsed.corruption and parsed.level:
         return corrupted(images, parsed.corruption, parsed.level, seed)
+    if parsed.benign:
+        return benignly_changed(images, parsed.benign, seed)
     if parsed.attack:
         if classifier is None:
             raise Unsuitable(f"{images.name}+{parsed.attack} is made against a network; name one (a suite's model)")
@@ -137,23 +139,35 @@ def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> Image
 
     Raises Unsuitable if the corruption changes nothing, such as ``decolor`` on grey images.
     """
-    index = images.base_index
-    pixels: Tensor | Images
-    if isinstance(images.images, Tensor):
-        pixels = corruptions.corrupt(images.images, corruption, level, seed, index)
-        if torch.equal(pixels, images.images):
-            raise Unsuitable(f"{corruption} leaves the images of {images.name} as they are: there is nothing to detect")
-    else:
-        pixels = corruptions.Corrupted(images.images, corruption, level, seed, index)
+
+    def corrupt(pixels: Tensor, index: Tensor) -> Tensor:
+        return corruptions.corrupt(pixels, corruption, level, seed, index)
+
+    found = _made_from(images, corrupt, f"{corruption}@{level}", f"with {corruption} at level {level}: C-style, generated")
+    if isinstance(found.images, Tensor) and torch.equal(found.images, found.clean):
+        raise Unsuitable(f"{corruption} leaves the images of {images.name} as they are: there is nothing to detect")
+    return replace(found, kind="corruption", level=level)
+
+
+def benignly_changed(images: ImageSet, name: str, seed: int) -> ImageSet:
+    """A set after a benign change; labels are kept, and the randomness is as in ``corrupted``."""
+
+    def change(pixels: Tensor, index: Tensor) -> Tensor:
+        return benign.change(pixels, name, seed, index)
+
+    return replace(_made_from(images, change, name, f"after the benign change {name}"), kind="benign")
+
+
+def _made_from(images: ImageSet, change: Callable[[Tensor, Tensor], Tensor], name: str, how: str) -> ImageSet:
+    """The set after ``change(pixels, base_index)``, on demand if it decodes on demand, with its clean twins."""
+    in_memory = isinstance(images.images, Tensor)
     return replace(
         images,
-        images=pixels,
+        images=change(images.images, images.base_index) if in_memory else Changed(images.images, change, images.base_index),
         clean=images.images,
-        name=f"{images.name}+{corruption}@{level}",
-        kind="corruption",
-        level=level,
+        name=f"{images.name}+{name}",
         base=images.identity,
-        source=replace(images.source, title=f"{images.source.title}, with {corruption} at level {level}: C-style, generated"),
+        source=replace(images.source, title=f"{images.source.title}, {how}"),
     )
 
 

@@ -5,11 +5,13 @@
 ``cifar10:airplane``    one class of it, by name or number
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
+``cifar10+jpeg-85``     a benign change, which should raise no alarm
 ``cifar10+pgd``         an attack, built-in or of another library (``cifar10+foolbox:LinfPGD``)
 ``folder:PATH``         a folder of images below the data root; ``folder:PATH:class`` is one class
 ======================  =====================================================================
 
-The corruption or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/`` is ``folder:a``.
+The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/``
+is ``folder:a``.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
 CORRUPTIONS = ("noise", "lens-blur", "gaussian-blur", "dirty-lens", "exposure", "snow", "haze", "decolor")
+BENIGN = ("jpeg-95", "jpeg-85", "jpeg-75", "grey-level", "pixel-shift")
 ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
+CHANGED = ("corruption", "benign", "adversarial")  # kinds of the sets that are made from another by a change
 LEVELS = (1, 2, 3, 4, 5)
 FOLDER = "folder"
 
@@ -43,12 +47,13 @@ class Name:
     """A parsed set name. Absent components are empty.
 
     Attributes:
-        original: the name without its corruption or attack.
+        original: the name without its corruption, benign change or attack.
         base: the registered set, or ``folder``.
         path: the path of a folder below the data root.
         wanted_class: the one class to keep, by name or number.
         part, part_level: the part of a set that has parts, and its level.
         corruption, level: the generated corruption, and its level.
+        benign: the benign change.
         attack: the attack.
     """
 
@@ -60,13 +65,14 @@ class Name:
     part_level: int | None = None
     corruption: str = ""
     level: int | None = None
+    benign: str = ""
     attack: str = ""
 
     @property
     def dataset(self) -> str:
         """The name without its level, as shown in tables."""
-        if self.corruption or self.attack:
-            return f"{self.original}+{self.corruption or self.attack}"
+        if change := self.corruption or self.benign or self.attack:
+            return f"{self.original}+{change}"
         return self.original if self.part_level is None else self.original.rpartition("@")[0]
 
     @property
@@ -76,12 +82,12 @@ class Name:
 
     @property
     def kind(self) -> str:
-        """``corruption`` or ``adversarial`` if the name contains one, else empty."""
-        return "adversarial" if self.attack else "corruption" if self.corruption else ""
+        """The kind that a change in the name gives the set: ``corruption``, ``benign`` or ``adversarial``; else empty."""
+        return "adversarial" if self.attack else "benign" if self.benign else "corruption" if self.corruption else ""
 
 
 def parse(text: str) -> Name:
-    """Parse a name. Raises UsageError for an unknown corruption or attack, and for a level that is missing or not 1 to 5."""
+    """Parse a name. Raises UsageError for an unknown change or attack, and for a level that is missing or not 1 to 5."""
     original, plus, change = canonical(text).partition("+")
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
@@ -140,12 +146,12 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
     if changing in CORRUPTIONS:
         require_corruption(changing, _level(level) or repr(level))
         return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
-    if changing not in ATTACKS and ":" not in changing:  # attacks of other libraries have a colon
-        known = [*CORRUPTIONS, *ATTACKS]
-        raise UsageError(unknown("corruption or attack", changing, known, f"known: {', '.join(known)}"))
+    if changing not in (*BENIGN, *ATTACKS) and ":" not in changing:  # attacks of other libraries have a colon
+        known = [*CORRUPTIONS, *BENIGN, *ATTACKS]
+        raise UsageError(unknown("change or attack", changing, known, f"known: {', '.join(known)}"))
     if at:
-        raise UsageError(f"'{text}': an attack has no level; write {parsed.original}+{changing}")
-    return Name(**vars(parsed) | {"attack": changing})
+        raise UsageError(f"'{text}': {changing} has no level; write {parsed.original}+{changing}")
+    return Name(**vars(parsed) | {"benign" if changing in BENIGN else "attack": changing})
 
 
 def _level(text: str) -> int | None:

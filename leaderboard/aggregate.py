@@ -38,7 +38,8 @@ METRICS = {  # column: (what tables call it, whether higher is better)
     "detection_accuracy": ("detection accuracy", True),
     "detection_error": ("detection error", False),
 }
-KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly")
+KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign")
+BENIGN = "benign"  # the kind whose figure is a rate of false alarms, whatever the metric, and not part of means over sets
 CONTROL = "pixels"  # the detector that does not use the network
 CONTROLS = (CONTROL, "untrained")  # detectors that show what others owe to the images or to the architecture
 
@@ -68,8 +69,9 @@ class Tally(NamedTuple):
 def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     """Values and counts, best mean over all sets first within each model, in-distribution set and protocol.
 
-    A cell that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric,
-    BadData where columns are missing.
+    Values of benign changes are rates of false alarms, whatever the metric, and not part of the mean over all sets. A cell
+    that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric, BadData
+    where columns are missing.
     """
     cells = unique_cells(frame)
     measured = _measured(cells, metric)
@@ -79,7 +81,7 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
     means = [("mean", kind, "") for kind in [*kinds, "all"]]
     columns = pd.MultiIndex.from_tuples([*sets, *means], names=["group", "name", "content"])
-    values = _wide(_averages(measured, metric), columns)
+    values = _wide(_averages(measured), columns)
     rows = _in_order(cells, values[("mean", "all", "")], METRICS[metric][1])
     index = pd.MultiIndex.from_frame(rows)
     group = pd.MultiIndex.from_frame(_with_scope(rows)[SCOPE])
@@ -91,14 +93,17 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
 def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
     """The rows (``ROW``) of ``tally``, without its figures."""
     cells = unique_cells(frame)
-    best = _averages(_measured(cells, metric), metric)[-1]
+    best = _averages(_measured(cells, metric))[-1]
     return pd.MultiIndex.from_frame(_in_order(cells, best, METRICS[metric][1]))
 
 
 def _measured(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The cells with a figure, ``value``: the metric, or for a benign change the share of images that the threshold rejects
+    which accepts 95 % of the in-distribution images."""
     if metric not in METRICS:
         raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
-    return cells[(cells["status"] == "ok") & cells[metric].notna()]
+    figures = cells[metric].where(cells["kind"] != BENIGN, 1 - cells["fpr95"])
+    return cells.assign(value=figures)[(cells["status"] == "ok") & figures.notna()]
 
 
 def _with_scope(rows: pd.DataFrame) -> pd.DataFrame:
@@ -113,16 +118,17 @@ def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([cells.assign(scope="", of=""), scoped[scoped["scope"] != ""]])
 
 
-def _averages(measured: pd.DataFrame, metric: str) -> list[pd.Series]:
+def _averages(measured: pd.DataFrame) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
-    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)[metric].mean()  # over seeds
+    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)["value"].mean()  # over seeds
     by_dataset = by_level.groupby([*ROW, *SET]).mean()
-    long = by_dataset.rename("value").reset_index()
+    long = by_dataset.reset_index()
     sets = long[SET].drop_duplicates()
     counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
     long = long.merge(sets.assign(set=pd.Series(counts_as, sets.index)), on=SET, how="left", sort=False)
     by_set = long.groupby([*ROW, "kind", "set"])["value"].mean()
-    return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), by_set.groupby(ROW).mean()]
+    separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
+    return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), separated.groupby(ROW).mean()]
 
 
 def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
@@ -132,8 +138,9 @@ def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
 
 
 def _counts(cells: pd.DataFrame, keys: list[str]) -> list[pd.Series]:
-    """Cells by ``keys`` and set, by ``keys`` and kind, and by ``keys``."""
-    return [cells.groupby([*keys, *by])["status"].size() for by in (SET, ["kind"], [])]
+    """Cells by ``keys`` and set, by ``keys`` and kind, and by ``keys`` without the benign ones."""
+    separated = cells[cells["kind"] != BENIGN]
+    return [of.groupby([*keys, *by])["status"].size() for of, by in ((cells, SET), (cells, ["kind"]), (separated, []))]
 
 
 def _wide(parts: list[pd.Series], columns: pd.MultiIndex) -> pd.DataFrame:
@@ -162,8 +169,8 @@ def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """One row per model, in-distribution set, detector and protocol: the mean over each kind of set and over all sets.
 
     Columns are ``model in_distribution protocol detector`` (and those of ``QUALIFIERS`` that the frame has), and for each
-    kind that the frame holds, and for ``all``: ``KIND`` (the mean, a fraction), ``KIND cells`` (how many cells stand
-    behind it) and ``KIND expected`` (how many there are to fill). Seeds are averaged. Sorted as ``tally`` is.
+    kind that the frame holds, and for ``all`` without benign changes: ``KIND`` (the mean, a fraction), ``KIND cells`` (how
+    many cells stand behind it) and ``KIND expected`` (how many there are to fill). Seeds are averaged. Sorted as ``tally``.
     """
     found = tally(frame, metric)
     table = pd.DataFrame(index=found.values.index)

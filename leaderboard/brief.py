@@ -7,7 +7,19 @@ from typing import Any
 import pandas as pd
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import CONTROL, CONTROLS, COST, GROUP, METRICS, Tally, costs, qualified, tally, unique_cells
+from oodbench.leaderboard.aggregate import (
+    BENIGN,
+    CONTROL,
+    CONTROLS,
+    COST,
+    GROUP,
+    METRICS,
+    Tally,
+    costs,
+    qualified,
+    tally,
+    unique_cells,
+)
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
 from oodbench.leaderboard.text import GAP, noted, wrapped
@@ -77,6 +89,8 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
         text += [line(*texts[place]) for place in mine]
     if any(figure.endswith("*") for _, figures in columns for figure in figures):
         text.append("*: mean of fewer cells, because some have no figure")
+    if BENIGN in found.values["mean"].columns:
+        text += wrapped("benign: false alarms ×100 at the threshold that accepts 95 % (5 is expected)", width).splitlines()
     return text
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from oodbench.datasets.name import CHANGED
 from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.notes import Note, run_notes, subsets
@@ -49,7 +50,7 @@ def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":
     Cells know their own negatives. Those of a corruption or an attack may be a part of the test images, or noisy twins of
     them, so what most of the other cells say counts.
     """
-    made = frame["kind"].isin(["corruption", "adversarial"])
+    made = frame["kind"].isin(CHANGED)
     plain = frame.assign(made=made).sort_values("made", kind="stable")
     plain = plain[plain["made"] == plain.groupby("in_distribution")["made"].transform("min")]
     most = plain.groupby("in_distribution")["in_fingerprint"].agg(lambda hashes: hashes.value_counts().index[0])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from oodbench.datasets.name import source_and_change
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import CONTROL, tally
+from oodbench.leaderboard.aggregate import BENIGN, CONTROL, tally
 from oodbench.leaderboard.labels import label, labelled
 
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
@@ -127,7 +127,7 @@ def table_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Note]:
 
 def _cues(cells: pd.DataFrame) -> list[Note]:
     """Where the control alone tells the sets apart."""
-    control = cells[cells["detector"] == CONTROL]
+    control = cells[(cells["detector"] == CONTROL) & (cells["kind"] != BENIGN)]
     if control.empty:
         return []
     found = tally(control).values.drop(columns="mean", level="group")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
+    BENIGN,
     CONTROLS,
     COST,
     METRICS,
@@ -23,6 +24,10 @@ from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, counted, table_notes
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
+FALSE_ALARMS = (
+    "Benign: false alarms ×100, the share of harmlessly changed images that the threshold rejects which accepts 95 % of the"
+    " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
+)
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
@@ -151,6 +156,7 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
     row lacks others, its figure says so.
     """
     group, name, content = (str(part) for part in found.values.columns[place])
+    choose = min if BENIGN in (group, name) else choose
     values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
@@ -185,6 +191,8 @@ def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -
     name, higher_is_better = METRICS[metric]
     parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), best mean over all sets first."]
     parts += _mean_remarks(cells)
+    if (cells["kind"] == BENIGN).any():
+        parts.append(FALSE_ALARMS)
     if (seeds := cells["seed"].nunique()) > 1:
         parts.append(f"Means of {seeds} seeds.")
     whole = found.expected.copy()

@@ -2,10 +2,12 @@
 
 import pytest
 
+from oodbench.datasets import benign
 from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.corruptions import CORRUPTIONS as GENERATED
 from oodbench.datasets.name import (
     ATTACKS,
+    BENIGN,
     CHALLENGES,
     CORRUPTIONS,
     CORRUPTIONS_C,
@@ -25,7 +27,8 @@ from oodbench.errors import UsageError
 def test_the_names_are_those_of_the_code():
     assert tuple(GENERATED) == CORRUPTIONS
     assert tuple(attacks.ATTACKS) == ATTACKS
-    assert not set(CORRUPTIONS) & set(ATTACKS)
+    assert tuple(benign.BENIGN) == BENIGN
+    assert len({*CORRUPTIONS, *BENIGN, *ATTACKS}) == len(CORRUPTIONS) + len(BENIGN) + len(ATTACKS)
 
 
 def test_the_parts_of_the_published_corruptions():
@@ -48,6 +51,7 @@ def test_the_parts_of_the_published_corruptions():
         ),
         ("cifar10+haze@3", Name("cifar10", "cifar10", corruption="haze", level=3), "cifar10+haze", 3, "corruption"),
         ("cifar10+pgd", Name("cifar10", "cifar10", attack="pgd"), "cifar10+pgd", None, "adversarial"),
+        ("cifar10+jpeg-85", Name("cifar10", "cifar10", benign="jpeg-85"), "cifar10+jpeg-85", None, "benign"),
         (
             "cifar10+foolbox:LinfPGD",
             Name("cifar10", "cifar10", attack="foolbox:LinfPGD"),
@@ -110,10 +114,10 @@ def test_every_attack(attack):
             (f"cifar10+haze@{level}", r"'haze' needs a level from 1 \(mild\) to 5, not '")
             for level in ("0", "6", "x", "-1", "", "03", "٣")
         ),
-        ("cifar10+haez@3", "unknown corruption or attack 'haez'; did you mean 'haze'"),
-        ("cifar10+", "unknown corruption or attack ''"),
-        ("cifar10+pgd@3", r"'cifar10\+pgd@3': an attack has no level; write cifar10\+pgd"),
-        ("cifar10+foolbox:LinfPGD@3", "an attack has no level"),
+        ("cifar10+haez@3", "unknown change or attack 'haez'; did you mean 'haze'"),
+        ("cifar10+", "unknown change or attack ''"),
+        ("cifar10+pgd@3", r"'cifar10\+pgd@3': pgd has no level; write cifar10\+pgd"),
+        ("cifar10+foolbox:LinfPGD@3", "LinfPGD has no level"),
         ("cifar10+haze@3+noise@1", "'haze' needs a level"),
     ],
 )

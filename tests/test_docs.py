@@ -19,6 +19,7 @@ import typer
 from oodbench import cli
 from oodbench.datasets import TABLE as DATASETS
 from oodbench.datasets import corruptions
+from oodbench.datasets.name import BENIGN
 from oodbench.detectors import TABLE as DETECTORS
 from oodbench.heads import HEADS
 from oodbench.image_set import KINDS
@@ -258,6 +259,7 @@ def spans(page: str) -> set[str]:
         ("docs/detector.md", sorted(HEADS)),
         ("docs/dataset.md", list(DATASETS)),
         ("docs/dataset.md", sorted(corruptions.CORRUPTIONS)),
+        ("docs/dataset.md", BENIGN),
         ("docs/model.md", list(MODELS)),
         ("docs/model.md", [part for published in PUBLISHED.values() for part in (published.file, published.sha256)]),
         ("docs/run.md", suite_names()),

@@ -17,7 +17,7 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
-from oodbench.datasets.name import parse
+from oodbench.datasets.name import CHANGED, parse
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.heads import HEADS
@@ -172,8 +172,10 @@ class LoadedSuite:
         return rows
 
     def rows(self, test_set: LoadedTestSet) -> list[Row]:
-        """The rows that have a record on this set: under transfer none on the set that it learns from."""
+        """The rows that have a record on this set: none that learns from benign changes, or is tested where it learnt."""
         rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
+        if test_set.kind == "benign":
+            return [row for row in rows if row.protocol == "unsupervised"]
         return [row for row in rows if row.protocol != "transfer" or test_set is not self.source]
 
     def _original(self, one: TestSet, split: str, limit: int | None, progress: Progress) -> ImageSet:
@@ -247,7 +249,7 @@ class LoadedSuite:
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
         """Raise BadData where the set holds in-distribution images: no detector could tell these apart."""
-        if images.kind in ("corruption", "adversarial"):
+        if images.kind in CHANGED:
             return
         for known in (self.in_distribution, self.train):
             numbers, known_numbers = protocols.same_images(images, known)

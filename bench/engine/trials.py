@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from oodbench import protocols
+from oodbench.datasets.name import CHANGED
 from oodbench.detector import Detector
 from oodbench.engine import look_alikes
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
@@ -116,7 +117,7 @@ class Trials:
         """
         measured = self._measured(test_set, images)
         alone = {detector: [detector.setting] for detector in wanted.get("unsupervised", [])}
-        sides, made = measured.sides, images.kind in ("corruption", "adversarial")
+        sides, made = measured.sides, images.kind in CHANGED
         trials: dict[str, Trial | OodbenchError] = {}
         for protocol, detectors in wanted.items():
             grids = {detector: detector.shift_settings for detector in detectors}

@@ -13,9 +13,10 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import avg_pool2d
 
 import oodbench
-from oodbench.datasets.corruptions import CORRUPTIONS, NOISE, Corrupted, corrupt, uniform
+from oodbench.datasets.corruptions import CORRUPTIONS, NOISE, corrupt, uniform
 from oodbench.datasets.name import LEVELS
 from oodbench.errors import BadData, UsageError
+from oodbench.image_set import Changed
 from oodbench.random_numbers import mix
 
 RANDOM = ("noise", "dirty-lens", "snow", "haze")  # the others are the same for all seeds
@@ -66,7 +67,7 @@ def test_independent_of_batch_order_and_chunks(images, name, level, monkeypatch)
     assert torch.equal(corrupt(images[order], name, level, 5, order), whole[order])
     monkeypatch.setattr("oodbench.datasets.corruptions.CHUNK", 2000)
     assert torch.equal(corrupt(images, name, level, seed=5), whole)
-    on_demand = Corrupted(images, name, level, 5, torch.arange(len(images)))
+    on_demand = Changed(images, lambda some, index: corrupt(some, name, level, 5, index), torch.arange(len(images)))
     assert torch.equal(on_demand[order[:5].tolist()], whole[order[:5]])
     other = corrupt(images, name, level, seed=6)
     assert torch.equal(other, whole) == (name not in RANDOM)

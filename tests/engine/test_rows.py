@@ -12,6 +12,7 @@ from oodbench.datasets.load import load_dataset
 from oodbench.engine.run import plan
 from oodbench.errors import UsageError
 from oodbench.heads import Logistic
+from oodbench.leaderboard.aggregate import means
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
 
@@ -313,6 +314,7 @@ def test_a_source_too_small_to_learn_from_is_a_reason(tmp_path):
     [
         ({}, "suite s: transfer needs transfer_from, the name of one of its sets to learn from"),
         ({"transfer_from": "photo"}, "suite s: transfer_from: unknown set 'photo'; did you mean 'photos'?"),
+        ({"transfer_from": "photos", "sets": [TestSet(name="photos", kind="benign")]}, "transfer_from: photos is benign"),
         ({"transfer_from": "digits+noise"}, "its sets are digits+noise@1, digits+noise@5, digits-heldout, photos"),
     ],
 )
@@ -325,3 +327,19 @@ def test_transfer_from_must_be_one_of_the_sets(tmp_path, changes, message):
     assert isinstance(
         run(tmp_path / "run", suite(protocols=["unsupervised"], detectors=["msp"]), datasets=["photos"]), RunFolder
     )
+
+
+def test_nothing_is_learnt_from_a_benign_change(tmp_path):
+    """Its false alarms are counted at the threshold of the in-distribution images, under unsupervised only."""
+    chosen = suite(transfer_from="digits+noise@5", sets=[*suite().sets, TestSet(name="digits+pixel-shift")])
+    folder = run(tmp_path / "run", chosen)
+    rows = folder.frame().query("kind == 'benign'")[["detector", "protocol"]].to_numpy().tolist()
+    assert sorted(rows) == [["learns", "unsupervised"], ["msp", "unsupervised"]]
+    record, arrays = found_in(folder, "msp", "unsupervised", "digits+pixel-shift")
+    threshold = np.sort(arrays["in_scores"])[75]  # the 76th of 80 images: 95 % are at most that
+    alarms = (arrays["out_scores"] > threshold).mean()
+    assert record.metrics.fpr95 == pytest.approx(1 - alarms)
+    assert record.look_alikes == 0
+    table = means(folder.frame()).set_index(["detector", "protocol"])
+    assert table.loc[("msp", "unsupervised"), "benign"] == pytest.approx(alarms)
+    assert plan(chosen, limit=80)[-1] == f"{len(folder.frame())} cells"

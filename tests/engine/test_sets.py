@@ -205,9 +205,9 @@ def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digits+hazy@1", "unknown corruption or attack 'hazy'"),
+        ("digits+hazy@1", "unknown change or attack 'hazy'"),
         ("digits+haze", "'haze' needs a level"),
-        ("digits+pgd@2", "an attack has no level"),
+        ("digits+pgd@2", "pgd has no level"),
         ("digits/fog@1", "digits has no parts"),
         ("digits/", "names no part of digits"),
         ("cifar10c/fog@9", "names no part of cifar10c"),

@@ -14,6 +14,7 @@ from oodbench import leaderboard
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, base, means, pivot
+from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.formats import render
 
 FORMATS = ("table", "md", "csv", "json", "tex")
@@ -368,6 +369,30 @@ def test_attacks_on_one_base_weigh_as_one_set():
     text = " ".join(render(frame(*attacks, haze)).split())
     assert "In means over sets all corruptions of one base and all attacks on one base count as one set." in text
     assert "In means over sets all attacks on one base count as one set." in " ".join(render(frame(*attacks)).split())
+
+
+@pytest.mark.parametrize("metric", ["auroc", "fpr95", "aupr_out"])
+def test_benign_changes_show_false_alarms_and_are_no_part_of_the_mean(metric):
+    rows = [cell(name, "far", 0.7 + shift, aupr_out=0.9) for name, shift in (("a", 0.1), ("pixels", 0), ("b", 0))]
+    for name, rates in (("a", (0.30, 0.10)), ("b", (0.02, 0.08)), ("pixels", (0.95, 0.97))):
+        both = zip(("digits+jpeg-95", "digits+pixel-shift"), rates, strict=True)
+        rows += [cell(name, of, 0.5, "benign", fpr95=1 - rate) for of, rate in both]
+    rows.append(cell("a", "far", 0.9, protocol="per-shift", aupr_out=0.9))
+    found = means(frame(*rows), metric).set_index(["detector", "protocol"])
+    assert found.loc[("a", "unsupervised"), "benign"] == pytest.approx(0.2)
+    assert found.loc[("a", "unsupervised"), "all"] == pytest.approx({"auroc": 0.8, "fpr95": 0.2, "aupr_out": 0.9}[metric])
+    assert found.loc[("a", "unsupervised"), ["all cells", "all expected", "benign cells"]].tolist() == [1, 1, 2]
+    assert found.loc[("a", "per-shift"), ["all cells", "all expected", "benign cells"]].tolist() == [1, 1, 0]
+    text = render(frame(*rows), "md", metric=metric)
+    assert "Benign: false alarms ×100" in text
+    assert "not part of means over sets" in text
+    head, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    place = [part.strip() for part in head.split("|")].index("mean benign 2 cells")
+    shown = [(line.split("|")[1].strip(), line.split("|")[place].strip()) for line in lines]
+    assert sorted(shown) == [("a", ""), ("a", "20.0"), ("b", "**5.0**"), ("pixels (control)", "96.0")]
+    assert "its AUROC ×100 is 90 or more" not in text  # a false alarm is no cue
+    assert "benign: false alarms ×100" in brief(frame(*rows))
+    assert "alarms" not in render(frame(cell("a", "far", 0.7)), "md") + brief(frame(cell("a", "far", 0.7)))
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_unknown_names_suggest_and_folders_are_the_users_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar10+haez@3", "unknown corruption or attack 'haez'"),
+        ("cifar10+haez@3", "unknown change or attack 'haez'"),
         ("cifar10+haze@9", "'haze' needs a level"),
         ("cifar10c/fog@9", "names no part of cifar10c"),
         ("resnet20-cifar10+haze@3", r"unknown set or weights 'resnet20-cifar10\+haze@3'"),
