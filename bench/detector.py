@@ -47,6 +47,8 @@ class Detector:
         variants: names for the columns of ``statistics`` after the first, which is the detector's main score. Each
             variant gets its own row ``NAME:VARIANT``; all rows share one fit.
         quick: hyper-parameters that shorten training, for ``oodbench check``.
+        calibrates: whether ``observe`` learns from the images in ``probe.held_out``. Where a suite has validation images,
+            they come in batches of their own that other detectors are not shown, and no training image is held out.
         caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.
         grid: settings (dicts of constructor arguments) to choose from when learning from a shift is allowed; set by the
             constructor if hyper-parameters define it.
@@ -57,6 +59,7 @@ class Detector:
     name: str = ""
     variants: ClassVar[tuple[str, ...]] = ()
     quick: ClassVar[dict[str, Any]] = {}
+    calibrates: ClassVar[bool] = False
     caches: bool = True
     signals: tuple[str, ...] | None = None
     grid: Sequence[dict[str, Any]] = ()

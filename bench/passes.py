@@ -82,9 +82,7 @@ def learn(
         observe(
             observing,
             classifier,
-            train_set.images,
-            train_set.labels,
-            train_set.held_out,
+            train_set,
             batch_size,
             workers=workers,
             on_batch=progress.advance,
@@ -102,14 +100,15 @@ def calibrate(
     workers: int = 0,
     on_error: OnError = raise_it,
 ) -> None:
-    """Calibrate the heads that need it on the held-out training images, in one pass."""
+    """Calibrate the heads that need it on the validation images, or else the held-out training images, in one pass."""
     settings = {detector: [detector.setting] for detector, head in heads.items() if head.calibrates}
     if not settings:
         return
-    pieces = pieces_of(np.flatnonzero(train_set.held_out), batch_size)
-    found, _ = statistics(
-        settings, classifier, train_set.images, pieces, signals=signals, clean=True, workers=workers, on_error=on_error
-    )
+    images, rows = train_set.images, np.flatnonzero(train_set.held_out)
+    if train_set.validation is not None:
+        images, rows = train_set.validation, np.arange(len(train_set.validation))
+    pieces = pieces_of(rows, batch_size)
+    found, _ = statistics(settings, classifier, images, pieces, signals=signals, clean=True, workers=workers, on_error=on_error)
     for detector, values in found.items():
         try:
             heads[detector].calibrate(detector.columns_of(values))
@@ -120,38 +119,46 @@ def calibrate(
 def observe(
     detectors: Sequence["Detector"],
     classifier: Classifier | None,
-    images: Tensor | ImageSet,
-    labels: Tensor | None,
-    held_out: np.ndarray,
+    train_set: TrainingSet,
     batch_size: int,
     *,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
     on_error: OnError = raise_it,
 ) -> None:
-    """One pass over the training images for all detectors that learn from them; then call ``finish`` of each."""
+    """One pass over the training images for all detectors that learn from them, and over the validation images for those
+    that calibrate on them; then call ``finish`` of each."""
     learning = list(detectors)
     signals = signals_of(learning) - NEED_GRAPH
     device = classifier.device if classifier else torch.device("cpu")
-    for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
-        chosen = torch.from_numpy(rows)
-        probe = Probe(
-            classifier,
-            batch,
-            signals,
-            labels=None if labels is None else labels[chosen].to(device),
-            held_out=torch.from_numpy(held_out[rows]).to(device),
-            clean=batch,
-        )
-        with probe.mode():
-            for detector in list(learning):
-                try:
-                    with contained():
-                        detector.observe(probe)
-                except Exception as error:
-                    learning.remove(detector)
-                    on_error(detector, error)
-        on_batch(len(rows))
+
+    def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Sequence["Detector"]) -> None:
+        to = [detector for detector in to if detector in learning]
+        for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
+            chosen = torch.from_numpy(rows)
+            probe = Probe(
+                classifier,
+                batch,
+                signals,
+                labels=None if labels is None else labels[chosen].to(device),
+                held_out=torch.from_numpy(held_out[rows]).to(device),
+                clean=batch,
+            )
+            with probe.mode():
+                for detector in list(to):
+                    try:
+                        with contained():
+                            detector.observe(probe)
+                    except Exception as error:
+                        to.remove(detector)
+                        learning.remove(detector)
+                        on_error(detector, error)
+            on_batch(len(rows))
+
+    show(train_set.images, train_set.labels, train_set.held_out, learning)
+    if (unseen := train_set.validation) is not None:
+        calibrating = [detector for detector in learning if detector.calibrates]
+        show(unseen, unseen.labels, np.ones(len(unseen), dtype=bool), calibrating)
     for detector in learning:
         try:
             with torch.no_grad(), contained():

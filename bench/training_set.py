@@ -20,7 +20,9 @@ class TrainingSet:
     Attributes:
         images: uint8 or floats in [0, 1], (N, C, H, W).
         labels: int64 (N,), or None.
-        held_out: bool (N,), the tenth used to calibrate heads and thresholds: train on the others.
+        held_out: bool (N,), the tenth used to calibrate heads and thresholds: train on the others. None of them where there
+            are ``validation`` images.
+        validation: other in-distribution images to calibrate on, which the network has never seen; None without any.
         seed: random seed for all randomness.
         data: the data root, for detectors that load weights.
     """
@@ -30,6 +32,7 @@ class TrainingSet:
     held_out: np.ndarray
     seed: int = 0
     data: str | Path | None = None
+    validation: ImageSet | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -35,6 +35,7 @@ class Gram(Detector):
     """
 
     signals = ("logits", "maps")
+    calibrates = True
 
     low_: Tensor  # m: (classes, columns), the columns of all layers, each 5·channels
     high_: Tensor  # M: (classes, columns)

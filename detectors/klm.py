@@ -18,6 +18,7 @@ class KLMatching(Detector):
     """
 
     signals = ("logits",)
+    calibrates = True
     _means: ClassMeans | None = None
     typical_: Tensor  # d: (classes, classes)
 

@@ -16,6 +16,7 @@ class ReAct(Detector):
     """
 
     signals = ("features",)
+    calibrates = True
     threshold_: float
 
     def __init__(self, percentile: float = 90.0) -> None:

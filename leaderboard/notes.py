@@ -17,6 +17,7 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN, CONTROL, tally
 from oodbench.leaderboard.labels import label, labelled
 
+REMARKS = "; "  # stands between the remarks of one row
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
 PROBABILITIES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # what tables call them
 NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of an attack's changes, in pixel units of [0, 1]
@@ -40,7 +41,7 @@ class Cue(Note):
 
 @dataclass(frozen=True)
 class Remark(Note):
-    """Hyper-parameters of detectors that are not their defaults."""
+    """What rows of detectors remark."""
 
     remark: str
 
@@ -143,9 +144,10 @@ def _cues(cells: pd.DataFrame) -> list[Note]:
 
 
 def _remarks(cells: pd.DataFrame) -> list[Note]:
-    """What rows with figures remark: hyper-parameters that are not their detector's defaults."""
+    """What rows with figures remark, as hyper-parameters that are not their detector's defaults."""
     remarked = labelled(cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
-    by_remark = remarked.groupby("reason", sort=False)["detector"]
+    single = remarked.assign(reason=remarked["reason"].str.split(REMARKS)).explode("reason")
+    by_remark = single.groupby("reason", sort=False)["detector"]
     return [Remark(tuple(sorted(of.unique())), str(remark)) for remark, of in by_remark]
 
 
@@ -275,7 +277,7 @@ def _(note: Cue) -> str:
 
 @_words.register
 def _(note: Remark) -> str:
-    return f"{listed(note.about, 3)}: {escape.plain(note.remark)}"
+    return f"{listed(note.about)}: {escape.plain(note.remark)}"
 
 
 @_words.register

@@ -39,7 +39,9 @@ class Fitting:
         self._begun: set[str] = set()
         train, seed = loaded.train, loaded.suite.seed
         held_out = protocols.held_out(len(train), protocols.labels_of(train), seed)
-        self.train_set = TrainingSet(train, train.labels, held_out, seed, loaded.data)
+        if loaded.validation is not None:
+            held_out[:] = False
+        self.train_set = TrainingSet(train, train.labels, held_out, seed, loaded.data, loaded.validation)
 
     def sound(self, names: Iterable[str]) -> list[Detector]:
         """The detectors of these names that are not broken, in the suite's order."""

@@ -55,7 +55,8 @@ class LoadedSuite:
     """A suite, loaded.
 
     detectors: by name; broken: why a detector could not be built, by name.
-    train, in_distribution: the in-distribution training and test images. size: pixels a side, of all images.
+    train, in_distribution: the in-distribution training and test images; validation: the test images set apart to calibrate
+        on, which no set contains, or None. size: pixels a side, of all images.
     classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, or None.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
@@ -74,6 +75,7 @@ class LoadedSuite:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
         self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
+        self.validation: ImageSet | None = None
         self._to_attack: list[tuple[LoadedTestSet, TestSet]] = []
         self.detectors: dict[str, Detector] = {}
         self.broken: dict[str, Exception] = {}
@@ -103,11 +105,14 @@ class LoadedSuite:
         in_distribution = TestSet(name=suite.in_distribution)
         self.train = self._original(in_distribution, suite.train_split, None, progress)
         self.size = suite.size or int(self.train.images.shape[-1])
+        if suite.validation:
+            self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
+            self._originals.clear()  # they still hold the images set apart
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         protocols.require_same_classes(self.train, self.in_distribution)
-        for images in (self.train, self.in_distribution):
+        for images in (self.train, self.validation or self.train, self.in_distribution):
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []
         self.source: LoadedTestSet | None = None
@@ -184,12 +189,29 @@ class LoadedSuite:
         key = parsed.original, split, one.first, limit
         if key not in self._originals:
             images = load.original(parsed, self.data, split, self.size, self.suite.resize, self.workers, progress)
+            images = self._without_validation(images)
             if limit is not None:
                 images = protocols.limited(images, limit, self.suite.seed)
             elif one.first is not None and one.first < len(images):
                 images = images.select(torch.arange(one.first))
             self._originals[key] = images
         return self._originals[key]
+
+    def _set_apart(self, images: ImageSet) -> ImageSet:
+        """The validation images: the first of a seeded, stratified order of all in-distribution test images."""
+        size = self.suite.validation
+        if size > len(images) // 2:
+            raise UsageError(
+                f"validation = {size:,}, but {images.name} ({images.split}) has {len(images):,} images; leave half to test on"
+            )
+        return protocols.limited(images, size, self.suite.seed)
+
+    def _without_validation(self, images: ImageSet) -> ImageSet:
+        """A set without copies of the validation images, if it was made from the same base."""
+        if self.validation is None or not protocols.shares_images(images, self.validation):
+            return images
+        numbers, apart = protocols.same_images(images, self.validation)
+        return images.select(torch.from_numpy(np.flatnonzero(~np.isin(numbers, apart))))
 
     def _load_test_set(self, one: TestSet, progress: Progress) -> LoadedTestSet:
         parsed = parse(one.name)
@@ -251,7 +273,7 @@ class LoadedSuite:
         """Raise BadData where the set holds in-distribution images: no detector could tell these apart."""
         if images.kind in CHANGED:
             return
-        for known in (self.in_distribution, self.train):
+        for known in filter(None, (self.in_distribution, self.train, self.validation)):
             numbers, known_numbers = protocols.same_images(images, known)
             if len(rows := np.flatnonzero(np.isin(numbers, known_numbers))):
                 more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.trials import MeasuredTestSet, Trial
 from oodbench.errors import BadData, MissingData, Unsuitable, reason
+from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
@@ -110,6 +111,7 @@ class Recorder:
             calibration=figures.calibration,
             setting=setting,
             head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
+            calibrated_on=self._calibrated_on(detector, row),
             wall_seconds=measured.anomalous.seconds(detector, settings if row.protocol == "per-shift" else [setting])
             + time.perf_counter()
             - start,
@@ -120,6 +122,13 @@ class Recorder:
             {hashes[role]: array for role, array in arrays.items() if role not in shared},
             {hashes[role]: array for role, array in arrays.items() if role in shared},
         )
+
+    def _calibrated_on(self, detector: Detector, row: Row) -> Literal["", "training", "validation"]:
+        by_head = row.protocol == "unsupervised" and HEADS[detector.unsupervised_head].calibrates
+        reads_network = detector.declared_signals - {"images"}
+        if not reads_network or not (detector.calibrates or by_head):
+            return ""
+        return "training" if self.loaded.validation is None else "validation"
 
     def _arrays(self, row: Row, trial: Trial, measured: MeasuredTestSet) -> dict[str, np.ndarray]:
         """By role, what the figures need beside the scores."""

@@ -84,6 +84,8 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
         f"fit on    {suite.in_distribution} ({suite.train_split}), {len(loaded.train):,} images",
         f"inside    {suite.in_distribution} ({suite.test_split}), {len(loaded.in_distribution):,} images",
     ]
+    if loaded.validation is not None:
+        lines.insert(-1, f"calibrate {suite.in_distribution} ({suite.test_split}), {len(loaded.validation):,} images set apart")
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{len(test_set.images or ()):,} images"
         if parse(test_set.name).attack and not test_set.error:
@@ -122,6 +124,8 @@ class _Run:
             "in-distribution images": loaded.in_distribution.fingerprint,
             "training images": loaded.train.fingerprint,
         }
+        if loaded.validation is not None:
+            shared["validation images"] = loaded.validation.fingerprint
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
         shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}

@@ -147,7 +147,7 @@ def test_one_forward_pass_a_batch_for_all_detectors(classifier, stored):
 def test_observe_shows_every_image_once_with_its_label_and_mark(stored):
     detector, labels, held_out = Mean(), torch.arange(11), np.arange(11) % 3 == 0
     done: list[int] = []
-    passes.observe([detector], None, ImageSet(stored), labels, held_out, 4, on_batch=done.append)
+    passes.observe([detector], None, TrainingSet(ImageSet(stored), labels, held_out), 4, on_batch=done.append)
     assert done == [4, 4, 3]
     assert torch.equal(detector.seen_[:, -2], labels.double())
     assert torch.equal(detector.seen_[:, -1], torch.from_numpy(held_out).double())
@@ -158,9 +158,8 @@ def test_observe_shows_every_image_once_with_its_label_and_mark(stored):
 @pytest.mark.parametrize("where", ["observe", "finish"])
 def test_a_detector_that_fails_to_learn_is_set_apart(stored, where):
     bad, good, failed = Fails(where), Mean(), []
-    passes.observe(
-        [bad, good], None, stored, torch.arange(11), np.zeros(11, bool), 3, on_error=lambda d, e: failed.append((d, str(e)))
-    )
+    train_set = TrainingSet(stored, torch.arange(11), np.zeros(11, bool))
+    passes.observe([bad, good], None, train_set, 3, on_error=lambda d, e: failed.append((d, str(e))))
     assert failed == [(bad, f"broken {where}")]
     assert len(good.seen_) == 11
 

@@ -8,12 +8,15 @@ import torch
 from heard import Heard
 
 import oodbench
-from oodbench import metrics, registry
+from oodbench import metrics, passes, registry
+from oodbench.batching import pieces_of
 from oodbench.datasets.load import load_dataset
 from oodbench.datasets.name import parse
+from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
 from oodbench.errors import Unsuitable, UsageError
+from oodbench.heads import StandardisedSquare
 from oodbench.progress import Progress
 from oodbench.suite import Suite, TestSet
 
@@ -304,3 +307,87 @@ def test_a_set_of_other_classes_is_not_attacked(registered, tmp_path):
     folder = oodbench.run(suite(TestSet(name="theirs+fgsm")), detectors=["msp"], out=tmp_path, measure_costs=False)
     said = "the network knows other classes than those of theirs; attack digits"
     assert {(cell.status, cell.reason) for cell in folder.records()} == {("skipped", said)}
+
+
+# Validation images
+
+
+class Counts(oodbench.Detector):
+    """Counts what it is shown; calibrates on held-out images."""
+
+    name = "counts"
+    signals = ("images",)
+    calibrates = True
+
+    def observe(self, probe):
+        totals = probe.images.double().sum((1, 2, 3))
+        self._seen = [*getattr(self, "_seen", []), *zip(probe.held_out.tolist(), totals, strict=True)]
+
+    def finish(self):
+        self.held_out_ = torch.tensor([float(total) for held_out, total in self._seen if held_out]).double()
+        self.others_ = sum(not held_out for held_out, _ in self._seen)
+
+    def statistics(self, probe):
+        return probe.images.double().mean((1, 2, 3)) + 0 * self.held_out_.sum()
+
+
+class CountsTraining(Counts):
+    """The same without calibrating."""
+
+    name = "counts-training"
+    calibrates = False
+
+
+def test_validation_images_calibrate_and_are_in_no_set(monkeypatch):
+    for kind in (Counts, CountsTraining):
+        record = registry.Record("detectors", kind.name, f"tests:{kind.name}", distribution="tests")
+        monkeypatch.setitem(registry._added, ("detectors", kind.name), record)
+    kinds, resolve = {f"tests:{kind.name}": kind for kind in (Counts, CountsTraining)}, registry.resolve
+    monkeypatch.setattr(registry, "resolve", lambda target: kinds.get(target) or resolve(target))
+    chosen = suite(TestSet(name="digits+noise@3"), TestSet(name="digits+fgsm"), TestSet(name="photos"), validation=100)
+    chosen = chosen.override(detectors=["counts", "counts-training", "klm", "purview"])
+    loaded = LoadedSuite(chosen, Progress(), limit=200)
+    loaded.load_model(None, torch.device("cpu"))
+    loaded.load_test_sets(Progress())
+    loaded.attack(Progress())
+    whole, apart = load_dataset("digits"), loaded.validation
+    assert len(apart) == 100
+    assert np.bincount(apart.labels).min() >= 8  # stratified
+    for images in (loaded.in_distribution, *(one.images for one in loaded.test_sets[:2])):
+        assert len(images) == 200
+        assert not np.isin(images.base_index, apart.base_index).any()
+        assert images.identity == apart.identity == whole.fingerprint
+    assert len(LoadedSuite(chosen, Progress()).in_distribution) == len(whole) - 100
+
+    fitting = Fitting(loaded, Progress())
+    fitting.fit(chosen.detectors)
+    assert not fitting.broken
+    counts, training = fitting.detectors["counts"], fitting.detectors["counts-training"]
+    assert (counts.others_, len(training.held_out_), training.others_) == (len(loaded.train), 0, len(loaded.train))
+    torch.testing.assert_close(counts.held_out_, (apart.images.double() / 255).sum((1, 2, 3)), rtol=1e-6, atol=0)
+    softmax = loaded.classifier(apart.images.float() / 255).softmax(1).detach().double()
+    predicted = softmax.argmax(1)
+    typical = torch.stack([softmax[predicted == k].mean(0) for k in range(8)])
+    torch.testing.assert_close(fitting.detectors["klm"].typical_, typical, rtol=1e-4, atol=1e-6)
+    purview = fitting.detectors["purview"]
+    by_hand = StandardisedSquare()
+    pieces = pieces_of(np.arange(100), 256)
+    by_hand.calibrate(passes.statistics({purview: [{}]}, loaded.classifier, apart, pieces, clean=True)[0][purview])
+    np.testing.assert_allclose(fitting.heads[purview].mean_, by_hand.mean_, rtol=1e-6)
+
+
+def test_rows_say_whether_the_network_has_seen_what_they_calibrate_on(tmp_path):
+    remarks = {}
+    for validation in (0, 100):
+        chosen = suite(TestSet(name="photos"), validation=validation).override(detectors=["msp", "klm", "purview", "pixels"])
+        folder = oodbench.run(chosen, out=tmp_path / f"{validation}", limit=60, measure_costs=False)
+        frame = folder.frame()
+        remarks[validation] = dict(zip(frame.detector + " " + frame.protocol, frame.reason, strict=True))
+        assert {r.calibrated_on for r in folder.records()} == ({"", "validation"} if validation else {"", "training"})
+    seen = "calibrated on training images, which the network has seen"
+    rows = ["msp unsupervised", "klm unsupervised", "purview unsupervised", "purview per-shift", "pixels unsupervised"]
+    assert [remarks[0][row] for row in rows] == ["", seen, seen, "", ""]
+    assert set(remarks[100].values()) == {""}
+    with pytest.raises(UsageError, match=r"validation = 300, but digits \(test\) has 577 images; leave half to test on"):
+        LoadedSuite(suite(TestSet(name="photos"), validation=300), Progress())
+    assert "calibrate digits (test), 100 images set apart" in plan(chosen)
