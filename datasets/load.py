@@ -4,7 +4,7 @@ The forms of names are listed in ``oodbench.datasets.name``.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, parse
+from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, Resized, decoded
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, contained, reason
 from oodbench.image_set import Changed, Images, ImageSet
@@ -81,7 +82,9 @@ def original(
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
     images = _uniform(as_loaded(parsed, data_root(data), split), size, resize, workers, progress)
-    if parsed.wanted_class:
+    if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
+        images = without_classes(images, left_out)
+    elif parsed.wanted_class:
         images = one_class(images, parsed.wanted_class)
     return replace(images, name=parsed.original, split=split)
 
@@ -129,7 +132,22 @@ def one_class(images: ImageSet, wanted: str) -> ImageSet:
     rows = torch.nonzero(images.labels == label).flatten()
     if len(rows) == 0:
         raise BadData(f"{images.name} ({images.split}) holds no image of class '{wanted}'; choose another class")
-    # The class of a whole set is whole. For a subset its official size is unknown: the set's own size marks it as partial.
+    return _part(images, rows)
+
+
+def without_classes(images: ImageSet, left_out: Collection[str]) -> ImageSet:
+    """Select the images of all other classes. Raises BadData if there is none."""
+    assert images.labels is not None  # sets with known overlaps have labels
+    known = torch.tensor([label for label, name in enumerate(images.classes) if name in left_out])
+    rows = torch.nonzero(~torch.isin(images.labels, known)).flatten()
+    if len(rows) == 0:
+        raise BadData(f"{images.name} ({images.split}) holds only images of classes that are left out; write {images.name}")
+    return _part(images, rows)
+
+
+def _part(images: ImageSet, rows: Tensor) -> ImageSet:
+    """Some classes of a set. Those of a whole set are whole; for a subset their official size is unknown, so that of the set
+    marks it as partial."""
     official = {images.split: len(rows)} if images.official_size == len(images) else images.source.official_size
     return replace(images.select(rows), source=replace(images.source, official_size=official))
 

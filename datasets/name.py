@@ -3,6 +3,7 @@
 ======================  =====================================================================
 ``cifar10``             a registered set
 ``cifar10:airplane``    one class of it, by name or number
+``tinyimagenet:disjoint``  it without the classes that CIFAR-10 has too (``oodbench.datasets.overlaps``)
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
 ``cifar10+jpeg-85``     a benign change, which should raise no alarm

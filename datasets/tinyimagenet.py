@@ -1,7 +1,7 @@
 """Tiny ImageNet (Stanford CS231n): 200 classes of ImageNet at 64x64, some images grey.
 
-Some of its classes are also in CIFAR-10. OpenOOD therefore keeps 7,793 images only; here the set is whole, as in the older
-papers.
+Some of its classes are also in CIFAR-10: ``tinyimagenet:disjoint`` leaves them out (``oodbench.datasets.overlaps``). OpenOOD
+keeps 7,793 images; here the set is whole, as in the older papers.
 """
 
 import re

@@ -21,7 +21,8 @@ from oodbench.leaderboard.aggregate import (
     unique_cells,
 )
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, listed, parts_of, table_notes
+from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, table_notes
+from oodbench.leaderboard.sentences import listed, parts_of
 from oodbench.leaderboard.text import GAP, noted, wrapped
 from oodbench.leaderboard.text_table import NO_CELLS, best_rows, row_labels, times, title_of
 

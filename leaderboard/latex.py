@@ -5,7 +5,8 @@ from typing import Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.notes import Missing, sentence
+from oodbench.leaderboard.notes import Missing
+from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.text_table import Column, TextTable, alignment, side_by_side
 
 

@@ -3,7 +3,7 @@
 from tabulate import tabulate
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.notes import sentence
+from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.text_table import TextTable, alignment, side_by_side
 
 

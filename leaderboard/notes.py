@@ -1,18 +1,17 @@
-"""What must be said below a table, as data until ``sentence`` puts it into words.
+"""What must be said below a table, as data until ``sentences`` puts it into words.
 
 A note says what it is about and holds values. Notes are read from a frame: ``COLUMNS`` are enough for those of one table
 (``table_notes``), ``FACTS`` for those of a run (``run_notes``).
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any
 
 import pandas as pd
 
 from oodbench.datasets.name import source_and_change
+from oodbench.datasets.overlaps import OVERLAPS, overlap_of
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN, CONTROL, tally
 from oodbench.leaderboard.labels import label, labelled
@@ -44,6 +43,15 @@ class Remark(Note):
     """What rows of detectors remark."""
 
     remark: str
+
+
+@dataclass(frozen=True)
+class Overlaps(Note):
+    """A set with classes that the in-distribution set has too."""
+
+    in_distribution: str
+    classes: tuple[str, ...]
+    remedy: str  # the set without them; empty where it has no labels
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,18 @@ class Subsets(Note):
 def table_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Note]:
     """Notes on one table: ``cells`` are the frame's, each once."""
     repeated = len(frame) - len(cells)
-    return [*_cues(cells), *_remarks(cells), *_missing(cells), *([Repeated((), repeated)] if repeated else [])]
+    notes = [*_cues(cells), *_overlaps(cells), *_remarks(cells), *_missing(cells)]
+    return [*notes, *([Repeated((), repeated)] if repeated else [])]
+
+
+def _overlaps(cells: pd.DataFrame) -> list[Note]:
+    inside = cells["in_distribution"].iloc[0]
+    notes: list[Note] = []
+    for dataset in cells["dataset"].unique():
+        if overlap := overlap_of(dataset, inside):
+            remedy = f"{dataset}:{overlap.selection}" if (dataset, inside) in OVERLAPS else ""
+            notes.append(Overlaps((dataset,), inside, tuple(overlap.classes.values()), remedy))
+    return notes
 
 
 def _cues(cells: pd.DataFrame) -> list[Note]:
@@ -241,122 +260,3 @@ def _made_of(name: str) -> str:
 
 def _set_name(dataset: str, level: float | None) -> str:
     return dataset if pd.isna(level) else f"{dataset}@{int(level)}"
-
-
-def sentence(note: Note | str) -> str:
-    """A note in words."""
-    run = getattr(note, "run", "")
-    return _words(note) + (f" ({run})" if run else "")
-
-
-def listed(names: Iterable[str], at_most: int | None = None) -> str:
-    """``a, b and 3 more``."""
-    names = list(names)
-    shown = names[:at_most]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
-
-
-def counted(count: int) -> str:
-    """``1 cell`` or ``3 cells``."""
-    return "1 cell" if count == 1 else f"{count} cells"
-
-
-@singledispatch
-def _words(note: Any) -> str:
-    return str(note)
-
-
-@_words.register
-def _(note: Cue) -> str:
-    figures = (f"{n.removeprefix('folder:')} ({100 * value:.1f})" for n, value in zip(note.about, note.auroc, strict=True))
-    return (
-        f"{CONTROL}, the control, does not use the network. Under {note.protocol} its AUROC ×100 is {100 * CUE:.0f} or more on"
-        f" {listed(figures, 6)}: simple image statistics separate these sets, and any detector may rely on them."
-    )
-
-
-@_words.register
-def _(note: Remark) -> str:
-    return f"{listed(note.about)}: {escape.plain(note.remark)}"
-
-
-@_words.register
-def _(note: Missing) -> str:
-    return f"{counted(note.cells)} {note.status} ({listed(note.about, 3)}): {note.reason or 'no reason given'}"
-
-
-@_words.register
-def _(note: Repeated) -> str:
-    return f"{counted(note.cells)} left out, because a later run holds the same; the last run counts."
-
-
-@_words.register
-def _(note: MixedCode) -> str:
-    return (
-        f"{listed(note.about, 3)}: the figures come from different versions of the code; run these detectors again on all"
-        " sets and protocols, or start over with --fresh."
-    )
-
-
-@_words.register
-def _(note: LookAlikes) -> str:
-    counts = (f"{name} ({count:,} of {tested:,})" for name, (count, tested) in zip(note.about, note.images, strict=True))
-    known = "an in-distribution image" if note.protocol == "unsupervised" else "an image that heads learnt from"
-    return f"{note.protocol}: tested images that look like {known}, perhaps saved again or of one video: {listed(counts, 6)}."
-
-
-@_words.register
-def _(note: TransferSource) -> str:
-    return f"transfer: heads learnt from {note.about[0]} alone, which has no cell there and is not part of the means."
-
-
-@_words.register
-def _(note: AttackStrength) -> str:
-    each = "; ".join(f"{name} {_strength(attack)}" for name, attack in zip(note.about, note.attacks, strict=True))
-    return (
-        "Attacks are made against the network, not against the detectors. Share of correctly classified images on which an"
-        f" attack fools it: {each}."
-    )
-
-
-def _strength(attack: dict[str, Any]) -> str:
-    """Success rate, the norms that are known, how many images the papers' filter left and how many did not change at all."""
-    details = [f"mean {title} {short(attack[name])}" for name, title in NORMS.items() if name in attack]
-    if attack.get("settings", {}).get("filtered"):
-        details.append(f"{attack['kept']:,} images kept")
-    if attack.get("unchanged"):
-        details.append(f"{100 * attack['unchanged']:.1f} % of the images unchanged")
-    return f"{100 * attack['success_rate']:.1f} %" + (f" ({', '.join(details)})" if details else "")
-
-
-@_words.register
-def _(note: CleanNegatives) -> str:
-    return (
-        f"{note.about[0]}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
-        f" {100 * note.mean_change:+.1f} in the mean of {note.rows} rows, most for {note.most[0]} ({note.most[1]}):"
-        f" {100 * note.before:.1f} to {100 * note.after:.1f}."
-    )
-
-
-@_words.register
-def _(note: Probabilities) -> str:
-    parts = []
-    for name, title in PROBABILITIES.items():
-        network = note.figures.get(f"network_{name}")
-        parts.append(f"{title} {short(note.figures[name])}" + ("" if network is None else f" (network {short(network)})"))
-    return f"{note.about[0]}, its own class probabilities: {', '.join(parts)}"
-
-
-@_words.register
-def _(note: Subsets) -> str:
-    return f"Parts of official sets, so not the whole sets' figures: {'; '.join(parts_of(note))}."
-
-
-def parts_of(note: Subsets) -> Sequence[str]:
-    """One piece of text per set."""
-    return [f"{name} {n:,} of {of:,} images" for name, (n, of) in zip(note.about, note.images, strict=True)]
-
-
-def short(value: float) -> str:
-    """Three digits behind the point, none before it where it would be a nought."""
-    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"

@@ -21,7 +21,8 @@ from oodbench.leaderboard.aggregate import (
     unique_cells,
 )
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import Note, counted, table_notes
+from oodbench.leaderboard.notes import Note, table_notes
+from oodbench.leaderboard.sentences import counted
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
 FALSE_ALARMS = (

@@ -16,7 +16,8 @@ from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import FACTS
 from oodbench.leaderboard.labels import labelled
-from oodbench.leaderboard.notes import Cue, Missing, Remark, sentence
+from oodbench.leaderboard.notes import Cue, Missing, Remark
+from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
 from oodbench.results.records import cost_key
 
