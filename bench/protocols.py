@@ -5,6 +5,7 @@
 ``transfer``: that part of one named shift is used to fit and choose the head, which is tested on all other sets.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 
+LEARNT_SHARE = 0.5  # of the images of a side that heads may learn from; Lee et al. 2018 take .1 of adversarial images
 VALIDATION_SIZE = 1000  # maximum images per side, as in Liang et al. 2018 and Lee et al. 2018
 HELD_OUT_SHARE = 0.1  # of the training images, for thresholds and calibration
 
@@ -40,9 +42,9 @@ def held_out(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
     return mask
 
 
-def validation_size(size: int) -> int:
+def validation_size(size: int, share: float = LEARNT_SHARE) -> int:
     """Images of a side of ``size`` images that may be learnt from, at most."""
-    return min(VALIDATION_SIZE, size // 2)
+    return min(VALIDATION_SIZE, int(size * share))
 
 
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
@@ -90,8 +92,9 @@ def whole(inside: ImageSet, outside: ImageSet) -> Split:
     return Split(none, none, np.arange(len(inside)), none, none, np.arange(len(outside)))
 
 
-def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
-    """Validation = min(1000, n_in // 2, n_out // 2) images from each side; all that are one image (``same_images``) together.
+def per_shift(inside: ImageSet, outside: ImageSet, seed: int, share: float = LEARNT_SHARE) -> Split:
+    """Validation = min(1000, n_in · share, n_out · share) images from each side; all that are one image (``same_images``)
+    together.
 
     Raises Unsuitable if a side has too few images to split.
     """
@@ -99,20 +102,20 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int) -> Split:
     in_order = in_ids[stratified_order(len(inside), labels_of(inside), seed)]
     out_order = out_ids[stratified_order(len(outside), labels_of(outside), seed)]
     in_order, out_order = _unique(in_order), _unique(out_order)
-    size = min(VALIDATION_SIZE, len(in_order) // 2, len(out_order) // 2)
+    size = min(validation_size(len(order), share) for order in (in_order, out_order))
     common = in_order[np.isin(in_order, out_order)]
     if len(common) and shares_images(inside, outside):
         # The anomalous images are copies of in-distribution ones: both sides use the same base images.
         in_order = out_order = common
-        size = min(size, len(common) // 2)
+        size = min(size, validation_size(len(common), share))
     elif len(common):  # a few images that happen to be on both sides: they are tested, and nothing is learnt from them
         in_order, out_order = (order[~np.isin(order, common)] for order in (in_order, out_order))
         size = min(size, len(in_order), len(out_order))
     if size < 4:
         common_images = f", {len(common)} of them in common" if len(common) else ""
         raise Unsuitable(
-            f"per-shift needs 8 images per side; {inside.name} has {len(inside)} and {outside.name} {len(outside)}"
-            f"{common_images}"
+            f"per-shift needs {math.ceil(4 / share)} images per side; {inside.name} has {len(inside)} and {outside.name}"
+            f" {len(outside)}{common_images}"
         )
     half = size // 2
 

@@ -117,7 +117,8 @@ def _strength(attack: dict[str, Any]) -> str:
     if attack.get("settings", {}).get("filtered"):
         details.append(f"{attack['kept']:,} images kept")
     if attack.get("unchanged"):
-        details.append(f"{100 * attack['unchanged']:.1f} % of the images unchanged")
+        unchanged = attack["unchanged"]  # on these a detector can only guess
+        details.append(f"{100 * unchanged:.1f} % of the images unchanged: AUROC at most {100 * (1 - unchanged / 2):.1f}")
     return f"{100 * attack['success_rate']:.1f} %" + (f" ({', '.join(details)})" if details else "")
 
 

@@ -29,7 +29,7 @@ def expect(loaded: LoadedSuite, work: Work, progress: Progress) -> None:
     test, validation = (passes.pass_equivalents(jobs, loaded.classifier) for jobs in (alone, merged(alone, grids)))
     progress.expect(len(loaded.train))
     for size in [len(loaded.in_distribution), *sizes]:
-        few = protocols.validation_size(size)
+        few = protocols.validation_size(size, loaded.suite.learnt_share)
         progress.expect(few * validation + (size - few) * test)
 
 
@@ -53,7 +53,8 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
             settings = len(asked) if len(detector.shift_settings) > 1 else min(1, len(asked))
             seconds[detector.name] += settings * size * alone[detector]
             if "per-shift" in asked and detector in grid:
-                seconds[detector.name] += protocols.validation_size(size) * (grid[detector] - alone[detector])
+                learnt = protocols.validation_size(size, loaded.suite.learnt_share)
+                seconds[detector.name] += learnt * (grid[detector] - alone[detector])
     if alone:
         sets = "1 set" if len(work) == 1 else f"{len(work)} sets"
         progress.say(f"{sets} will take about {timing.format_breakdown(seconds)}")

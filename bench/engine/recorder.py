@@ -16,6 +16,7 @@ from oodbench.engine.trials import MeasuredTestSet, Trial
 from oodbench.errors import BadData, MissingData, Unsuitable, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.protocols import LEARNT_SHARE
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, Status, corruption_record
@@ -60,7 +61,7 @@ class Recorder:
             variant=row.variant,
             parameters=detector.parameters() if detector else self.suite.parameters.get(row.detector, {}),
             code=self.code.get(row.detector, ""),
-            non_default=_non_default(detector, row) if detector else {},
+            non_default=_non_default(detector, row, self.suite.learnt_share) if detector else {},
             protocol=row.protocol,
             transfer_from=source.name if source else "",
             transfer_fingerprint=_learnt_from(source),
@@ -158,10 +159,14 @@ def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
     return shared
 
 
-def _non_default(detector: Detector, row: Row) -> dict[str, tuple[Any, Any]]:
-    """Hyper-parameters that are not the defaults, but for those that the head chooses."""
+def _non_default(detector: Detector, row: Row, learnt_share: float) -> dict[str, tuple[Any, Any]]:
+    """Hyper-parameters that are not the defaults, but for those that the head chooses; and the share of images that it learnt
+    from, likewise."""
     chosen = detector.setting if row.protocol != "unsupervised" and len(detector.shift_settings) > 1 else {}
-    return {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
+    found = {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
+    if row.protocol != "unsupervised" and learnt_share != LEARNT_SHARE:
+        found["learnt_share"] = learnt_share, LEARNT_SHARE
+    return found
 
 
 def _learnt_from(source: LoadedTestSet | None) -> str:

@@ -124,6 +124,8 @@ class _Run:
             "in-distribution images": loaded.in_distribution.fingerprint,
             "training images": loaded.train.fingerprint,
         }
+        if self.suite.learnt_share != protocols.LEARNT_SHARE:
+            shared["learnt_share"] = self.suite.learnt_share
         if loaded.validation is not None:
             shared["validation images"] = loaded.validation.fingerprint
         if loaded.source is not None:
@@ -190,7 +192,8 @@ class _Run:
         images = self.loaded.in_distribution
         # The validation rows of every set are the first of this order, so their batches serve all sets.
         order = protocols.stratified_order(len(images), protocols.labels_of(images), self.suite.seed)
-        cache = self._cache(images, order[: protocols.validation_size(len(order)) if self.loaded.learns else 0])
+        few = protocols.validation_size(len(order), self.suite.learnt_share)
+        cache = self._cache(images, order[: few if self.loaded.learns else 0])
         if "unsupervised" in self.suite.protocols:
             self.progress.stage(f"{images.name}: {len(images):,} in-distribution test images")
             cache.ensure(({d: [d.setting] for d in self.fitting.sound(names)}, np.arange(len(images))))

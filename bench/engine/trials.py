@@ -147,7 +147,8 @@ class Trials:
         split: Split | Unsuitable = Unsuitable("nothing is learnt from this set")
         if is_source or "per-shift" in self.loaded.suite.protocols:
             try:
-                split = protocols.per_shift(images.negatives or self.loaded.in_distribution, images, seed)
+                inside = images.negatives or self.loaded.in_distribution
+                split = protocols.per_shift(inside, images, seed, self.loaded.suite.learnt_share)
             except Unsuitable as error:
                 split = error
         validation = (split.in_validation, split.out_validation) if isinstance(split, Split) else (NOTHING, NOTHING)

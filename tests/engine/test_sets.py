@@ -17,6 +17,8 @@ from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
+from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.gather import gather
 from oodbench.progress import Progress
 from oodbench.suite import Suite, TestSet
 
@@ -391,3 +393,21 @@ def test_rows_say_whether_the_network_has_seen_what_they_calibrate_on(tmp_path):
     with pytest.raises(UsageError, match=r"validation = 300, but digits \(test\) has 577 images; leave half to test on"):
         LoadedSuite(suite(TestSet(name="photos"), validation=300), Progress())
     assert "calibrate digits (test), 100 images set apart" in plan(chosen)
+
+
+def test_rows_name_another_share_of_what_they_learnt_from(tmp_path):
+    """Lee et al. 2018 fit on a tenth of the attacked images."""
+    of = suite(TestSet(name="digits+fgsm", first=200), learnt_share=0.1).override(detectors=["msp", "mahalanobis-fe"])
+    tenth = oodbench.run(of, out=tmp_path / "tenth", measure_costs=False)
+    half = oodbench.run(of.model_copy(update={"learnt_share": 0.5}), out=tmp_path / "half", measure_costs=False)
+    counts = {(r.detector, r.protocol, r.n_out, tuple(r.non_default)) for r in tenth.records()}
+    assert counts == {
+        ("msp", "unsupervised", 200, ()),
+        ("mahalanobis-fe", "unsupervised", 200, ()),
+        ("mahalanobis-fe", "per-shift", 180, ("learnt_share",)),
+    }
+    both = render(*gather([half, tenth])[:1], width=None)
+    for row in ("mahalanobis-fe (learnt_share=0.1)  per-shift", "mahalanobis-fe                     per-shift"):
+        assert row in both
+    with pytest.raises(UsageError, match="learnt_share"):
+        oodbench.run(of.model_copy(update={"learnt_share": 0.2}), out=tmp_path / "tenth")
