@@ -150,8 +150,8 @@ def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
 
 
 def _non_default(detector: Detector, row: Row) -> dict[str, tuple[Any, Any]]:
-    """Hyper-parameters that are not the defaults, but for those that the head chooses."""
-    chosen = detector.setting if row.protocol != "unsupervised" and len(detector.shift_settings) > 1 else {}
+    """Hyper-parameters that are not the defaults, but for those that the head takes from the grid."""
+    chosen = detector.setting if row.protocol != "unsupervised" and detector.shift_settings != [detector.setting] else {}
     return {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
 
 
