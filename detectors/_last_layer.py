@@ -37,7 +37,7 @@ class Shaping(Detector):
         name = type(self).__name__.lower()
         require_finite(name, "between 0 and 100", percentile=percentile)
         require_grid(name, "between 0 and 100", percentiles=percentiles)
-        self.percentile, self.percentiles = percentile, sorted(map(float, percentiles))  # JSON values
+        self.percentile, self.percentiles = percentile, sorted(map(float, percentiles))  # JSON values; the last may be left out
         self.grid = [{"percentile": p} for p in self.percentiles]
 
     def check(self, classifier: Classifier | None) -> None:

@@ -18,7 +18,7 @@ KS = (1, 10, 20, 50, 100, 200, 500, 1000, 3000, 5000)
 class KNN(Detector):
     """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖.
 
-    k = 50 is the paper's for CIFAR-10. It is chosen on a validation shift if learning from one is allowed; ``ks`` are the
+    k = 50 is the paper's for CIFAR-10. k is chosen on a validation shift if learning from one is allowed; ``ks`` are the
     paper's, without those that are more than the training images.
 
     features (N, d) -> (N, settings) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's
@@ -33,7 +33,7 @@ class KNN(Detector):
     def __init__(self, k: int = 50, ks: Sequence[int] = KS) -> None:
         require_whole("knn", 1, k=k)
         require_grid("knn", 1, ks=ks)
-        self.k, self.ks = k, sorted(ks)
+        self.k, self.ks = k, sorted(ks)  # the last may be left out
         self.grid = [{"k": k} for k in self.ks]
         self._rows: list[Tensor] = []
 

@@ -17,8 +17,8 @@ PERCENTILES = (85.0, 90.0, 95.0, 99.0)
 class ReAct(Detector):
     """Energy of W·min(f, c) + b, with c the p-th percentile of all features of held-out in-distribution images together.
 
-    p = 90 is the paper's. It is chosen on a validation shift if learning from one is allowed; ``percentiles`` are those
-    that OpenOOD 1.5 tries.
+    p = 90 is the paper's. p is chosen on a validation shift if learning from one is allowed; ``percentiles`` are those that
+    OpenOOD has tried.
 
     features (N, d) -> (N, settings)
     """

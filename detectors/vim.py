@@ -20,9 +20,9 @@ class ViM(Detector):
     u = −W⁺b is the origin at which the logits vanish; R (d, d − D) are the eigenvectors after the top D of the uncentred
     covariance of f − u on training images; α = mean max_c z_c / mean ‖Rᵀ(f − u)‖ there.
 
-    By default D is 1000 if d ≥ 2048 and 512 if d ≥ 768, as in the authors' code, which is for networks of these widths, else
-    our d // 2. D is chosen on a validation shift if learning from one is allowed: ``dimensions`` are OpenOOD's 256 and 1000,
-    and powers of two for narrow networks, without those that leave no residual.
+    By default D is 1000 if d ≥ 2048 and 512 if d ≥ 768, as in the authors' code, whose networks all have at least 768
+    features; for narrower ones d // 2 is our choice. D is chosen on a validation shift if learning from one is allowed:
+    ``dimensions`` are OpenOOD's 256 and 1000 and, our choice, powers of two, without those that leave no residual.
 
     features (N, d), logits (N, classes) -> (N, settings). Training features are kept until ``finish``: α needs R.
     """
@@ -38,7 +38,7 @@ class ViM(Detector):
         if dimension is not None:
             require_whole("vim", 1, dimension=dimension)
         require_grid("vim", 1, dimensions=dimensions)
-        self.dimension, self.dimensions = dimension, sorted(dimensions)
+        self.dimension, self.dimensions = dimension, sorted(dimensions)  # the last may be left out
         self.grid = [{"dimension": d} for d in self.dimensions]
         self._features: list[Tensor] = []
         self._max_logits: list[Tensor] = []
