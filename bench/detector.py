@@ -51,7 +51,8 @@ class Detector:
             they come in batches of their own that other detectors are not shown, and no training image is held out.
         caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.
         grid: settings (dicts of constructor arguments) to choose from when learning from a shift is allowed; set by the
-            constructor if hyper-parameters define it.
+            constructor if hyper-parameters define it. ``check`` and ``finish`` may leave out the last ones if the network or
+            the training images cannot serve them; a saved head names its setting by its place.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """

@@ -23,32 +23,36 @@ TABLE = {
         "oodbench.detectors.knn:KNN",
         "Distance to the k-th nearest normalised training feature",
         "Sun et al. 2022",
-        "training images",
-        parameters="k",
+        "training images; a validation shift",
+        parameters="k ks",
     ),
     "vim": Entry(
         "oodbench.detectors.vim:ViM",
         "Virtual logit of the residual outside the principal subspace, compared with the energy",
         "Wang et al. 2022",
-        "training images",
-        parameters="dimension",
+        "training images; a validation shift",
+        parameters="dimension dimensions",
     ),
     "react": Entry(
         "oodbench.detectors.react:ReAct",
         "Energy of clipped features",
         "Sun et al. 2021",
-        "held-out training images",
-        parameters="percentile",
+        "held-out training images; a validation shift",
+        parameters="percentile percentiles",
     ),
     "ash": Entry(
         "oodbench.detectors.ash:ASH",
         "Energy of pruned and binarised features",
         "Djurisic et al. 2023",
-        "nothing",
-        parameters="percentile",
+        "nothing; a validation shift",
+        parameters="percentile percentiles",
     ),
     "scale": Entry(
-        "oodbench.detectors.scale:Scale", "Energy of scaled features", "Xu et al. 2024", "nothing", parameters="percentile"
+        "oodbench.detectors.scale:Scale",
+        "Energy of scaled features",
+        "Xu et al. 2024",
+        "nothing; a validation shift",
+        parameters="percentile percentiles",
     ),
     "rmd": Entry(
         "oodbench.detectors.rmd:RelativeMahalanobis",
@@ -134,6 +138,7 @@ TABLE = {
         "Channel correlations outside the range seen on training images of the predicted class",
         "Sastry & Oore 2020",
         "training images",
+        parameters="powers",
     ),
     # From several predictions.
     "ensemble": Entry(

@@ -1,10 +1,15 @@
-"""Shared by detectors on the last linear layer: energy, logits of altered features, and requirements of ASH and SCALE."""
+"""Shared by detectors on the last linear layer: energy, logits of altered features, and the base of ASH and SCALE."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from oodbench.classifier import Classifier
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.detector import Detector
+from oodbench.detectors._parameters import require_finite, require_grid
+from oodbench.errors import Unsuitable
+from oodbench.probe import Probe
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -18,24 +23,59 @@ def logits_of(features: Tensor, classifier: Classifier) -> Tensor:
     return torch.addmm(bias.double(), features.double(), weight.double().T)
 
 
-def require_percentile(detector: str, percentile: float) -> None:
-    """Raise UsageError for a percentile outside (0, 100)."""
-    if not 0 < percentile < 100:
-        raise UsageError(f"{detector}: percentile = {percentile}; give a number above 0 and below 100")
+class Shaping(Detector):
+    """Base of ASH and SCALE: the energy of features that ``shaped`` alters, guided by the largest ones of each image.
+
+    features (N, d), at least 0 -> (N, settings), one column per percentile. Percentiles of the grid that keep none of the
+    network's features are left out.
+    """
+
+    signals = ("features",)
+    shift_head = "choose"
+
+    def __init__(self, percentile: float, percentiles: Sequence[float]) -> None:
+        name = type(self).__name__.lower()
+        require_finite(name, "between 0 and 100", percentile=percentile)
+        require_grid(name, "between 0 and 100", percentiles=percentiles)
+        self.percentile, self.percentiles = percentile, sorted(map(float, percentiles))  # JSON values; the last may be left out
+        self.grid = [{"percentile": p} for p in self.percentiles]
+
+    def check(self, classifier: Classifier | None) -> None:
+        if classifier is not None:
+            served = [p for p in self.percentiles if kept(classifier.head.in_features, p)]
+            self.grid = [{"percentile": p} for p in served] or [self.setting]
+
+    def statistics(self, probe: Probe) -> Tensor:
+        features = probe.features.double()
+        columns = []
+        for setting in self.settings:
+            values, places = largest(features, setting["percentile"], probe.classifier)
+            columns.append(energy(logits_of(self.shaped(features, values, places), probe.classifier)))
+        return torch.stack(columns, 1)
+
+    def shaped(self, features: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """Features (N, d) altered, given values and places (N, k) of the largest ones."""
+        raise NotImplementedError
+
+
+def kept(width: int, percentile: float) -> int:
+    """k = d − round(d·percentile/100)."""
+    return width - round(width * percentile / 100)
 
 
 def largest(features: Tensor, percentile: float, classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """Values and indices, each (N, k), of the k = d − round(d·percentile/100) largest features of each image (N, d).
+    """Values and indices, each (N, k), of the k largest features of each image (N, d).
 
     Raises Unsuitable if a feature is negative, because the sum then does not measure activity, or if k is 0.
     """
     if bool((features < 0).any()):
         raise Unsuitable(f"assumes features of at least 0 (after a ReLU), but {classifier.name} also has negative ones")
     width = features.shape[1]
-    kept = width - round(width * percentile / 100)
-    if kept < 1:
+    count = kept(width, percentile)
+    if count < 1:
         raise Unsuitable(
             f"percentile {percentile} keeps none of the {width} features of {classifier.name}; give a lower percentile"
         )
-    values, places = features.topk(kept, 1, sorted=False)
+    # For each percentile anew: between equal features the choice depends on k, and should not depend on the grid.
+    values, places = features.topk(count, 1, sorted=False)
     return values, places

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from oodbench.errors import UsageError
 
-Range = Literal["above 0", "of at least 0", "from 0 to 1", "between 0 and 1"]
+Range = Literal["above 0", "of at least 0", "from 0 to 1", "between 0 and 1", "between 0 and 100"]
 MOST_SEED = 2**32 - 1  # accepted by every generator of numpy and torch
 
 
@@ -24,13 +24,19 @@ def require_finite(detector: str, within: Range, **values: Any) -> None:
             raise UsageError(f"{detector}: {name} = {value!r}; give a finite number {within}")
 
 
-def require_grid(detector: str, within: Range, **values: Any) -> None:
-    """Raise UsageError for a hyper-parameter that is not a non-empty list of different numbers in this range."""
+def require_grid(detector: str, within: Range | int, **values: Any) -> None:
+    """Raise UsageError for a hyper-parameter that is not a non-empty list of different numbers in this range.
+
+    With an integer for ``within``: of different whole numbers of at least that.
+    """
     for name, value in values.items():
         if not isinstance(value, list | tuple) or not value or len(set(map(str, value))) < len(value):
             raise UsageError(f"{detector}: {name} = {value!r}; give a list of different numbers, such as [0, 0.0014]")
         for one in value:
-            require_finite(detector, within, **{name: one})
+            if isinstance(within, int):
+                require_whole(detector, within, **{name: one})
+            else:
+                require_finite(detector, within, **{name: one})
 
 
 def require_seed(detector: str, seed: object) -> None:
@@ -46,4 +52,6 @@ def _lies(value: float, within: Range) -> bool:
         return value > 0
     if within == "of at least 0":
         return value >= 0
-    return 0 <= value <= 1 if within == "from 0 to 1" else 0 < value < 1
+    if within == "from 0 to 1":
+        return 0 <= value <= 1
+    return 0 < value < (100 if within == "between 0 and 100" else 1)

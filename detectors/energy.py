@@ -4,7 +4,7 @@ from torch import Tensor
 
 from oodbench.detector import Detector
 from oodbench.detectors import _last_layer
-from oodbench.errors import UsageError
+from oodbench.detectors._parameters import require_finite
 from oodbench.probe import Probe
 
 
@@ -17,8 +17,7 @@ class Energy(Detector):
     signals = ("logits",)
 
     def __init__(self, temperature: float = 1.0) -> None:
-        if temperature <= 0:
-            raise UsageError(f"energy: temperature = {temperature}; give a number above 0")
+        require_finite("energy", "above 0", temperature=temperature)
         self.temperature = temperature
 
     def statistics(self, probe: Probe) -> Tensor:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
+from oodbench.detectors._parameters import require_whole
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 
-POWERS = 5
 OFFSET = 1e-6  # as in the authors' code, added to a bound before dividing by it
 LEAST = 1e-12  # smallest divisor
 NOTHING = 1e-6  # a smaller E[δ] is rounding of float32
@@ -16,8 +16,8 @@ NOTHING = 1e-6  # a smaller E[δ] is rounding of float32
 class Gram(Detector):
     """How far channel correlations are outside the range seen on training images of the predicted class.
 
-    With F (channels, pixels) the map of a layer and Fʳ its elementwise power, r = 1 … 5, the feature correlations are the
-    row sums of the Gram matrix, rescaled by a signed root:
+    With F (channels, pixels) the map of a layer and Fʳ its elementwise power, r = 1 … ``powers``, the feature correlations
+    are the row sums of the Gram matrix, rescaled by a signed root:
 
         g_ri = sign(s) |s|^{1/r},  s = Σ_j (Fʳ Fʳᵀ)_ij
 
@@ -27,9 +27,12 @@ class Gram(Detector):
 
     and the score is Σ_l δ_l / E[δ_l] / max_c p_c. E is the mean over held-out training images, which are not used for the
     bounds; the authors use a part of the test set. If no held-out image is outside the bounds of a layer, E would be 0 and
-    that layer would outweigh all others; then E = 1 is used, because δ is already in units of its bounds. The authors read
-    every convolution; here the layers of the classifier are read. A class that is never predicted on training images gets
-    the bounds of all classes together, because the paper does not define them.
+    that layer would outweigh all others; then E = 1 is used, because δ is already in units of its bounds. A class that is
+    never predicted on training images gets the bounds of all classes together, because the paper does not define them.
+
+    The authors' code takes powers 1 to 10 and reads the output of every convolution, BatchNorm and ReLU; here 5 powers are
+    taken and the layers of the classifier are read, which is faster. For a ResNet-20 on sets near to CIFAR-10, their layers
+    and powers together raise AUROC from .68 to .71; the powers alone change nothing.
 
     maps [(N, channels, …)], logits (N, classes) -> (N,), float64, at least 0, and 0 for images within all bounds
     """
@@ -37,7 +40,7 @@ class Gram(Detector):
     signals = ("logits", "maps")
     calibrates = True
 
-    low_: Tensor  # m: (classes, columns), the columns of all layers, each 5·channels
+    low_: Tensor  # m: (classes, columns), the columns of all layers, each powers·channels
     high_: Tensor  # M: (classes, columns)
     widths_: list[int]  # columns of each layer
     expected_: Tensor  # E[δ], 1 if it is 0: (layers,)
@@ -45,7 +48,9 @@ class Gram(Detector):
     _low: Tensor | None = None
     _high: Tensor | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, powers: int = 5) -> None:
+        require_whole("gram", 1, powers=powers)
+        self.powers = powers
         self._widths: list[int] = []
         self._held_out = 0
         # Values of held-out images outside the current bounds, as (class, column, g). Bounds only widen, so that values
@@ -53,7 +58,7 @@ class Gram(Detector):
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def observe(self, probe: Probe) -> None:
-        rows, classes = [row_sums(layer) for layer in probe.maps], probe.prediction
+        rows, classes = [row_sums(layer, self.powers) for layer in probe.maps], probe.prediction
         values = torch.cat(rows, 1)
         if self._low is None or self._high is None:
             self._widths = [row.shape[1] for row in rows]
@@ -88,14 +93,14 @@ class Gram(Detector):
         self._outside, self._held_out = [], 0
 
     def statistics(self, probe: Probe) -> Tensor:
-        values = torch.cat([row_sums(layer) for layer in probe.maps], 1)
+        values = torch.cat([row_sums(layer, self.powers) for layer in probe.maps], 1)
         deviations = _deviations(values, self.low_[probe.prediction], self.high_[probe.prediction])
         by_layer = torch.stack([part.sum(1) for part in deviations.split(self.widths_, 1)], 1)  # (N, layers)
         return (by_layer / self.expected_).sum(1) / probe.softmax.max(1).values
 
 
-def row_sums(maps: Tensor) -> Tensor:
-    """Maps (N, channels, …) -> the g of every power (N, 5·channels), float64, power by power.
+def row_sums(maps: Tensor, powers: int) -> Tensor:
+    """Maps (N, channels, …) -> the g of every power (N, powers·channels), float64, power by power.
 
     Computed without the Gram matrix: its row sum is Fʳ_i · Σ_j Fʳ_j. Since g(aF) = a² g(F), the powers are taken of
     F / max |F|, so that none overflows.
@@ -104,7 +109,7 @@ def row_sums(maps: Tensor) -> Tensor:
     largest = flat.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     flat = flat / largest  # not in place: the maps belong to the caller
     power, found = flat.clone(), []
-    for exponent in range(1, POWERS + 1):
+    for exponent in range(1, powers + 1):
         if exponent > 1:
             power *= flat
         sums = torch.bmm(power, power.sum(1).unsqueeze(2)).squeeze(2)  # (N, channels)

@@ -1,31 +1,40 @@
 """Deep nearest neighbours (Sun, Ming, Zhu and Li, ICML 2022, arXiv 2204.06507)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.detectors._parameters import require_grid, require_whole
+from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 
 BLOCK = 65536  # rows of the bank compared at once: limits memory to N·BLOCK similarities
+KS = (1, 10, 20, 50, 100, 200, 500, 1000, 3000, 5000)
 
 
 class KNN(Detector):
-    """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖, k = 50.
+    """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖.
 
-    features (N, d) -> (N,) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's setting for
-    CIFAR. The k-th nearest row is searched in the network's dtype, at least float32; its distance is then computed in
-    float64.
+    k = 50 is the paper's for CIFAR-10. k is chosen on a validation shift if learning from one is allowed; ``ks`` are the
+    paper's, without those that are more than the training images.
+
+    features (N, d) -> (N, settings) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's
+    setting for CIFAR. The k-th nearest row is searched in the network's dtype, at least float32; its distance is then
+    computed in float64. All k share one matrix of similarities.
     """
 
     signals = ("features",)
+    shift_head = "choose"
     bank_: Tensor  # (training images, d), rows of norm 1
 
-    def __init__(self, k: int = 50) -> None:
-        if not isinstance(k, int) or k < 1:
-            raise UsageError(f"knn: k = {k}; give a whole number of at least 1")
-        self.k = k
+    def __init__(self, k: int = 50, ks: Sequence[int] = KS) -> None:
+        require_whole("knn", 1, k=k)
+        require_grid("knn", 1, ks=ks)
+        self.k, self.ks = k, sorted(ks)  # the last may be left out
+        self.grid = [{"k": k} for k in self.ks]
         self._rows: list[Tensor] = []
 
     def observe(self, probe: Probe) -> None:
@@ -36,23 +45,26 @@ class KNN(Detector):
         if len(bank) < self.k:
             raise Unsuitable(f"k = {self.k} neighbours, but only {len(bank)} training images; lower k or give more images")
         self.bank_ = bank
+        self.grid = [{"k": k} for k in self.ks if k <= len(bank)] or [self.setting]
 
     def statistics(self, probe: Probe) -> Tensor:
         features = _normalised(probe.features)
-        neighbours = self.bank_[self._kth_nearest(features)]  # (N, d)
-        return (features.double() - neighbours.double()).norm(dim=1)
+        neighbours = (self.bank_[rows] for rows in self._nearest(features, [setting["k"] for setting in self.settings]))
+        return torch.stack([(features.double() - each.double()).norm(dim=1) for each in neighbours], 1)
 
-    def _kth_nearest(self, features: Tensor) -> Tensor:
-        """Rows of the bank, (N,): the k-th largest similarity of each feature (N, d), block by block of the bank."""
-        best = features.new_empty(len(features), 0)
-        rows = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
+    def _nearest(self, features: Tensor, ks: list[int]) -> list[Tensor]:
+        """Rows of the bank, (N,) for each k: the k-th largest similarity of each feature (N, d), block by block of the bank."""
+        # A search for each k: between equal similarities the choice depends on k, and should not depend on the grid.
+        nothing = features.new_empty(len(features), 0), torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
+        found = dict.fromkeys(ks, nothing)
         for start in range(0, len(self.bank_), BLOCK):
             similar = features @ self.bank_[start : start + BLOCK].T  # (N, block)
-            top, place = similar.topk(min(self.k, similar.shape[1]), 1)
-            best, rows = torch.cat([best, top], 1), torch.cat([rows, place + start], 1)
-            best, keep = best.topk(min(self.k, best.shape[1]), 1)  # descending
-            rows = rows.gather(1, keep)
-        return rows[:, self.k - 1]
+            for k, (best, rows) in found.items():
+                top, place = similar.topk(min(k, similar.shape[1]), 1)
+                best, rows = torch.cat([best, top], 1), torch.cat([rows, place + start], 1)
+                best, keep = best.topk(min(k, best.shape[1]), 1)  # descending
+                found[k] = best, rows.gather(1, keep)
+        return [found[k][1][:, k - 1] for k in ks]
 
 
 def _normalised(features: Tensor) -> Tensor:

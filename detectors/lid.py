@@ -23,8 +23,8 @@ class LID(Detector):
         LID = − k / Σ_{j ≤ k} log(v_j / v_k)
 
     the maximum-likelihood estimate. If learning from a shift is allowed, k is one of 10, 20, … 90, chosen together with the
-    weights of a logistic regression over layers. Otherwise the papers give no rule: k = 20 as in Ma et al., and the layers
-    are standardised on held-out in-distribution images and summed.
+    weights of a logistic regression over layers, as in Lee et al. Otherwise k = 20 as in Ma et al., and the layers are
+    standardised on held-out in-distribution images and summed, which is our choice: both papers learn the weights.
 
     The papers compare an image with the clean minibatch that it belongs to, so that its score depends on that batch.
     ``reference="paired"`` does so, for sets whose images have clean twins, and always drops the nearest image. By default

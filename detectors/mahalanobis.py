@@ -97,7 +97,8 @@ class Stepping(Mahalanobis):
 class MahalanobisP(Stepping):
     """P: the distance at the penultimate features after a step on the input. -> (N, settings)
 
-    ε is chosen on a validation shift if learning from one is allowed; otherwise it is ODIN's .0014, as the paper gives none.
+    ε is chosen on a validation shift if learning from one is allowed. The paper always learns it, from such a shift or from
+    attacked images; without either, ε is ODIN's .0014, which is our choice.
     """
 
     signals = ("logits", "features", "input_gradient")
@@ -107,8 +108,9 @@ class MahalanobisP(Stepping):
 class MahalanobisFE(Mahalanobis):
     """FE: the distances at all layers, without a step. -> (N, layers)
 
-    A logistic regression weights them if learning from a shift is allowed; otherwise the paper gives no weights, and they
-    are standardised on held-out in-distribution images and summed.
+    A logistic regression weights them if learning from a shift is allowed. The paper always learns the weights, from such a
+    shift or from attacked images; without either, the distances are standardised on held-out in-distribution images and
+    summed, which is our choice.
     """
 
     layered = True
@@ -120,8 +122,8 @@ class MahalanobisFE(Mahalanobis):
 class MahalanobisPFE(Stepping):
     """P+FE: the distances at all layers, each after its own step on the input. -> (N, settings·layers)
 
-    ε and the weights are learnt from a validation shift if allowed. Otherwise, because the paper gives neither, ε = .0014,
-    and the layers are standardised on held-out in-distribution images and summed.
+    ε and the weights are learnt from a validation shift if allowed. The paper always learns them, from such a shift or from
+    attacked images; without either, ε is that of P and the layers are summed as in FE.
     """
 
     layered = True

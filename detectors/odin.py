@@ -23,7 +23,7 @@ class ODIN(Detector):
 
     logits (N, classes) of x and x̃ -> (N, settings), one column per setting (T, ε), in float64: at T = 1000 all scores are
     very close to 1 − 1/classes. T and ε are chosen on a validation shift if learning from one is allowed; otherwise they
-    are the paper's common choice, T = 1000 and ε = .0014. All ε of one T share one backward pass.
+    are the defaults of the authors' code, T = 1000 and ε = .0014. All ε of one T share one backward pass.
     """
 
     signals = ("logits", "input_gradient")

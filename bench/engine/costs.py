@@ -50,7 +50,7 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
         for detector in alone:
             asked = {row.protocol for row in rows if row.detector == detector.name}
             # Each protocol may choose a setting of its own; without a grid they share one.
-            settings = len(asked) if len(detector.shift_settings) > 1 else min(1, len(asked))
+            settings = len(asked) if detector.shift_settings != [detector.setting] else min(1, len(asked))
             seconds[detector.name] += settings * size * alone[detector]
             if "per-shift" in asked and detector in grid:
                 learnt = protocols.validation_size(size, loaded.suite.learnt_share)

@@ -160,9 +160,9 @@ def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
 
 
 def _non_default(detector: Detector, row: Row, learnt_share: float) -> dict[str, tuple[Any, Any]]:
-    """Hyper-parameters that are not the defaults, but for those that the head chooses; and the share of images that it learnt
-    from, likewise."""
-    chosen = detector.setting if row.protocol != "unsupervised" and len(detector.shift_settings) > 1 else {}
+    """Hyper-parameters that are not the defaults, but for those that the head takes from the grid; and, likewise, the share
+    of images that it learnt from."""
+    chosen = detector.setting if row.protocol != "unsupervised" and detector.shift_settings != [detector.setting] else {}
     found = {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
     if row.protocol != "unsupervised" and learnt_share != LEARNT_SHARE:
         found["learnt_share"] = learnt_share, LEARNT_SHARE

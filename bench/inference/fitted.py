@@ -200,10 +200,12 @@ def load_fitted(
 
 
 def _check_head(detector: Detector) -> None:
-    """The state of another kind of head may give scores too, but meaningless ones."""
+    """The state of another kind of head, or a setting that it did not choose, may give scores too, but meaningless ones."""
     names = [name for name in (detector.unsupervised_head, detector.shift_head) if name]
     if type(detector.head) not in [HEADS[name] for name in names]:
         raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
+    if detector.head.chooses and vars(detector.head).get("setting_") not in range(len(detector.grid)):
+        raise BadData("its head has chosen no setting of the grid")
 
 
 def _read(path: Path) -> tuple[About, str]:

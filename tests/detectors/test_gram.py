@@ -45,11 +45,11 @@ def run(network, images):
     return [stem, first, second], module.linear(second.mean((2, 3)))
 
 
-def correlations(channels):
-    """One map (C, H, W) -> g (5, C), through the Gram matrix."""
+def correlations(channels, powers=5):
+    """One map (C, H, W) -> g (powers, C), through the Gram matrix."""
     flat = channels.reshape(len(channels), -1)
     found = []
-    for r in range(1, 6):
+    for r in range(1, powers + 1):
         gram = (flat**r) @ (flat**r).T
         sums = [sum(row) for row in gram]
         found.append([np.sign(s) * abs(s) ** (1 / r) for s in sums])
@@ -96,21 +96,24 @@ def reference(network):
     return score, expected
 
 
+@pytest.mark.parametrize("powers", [1, 5, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_row_sums_are_those_of_the_gram_matrix(dtype):
+def test_row_sums_are_those_of_the_gram_matrix(dtype, powers):
     maps = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = maps.clone()
-    expected = np.stack([correlations(image.double().numpy()).ravel() for image in maps])
-    np.testing.assert_allclose(row_sums(maps), expected, rtol=1e-10)
+    expected = np.stack([correlations(image.double().numpy(), powers).ravel() for image in maps])
+    np.testing.assert_allclose(row_sums(maps, powers), expected, rtol=1e-10)
     assert torch.equal(maps, before)
-    np.testing.assert_allclose(row_sums(maps[:, :, 0, 0]), [correlations(v[:, 0, :1].double().numpy()).ravel() for v in maps])
+    np.testing.assert_allclose(
+        row_sums(maps[:, :, 0, 0], 5), [correlations(v[:, 0, :1].double().numpy()).ravel() for v in maps]
+    )
 
 
 def test_row_sums_neither_overflow_nor_vanish():
     maps = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     for scale in (1e-30, 1e-15, 1e15, 1e30):
-        np.testing.assert_allclose(row_sums(maps * scale) / scale**2, row_sums(maps), rtol=1e-4)
-    assert (row_sums(torch.zeros(2, 5, 16)) == 0).all()
+        np.testing.assert_allclose(row_sums(maps * scale, 5) / scale**2, row_sums(maps, 5), rtol=1e-4)
+    assert (row_sums(torch.zeros(2, 5, 16), 5) == 0).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 150])
@@ -122,6 +125,15 @@ def test_scores_equal_a_loop_over_images(network, reference, batch_size):
     np.testing.assert_allclose(scores, score(TEST), rtol=1e-8)
     assert (scores > 0).any()
     np.testing.assert_allclose([detector.score(network, TEST[r : r + 1])[0] for r in range(12)], scores, rtol=1e-9)
+
+
+def test_powers_are_those_asked_for(network):
+    assert oodbench.load_detector("gram", powers=5).non_default() == {}
+    few, many = (oodbench.load_detector("gram", powers=powers).fit(network, TRAIN) for powers in (1, 10))
+    assert [10 * width for width in few.widths_] == many.widths_
+    first = torch.cat([part[:, :width] for part, width in zip(many.low_.split(many.widths_, 1), few.widths_, strict=True)], 1)
+    torch.testing.assert_close(first, few.low_)
+    assert (many.score(network, TEST) != few.score(network, TEST)).any()
 
 
 def test_a_class_that_none_is_predicted_as_has_the_bounds_of_all(network):
@@ -189,7 +201,7 @@ def test_a_layer_whose_held_out_images_stay_within_its_bounds_does_not_outweigh_
     detector = oodbench.load_detector("gram").fit(network, few)
     assert detector.expected_.tolist() == [1, 1, 1]
     probe = Probe(network, TEST.double(), detector.signals)
-    values = torch.cat([row_sums(layer) for layer in probe.maps], 1)
+    values = torch.cat([row_sums(layer, 5) for layer in probe.maps], 1)
     classes = probe.prediction
     low, high = detector.low_[classes], detector.high_[classes]
     deltas = (low - values).clamp_min(0) / (low + 1e-6).abs() + (values - high).clamp_min(0) / (high + 1e-6).abs()

@@ -29,6 +29,13 @@ WRONG = [
     ("mc-dropout", "passes", 2.5, "a whole number of at least 2"),
     ("mc-dropout", "p", "x", "a finite number between 0 and 1"),
     ("mc-dropout", "seed", 2**32, "a whole number from 0 to 4294967295"),
+    ("energy", "temperature", NAN, "a finite number above 0"),
+    ("ash", "percentile", 100, "a finite number between 0 and 100"),
+    ("scale", "percentile", "85", "a finite number between 0 and 100"),
+    ("react", "percentile", NAN, "a finite number between 0 and 100"),
+    ("knn", "k", True, "a whole number of at least 1"),
+    ("vim", "dimension", 0.5, "a whole number of at least 1"),
+    ("gram", "powers", 0, "a whole number of at least 1"),
     ("lid", "k", "20", "a whole number of at least 2"),
     ("lid", "size", 99.5, "a whole number of at least 2"),
     ("lid", "seed", -1, "a whole number from 0 to 4294967295"),
@@ -64,8 +71,20 @@ def test_a_grid_is_a_list_of_different_numbers(name, epsilons):
         oodbench.load_detector(name, epsilons=epsilons)
 
 
+@pytest.mark.parametrize(
+    ("name", "grid", "wrong"),
+    [(name, "percentiles", wrong) for name in ("ash", "scale", "react") for wrong in ([], 90, [90, 90], [0], [50, 100], ["a"])]
+    + [(name, grid, wrong) for name, grid in (("knn", "ks"), ("vim", "dimensions")) for wrong in ([], 5, [5, 5], [0], [1.5])],
+)
+def test_every_other_grid_is_checked_too(name, grid, wrong):
+    with pytest.raises(UsageError, match=rf"{name}: {grid} = .*; give a"):
+        oodbench.load_detector(name, **{grid: wrong})
+
+
 def test_hyper_parameters_span_the_grid():
     small = oodbench.load_detector("odin", temperatures=[1, 1000], epsilons=[0, 0.002])
     assert small.shift_settings == [{"temperature": t, "epsilon": e} for t in (1.0, 1000.0) for e in (0.0, 0.002)]
     assert small.non_default()["temperatures"] == [[1.0, 1000.0], (1.0, 10.0, 100.0, 1000.0)]
     assert oodbench.load_detector("mahalanobis-pfe", epsilons=[0]).grid == [{"epsilon": 0.0}]
+    assert oodbench.load_detector("knn", ks=[5, 1]).grid == [{"k": 1}, {"k": 5}]
+    assert oodbench.load_detector("scale", percentiles=[85, 65]).grid == [{"percentile": 65.0}, {"percentile": 85.0}]

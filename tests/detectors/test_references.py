@@ -125,11 +125,46 @@ def kth_distance(f, bank, k):
     return sorted(np.linalg.norm(f / np.linalg.norm(f) - row) for row in unit)[k - 1]
 
 
+def knn_reference(arrays, k):
+    return [kth_distance(f, arrays.train_f, k) for f in arrays.f]
+
+
+def vim_reference(arrays, dimension):
+    u = -np.linalg.pinv(arrays.weight) @ arrays.bias
+    second = sum(np.outer(f - u, f - u) for f in arrays.train_f) / len(arrays.train_f)
+    values, vectors = np.linalg.eigh(second)
+    residual = vectors[:, np.argsort(-values)[dimension or 8 :]]  # 16 features: by default the top 8 are principal
+    alpha = np.mean([z.max() for z in arrays.train_z]) / np.mean([np.linalg.norm(residual.T @ (f - u)) for f in arrays.train_f])
+    return [alpha * np.linalg.norm(residual.T @ (f - u)) + energy(z) for f, z in zip(arrays.f, arrays.z, strict=True)]
+
+
+def react_reference(arrays, percentile):
+    held_out = protocols.held_out(150, arrays.y, seed=0)
+    threshold = np.percentile(arrays.train_f[held_out].ravel(), percentile)
+    return [energy(arrays.weight @ np.minimum(f, threshold) + arrays.bias) for f in arrays.f]
+
+
+def ash_reference(arrays, percentile):
+    kept = 16 - round(16 * percentile / 100)
+
+    def shaped(f):
+        places = sorted(range(16), key=lambda i: -f[i])[:kept]
+        return np.array([f.sum() / kept if i in places else 0 for i in range(16)])
+
+    return [energy(arrays.weight @ shaped(f) + arrays.bias) for f in arrays.f]
+
+
+def scale_reference(arrays, percentile):
+    kept = 16 - round(16 * percentile / 100)
+    scaled = [f * np.exp(f.sum() / sum(sorted(f)[-kept:])) for f in arrays.f]
+    return [energy(arrays.weight @ f + arrays.bias) for f in scaled]
+
+
 @pytest.mark.parametrize("k", [1, 50, 150])
 @pytest.mark.parametrize("block", [7, 64, 65536])
 def test_knn_sorts_all_distances(scores_of, arrays, monkeypatch, k, block):
     monkeypatch.setattr(knn, "BLOCK", block)
-    assert_close(scores_of("knn", k=k), [kth_distance(f, arrays.train_f, k) for f in arrays.f])
+    assert_close(scores_of("knn", k=k), knn_reference(arrays, k))
 
 
 def test_knn_of_a_float32_network_takes_the_distance_in_float64(make_classifier):
@@ -142,41 +177,55 @@ def test_knn_of_a_float32_network_takes_the_distance_in_float64(make_classifier)
     assert_close(oodbench.load_detector("knn", k=5).fit(classifier, train).score(classifier, test), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dimension", [None, 3])
-def test_vim(scores_of, arrays, dimension):
-    u = -np.linalg.pinv(arrays.weight) @ arrays.bias
-    second = sum(np.outer(f - u, f - u) for f in arrays.train_f) / len(arrays.train_f)
-    values, vectors = np.linalg.eigh(second)
-    residual = vectors[:, np.argsort(-values)[dimension or 8 :]]  # 16 features: the top 8 are principal
-    alpha = np.mean([z.max() for z in arrays.train_z]) / np.mean([np.linalg.norm(residual.T @ (f - u)) for f in arrays.train_f])
-    expected = [alpha * np.linalg.norm(residual.T @ (f - u)) + energy(z) for f, z in zip(arrays.f, arrays.z, strict=True)]
-    assert_close(scores_of("vim", dimension=dimension), expected, rtol=1e-7)
+# Each detector with a grid: its default setting and another one, and a grid of which this network serves a part.
+GRIDS = [
+    ("vim", vim_reference, [{"dimension": None}, {"dimension": 3}], {"dimensions": [12, 3, 1, 8, 16]}, [1, 3, 8, 12]),
+    ("react", react_reference, [{"percentile": 90.0}, {"percentile": 50.0}], {}, [85, 90, 95, 99]),
+    ("ash", ash_reference, [{"percentile": 90.0}, {"percentile": 60.0}], {"percentiles": [95, 60, 97]}, [60, 95]),
+    ("scale", scale_reference, [{"percentile": 85.0}, {"percentile": 40.0}], {"percentiles": [85, 40, 97]}, [40, 85]),
+    ("knn", knn_reference, [{"k": 50}, {"k": 1}], {}, [1, 10, 20, 50, 100]),
+]
 
 
-def test_react(scores_of, arrays):
-    held_out = protocols.held_out(150, arrays.y, seed=0)
-    threshold = np.percentile(arrays.train_f[held_out].ravel(), 90)
-    expected = [energy(arrays.weight @ np.minimum(f, threshold) + arrays.bias) for f in arrays.f]
-    assert_close(scores_of("react"), expected)
-    assert not np.allclose(expected, [energy(z) for z in arrays.z])
+@pytest.mark.parametrize(("name", "reference", "settings"), [each[:3] for each in GRIDS])
+def test_a_setting_of_its_own(scores_of, arrays, name, reference, settings):
+    default, other = (reference(arrays, **setting) for setting in settings)
+    assert_close(scores_of(name), default, rtol=1e-7)
+    assert_close(scores_of(name, **settings[1]), other, rtol=1e-7)
+    assert not np.allclose(default, other, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("percentile", "kept"), [(90.0, 2), (60.0, 6)])
-def test_ash(scores_of, arrays, percentile, kept):
-    def shaped(f):
-        places = sorted(range(16), key=lambda i: -f[i])[:kept]
-        return np.array([f.sum() / kept if i in places else 0 for i in range(16)])
+@pytest.mark.parametrize(("name", "reference", "settings", "grid", "served"), GRIDS)
+def test_every_column_of_a_grid_and_no_setting_that_cannot_be_served(network, arrays, name, reference, settings, grid, served):
+    detector = oodbench.load_detector(name, **grid).fit(network, TRAIN, arrays.labels, batch_size=32)
+    assert [value for setting in detector.grid for value in setting.values()] == served
+    probe = Probe(network, TEST, detector.signals)
+    with probe.mode(), detector.computing([detector.setting, *detector.grid]):
+        columns = detector.grouped_statistics(probe)[:, :, 0]
+    for column, setting in zip(columns.T, [settings[0], *detector.grid], strict=True):
+        assert_close(column, reference(arrays, **setting), rtol=1e-7)
+    np.testing.assert_array_equal(columns[:, 0], detector.score(network, TEST))
 
-    assert_close(scores_of("ash", percentile=percentile), [energy(arrays.weight @ shaped(f) + arrays.bias) for f in arrays.f])
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [("vim", {"dimensions": [16, 17]}), ("ash", {"percentiles": [97, 99]}), ("knn", {"k": 5, "ks": [151, 1000]})],
+)
+def test_a_grid_of_which_nothing_can_be_served_is_its_own_setting(network, arrays, name, grid):
+    detector = oodbench.load_detector(name, **grid).fit(network, TRAIN, arrays.labels, shift_images=1 - TRAIN)
+    assert detector.shift_settings == [detector.setting]
+    own = oodbench.load_detector(name, **grid).fit(network, TRAIN, arrays.labels)
+    np.testing.assert_array_equal(detector.score(network, TEST), own.score(network, TEST))
 
 
-@pytest.mark.parametrize(("percentile", "kept"), [(85.0, 2), (40.0, 10)])
-def test_scale(scores_of, arrays, percentile, kept):
-    def scaled(f):
-        return f * np.exp(f.sum() / sum(sorted(f)[-kept:]))
-
-    expected = [energy(arrays.weight @ scaled(f) + arrays.bias) for f in arrays.f]
-    assert_close(scores_of("scale", percentile=percentile), expected)
+@pytest.mark.parametrize(("width", "dimension"), [(767, 383), (768, 512)])
+def test_vim_takes_the_authors_dimension_from_the_width_of_their_networks(width, dimension):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(192, width), torch.nn.ReLU(), torch.nn.Linear(width, CLASSES)
+    )
+    detector = oodbench.load_detector("vim").fit(oodbench.Classifier(module, name="wide"), torch.rand(600, 3, 8, 8))
+    assert detector.dimensions_[0] == dimension
 
 
 def test_she_with_a_class_that_is_never_right(scores_of, arrays):
@@ -318,14 +367,15 @@ def test_a_whole_grid_is_its_settings_side_by_side_and_shares_gradients(network,
             np.testing.assert_array_equal(detector.grouped_statistics(alone)[:, 0], together[:, place])
 
 
-@pytest.mark.parametrize("name", ["odin", "mahalanobis-p"])
+@pytest.mark.parametrize("name", ["odin", "mahalanobis-p", "knn", "vim", "react", "ash", "scale"])
 def test_a_shift_chooses_the_setting_that_parts_it_best(network, arrays, name):
+    grid = {"vim": {"dimensions": [1, 3, 8, 12]}}.get(name, {})
     shift = (TRAIN.roll(40, 0) + 0.05 * torch.randn(TRAIN.shape, generator=torch.Generator().manual_seed(7))).clamp(0, 1)
     held_out = protocols.held_out(150, arrays.y, seed=0)
-    chosen = oodbench.load_detector(name).fit(network, TRAIN, arrays.labels, shift_images=shift)
+    chosen = oodbench.load_detector(name, **grid).fit(network, TRAIN, arrays.labels, shift_images=shift)
 
     def parted(setting):
-        detector = oodbench.load_detector(name, **setting).fit(network, TRAIN, arrays.labels)
+        detector = oodbench.load_detector(name, **grid, **setting).fit(network, TRAIN, arrays.labels)
         return separation(detector.score(network, TRAIN[held_out]), detector.score(network, shift), "tnr95")
 
     shares = [parted(setting) for setting in chosen.grid]
@@ -333,7 +383,7 @@ def test_a_shift_chooses_the_setting_that_parts_it_best(network, arrays, name):
     assert shares[chosen.head.setting_] == max(shares)
 
 
-def test_odin_tries_the_papers_settings():
+def test_grids_are_those_of_the_papers():
     assert odin.TEMPERATURES == (1, 10, 100, 1000)
     assert odin.EPSILONS == (0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01, 0.05, 0.1, 0.2)
     assert len(oodbench.load_detector("odin").grid) == 44
@@ -346,6 +396,10 @@ def test_odin_tries_the_papers_settings():
         0.005,
         0.01,
     ]
+    assert oodbench.load_detector("knn").ks == [1, 10, 20, 50, 100, 200, 500, 1000, 3000, 5000]
+    assert oodbench.load_detector("scale").percentiles == [50, 55, 60, 65, 70, 75, 80, 85, 90, 95]
+    assert oodbench.load_detector("ash").percentiles == [65, 70, 75, 80, 85, 90, 95]
+    assert oodbench.load_detector("react").percentiles == [85, 90, 95, 99]
 
 
 def pixel_statistics(image):

@@ -195,6 +195,15 @@ def test_what_was_changed_is_in_the_row(tmp_path):
     assert found_in(folder, "trains", "unsupervised", "photos")[0].non_default == {"epochs": (2, 9)}
 
 
+def test_a_setting_that_is_not_used_is_not_in_the_row_even_if_the_grid_leaves_no_choice(tmp_path):
+    chosen = suite(detectors=["knn"], protocols=["unsupervised", "per-shift"], parameters={"knn": {"k": 5, "ks": [3]}})
+    folder = run(tmp_path / "run", chosen, datasets=["photos"])
+    (alone, _), (learnt, _) = (found_in(folder, "knn", protocol, "photos") for protocol in ("unsupervised", "per-shift"))
+    assert (alone.setting, learnt.setting) == ({"k": 5}, {"k": 3})
+    assert alone.non_default["k"] == (5, 50)
+    assert [*learnt.non_default] == ["ks"]
+
+
 # Class probabilities
 
 

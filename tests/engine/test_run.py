@@ -140,7 +140,7 @@ def test_every_pairing_has_its_cell_and_the_contract_its_columns(finished):
     rows = set(zip(frame.detector, frame.protocol, frame.dataset, frame.level.fillna(0), strict=True))
     both = {("digits-heldout", 0), ("digits+noise", 5)}
     assert rows == {(d, "unsupervised", *s) for d in FAST for s in both} | {
-        (d, protocol, *s) for d in ("mahalanobis-fe", "pixels") for protocol in ("per-shift", "transfer") for s in both
+        (d, protocol, *s) for d in ("knn", "mahalanobis-fe", "pixels") for protocol in ("per-shift", "transfer") for s in both
     }
     assert set(frame.status) == {"ok"}
     assert (frame.auroc_low <= frame.auroc).all()

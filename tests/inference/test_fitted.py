@@ -291,7 +291,14 @@ def fields(**changes):
             lambda header, found: header.update(head="guillotine"),
             "hold a fitted Detector (KeyError: 'guillotine'); fit it again",
         ),
-        (lambda header, found: header.update(head="choose"), "needs (its head is Choose, not identity); fit it again"),
+        (
+            lambda header, found: header.update(head="logistic"),
+            "needs (its head is Logistic, not identity or choose); fit it again",
+        ),
+        (
+            lambda header, found: header.update(head="choose"),
+            "does not hold what knn needs (its head has chosen no setting of the grid); fit it again",
+        ),
         (lambda header, found: found.update(bank_=torch.zeros(3, 5)), "does not hold what knn needs"),
         (lambda header, found: [found.pop(name) for name in list(found)], "does not hold what knn needs"),
         (lambda header, found: found.update(score=1), "sets 'score', which is not fitted state"),
