@@ -117,7 +117,7 @@ class LoadedSuite:
         self.unsuitable: Unsuitable | None = None
 
     def load_model(self, weights: str | Path | None, device: torch.device) -> None:
-        """Load the network. Raises MissingData for absent weights, BadData for logits that are not finite."""
+        """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
         from oodbench.models.load import load_model
 
         if self.suite.model is not None:
@@ -129,6 +129,8 @@ class LoadedSuite:
                 self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
             except Unsuitable as error:
                 self.unsuitable = error
+            except BadData:
+                pass  # logits that are not finite: each detector fails on the images that give them, and names them
             self.weights_hash = self.classifier.weights_hash
 
     def load_test_sets(self, progress: Progress) -> None:

@@ -212,6 +212,7 @@ def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
         name=f"{clean.name}, clean and noisy",
         source=clean.source,
         noisy=torch.arange(2 * len(clean)) >= len(clean),
+        files=[*clean.files, *clean.files],
     )
 
 
