@@ -57,9 +57,8 @@ def load_model(
     classifier = build(name, num_classes)
     if path is not None:
         state = files.read(path)
-        final = state.get(f"{classifier.head_name}.weight")
-        if final is not None and final.dim() == 2 and len(final) != classifier.head.out_features:
-            classifier = build(name, len(final))
+        if (classes := files.other_classes(state, classifier.module)) is not None:
+            classifier = build(name, classes)
         files.put(state, classifier.module, name, path)
     elif name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)

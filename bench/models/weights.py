@@ -82,6 +82,18 @@ def _verify(path: Path) -> None:
                 )
 
 
+def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
+    """The number of classes in ``state`` if the module has another one: of its last weights that differ in their first axis only.
+
+    The last layer may be a convolution, and other layers may be linear.
+    """
+    for key, own in reversed(module.state_dict().items()):
+        found = state.get(key)
+        if found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
+            return len(found)
+    return None
+
+
 def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:
     """Copy ``state``, read from ``path``, into the module of model ``name``. Raises BadData that lists what does not fit."""
     if name.startswith("torchvision:"):
