@@ -30,6 +30,9 @@ Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda
 Parameters = Annotated[
     list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="Set a hyper-parameter of a detector, such as knn.k=10.")
 ]
+WeightsKey = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Read this part of a weights file that holds several, such as state_dict_ema.")
+]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="Add a detector that no installed package registers.")
 ]
