@@ -102,6 +102,14 @@ def terminal_width() -> int:
 
 
 def print_text(text: str) -> None:
+    """Print a table: its symbols all as they are, or all in ASCII."""
     from oodbench.leaderboard import escape
 
     print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")
+
+
+def print_json(text: str) -> None:
+    """Print JSON, flushed; what standard output cannot encode is escaped."""
+    from oodbench.leaderboard import escape
+
+    print(escape.encodable_json(text, sys.stdout.encoding or "utf-8"), flush=True)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from oodbench.commands.common import Data, Debug, Device, Plugins, WeightsKey, add_plugins, check_device, find_in_working_folder
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Device,
+    Plugins,
+    WeightsKey,
+    add_plugins,
+    check_device,
+    find_in_working_folder,
+    print_json,
+)
 from oodbench.errors import MissingData
 
 if TYPE_CHECKING:
@@ -72,7 +82,7 @@ def _print_rows(rows: Iterable["Row"], format: Format) -> None:
     """Print only rows on standard output; csv and json are written row by row."""
     if format == "json":
         for row in rows:
-            print(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), flush=True)
+            print_json(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False))
     elif format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["path", "score", "verdict", "reason"])
