@@ -29,7 +29,10 @@ def leaderboard(
     from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
-    frame, notes = gather([RunFolder(path) for path in runs])
+    folders = [RunFolder(path) for path in runs]
+    for folder in folders:
+        folder.manifest()  # raises where another version wrote it
+    frame, notes = gather(folders)
     if plot is not None:
         from oodbench.leaderboard.severity_plot import draw
         from oodbench.paths import write_atomically
