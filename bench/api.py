@@ -42,6 +42,7 @@ def run(
     fresh: bool = False,
     measure_costs: bool = True,
     progress: Progress | None = None,
+    weights_key: str | None = None,
 ) -> Results:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -49,6 +50,7 @@ def run(
         suite: the name of a suite in the package, a TOML file, or a ``Suite``.
         model, detectors, datasets, protocols, seed, batch_size: replace what the suite says.
         weights: the model's weights file; by default the one under the data root.
+        weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
         data: the data root; by default ``$OODBENCH_DATA`` or the user's cache folder.
         out: the run folder, by default ``runs/<suite>``. An existing run is resumed; ``fresh`` starts over.
@@ -72,6 +74,7 @@ def run(
     folder = engine.run(
         chosen,
         weights=weights,
+        weights_key=weights_key,
         data=data,
         out=out,
         device=device,

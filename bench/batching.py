@@ -47,6 +47,22 @@ def as_images(images: Tensor | ImageSet | np.ndarray) -> Tensor | ImageSet:
     return images
 
 
+def place_of(images: Tensor | ImageSet, row: int) -> str:
+    """How a message names an image: its row, and its set and file where these are known."""
+    return images.place_of(row) if isinstance(images, ImageSet) else f"row {row}"
+
+
+def require_finite(logits: Tensor, images: Tensor | ImageSet, rows: np.ndarray, network: str) -> None:
+    """Raise BadData, which names the first image, if logits (n, classes) of these rows (n,) of images are not finite."""
+    bad = ~torch.isfinite(logits).all(1)
+    if bad.any():
+        row = int(rows[int(bad.nonzero()[0])])
+        raise BadData(
+            f"{network} gives logits that are not finite (NaN or infinity) for {place_of(images, row)}; check its weights and"
+            " normalisation, or remove the image"
+        )
+
+
 def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Rows cut into batches."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

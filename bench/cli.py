@@ -1,5 +1,7 @@
 """The command line: the application and its error handling. Each command is one file in ``oodbench.commands``."""
 
+import codecs
+import io
 import os
 import sys
 from typing import Annotated
@@ -11,6 +13,7 @@ from oodbench.commands import check, data, fit, leaderboard, run, score, train
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, reason
+from oodbench.leaderboard import escape
 
 INTERRUPTED = 130  # exit code
 
@@ -42,6 +45,10 @@ app.add_typer(data.commands, name="data")
 
 def main() -> None:
     """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
+    codecs.register_error("similar", escape.similar)
+    for stream in (sys.stdout, sys.stderr):  # all that is printed goes through these
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="similar")
     try:
         app()
     except SystemExit as error:

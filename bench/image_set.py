@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +62,7 @@ class ImageSet:
         negatives: the in-distribution side that this set is tested against; None for the in-distribution test images.
         noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean images.
         attack_record: what the attack did that made the set; None for other sets.
+        files: the file of each image, or of the image that it was made from; empty where it is not a file of its own.
     """
 
     images: Tensor | Images
@@ -78,6 +80,7 @@ class ImageSet:
     negatives: "ImageSet | None" = None
     noisy: Tensor | None = None
     attack_record: AttackRecord | None = None
+    files: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         name = self.name or "image set"
@@ -92,6 +95,7 @@ class ImageSet:
             raise BadData(f"{name}: unknown kind '{self.kind}' (one of {', '.join(KINDS)})")
         if self.base_index is None:
             self.base_index = torch.arange(len(self.images))
+        self.files = self.files or getattr(self.images, "paths", ())
         if len(self.base_index) != len(self.images):
             raise BadData(f"{name} has {len(self.images)} images and {len(self.base_index)} base rows")
         if self.clean is not None and len(self.clean) != len(self.images):
@@ -116,6 +120,7 @@ class ImageSet:
             base_index=self.base_index[rows],
             base=self.identity,
             noisy=None if self.noisy is None else self.noisy[rows],
+            files=[self.files[row] for row in rows.tolist()] if self.files else (),
         )
 
     def mapped(self, change: Callable[[Tensor | Images], Tensor | Images]) -> dict[str, Any]:
@@ -124,6 +129,10 @@ class ImageSet:
         if self.clean is self.images:
             return {"images": images, "clean": images}
         return {"images": images, "clean": None if self.clean is None else change(self.clean)}
+
+    def place_of(self, row: int) -> str:
+        """How a message names the image of this row."""
+        return f"row {row} of {self.name} ({self.split})" + (f", {self.files[row]}" if self.files else "")
 
     @property
     def identity(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.batching import batches, pieces_of, rows_like, synchronise
+from oodbench.batching import batches, pieces_of, place_of, require_finite, rows_like, synchronise
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, contained
 from oodbench.heads import Head
@@ -145,8 +145,11 @@ def observe(
                 clean=batch,
             )
             with probe.mode():
+                unreadable = _unreadable(probe, images, rows) if classifier and not signals <= {"images"} else None
                 for detector in list(to):
                     try:
+                        if unreadable is not None and detector.declared_signals - {"images"}:
+                            raise unreadable
                         with contained():
                             detector.observe(probe)
                     except Exception as error:
@@ -216,7 +219,7 @@ def statistics(
     found = {}
     for detector, part in parts.items():
         try:
-            found[detector] = _joined(part)
+            found[detector] = _joined(part, images, np.concatenate(pieces))
         except BadData as error:
             on_error(detector, error)
     return found, {detector: seconds[detector] for detector in found}
@@ -259,8 +262,19 @@ def probabilities(
     return found, np.concatenate(network) if network else None
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Statistics of all batches (N, S, D). Raises BadData if their shapes differ or values are not finite."""
+def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> BadData | None:
+    """Why nobody can learn from these images: a state fitted on logits that are not finite may look sound."""
+    try:
+        require_finite(probe.logits, images, rows, probe.classifier.name)
+    except BadData as error:
+        return error
+    except Exception:  # reported by the detectors that read the network
+        return None
+    return None
+
+
+def _joined(parts: Sequence[np.ndarray], images: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
+    """Statistics (N, S, D) of all batches, of rows (N,). Raises BadData if their shapes differ or values are not finite."""
     widths = {part.shape[2] for part in parts}
     if len(widths) > 1:
         raise BadData(f"statistics(probe) gave {' and '.join(map(str, sorted(widths)))} columns on different batches")
@@ -269,6 +283,6 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     if bad.any():
         raise BadData(
             f"{bad.sum()} of {len(values)} images have scores that are not finite (NaN or infinity),"
-            f" the first in row {int(np.flatnonzero(bad)[0])}"
+            f" the first in {place_of(images, int(rows[bad].min()))}"
         )
     return values

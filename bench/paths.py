@@ -36,6 +36,11 @@ def data_root(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("OODBENCH_DATA") or cache_root())
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, sorted, without hidden ones: a Mac adds a file ``._NAME`` to each on some disks."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 @contextmanager
 def separate_cache(data: Path | None = None) -> Iterator[None]:
     """Use an empty temporary cache folder, so that no earlier training is reused and nothing is kept; the data root stays."""

@@ -186,7 +186,7 @@ class Probe:
         return self._give(self._once(("norms", key if key is not None else loss), lambda: self._parameter_norms(loss)))
 
     def perturbed(self, epsilon: float, loss: Loss, key: Hashable = None, until: int | None = None) -> "Probe":
-        """The probe of images − ε·sign(∂loss/∂images), with sign(0) = +1 and not clipped (Liang et al. 2018).
+        """The probe of images − ε·sign(∂loss/∂images), with sign(0) = +1, sign(NaN) = NaN, not clipped (Liang et al. 2018).
 
         ε is in pixel units of [0, 1]. ε = 0 returns this probe itself, without computing a gradient. If only layers up
         to ``layer(until)`` are needed, give ``until``: the forward pass stops there.
@@ -196,7 +196,8 @@ class Probe:
         key = key if key is not None else loss
 
         def step() -> Probe:
-            sign = torch.where(self.input_gradient(loss, key) >= 0, 1.0, -1.0).to(self.images.dtype)
+            gradient = self.input_gradient(loss, key)
+            sign = torch.where(gradient >= 0, 1.0, torch.where(gradient < 0, -1.0, gradient)).to(self.images.dtype)
             return Probe(self._classifier, self.images - epsilon * sign, self._signals - NEED_GRAPH, until=until)
 
         return self._once(("perturbed", float(epsilon), key, until), step)
@@ -247,7 +248,7 @@ class Probe:
         given, logits = self._forward().head, self._forward().logits
         if logits is None:
             return True
-        return isinstance(given, Tensor) and given.shape == logits.shape and torch.allclose(given, logits)
+        return isinstance(given, Tensor) and given.shape == logits.shape and torch.allclose(given, logits, equal_nan=True)
 
     def _logits(self) -> Tensor:
         logits = self._forward().logits
@@ -317,7 +318,7 @@ class Probe:
             (gradient,) = torch.autograd.grad(values.sum(), made.leaf, retain_graph=True)
         finally:
             self._in_loss = False
-        return gradient
+        return gradient.masked_fill(values.detach().isnan().view(-1, 1, 1, 1), torch.nan)  # of no loss there is no gradient
 
 
 def _mask(keys: Tensor, place: int, shape: Sequence[int], p: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from oodbench.batching import require_finite
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.progress import Progress
@@ -46,7 +47,8 @@ def labels_of(train_set: TrainingSet, classes: int, classifier: Classifier) -> T
 
 
 def outputs_of(detector: str, train_set: TrainingSet, classifier: Classifier, progress: Progress) -> Outputs:
-    """One pass of the frozen network over the training images that are not held out. Raises like ``labels_of``."""
+    """One pass of the frozen network over the training images that are not held out. Raises like ``labels_of``,
+    and BadData for logits that are not finite."""
     labels_of(train_set, classifier.head.out_features, classifier)  # before the pass
     progress.stage(f"{detector}: features of {len(train_set.rows):,} training images")
     progress.expect(len(train_set.rows))
@@ -56,6 +58,7 @@ def outputs_of(detector: str, train_set: TrainingSet, classifier: Classifier, pr
         logits.append(probe.logits)
         progress.advance(len(probe))
     all_logits = torch.cat(logits)
+    require_finite(all_logits, train_set.images, train_set.rows, classifier.name)
     labels = labels_of(train_set, all_logits.shape[1], classifier)[torch.from_numpy(train_set.rows)]
     return Outputs(torch.cat(features), all_logits, labels.to(all_logits.device))
 

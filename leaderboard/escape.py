@@ -1,5 +1,6 @@
 """Make text from anybody's plug-ins harmless in each format of a table."""
 
+import json
 import re
 from typing import Any
 
@@ -30,6 +31,28 @@ def encodable(text: str, encoding: str) -> str:
     except UnicodeEncodeError:
         return text.translate(ASCII).encode(encoding, "replace").decode(encoding)
     return text
+
+
+def encodable_json(text: str, encoding: str) -> str:
+    """JSON of the same content that the encoding has all characters of."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    return text
+
+
+def similar(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler for ``codecs.register_error``: similar ASCII for what cannot be encoded, or else a backslash escape.
+
+    A surrogate becomes the byte of a file's name that it stands for.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.translate(ASCII).encode("ascii", "backslashreplace").decode(), error.start + 1
 
 
 def markdown(text: Any) -> str:

@@ -30,6 +30,9 @@ Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda
 Parameters = Annotated[
     list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="Set a hyper-parameter of a detector, such as knn.k=10.")
 ]
+WeightsKey = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Read this part of a weights file that holds several, such as state_dict_ema.")
+]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="Add a detector that no installed package registers.")
 ]
@@ -99,6 +102,14 @@ def terminal_width() -> int:
 
 
 def print_text(text: str) -> None:
+    """Print a table: its symbols all as they are, or all in ASCII."""
     from oodbench.leaderboard import escape
 
     print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")
+
+
+def print_json(text: str) -> None:
+    """Print JSON, flushed; what standard output cannot encode is escaped."""
+    from oodbench.leaderboard import escape
+
+    print(escape.encodable_json(text, sys.stdout.encoding or "utf-8"), flush=True)

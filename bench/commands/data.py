@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oodbench.commands.common import Data, Debug, debugging
+from oodbench.commands.common import Data, Debug, debugging, print_json
 from oodbench.datasets.fetching import catalogue
 from oodbench.datasets.fetching.expected_files import faults as faults_of
 from oodbench.errors import OodbenchError, one_line, reason
@@ -35,7 +35,7 @@ def list_data(
     items = catalogue.items()
     rows = [_row(item, root) for item in items]
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_json(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     from tabulate import tabulate
 

@@ -11,6 +11,7 @@ from oodbench.commands.common import (
     Device,
     Parameters,
     Plugins,
+    WeightsKey,
     add_plugins,
     check_device,
     check_names,
@@ -26,6 +27,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
     model: Annotated[str | None, typer.Option(help="Network; leave out for a detector that only reads images.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model (safetensors or a state dict).")] = None,
+    weights_key: WeightsKey = None,
     false_alarms: Annotated[float, typer.Option(help="Largest share of new in-distribution images to flag.")] = 0.05,
     held_out: Annotated[
         str, typer.Option(help="Split used to set the threshold; `train` holds out a tenth of the training images.")
@@ -63,6 +65,7 @@ def fit(
             model=model,
             dataset=dataset,
             weights=weights,
+            weights_key=weights_key,
             false_alarms=false_alarms,
             parameters=parameters,
             held_out_split=held_out,

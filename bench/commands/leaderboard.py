@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from oodbench.commands.common import Debug, print_text, terminal_width
+from oodbench.commands.common import Debug, print_json, print_text, terminal_width
 from oodbench.errors import UsageError
 
 
@@ -29,7 +29,10 @@ def leaderboard(
     from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
-    frame, notes = gather([RunFolder(path) for path in runs])
+    folders = [RunFolder(path) for path in runs]
+    for folder in folders:
+        folder.manifest()  # raises where another version wrote it
+    frame, notes = gather(folders)
     if plot is not None:
         from oodbench.leaderboard.severity_plot import draw
         from oodbench.paths import write_atomically
@@ -39,7 +42,9 @@ def leaderboard(
         from oodbench.paths import write_atomically
 
         write_atomically(out, render(frame, format, top=top, notes=notes).encode())
-    elif format in ("csv", "json"):
+    elif format == "json":
+        print_json(render(frame, format).rstrip())
+    elif format == "csv":
         print(render(frame, format), end="")
     else:
         print_text(render(frame, format, width=terminal_width(), top=top, notes=notes))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench.commands.common import Debug, debugging, print_text, terminal_width
+from oodbench.commands.common import Debug, debugging, print_json, print_text, terminal_width
 
 GAP = 2  # blanks between columns
 SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
@@ -38,7 +38,7 @@ def list_names(
             if debugging() and record.traceback:
                 print(record.traceback, file=sys.stderr)
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_json(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         _print_rows(rows, family)
     if check and any(row.get("error") for row in rows):

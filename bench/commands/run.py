@@ -10,6 +10,7 @@ from oodbench.commands.common import (
     Debug,
     Device,
     Parameters,
+    WeightsKey,
     add_plugins,
     check_device,
     check_names,
@@ -29,6 +30,7 @@ def run(
         str | None, typer.Option(metavar="NAME", help="Use this model instead of the suite's; a name, or module:function.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model: safetensors or a state dict.")] = None,
+    weights_key: WeightsKey = None,
     detector: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this detector; repeat for several.")] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this set; repeat for several.")] = [],  # noqa: B006
@@ -85,6 +87,7 @@ def run(
         folder = run_suite(
             chosen,
             weights=weights,
+            weights_key=weights_key,
             data=data,
             out=out,
             device=device,

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from oodbench.commands.common import Data, Debug, Device, Plugins, add_plugins, check_device, find_in_working_folder
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Device,
+    Plugins,
+    WeightsKey,
+    add_plugins,
+    check_device,
+    find_in_working_folder,
+    print_json,
+)
 from oodbench.errors import MissingData
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of image files.")],
     format: Annotated[Format, typer.Option(help="Output format; `json` writes one object per line.")] = "table",
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model, if it has moved.")] = None,
+    weights_key: WeightsKey = None,
     trust_model: Annotated[
         bool, typer.Option("--trust-model", help="Import the model `module:function` that the file names.")
     ] = False,
@@ -41,7 +52,15 @@ def score(
     from oodbench.inference.fitted import load_fitted
     from oodbench.inference.score_files import ANOMALOUS, score_files
 
-    fitted = load_fitted(file, weights=weights, data=data, device=device, batch_size=batch_size, trust_model=trust_model)
+    fitted = load_fitted(
+        file,
+        weights=weights,
+        weights_key=weights_key,
+        data=data,
+        device=device,
+        batch_size=batch_size,
+        trust_model=trust_model,
+    )
     unreadable = anomalous = count = 0
 
     def counted() -> Iterable["Row"]:
@@ -63,7 +82,7 @@ def _print_rows(rows: Iterable["Row"], format: Format) -> None:
     """Print only rows on standard output; csv and json are written row by row."""
     if format == "json":
         for row in rows:
-            print(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), flush=True)
+            print_json(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False))
     elif format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["path", "score", "verdict", "reason"])

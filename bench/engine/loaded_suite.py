@@ -121,19 +121,27 @@ class LoadedSuite:
         self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
 
-    def load_model(self, weights: str | Path | None, device: torch.device) -> None:
-        """Load the network. Raises MissingData for absent weights, BadData for logits that are not finite."""
+    def load_model(self, weights: str | Path | None, device: torch.device, weights_key: str | None = None) -> None:
+        """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
         from oodbench.models.load import load_model
 
         if self.suite.model is not None:
             self.device = device
             self.classifier = load_model(
-                self.suite.model, weights, data=self.data, device=str(device), require_weights=True, progress=False
+                self.suite.model,
+                weights,
+                weights_key=weights_key,
+                data=self.data,
+                device=str(device),
+                require_weights=True,
+                progress=False,
             )
             try:
                 self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
             except Unsuitable as error:
                 self.unsuitable = error
+            except BadData:
+                pass  # logits that are not finite: each detector fails on the images that give them, and names them
             self.weights_hash = self.classifier.weights_hash
 
     def load_test_sets(self, progress: Progress) -> None:

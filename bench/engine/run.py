@@ -36,6 +36,7 @@ def run(
     suite: Suite,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     data: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -53,7 +54,7 @@ def run(
     with folder.locked(progress.say, fresh), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
-        loaded.load_model(weights, target)
+        loaded.load_model(weights, target, weights_key)
         loaded.load_test_sets(progress)
         if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
             progress.say(f"{', '.join(idle)}: {_no_row(suite)}")

@@ -40,10 +40,11 @@ class Input(_Part):
 
 
 class Model(_Part):
-    """The network: its name, its weights file, and the hashes of both."""
+    """The network: its name, its weights file and the part of it that was read, and the hashes of both."""
 
     name: str
     weights: str | None  # path; None if the model brings its own
+    weights_key: str | None = None
     weights_sha256: str | None
     weights_hash: str
 
@@ -152,6 +153,7 @@ def load_fitted(
     classifier: Classifier | None = None,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     data: str | Path | None = None,
     device: str = "cpu",
     batch_size: int = 128,
@@ -162,6 +164,7 @@ def load_fitted(
     Args:
         classifier: the network it was fitted on; by default the model named in the file is loaded.
         weights: the model's weights file; by default the one used for fitting, else the one that ``load_model`` finds.
+        weights_key: which part of the weights file to read; by default the one used for fitting.
         data: the data root.
         trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
 
@@ -176,7 +179,7 @@ def load_fitted(
     if about.model is None:
         classifier = None
     elif classifier is None:
-        classifier = _rebuilt(path, about.model, weights, data, str(target), trust_model)
+        classifier = _rebuilt(path, about.model, weights, weights_key, data, str(target), trust_model)
     if classifier is not None and about.model is not None and classifier.weights_hash != about.model.weights_hash:
         raise BadData(
             f"{path} was fitted on {about.model.name} with weights {about.model.weights_hash}, not {classifier.weights_hash};"
@@ -228,7 +231,13 @@ def _read(path: Path) -> tuple[About, str]:
 
 
 def _rebuilt(
-    path: Path, model: Model, weights: str | Path | None, data: str | Path | None, device: str, trust_model: bool
+    path: Path,
+    model: Model,
+    weights: str | Path | None,
+    weights_key: str | None,
+    data: str | Path | None,
+    device: str,
+    trust_model: bool,
 ) -> Classifier:
     """The network named in the file."""
     from oodbench.models.load import load_model
@@ -243,7 +252,8 @@ def _rebuilt(
         weights = model.weights
         if sha256_of(Path(weights)) != model.weights_sha256:
             raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
-    return load_model(model.name, weights, data=data, device=device, require_weights=True, progress=False)
+    key = weights_key or model.weights_key
+    return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True, progress=False)
 
 
 def sha256_of(path: Path) -> str:

@@ -34,6 +34,7 @@ def fit(
     model: str | None,
     dataset: str,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     false_alarms: float = 0.05,
     parameters: Mapping[str, Any] | None = None,
     held_out_split: str = "test",
@@ -51,6 +52,7 @@ def fit(
         held_out_split: the split used to set the threshold; ``train`` keeps a random tenth of the training images out of
             the fit, for sets without another split.
         size, resize: as in ``load_dataset``.
+        weights, weights_key: as in ``load_model``.
 
     Raises UsageError if there are too few held-out images for such a small rate.
     """
@@ -69,11 +71,14 @@ def fit(
     if model is not None:
         progress.stage(f"loading {model}")
         path = _weights_file(model, weights, data)
-        classifier = load_model(model, weights, data=data, device=device, require_weights=True, progress=False)
+        classifier = load_model(
+            model, weights, weights_key=weights_key, data=data, device=device, require_weights=True, progress=False
+        )
         classifier.check(train.read(range(min(2, len(train)))) / 255)
         about_model = Model(
             name=model,
             weights=str(path.absolute()) if path else None,
+            weights_key=weights_key,
             weights_sha256=sha256_of(path) if path else None,
             weights_hash=classifier.weights_hash,
         )

@@ -13,6 +13,7 @@ import torch
 
 from oodbench import paths
 from oodbench.classifier import Classifier
+from oodbench.errors import UsageError
 from oodbench.models import weights as files
 from oodbench.models.build import brings_weights, build
 from oodbench.models.device import resolve_device
@@ -32,34 +33,37 @@ def load_model(
     device: str = "cpu",
     require_weights: bool = False,
     progress: bool | None = None,
+    weights_key: str | None = None,
 ) -> Classifier:
     """Load a classifier by name; it takes images (N, C, H, W), floats in [0, 1], and returns logits (N, classes).
 
     Args:
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
             ``module:function``, which returns a Classifier or a module with its own weights.
-        weights: a safetensors file or a PyTorch state dict; by default ``<data>/models/NAME.safetensors`` (a colon in
-            a name becomes a dash), or the authors' file there.
+        weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one; by default
+            ``<data>/models/NAME.safetensors`` (a colon in a name becomes a dash), or the authors' file there.
         data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
         num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
             the same each time. The ``*-cifar10`` models always need their weights.
         progress: whether to show a bar while ``resnet8-digits`` trains itself; by default on a terminal.
+        weights_key: which part of a checkpoint to read, such as ``state_dict_ema``; needed where several parts fit.
 
-    Raises UsageError for an unknown name or device, MissingData for missing weights, and BadData for a weights file that is
-    malicious, truncated or from another network.
+    Raises UsageError for an unknown name, device or key, MissingData for missing weights, and BadData for a weights file
+    that is malicious, truncated or from another network.
     """
     target = resolve_device(device)
     path = Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
     if path is None and name == DIGITS:
         path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
+    if path is None and weights_key is not None:
+        raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give the file too")
     classifier = build(name, num_classes)
     if path is not None:
-        state = files.read(path)
-        final = state.get(f"{classifier.head_name}.weight")
-        if final is not None and final.dim() == 2 and len(final) != classifier.head.out_features:
-            classifier = build(name, len(final))
+        state = files.part_for(files.read(path), classifier.module, name, path, weights_key)
+        if (classes := files.other_classes(state, classifier.module)) is not None:
+            classifier = build(name, classes)
         files.put(state, classifier.module, name, path)
     elif name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)

@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from oodbench import paths
-from oodbench.errors import BadData, MissingData
+from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.models.published import PUBLISHED
+from oodbench.registry import unknown
+
+COMPILED = "_orig_mod."  # what torch.compile adds to names
+DEPTH = 4  # dicts in dicts that are read
 
 
 def places(name: str, data: str | Path | None) -> list[Path]:
@@ -36,9 +41,10 @@ def missing(name: str, data: str | Path | None) -> MissingData:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a state dict that ``torch.load`` reads with ``weights_only=True``.
+    """The tensors of a safetensors file, or of a checkpoint that ``torch.load`` reads with ``weights_only=True``.
 
-    ``{"state_dict": …}`` is unwrapped and a ``module.`` before every key removed, as DataParallel leaves them.
+    Those in dicts in dicts have the keys of all, joined by dots: ``state_dict.module.conv1.weight``.
+
     Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
     published name and another SHA-256.
     """
@@ -60,14 +66,54 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); download it again, or give a"
             " .safetensors file or a state dict that torch.load(weights_only=True) reads"
         ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(
-        isinstance(value, Tensor) and value.layout is torch.strided for value in found.values()
-    ):
+    tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
+    if not tensors:
         raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
-    wrapped = all(str(key).startswith("module.") for key in found)
-    return {str(key).removeprefix("module.") if wrapped else str(key): value for key, value in found.items()}
+    return tensors
+
+
+def _tensors(found: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Dense tensors by their dotted key. A malicious file may hold a dict many times, or in itself: each is read once."""
+    seen.add(id(found))
+    for key, value in found.items():
+        if isinstance(value, Tensor) and value.layout is torch.strided:
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and id(value) not in seen and prefix.count(".") < DEPTH:
+            yield from _tensors(value, f"{prefix}{key}.", seen)
+
+
+def part_for(tensors: Mapping[str, Tensor], module: nn.Module, name: str, path: Path, key: str | None) -> dict[str, Tensor]:
+    """The part of the tensors of a file that is the state of this module, by the module's own names.
+
+    What comes before these names is removed: where a checkpoint keeps the state (``state_dict.``), and what wrappers add
+    (``module.``, ``_orig_mod.``, the attribute of a Lightning module). ``key`` restricts the search to what is below it.
+
+    Raises UsageError if nothing is below ``key``, or if several parts are such a state: weights and their moving average.
+    """
+    wanted = {own for own in module.state_dict() if not own.endswith("num_batches_tracked")}
+    if not any(COMPILED in own for own in wanted):  # a compiled layer has it in the middle
+        tensors = {found.replace(COMPILED, ""): value for found, value in tensors.items()}
+    if key is not None:
+        below = {found.removeprefix(f"{key}."): value for found, value in tensors.items() if found.startswith(f"{key}.")}
+        if not below:
+            known = dict.fromkeys(found.rpartition(".")[0] for found in tensors if "." in found)
+            first = dict.fromkeys(found.partition(".")[0] for found in known)
+            raise UsageError(unknown(f"weights key of {path}", key, [*first, *known], f"it has {_first(first)}"))
+        tensors = below
+    count = Counter[str]()  # how many of the module's names each prefix comes before
+    for found in tensors:
+        parts = found.split(".", 2 * DEPTH)
+        count.update(".".join((*parts[:at], "")) for at in range(len(parts)) if ".".join(parts[at:]) in wanted)
+    most = max(count.values(), default=0)
+    prefixes = sorted((found for found in count if count[found] == most), key=len)
+    if len(prefixes) > 1 and prefixes[0] and 2 * most > len(wanted):
+        keys = ", ".join(f"{key}.{found}"[:-1] if key else found[:-1] for found in prefixes)
+        raise UsageError(
+            f"{path} holds several sets of weights for {name}: {keys}; choose one with --weights-key KEY (in Python"
+            " weights_key), or save it alone"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    return {found.removeprefix(prefix): value for found, value in tensors.items() if found.startswith(prefix)}
 
 
 def _verify(path: Path) -> None:
@@ -80,6 +126,18 @@ def _verify(path: Path) -> None:
                     f"{path} is not the published file: SHA-256 {found} instead of {published.sha256};"
                     f" download {published.url} again, or rename it if it is your own"
                 )
+
+
+def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
+    """The number of classes in ``state`` if the module has another one: of its last weights that differ in the first axis only.
+
+    The last layer may be a convolution, and other layers may be linear.
+    """
+    for key, own in reversed(module.state_dict().items()):
+        found = state.get(key)
+        if found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
+            return len(found)
+    return None
 
 
 def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:

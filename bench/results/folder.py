@@ -14,28 +14,32 @@ There is no index: the records of 100,000 cells are read from their files in sec
 """
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import write_atomically
+from oodbench.paths import visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
 
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
+ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # by file managers
 ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
 Say = Callable[[str], None]
+Kind = TypeVar("Kind", bound=BaseModel)
 Costs = dict[str, dict[str, float | None]]
-COST = ("ms_per_image", "overhead", "peak_memory_mb")
+NO_MANIFEST = "restore it from a copy, or start over with --fresh"  # remedies
+NO_COSTS = "run again, and costs are measured again"
 
 
 class Manifest(BaseModel):
@@ -47,6 +51,20 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     suite: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+
+class Cost(BaseModel):
+    """What a detector costs at a setting."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    ms_per_image: float
+    overhead: float | None
+    peak_memory_mb: float | None
+
+
+class AllCosts(RootModel[dict[str, Cost]]):
+    """What costs.json says, by ``cost_key``."""
 
 
 class RunFolder:
@@ -62,17 +80,14 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """What run.json says. Raises BadData for a damaged file, or one of a newer schema version."""
-        found = self._read_json("run.json")
+        found = self._read_json("run.json", NO_MANIFEST)
         version = found.get("schema_version")
-        if version not in (VERSION_1, SCHEMA_VERSION):
+        if type(version) is not int or version not in (VERSION_1, SCHEMA_VERSION):
             raise BadData(
-                f"{self.path} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
+                f"{self.path / 'run.json'} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
                 " use a newer oodbench, or run again with --fresh"
             )
-        try:
-            return Manifest.model_validate(found | {"schema_version": SCHEMA_VERSION})
-        except ValidationError as error:
-            raise BadData(f"{self.path / 'run.json'} is not what oodbench writes; start over with --fresh") from error
+        return self._validated(Manifest, found | {"schema_version": SCHEMA_VERSION}, "run.json", NO_MANIFEST)
 
     def records(self) -> Iterator[DetectionRecord]:
         """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
@@ -94,11 +109,8 @@ class RunFolder:
 
     def costs(self) -> Costs:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
-        remedy = "run again, and costs are measured again"
-        found = self._read_json("costs.json", remedy) if (self.path / "costs.json").exists() else {}
-        if not all(isinstance(cost, dict) and _is_cost(cost) for cost in found.values()):
-            raise BadData(f"{self.path / 'costs.json'} is not what oodbench writes; {remedy}")
-        return found
+        found = self._read_json("costs.json", NO_COSTS) if (self.path / "costs.json").exists() else {}
+        return self._validated(AllCosts, found, "costs.json", NO_COSTS).model_dump()
 
     # Writing
 
@@ -113,7 +125,8 @@ class RunFolder:
         OodbenchError where it is held or cannot be written.
         """
         there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if "run.json" not in there and (strangers := sorted(there - {*ENTRIES})):
+        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.match(name))
+        if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
             self.passes_path.mkdir(parents=True, exist_ok=True)
@@ -122,7 +135,7 @@ class RunFolder:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:
             _hold(lock, self.path)
-            for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
+            for name in ("run.json", "costs.json", SEVERITY, "passes/*.safetensors", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for half_written in (self.path / parent).glob(f".{stem}.*"):
                     half_written.unlink()
@@ -177,8 +190,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        old = [path for name in ("aside", CELLS) for path in (self.path / name).glob("**/*.safetensors")]
-        old += (self.path / "aside").glob("costs.*.json")
+        old = [path for name in ("aside", CELLS) for path in visible(self.path / name, "**/*.safetensors")]
+        old += visible(self.path / "aside", "costs.*.json")
         last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
         for path in [*self._pass_files(), self.shared_path, *old, *last]:
             path.unlink(missing_ok=True)
@@ -279,7 +292,7 @@ class RunFolder:
     # Files
 
     def _pass_files(self) -> list[Path]:
-        return sorted(path for path in self.passes_path.glob("*.safetensors") if not path.name.startswith("."))
+        return visible(self.passes_path, "*.safetensors")
 
     def _records_of(self, path: Path) -> list[DetectionRecord]:
         """The records of a pass file. Raises BadData where they are another set's, as in a file that was copied or renamed."""
@@ -298,9 +311,18 @@ class RunFolder:
         """Move a file to ``aside``, under a name that is free there."""
         return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
 
-    def _read_json(self, name: str, remedy: str = "start over with --fresh") -> dict[str, Any]:
+    def _validated(self, kind: type[Kind], found: dict[str, Any], name: str, remedy: str) -> Kind:
+        try:
+            return kind.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadData(f"{self.path / name} is not what oodbench writes ({where}: {first['msg']}); {remedy}") from error
+
+    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            json.dumps(found, allow_nan=False)  # Python reads NaN and infinity too
         except (OSError, ValueError, RecursionError) as error:
             raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
         if not isinstance(found, dict):
@@ -309,10 +331,6 @@ class RunFolder:
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
-
-
-def _is_cost(cost: dict[str, Any]) -> bool:
-    return cost.keys() <= {*COST} and all(value is None or type(value) in (int, float) for value in cost.values())
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import BadData
+from oodbench.paths import visible
 from oodbench.results import pass_file
 from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
@@ -26,14 +27,14 @@ GONE = ("schema_version", "made", "extras")  # kept in typed parts now
 
 def has_cells(folder: Path) -> bool:
     """Whether a run folder holds cells of schema version 1."""
-    return next((folder / CELLS).glob("*.safetensors"), None) is not None
+    return bool(visible(folder / CELLS, "*.safetensors"))
 
 
 def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]]]:
     """The cells of a run folder as records, in order of file name, each with its arrays by role."""
     from safetensors import safe_open
 
-    for path in sorted((folder / CELLS).glob("*.safetensors")):
+    for path in visible(folder / CELLS, "*.safetensors"):
         try:
             with safe_open(path, "np") as file:
                 header = json.loads((file.metadata() or {})["oodbench"])["header"]

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from oodbench.batching import require_finite
 from oodbench.classifier import Classifier
 from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.adversarial.attack_cache import AttackCache, key_of
@@ -143,14 +145,16 @@ class _Network(NamedTuple):
     batch_size: int
 
     def right(self, images: ImageSet) -> Tensor:
-        """Return bool (N,): which images the network classifies as labelled."""
+        """Return bool (N,): which images the network classifies as labelled. Raises BadData for logits that are not finite."""
         labels = images.labels
         assert labels is not None  # attacked refused others
         right = torch.empty(len(images), dtype=torch.bool)
         with torch.inference_mode():
             for rows in _batches(len(images), self.batch_size):
                 pixels = _floats(images, rows).to(self.classifier.device, self.classifier.dtype)
-                right[rows.start : rows.stop] = self.classifier(pixels).argmax(1).cpu() == labels[rows.start : rows.stop]
+                logits = self.classifier(pixels)
+                require_finite(logits, images, np.asarray(rows), self.classifier.name)
+                right[rows.start : rows.stop] = logits.argmax(1).cpu() == labels[rows.start : rows.stop]
                 self.progress.advance(len(rows))
         return right
 
@@ -212,6 +216,7 @@ def _twins(clean: ImageSet, noisy: ImageSet) -> ImageSet:
         name=f"{clean.name}, clean and noisy",
         source=clean.source,
         noisy=torch.arange(2 * len(clean)) >= len(clean),
+        files=[*clean.files, *clean.files],
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.datasets.formats.layout import image_names
+from oodbench.datasets.formats.layout import image_names, is_hidden
 from oodbench.errors import BadData
 
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file: the limit of the format
@@ -92,7 +92,7 @@ class Images:
     def found(self, root: Path) -> list[Path]:
         """Return the folders that exist, sorted by name."""
         for pattern in filter(None, (self.path, self.alternative)):
-            if folders := sorted(p for p in root.glob(pattern) if p.is_dir() and not p.name.startswith(".")):
+            if folders := sorted(p for p in root.glob(pattern) if p.is_dir() and not is_hidden(p.name)):
                 return folders
         return []
 

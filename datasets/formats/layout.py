@@ -12,7 +12,8 @@ SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
     | {".apng", ".jfif", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm"}  # the same formats under other names
 )
-ADDED_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir"})  # folders of metadata and thumbnails, of Macs and of Synology's disks
+# Folders of metadata, thumbnails and deleted files: of Macs, of Synology's disks, of Windows and of Linux.
+ADDED_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
 def require_split(name: str, split: str, splits: Iterable[str]) -> None:
@@ -83,9 +84,14 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield what is in ``folder``, without hidden files and folders and what systems add. Raises BadData if unreadable."""
     try:
         with os.scandir(folder) as found:
-            yield from (e for e in found if not e.name.startswith(".") and e.name not in ADDED_BY_SYSTEMS)
+            yield from (e for e in found if not is_hidden(e.name))
     except OSError as error:
         raise BadData(f"{folder} cannot be listed ({error.strerror or error}); check its permissions") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or added by a system."""
+    return name.startswith(".") or name in ADDED_BY_SYSTEMS
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

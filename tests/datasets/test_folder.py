@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from oodbench import load_dataset
+from oodbench.datasets.fetching.catalogue import find
 from oodbench.errors import BadData, MissingData, UsageError
 
 
@@ -73,6 +74,23 @@ def test_other_folders_of_classes_do_not_count_empty_ones_either(tmp_path):
     (tmp_path / "dtd" / "images" / "__MACOSX").mkdir()
     textures = load_dataset("textures", data=tmp_path)
     assert (textures.classes, textures.labels.tolist()) == (("banded", "dotted"), [0, 1])
+
+
+def test_what_systems_add_to_folders_is_no_part_of_a_set(tmp_path):
+    files = ["set/ant/0.png", "set/bee/0.png", "dtd/images/banded/0.jpg", "LSUN_resize/LSUN_resize/0.png"]
+    for place in files:
+        save_image(tmp_path / place, random_images(1)[0])
+    names = ["folder:set", "textures", "lsun-resize"]
+    before = {name: load_dataset(name, data=tmp_path).fingerprint for name in names}
+    missing = {name: find(name).survey(tmp_path) for name in names[1:]}
+    for folder in {parent for place in files for parent in (tmp_path / place).parents if parent.is_relative_to(tmp_path)}:
+        for name in ("._0.png", "._0.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"\0\5\x16\7")
+        for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".Trashes"):
+            (folder / name).mkdir()
+            (folder / name / "0.png").write_bytes(b"a thumbnail")
+    assert {name: load_dataset(name, data=tmp_path).fingerprint for name in names} == before
+    assert {name: find(name).survey(tmp_path) for name in names[1:]} == missing
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "../secret", "a/../../secret", "/etc", "..\\secret", "\\\\server\\x"])

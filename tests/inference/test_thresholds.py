@@ -150,7 +150,7 @@ SMALL = {"dataset": "small", "held_out_split": "test"}
 
 @pytest.mark.parametrize("given", [False, True])
 def test_what_is_recorded_of_a_network(given, sets, classifier, monkeypatch, tmp_path):
-    asked, checked = [], []
+    asked, checked, key = [], [], "ema" if given else None
     weights = tmp_path / "weights.bin"
     weights.write_bytes(b"abc")
 
@@ -160,15 +160,15 @@ def test_what_is_recorded_of_a_network(given, sets, classifier, monkeypatch, tmp
 
     monkeypatch.setattr("oodbench.models.load.load_model", load_model)
     monkeypatch.setattr(type(classifier), "check", lambda self, images: checked.append(images))
-    found = thresholds.fit("msp", model="tiny", weights=weights if given else None, data=tmp_path, **SMALL)
-    options = {"data": tmp_path, "device": "cpu", "require_weights": True, "progress": False}
+    found = thresholds.fit("msp", model="tiny", weights=weights if given else None, weights_key=key, data=tmp_path, **SMALL)
+    options = {"weights_key": key, "data": tmp_path, "device": "cpu", "require_weights": True, "progress": False}
     assert asked == [("tiny", weights if given else None, options)]
     assert torch.equal(checked[0], sets["train"].images[:2] / 255)
     about = found.about
     assert (about.model.name, about.model.weights_hash) == ("tiny", classifier.weights_hash)
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc", from its standard
-    expected = (str(weights), abc) if given else (None, None)
-    assert (about.model.weights, about.model.weights_sha256) == expected
+    expected = (str(weights), "ema", abc) if given else (None, None, None)
+    assert (about.model.weights, about.model.weights_key, about.model.weights_sha256) == expected
     assert about.input.size == (8, 6)
     assert (about.training.seed, about.training.images, about.false_alarms.asked) == (0, 40, 0.05)
     assert (about.false_alarms.drawn_from, about.false_alarms.measured_on) == (31, 30)

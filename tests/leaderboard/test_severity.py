@@ -236,7 +236,7 @@ def test_leaderboard_writes_the_picture(small, tmp_path, monkeypatch, capsys):
     from oodbench.leaderboard import gather
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text('{"schema_version": 2, "settings": {}}')
     found = {"frame": small}
     monkeypatch.setattr(gather, "gather", lambda folders: (found["frame"], []))
 

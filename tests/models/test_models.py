@@ -116,6 +116,18 @@ def test_pytorch_files_are_read(wrap, tmp_path):
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize(
+    "name", ["torchvision:squeezenet1_1", "timm:dla34", "timm:resnetv2_50", "torchvision:mobilenet_v3_small"]
+)
+def test_the_file_says_the_number_of_classes_whatever_the_last_layer_is(name, tmp_path):
+    """A convolution, as of the first three; the fourth ends in a linear layer, and has others before it."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    expected = build(name, 7, seed=3)
+    torch.save(expected.module.state_dict(), tmp_path / "mine.pt")
+    assert load_model(name, tmp_path / "mine.pt").weights_hash == expected.weights_hash
+
+
 def test_weights_are_found_under_the_data_root(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     save_file(build("resnet18", 3, seed=5).module.state_dict(), tmp_path / "models" / "resnet18.safetensors")

@@ -9,6 +9,7 @@ from heard import Heard
 from run_folders import figures, files
 
 import oodbench
+from oodbench import cli
 from oodbench.errors import BadData
 from oodbench.progress import Progress
 from oodbench.results import schema_1
@@ -94,10 +95,27 @@ def test_a_file_under_another_name_is_set_aside(folder, move):
 
 def test_costs_that_are_no_costs_are_refused_and_set_aside(folder):
     keys = [cost_key(record.detector, record.parameters, record.setting) for record in folder.records()]
-    for cost in ({"ms_per_image": "x"}, {"status": "failed"}, {"overhead": [1]}, {"overhead": True}):
+    whole = {"ms_per_image": 1, "overhead": 2.5, "peak_memory_mb": None}
+    (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, whole)))
+    assert folder.costs() == dict.fromkeys(keys, whole)
+    for cost, why in [
+        (whole | {"ms_per_image": "x"}, "ms_per_image: Input should be a valid number"),
+        (whole | {"status": "failed"}, "status: Extra inputs"),
+        (whole | {"overhead": [1]}, "overhead: Input should be a valid number"),
+        (whole | {"overhead": True}, "overhead: Input should be a valid number"),
+        (whole | {"overhead": 10**400}, "overhead: "),
+        ({"ms_per_image": 1.0}, "overhead: Field required"),
+        (3, "Input should be a valid dict"),
+    ]:
         (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, cost)))
-        with pytest.raises(BadData, match=r"costs.json is not what oodbench writes; run again"):
+        with pytest.raises(
+            BadData, match=rf"costs.json is not what oodbench writes \(.*{why}.*\); run again, and costs"
+        ) as error:
             folder.costs()
+        assert "\n" not in str(error.value)
+    (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, whole | {"overhead": float("nan")})))
+    with pytest.raises(BadData, match=r"costs.json cannot be read \(.*; run again, and costs are measured again"):
+        folder.costs()
     told = Heard()
     run(folder.path, told)
     assert folder.costs() == {}
@@ -109,6 +127,67 @@ def test_deeply_nested_json_is_one_line(folder, name):
     (folder.path / name).write_text("[" * 100_000)
     with pytest.raises(BadData, match="cannot be read"):
         folder.manifest() if name == "run.json" else folder.costs()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"settings": None},
+            r"\(settings: Input should be a valid dictionary\); restore it from a copy, or start over with --f",
+        ),
+        ({"suite": [1]}, r"\(suite: Input should be a valid dictionary\); restore"),
+        ({"provenance": "x"}, r"\(provenance: Input should be a valid dictionary\); restore"),
+        ({"more": 1}, r"\(more: Extra inputs are not permitted\); restore"),
+        ({"schema_version": 3}, "has schema version 3, and this oodbench reads up to 2; use a newer oodbench, or run again"),
+        ({"schema_version": True}, "has schema version True, and"),
+        ({"schema_version": [2]}, r"has schema version \[2\], and"),
+        (
+            {"settings": {"seed": float("nan")}},
+            r"cannot be read \(Out of range float values are not JSON compliant.*\); restore",
+        ),
+        ({"settings": {"seed": float("inf")}}, "cannot be read"),
+    ],
+)
+def test_a_run_json_that_no_run_wrote_is_refused_wherever_it_is_read(folder, changes, why, monkeypatch, capsys):
+    about = json.loads((folder.path / "run.json").read_text()) | changes
+    (folder.path / "run.json").write_text(json.dumps(about))
+    before = files(folder)
+    with pytest.raises(BadData, match=rf"run\.json (is not what oodbench writes )?{why}"):
+        run(folder.path)
+    assert files(folder) == before
+    monkeypatch.setattr("sys.argv", ["oodbench", "leaderboard", str(folder.path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith(f"oodbench: {folder.path / 'run.json'} ")
+
+
+@pytest.mark.parametrize("name", ["._NAME", ".DS_Store", "Thumbs.db", "desktop.ini"])
+def test_files_that_file_managers_add_change_nothing(folder, name, tmp_path):
+    shutil.copytree(SCHEMA_1, tmp_path / "old")
+    for made in (folder, RunFolder(tmp_path / "old")):
+        before = figures(made)
+        added = {path.with_name(name.replace("NAME", path.name)) for path in made.path.rglob("*") if "._" not in path.name} | {
+            made.passes_path / name.replace("NAME", "photos.safetensors")
+        }
+        for path in added:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"\0\5\x16\7")
+        assert figures(made) == before
+        told = Heard()
+        with made.locked(told.say):
+            made.clear() if made is folder else None
+        assert not [line for line in told.lines if "damaged" in line]
+        left = {path for path in added if path.exists()}
+        assert left == (added if made is folder else {path for path in added if path.parent.name != "cells"})
+
+
+@pytest.mark.parametrize("name", ["._run.json", ".DS_Store", "Thumbs.db"])
+def test_a_new_folder_may_hold_what_file_managers_add(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    assert set(run(tmp_path / "run").frame().status) == {"ok"}
 
 
 def test_fresh_deletes_what_was_set_aside(folder):

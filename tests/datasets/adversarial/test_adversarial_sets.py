@@ -429,3 +429,14 @@ def test_a_network_that_gets_nothing_right(base, victim):
     wrong = (predicted(victim, base.images) + 1) % 4
     with pytest.raises(Unsuitable, match=r"tiny gets no image of noise right.*; check weights and labels"):
         attacked(replace(base, labels=wrong), "fgsm", victim)
+
+
+def test_an_image_without_finite_logits_is_named(base, victim):
+    """Such an image once counted as classified: ``argmax`` gives a class for NaN and infinity too."""
+    base.images[17] = 255
+    forward = victim.module.forward
+    victim.module.forward = lambda x: forward(x) / (x.amin((1, 2, 3)) < x.max()).float()[:, None]
+    with pytest.raises(
+        BadData, match=r"^tiny gives logits that are not finite \(NaN or infinity\) for row 17 of noise \(test\)"
+    ):
+        attacked(base, "fgsm", victim, seed=0)
