@@ -19,13 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import write_atomically
+from oodbench.paths import try_lock, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -107,7 +107,7 @@ class RunFolder:
         """Hold the folder for this process; the lock goes with the process, however it ends.
 
         Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated. With ``fresh``
-        nothing is read and nothing is changed before ``clear``.
+        nothing is read and nothing is changed before ``clear``. A folder on a drive without locks is reported, and not held.
 
         Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
         OodbenchError where it is held or cannot be written.
@@ -121,7 +121,7 @@ class RunFolder:
         except OSError as error:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:
-            _hold(lock, self.path)
+            _hold(lock, self.path, say)
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for half_written in (self.path / parent).glob(f".{stem}.*"):
@@ -320,12 +320,11 @@ def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
     return before is not None and before.status == "ok" and new.status != "ok" and new.code in ("", before.code)
 
 
-def _hold(lock: Any, path: Path) -> None:
+def _hold(lock: IO[str], path: Path, say: Say) -> None:
     try:
-        import fcntl
-    except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = try_lock(lock)
     except OSError as error:
-        raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out") from error
+        say(f"{path} cannot be locked ({error.strerror}): nothing keeps a second run out of this folder; start none there")
+        return
+    if not alone:
+        raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out")

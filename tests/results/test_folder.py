@@ -1,5 +1,6 @@
 """Run folders: what is stored, what survives damage, and when a record is void."""
 
+import errno
 import hashlib
 import importlib
 import json
@@ -382,6 +383,36 @@ def test_another_run_is_kept_out(folder):
         RunFolder(folder.path).locked().__enter__()
     with pytest.raises(UsageError, match="seed = 0, not 1"):
         run(folder.path, seed=1)
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])
+def test_a_drive_without_locks_is_reported_and_used(folder, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(getattr(errno, code), "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    heard = Heard()
+    with folder.locked(heard.say):
+        assert heard.lines == [
+            f"{folder.path} cannot be locked (no locks here): nothing keeps a second run out of this folder; start none there"
+        ]
+
+
+@pytest.mark.parametrize("code", ["EWOULDBLOCK", "EAGAIN", "EACCES"])
+def test_a_lock_that_another_holds_keeps_a_run_out(folder, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(getattr(errno, code), "held")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OodbenchError, match=r"another run is writing to .*; wait for it or choose another --out"):
+        folder.locked().__enter__()
+
+
+def test_a_system_without_locks_is_reported(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it raises ModuleNotFoundError
+    heard = Heard()
+    with folder.locked(heard.say):
+        assert heard.lines[0].startswith(f"{folder.path} cannot be locked (no locks on this system)")
 
 
 def test_arrays_are_found_by_role(finished):
