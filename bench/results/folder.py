@@ -14,7 +14,9 @@ There is no index: the records of 100,000 cells are read from their files in sec
 """
 
 import json
+import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,7 +114,7 @@ class RunFolder:
         Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
         OodbenchError where it is held or cannot be written.
         """
-        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         if "run.json" not in there and (strangers := sorted(there - {*ENTRIES})):
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
@@ -300,7 +302,7 @@ class RunFolder:
 
     def _read_json(self, name: str, remedy: str = "start over with --fresh") -> dict[str, Any]:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
         if not isinstance(found, dict):
@@ -312,7 +314,11 @@ class RunFolder:
 
 
 def _is_cost(cost: dict[str, Any]) -> bool:
-    return cost.keys() <= {*COST} and all(value is None or type(value) in (int, float) for value in cost.values())
+    return cost.keys() <= {*COST} and all(map(_is_number_or_none, cost.values()))
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
