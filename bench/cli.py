@@ -1,5 +1,6 @@
 """The command line: the application and its error handling. Each command is one file in ``oodbench.commands``."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -10,7 +11,7 @@ from oodbench import __version__
 from oodbench.commands import check, data, fit, leaderboard, run, score, train
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
-from oodbench.errors import OodbenchError, reason
+from oodbench.errors import OodbenchError, UsageError, reason
 
 INTERRUPTED = 130  # exit code
 
@@ -42,6 +43,9 @@ app.add_typer(data.commands, name="data")
 
 def main() -> None:
     """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by ``>&-``
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # it stays open
     try:
         app()
     except SystemExit as error:
@@ -54,6 +58,8 @@ def main() -> None:
     except Exception as error:
         if debugging():
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = UsageError(f"{error.filename}: {error.strerror}; choose a shorter one")
         hint = "" if isinstance(error, OodbenchError) else " (use --debug for a traceback)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)
