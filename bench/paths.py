@@ -80,7 +80,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
