@@ -31,13 +31,13 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find bench detectors datasets leaderboard tests -name __pycache__ -prune -exec rm -rf {} +
 
-# `run` accepts the stamp of either installation; a changed pyproject.toml triggers a new one.
-$(INSTALLED): pyproject.toml | $(BIN)/pip
+# `run` accepts the stamp of either installation; a changed pyproject.toml or setup.py triggers a new one.
+$(INSTALLED): pyproject.toml setup.py | $(BIN)/pip
 	@echo "Installing oodbench into $(VENV): this takes minutes the first time, because PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(INSTALLED_TEST): pyproject.toml | $(BIN)/pip
+$(INSTALLED_TEST): pyproject.toml setup.py | $(BIN)/pip
 	@echo "Installing oodbench and its test tools into $(VENV): this takes minutes the first time, because PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(INSTALLED) $@

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, reason
@@ -108,13 +108,19 @@ def decoded_batches(
 ) -> Iterator[Tensor]:
     """uint8 (len(piece), C, H, W) for the rows of each piece, in order; with 0 workers in this process.
 
-    Raises the errors of decoding; the OodbenchError of a broken file is raised unchanged.
+    Raises the errors of decoding; the OodbenchError of a broken file is raised unchanged. Raises OodbenchError if a worker
+    process dies or finds no shared memory.
     """
     loader = DataLoader(_Pieces(images, pieces), batch_size=None, num_workers=workers, pin_memory=pin_memory)
-    for batch in loader:
-        if isinstance(batch, OodbenchError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, OodbenchError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise OodbenchError(f"a process that decodes images died ({reason(error)}); use --workers 0") from error
 
 
 class _Pieces(Dataset[Tensor | OodbenchError]):
@@ -128,6 +134,15 @@ class _Pieces(Dataset[Tensor | OodbenchError]):
 
     def __getitem__(self, place: int) -> Tensor | OodbenchError:
         try:
-            return self._images[self._pieces[place].tolist()]
+            batch = self._images[self._pieces[place].tolist()]
         except OodbenchError as error:
             return error
+        if get_worker_info() is None:
+            return batch
+        try:
+            return batch.share_memory_()  # not left to the worker's queue, where an error loses the batch and the run waits
+        except RuntimeError as error:
+            return OodbenchError(
+                f"shared memory is full, through which processes pass decoded images ({reason(error)}); make room in /dev/shm,"
+                " or use --workers 0"
+            )

@@ -67,7 +67,7 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f"probabilities have shape {values.shape} for labels of shape {classes.shape}; give (N, classes) and (N,)"
         )
     sums = values.sum(1)
-    if not np.isfinite(values).all() or (values < 0).any() or (np.abs(sums - 1) > 1e-4).any():
+    if not np.isfinite(values).all() or (values < -1e-6).any() or (np.abs(sums - 1) > 1e-4).any():
         raise BadData(
             f"probabilities are negative, not finite, or do not sum to 1 (smallest {values.min():.3g}, sums"
             f" {sums.min():.3g} to {sums.max():.3g}); normalise them"
@@ -76,4 +76,4 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         raise BadData(f"labels are {classes.dtype}; give whole numbers, the index of each image's class")
     if classes.min() < 0 or classes.max() >= values.shape[1]:
         raise BadData(f"labels lie in {classes.min()} to {classes.max()}, and there are {values.shape[1]} classes")
-    return values, classes
+    return np.maximum(values, 0), classes  # what is slightly negative is rounding

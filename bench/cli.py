@@ -1,6 +1,7 @@
 """The command line: the application and its error handling. Each command is one file in ``oodbench.commands``."""
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -12,7 +13,7 @@ from oodbench import __version__
 from oodbench.commands import check, data, fit, leaderboard, run, score, train
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
-from oodbench.errors import OodbenchError, reason
+from oodbench.errors import OodbenchError, UsageError, reason
 from oodbench.leaderboard import escape
 
 INTERRUPTED = 130  # exit code
@@ -45,6 +46,9 @@ app.add_typer(data.commands, name="data")
 
 def main() -> None:
     """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by ``>&-``
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # it stays open
     codecs.register_error("similar", escape.similar)
     for stream in (sys.stdout, sys.stderr):  # all that is printed goes through these
         if isinstance(stream, io.TextIOWrapper):
@@ -61,6 +65,8 @@ def main() -> None:
     except Exception as error:
         if debugging():
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = UsageError(f"{error.filename}: {error.strerror}; choose a shorter one")
         hint = "" if isinstance(error, OodbenchError) else " (use --debug for a traceback)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)

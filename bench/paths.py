@@ -1,13 +1,17 @@
-"""Locations of data, weights and caches, and writing a file whole or not at all."""
+"""Locations of data, weights and caches, locks, and writing a file whole or not at all."""
 
+import errno
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from oodbench.errors import OodbenchError
+
+HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # what a lock of another process gives; the system decides which
 
 
 def cache_root() -> Path:
@@ -54,11 +58,34 @@ def separate_cache(data: Path | None = None) -> Iterator[None]:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed, however the process ends; False if another process holds the lock.
+
+    Raises OSError where there are no locks, as on some network drives and file systems of clusters.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ModuleNotFoundError as error:
+        raise OSError(errno.ENOSYS, "no locks on this system") from error
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        raise
+    return True
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
             try:
                 file.write(data)
                 file.flush()

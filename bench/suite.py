@@ -140,8 +140,10 @@ def load_suite(name: str | Path) -> Suite:
         raise UsageError(unknown("suite", str(name), suite_names(), listing))
     try:
         suite = _validated({"name": stem} | tomllib.loads(text), name)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number of too many digits
         raise UsageError(f"{name} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{name} is nested too deeply; write its arrays and tables flat") from error
     for detector in suite.parameters:
         if detector not in suite.detectors:
             listing = f"its detectors are {', '.join(suite.detectors)}"

@@ -1,44 +1,54 @@
 """Any folder of images below the data root: ``folder:PATH``."""
 
+import os
 from pathlib import Path, PureWindowsPath
 
 import torch
 
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
+from oodbench.datasets.name import folder_name
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
+
+TEST = ("test", "val", "valid", "validation")  # folders of test images beside ``train``; the first that exists
 
 
 def folder(root: Path, path: str, split: str) -> ImageSet:
     """Load a folder of images, without labels, or of class folders, labelled 0, 1, … in order of name. Files are sorted.
 
-    The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. The class
-    folders of ``train`` number the classes of both; those that only ``test`` has come after them. Hidden files, files without
-    an image suffix and class folders without images are left out.
+    The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. Without ``test``,
+    a folder ``val``, ``valid`` or ``validation`` beside ``train`` is the split test. The class folders of ``train`` number the
+    classes of both; those that only ``test`` has come after them. Hidden files, files without an image suffix and class
+    folders without images are left out.
 
     Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
     folder that holds no images, images beside class folders, or folders of class folders.
     """
-    name = f"folder:{path}"
+    name = folder_name(path)
     place = root / _below_root(path)
-    if not place.is_dir():
+    if not os.path.isdir(place):  # also where the name is too long to exist
         raise MissingData(
             f"{name} is missing: {place.absolute()} is not a folder; create it, or name another data root with --data DIR"
             " or OODBENCH_DATA"
         )
-    has_splits = (place / "train").is_dir() and (place / "test").is_dir()
-    require_split(name, split, ("train", "test") if has_splits else ("test",))
-    return _read(name, place / split if has_splits else place, split, class_folders(place / "train") if has_splits else [])
+    train, test = place / "train", next(filter(Path.is_dir, map(place.joinpath, TEST)), None)
+    if not train.is_dir() or test is None:
+        require_split(name, split, ("test",))
+        return _read(path, place, split, [])
+    require_split(name, split, ("train", "test"))
+    return _read(path, train if split == "train" else test, split, class_folders(train))
 
 
-def _read(name: str, place: Path, split: str, numbering: list[Path]) -> ImageSet:
+def _read(path: str, place: Path, split: str, numbering: list[Path]) -> ImageSet:
     """Read one split. The names of the folders ``numbering`` have the first labels."""
+    name = folder_name(path)
     flat, folders = image_files(place), class_folders(place)
     classes = tuple(dict.fromkeys(path.name for path in (*numbering, *folders)))
     paths, labels = labelled_files((path, classes.index(path.name)) for path in folders)
     if deep := next((path for path in subfolders(place) if path not in folders and class_folders(path)), None):
-        raise BadData(f"{deep} holds folders of images, one level too deep; move them up, or name {name}/{deep.name} instead")
+        inside = folder_name(f"{path}/{deep.name}")
+        raise BadData(f"{deep} holds folders of images, one level too deep; move them up, or name {inside} instead")
     if flat and paths:
         raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
     if not flat and not paths:
@@ -50,7 +60,7 @@ def _read(name: str, place: Path, split: str, numbering: list[Path]) -> ImageSet
         split=split,
         kind="far-ood",
         classes=classes if paths else (),
-        source=Source(title=f"the user's folder {name.partition(':')[2]}"),
+        source=Source(title=f"the user's folder {path}"),
     )
 
 

@@ -12,9 +12,10 @@
 ======================  =====================================================================
 
 The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/``
-is ``folder:a``.
+is ``folder:a``. A plus sign in the name of a folder is doubled: ``folder:a++b+haze@3`` is the folder ``a+b`` under haze.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -89,12 +90,12 @@ class Name:
 
 def parse(text: str) -> Name:
     """Parse a name. Raises UsageError for an unknown change or attack, and for a level that is missing or not 1 to 5."""
-    original, plus, change = canonical(text).partition("+")
+    original, plus, change = _parts(canonical(text))
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
     if original.startswith(f"{FOLDER}:"):
         path, _, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
-        parsed = Name(original, FOLDER, path, wanted_class)
+        parsed = Name(original, FOLDER, path.replace("++", "+"), wanted_class.replace("++", "+"))
     else:
         whole, slash, part = original.partition("/")
         base, _, wanted_class = whole.partition(":")
@@ -110,12 +111,17 @@ def canonical(text: str) -> str:
 
     Accepts any text, also invalid names.
     """
-    original, plus, change = text.partition("+")
+    original, plus, change = _parts(text)
     if not original.startswith(f"{FOLDER}:"):
         return text
     path, colon, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
     one_path = str(PurePosixPath(path)) if path else ""
     return f"{FOLDER}:{one_path}{colon}{wanted_class}{plus}{change}"
+
+
+def folder_name(path: str) -> str:
+    """Return the name of a folder below the data root, the inverse of ``parse(name).path``."""
+    return f"{FOLDER}:{path.replace('+', '++')}"
 
 
 def base_of(text: str) -> str:
@@ -129,9 +135,10 @@ def source_and_change(dataset: str) -> tuple[str, str]:
     For other names, the second value is empty. A slash belongs to the path of a folder; in any other name it precedes a part.
     Accepts any text.
     """
-    separator = "+" if dataset.startswith(f"{FOLDER}:") or "/" not in dataset.partition("+")[0] else "/"
-    source, _, change = dataset.partition(separator)
-    return source, change
+    original, _, change = _parts(dataset)
+    if "/" in original and not dataset.startswith(f"{FOLDER}:"):
+        original, _, change = dataset.partition("/")
+    return original, change
 
 
 def require_corruption(corruption: str, level: int | str) -> None:
@@ -140,6 +147,14 @@ def require_corruption(corruption: str, level: int | str) -> None:
         raise UsageError(unknown("corruption", corruption, CORRUPTIONS, f"known: {', '.join(CORRUPTIONS)}"))
     if level not in LEVELS:
         raise UsageError(f"'{corruption}' needs a level from 1 (mild) to 5, not {level}; write {corruption}@1")
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Split a name before its corruption or attack: at the first plus sign, which in the name of a folder is not doubled."""
+    if not text.startswith(f"{FOLDER}:"):
+        return text.partition("+")
+    original = re.match(r"(?:[^+]|\+\+)*", text)[0]  # type: ignore[index]  # it matches any text
+    return original, text[len(original) :][:1], text[len(original) + 1 :]
 
 
 def _with_change(parsed: Name, text: str, change: str) -> Name:

@@ -17,6 +17,7 @@ from oodbench.datasets.name import (
     Name,
     base_of,
     canonical,
+    folder_name,
     parse,
     require_corruption,
     source_and_change,
@@ -80,6 +81,19 @@ def test_the_parts_of_the_published_corruptions():
             Name("folder:a/b", "folder", path="a/b", corruption="snow", level=1),
             *("folder:a/b+snow", 1, "corruption"),
         ),
+        ("folder:a++b", Name("folder:a++b", "folder", path="a+b"), "folder:a++b", None, ""),
+        ("folder:++", Name("folder:++", "folder", path="+"), "folder:++", None, ""),
+        ("folder:a:c++++", Name("folder:a:c++++", "folder", path="a", wanted_class="c++"), "folder:a:c++++", None, ""),
+        (
+            "folder:./a+++haze@2",  # the folder a+ under haze
+            Name("folder:a++", "folder", path="a+", corruption="haze", level=2),
+            *("folder:a+++haze", 2, "corruption"),
+        ),
+        (
+            "folder:a++b+foolbox:LinfPGD",
+            Name("folder:a++b", "folder", path="a+b", attack="foolbox:LinfPGD"),
+            *("folder:a++b+foolbox:LinfPGD", None, "adversarial"),
+        ),
         ("folder:", Name("folder:", "folder"), "folder:", None, ""),
     ],
 )
@@ -87,6 +101,12 @@ def test_every_form(text, name, dataset, severity, kind):
     found = parse(text)
     assert found == name
     assert (found.dataset, found.severity, found.kind) == (dataset, severity, kind)
+
+
+@pytest.mark.parametrize("path", ["a", "a+b", "+", "a++", "a/+b", "a+haze@3"])
+def test_every_path_has_a_name(path):
+    assert parse(folder_name(path)).path == path
+    assert parse(f"{folder_name(path)}+haze@3").path == path
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -179,6 +199,7 @@ def test_the_base_of_any_text(text, base):
             ("folder:a/b+haze", "folder:a/b", "haze"),
             ("folder:a/b:cat", "folder:a/b:cat", ""),
         ),
+        *(("folder:a++b", "folder:a++b", ""), ("folder:a+++haze", "folder:a++", "haze")),
         *(("a set of somebody", "a set of somebody", ""), ("", "", "")),
     ],
 )

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -23,15 +25,23 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this checkout, built from a copy, so that nothing left in build/ gets in."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+def clone(tmp_path_factory) -> Path:
+    """A copy of this checkout called ``oodbench``, so that nothing left in build/ gets into what is built from it."""
+    copy = tmp_path_factory.mktemp("checkout") / "oodbench"
+    copy.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", copy / "dist", copy)
-    (built,) = (copy / "dist").glob("*.whl")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def wheel(clone, tmp_path_factory) -> Path:
+    """The wheel of this checkout."""
+    made = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", made, clone)
+    (built,) = made.glob("*.whl")
     return built
 
 
@@ -44,6 +54,17 @@ def site(wheel, tmp_path_factory) -> Path:
         (site / stub / "__init__.py").write_text("STUB = True\n")
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
     return site
+
+
+@pytest.fixture(scope="session")
+def editable(clone, tmp_path_factory) -> Path:
+    """The Python of a virtual environment with an editable install of the clone, and all packages of this one."""
+    place = tmp_path_factory.mktemp("editable")
+    venv.create(place, symlinks=True)
+    Path(sysconfig.get_path("purelib", vars={"base": str(place)}), "others.pth").write_text(sysconfig.get_path("purelib"))
+    python = place / "bin" / "python"
+    pip("--python", python, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", clone)
+    return python
 
 
 def pip(*arguments: str | Path) -> None:
@@ -96,6 +117,27 @@ assert not hasattr(oodbench.datasets, "STUB") and not hasattr(oodbench.detectors
 assert oodbench.load_detector("msp").name == "msp"
 """
     assert Path(python(code, site).strip()) == site / "oodbench" / "__init__.py"
+
+
+@pytest.mark.parametrize("module", ["", "__init__.py"])
+def test_an_editable_install_works_beside_folders_of_its_names(editable, clone, tmp_path, module):
+    for name in ("oodbench", *FOLDERS):
+        (tmp_path / name).mkdir()
+        if module and name != "oodbench":  # a package called oodbench would be the one that the user asks for
+            (tmp_path / name / module).write_text("raise ImportError('hides ours')")
+    code = "import oodbench, oodbench.detectors.msp, oodbench.datasets; print(oodbench.__file__, oodbench.datasets.__file__)"
+    wanted = [str(clone / "bench" / "__init__.py"), str(clone / "datasets" / "__init__.py")]
+    for folder in (tmp_path, clone.parent):
+        for command in (["-c", code], ["-m", "oodbench.cli", "list", "suites"]):
+            done = subprocess.run([editable, *command], cwd=folder, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.split() == wanted or "digits" in done.stdout
+
+
+def test_an_editable_install_holds_the_package_once(editable, clone, tmp_path):
+    code = "import sys, oodbench; from oodbench import errors; print(sys.modules['oodbench'] is oodbench, errors.__file__)"
+    done = subprocess.run([editable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", str(clone / "bench" / "errors.py")], done.stderr
 
 
 def test_listing_imports_nothing_heavy():

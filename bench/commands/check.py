@@ -14,7 +14,7 @@ from oodbench.commands.common import (
     find_in_working_folder,
     read_parameters_of,
 )
-from oodbench.errors import UsageError
+from oodbench.errors import OodbenchError, UsageError
 
 
 def check(
@@ -31,7 +31,7 @@ def check(
     data: Data = None,
     debug: Debug = False,
 ) -> None:
-    """Check whether a detector or data set fulfils its contract. Exits with 1 if a check fails."""
+    """Check whether a detector or data set fulfils its contract. Exits with 1 if a check fails, or a set is missing."""
     if plugin:
         find_in_working_folder(plugin)
         added = add_plugins([plugin])[0]
@@ -56,3 +56,5 @@ def check(
         print("{}: {} checks passed, {} failed, {} skipped".format(name, *counts))
     if any(outcome.outcome == "fail" for outcome in outcomes):
         raise typer.Exit(1)
+    if unread := [outcome for outcome in outcomes if (outcome.check, outcome.outcome) == ("loads", "skip")]:
+        raise OodbenchError(f"{name} was not checked: {unread[0].reason}")

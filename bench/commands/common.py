@@ -84,7 +84,7 @@ def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"--param takes DETECTOR.NAME=VALUE, not '{text}'")
         try:
             found.setdefault(detector, {})[parameter] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found.setdefault(detector, {})[parameter] = value
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from oodbench import protocols, registry
 from oodbench.conformance.outcomes import Failed, Skipped, require
 from oodbench.datasets.load import load_dataset, takes_parts
-from oodbench.datasets.name import Name, canonical, parse
+from oodbench.datasets.name import Name, canonical, folder_name, parse
 from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 
@@ -52,7 +52,7 @@ class Subject:
     def base_name(self) -> str:
         """The set, or its part, without class and change."""
         if self.is_folder:
-            return f"folder:{self.parsed.path}"
+            return folder_name(self.parsed.path)
         level = f"@{self.parsed.part_level}" if self.parsed.part_level else ""
         return f"{self.parsed.base}/{self.parsed.part}{level}" if self.parsed.part else self.parsed.base
 

@@ -1,8 +1,10 @@
 """Typed facts that records keep: how a set was made, and how good class probabilities are. Imports no torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # tables hold no larger whole number
 
 
 class Facts(BaseModel):
@@ -15,9 +17,9 @@ class CorruptionRecord(Facts):
     """How a corrupted set was made."""
 
     corruption: str
-    level: int
+    level: Int64
     origin: Literal["generated", "official"]
-    seed: int | None = None  # of a generated one
+    seed: Int64 | None = None  # of a generated one
 
 
 class AttackRecord(Facts):
@@ -26,11 +28,11 @@ class AttackRecord(Facts):
     attack: str
     network: str  # name and weights hash of the network that was attacked
     settings: dict[str, Any]
-    attacked: int  # images
+    attacked: Int64  # images
     clean_accuracy: float
     adversarial_accuracy: float
     success_rate: float  # share of the images that were right before and are wrong after
-    kept: int  # images that the papers' filter keeps; all without the filter
+    kept: Int64  # images that the papers' filter keeps; all without the filter
     unchanged: float  # share of the kept images that did not change at all
     mean_l2: float
     mean_linf: float

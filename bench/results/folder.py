@@ -14,19 +14,20 @@ There is no index: the records of 100,000 cells are read from their files in sec
 """
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import visible, write_atomically
+from oodbench.paths import try_lock, visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -119,12 +120,12 @@ class RunFolder:
         """Hold the folder for this process; the lock goes with the process, however it ends.
 
         Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated. With ``fresh``
-        nothing is read and nothing is changed before ``clear``.
+        nothing is read and nothing is changed before ``clear``. A folder on a drive without locks is reported, and not held.
 
         Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
         OodbenchError where it is held or cannot be written.
         """
-        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.match(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
@@ -134,11 +135,12 @@ class RunFolder:
         except OSError as error:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:
-            _hold(lock, self.path)
-            for name in ("run.json", "costs.json", SEVERITY, "passes/*.safetensors", f"shared/{SHARED}"):
+            _hold(lock, self.path, say)
+            for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for half_written in (self.path / parent).glob(f".{stem}.*"):
-                    half_written.unlink()
+                    if not ADDED_BY_SYSTEMS.match(half_written.name):
+                        half_written.unlink()
             self._written = {}
             if not fresh:
                 self._open(say)
@@ -321,8 +323,7 @@ class RunFolder:
 
     def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-            json.dumps(found, allow_nan=False)  # Python reads NaN and infinity too
+            found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
         if not isinstance(found, dict):
@@ -338,12 +339,11 @@ def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
     return before is not None and before.status == "ok" and new.status != "ok" and new.code in ("", before.code)
 
 
-def _hold(lock: Any, path: Path) -> None:
+def _hold(lock: IO[str], path: Path, say: Say) -> None:
     try:
-        import fcntl
-    except ModuleNotFoundError:  # no such lock on this system: two runs in one folder are the user's to avoid
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = try_lock(lock)
     except OSError as error:
-        raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out") from error
+        say(f"{path} cannot be locked ({error.strerror}): nothing keeps a second run out of this folder; start none there")
+        return
+    if not alone:
+        raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out")

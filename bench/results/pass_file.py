@@ -8,6 +8,7 @@ Floats that single precision holds exactly are stored in it.
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections import Counter
@@ -98,7 +99,7 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
     text = _inflated(file.get_tensor(TEXT).tobytes(), path)
     if (file.metadata() or {}).get("oodbench") != hashlib.sha256(text).hexdigest():
         raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
-    content = json.loads(text)
+    content = finite_json(text)
     if content["schema_version"] != SCHEMA_VERSION:
         raise BadData(
             f"{path} has schema version {content['schema_version']}, and this oodbench reads {SCHEMA_VERSION};"
@@ -106,6 +107,17 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
         )
     common = content["common"]
     return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+
+
+def finite_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for a number that could not be written again, such as NaN and 1e400."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no finite number")
+    return value
 
 
 def _inflated(data: bytes, path: Path) -> bytes:

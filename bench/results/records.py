@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from oodbench.datasets.name import CORRUPTIONS, source_and_change
 from oodbench.metrics import Metrics
-from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord
+from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord, Int64
 
 SCHEMA_VERSION = 2
 # Raised when the harness itself (probe, heads, protocols, metrics) may give other figures: records of an older version are
@@ -36,8 +36,8 @@ class Record(BaseModel):
     model: str
     weights_hash: str
     in_distribution: str
-    seed: int
-    scoring_version: int = SCORING_VERSION
+    seed: Int64
+    scoring_version: Int64 = SCORING_VERSION
     # How it went.
     status: Status
     reason: str = ""
@@ -75,17 +75,17 @@ class DetectionRecord(Record):
     transfer_from: str = ""  # under transfer: the set that the head learnt from
     transfer_fingerprint: str = ""  # content of that set and of its negatives, and its kind
     dataset: str
-    level: int | None
+    level: Int64 | None
     kind: str
     fingerprint: str  # of the set; empty where it could not be read
     corruption: CorruptionRecord | None = None
     attack: AttackRecord | None = None
     # What came out; None where nothing did.
-    sizes: dict[str, tuple[int, int | None]] = {}  # images here and in the official set, by set name
-    n_in: int | None = None
-    n_out: int | None = None
+    sizes: dict[str, tuple[Int64, Int64 | None]] = {}  # images here and in the official set, by set name
+    n_in: Int64 | None = None
+    n_out: Int64 | None = None
     # Tested images that look like one that the head learnt from, or, unsupervised, like an in-distribution one.
-    look_alikes: int = 0
+    look_alikes: Int64 = 0
     metrics: Metrics | None = None
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own

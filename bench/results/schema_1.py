@@ -4,7 +4,6 @@ Version 1 did not store what intervals are clustered by, nor the code of detecto
 run computes those that it needs again.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +36,7 @@ def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]
     for path in visible(folder / CELLS, "*.safetensors"):
         try:
             with safe_open(path, "np") as file:
-                header = json.loads((file.metadata() or {})["oodbench"])["header"]
+                header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
                 if header.get("schema_version") != VERSION_1:
                     raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
                 arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator

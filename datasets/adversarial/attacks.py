@@ -24,6 +24,7 @@ from oodbench.random_numbers import GOLDEN, mix, uniform
 BATCH_SIZE = 256
 STEP = 2  # cost, in forward passes, of one forward pass and one backward pass to the images only
 OTHER_PASSES = 100  # of a library attack, whose cost is unknown: a guess for the progress bar
+ROUNDING = 1e-6  # how far outside [0, 1] a pixel may be
 STREAM = 0x61747461636B  # separates the randomness of attacks from that of corruptions with the same seed
 
 
@@ -204,7 +205,7 @@ def attack(
 
     Args:
         classifier: the attacked network, on its device and in its dtype; it stays frozen and in eval mode.
-        images: floats in [0, 1], (N, C, H, W).
+        images: floats in [0, 1], (N, C, H, W); up to 1e-6 outside is rounding, and clipped.
         labels: int64 (N,), the true class of each image.
         name: one of ``ATTACKS``, or ``foolbox:CLASS`` or ``art:CLASS`` if those packages are installed.
         seed, index: the seed and the identifier of an image, int64 (N,), determine its randomness. The default index is
@@ -219,6 +220,7 @@ def attack(
     """
     how = settings_of(name, settings)
     _check(name, images, labels, index, batch_size)
+    images = images.clamp(0, 1)
     if len(images) == 0:
         return images.clone()
     index = torch.arange(len(images)) if index is None else index.to(torch.int64)
@@ -335,7 +337,7 @@ def _check(name: str, images: Tensor, labels: Tensor, index: Tensor | None, batc
     if images.dim() != 4 or not images.is_floating_point():
         remedy = "divide them by 255" if images.dtype == torch.uint8 else "convert them first"
         raise BadData(f"{name} takes float images (N, C, H, W), not {images.dtype} {tuple(images.shape)}; {remedy}")
-    if not bool(((images >= 0) & (images <= 1)).all()):
+    if not bool(((images >= -ROUNDING) & (images <= 1 + ROUNDING)).all()):
         raise BadData(f"{name} takes images in [0, 1], but these go from {float(images.min()):g} to {float(images.max()):g}")
     if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise BadData(f"{name}: {len(images)} images, but labels {labels.dtype} {tuple(labels.shape)}; give int64 (N,)")

@@ -8,17 +8,17 @@ deleted and unpacked again; or some paths installed and others not, which follow
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from oodbench.datasets.fetching import archives
 from oodbench.datasets.fetching.catalogue import Download, Item
 from oodbench.datasets.fetching.download import PATIENCE, Patience, addresses, download, remove, require_room
 from oodbench.datasets.fetching.expected_files import File, differences
 from oodbench.errors import BadData, MissingData, OodbenchError
+from oodbench.paths import try_lock
 from oodbench.progress import Progress
 
 WORK_FOLDER = ".downloads"
@@ -208,13 +208,15 @@ def _move_aside(path: Path, progress: Progress) -> None:
 @contextmanager
 def _alone(lock: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process fetches this file. The lock ends with its process, also a killed one."""
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        progress.say(f"another process is fetching {lock.stem}; waiting for it")
-        held.acquire()
-    try:
+    with open(lock, "w") as file:
+        try:
+            if not try_lock(file):
+                progress.say(f"another process is fetching {lock.stem}; waiting for it")
+                while not try_lock(file):
+                    time.sleep(0.1)
+        except OSError as error:
+            progress.say(
+                f"{lock.parent} cannot be locked ({error.strerror}): nothing keeps a second download of {lock.stem} out of"
+                " this folder; start none"
+            )
         yield
-    finally:
-        held.release()

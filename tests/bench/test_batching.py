@@ -1,16 +1,20 @@
 """Sets that decode on demand: in this process and in workers, the same pixels and the same one-line errors."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 from heard import Heard
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from oodbench.batching import decoded_batches
 from oodbench.datasets import resize
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.resize import Resized, decoded
-from oodbench.errors import BadData
+from oodbench.errors import BadData, OodbenchError
 
 COUNT = 9
 
@@ -63,3 +67,43 @@ def test_a_broken_file_is_one_line_from_a_worker_too(fitted, workers):
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "worker process" not in str(caught.value), "what a DataLoader puts before it"
+
+
+class InWorkers:
+    """Images of which a worker process makes something bad happen."""
+
+    shape = (4, 3, 8, 8)
+
+    def __init__(self, happens):
+        self._happens = happens
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, rows):
+        if get_worker_info() is not None:
+            self._happens()
+        return torch.zeros(len(rows), *self.shape[1:], dtype=torch.uint8)
+
+
+def full(*_):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)")
+
+
+def test_full_shared_memory_names_the_remedy(monkeypatch):
+    """Once the error was lost in the queue of the worker, and the run waited for ever."""
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # workers are forks
+    with pytest.raises(OodbenchError, match=r"shared memory is full.*No space left.*make room in /dev/shm, or use --workers 0"):
+        list(decoded_batches(InWorkers(lambda: None), [np.arange(4)], workers=1))
+    assert len(list(decoded_batches(InWorkers(full), [np.arange(4)]))) == 1
+
+
+def test_a_worker_that_dies_names_the_remedy():
+    images = InWorkers(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(OodbenchError, match=r"a process that decodes images died \(.*\); use --workers 0"):
+        list(decoded_batches(images, [np.arange(4)], workers=1))
+
+
+def test_an_error_of_decoding_in_a_worker_is_its_own():
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
+        list(decoded_batches(InWorkers(full), [np.arange(4)], workers=1))

@@ -83,6 +83,12 @@ def test_certainty_is_finite():
     assert 700 < wrong.nll < 710
 
 
+def test_rounding_below_zero_counts_as_zero():
+    exact, rounded = [[1.0, 0.0], [0.25, 0.75]], [[1.0, -3e-8], [0.25, 0.75]]
+    found = [calibration.evaluate_probabilities(p, [1, 0]) for p in (exact, rounded)]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),
     [
@@ -90,6 +96,7 @@ def test_certainty_is_finite():
         ([[0.5, 0.5]], [0, 1], r"shape \(1, 2\) for labels of shape \(2,\)"),
         (np.zeros((0, 2)), [], r"shape \(0, 2\)"),
         ([[0.5, 0.6]], [0], r"do not sum to 1 \(smallest 0.5, sums 1.1 to 1.1\); normalise them"),
+        ([[1 + 1e-5, -1e-5]], [0], r"are negative, not finite, or do not sum to 1 \(smallest -1e-05"),
         ([[1.5, -0.5]], [0], "are negative, not finite, or do not sum to 1"),
         ([[np.nan, 1.0]], [0], "not finite"),
         ([[0.5, 0.5]], [0.5], "labels are float64; give whole numbers, the index of each image's class"),

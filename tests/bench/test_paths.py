@@ -1,4 +1,4 @@
-"""Where the cache is: by variable, by system, and without a home folder."""
+"""Where the cache is: by variable, by system, and without a home folder; and files that are written whole."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from oodbench.errors import OodbenchError
-from oodbench.paths import cache_root, data_root
+from oodbench.paths import cache_root, data_root, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +50,13 @@ def test_without_a_home_folder_it_says_what_to_set(monkeypatch):
     monkeypatch.setenv("OODBENCH_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
     assert cache_root() == Path("/fast/oodbench")
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "é" * 127])
+def test_a_file_may_have_the_longest_name(tmp_path, name):
+    """The file that is written first has a longer name, unless that is cut."""
+    write_atomically(tmp_path / name, b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(OodbenchError, match=r"cannot write .*: File name too long"):
+        write_atomically(tmp_path / f"{name}longer", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -79,3 +79,17 @@ def test_wrong_usage(arguments, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifar100", "cifar100 was not checked: cifar100 (train) is missing"),
+        ("folder:nowhere", "folder:nowhere was not checked: folder:nowhere is missing"),
+        ("cifar10c", "cifar10c was not checked: "),
+    ],
+)
+def test_a_set_that_is_missing_is_not_sound(tmp_path, name, says):
+    done = oodbench_check(name, "--data", tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr

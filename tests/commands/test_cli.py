@@ -365,3 +365,43 @@ def test_the_real_suite_has_all_its_detectors(data_root, tmp_path):
     assert set(frame["status"]) == {"ok"}
     # 30 detectors and 10 variants of them, of which 8 learn from a shift.
     assert Counter(frame["protocol"]) == {"unsupervised": 30 + 10, "per-shift": 13, "transfer": 13}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no sh")
+@pytest.mark.parametrize(("arguments", "code"), [(["list", "detectors"], 0), (["run", "nosuite"], 2), (["--help"], 0)])
+def test_closed_standard_output(arguments, code):
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *OODBENCH, *arguments], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "unknown suite 'nosuite'" in done.stderr if code else not done.stderr
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *OODBENCH, *arguments])
+    assert done.returncode == code
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no sh")
+def test_a_reader_that_leaves_ends_the_command_quietly():
+    script = '{ "$@"; echo $? >&2; } | :'  # the reader is gone before the command writes
+    done = subprocess.run(["sh", "-c", script, "sh", *OODBENCH, "list", "detectors"], capture_output=True, text=True)
+    assert done.stderr == "1\n"
+
+
+LONG = "x" * 300  # file systems take 255 characters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--detector", "pixels", "--dataset", "photos", "--out", LONG], f"cannot write to {LONG}: File name too long"),
+        (
+            ["run", "--detector", "msp", "--dataset", "photos", "--weights", LONG],
+            f"{LONG}: File name too long; choose a shorter",
+        ),
+        (["run", f"{LONG}.toml"], f"{LONG}.toml: File name too long; choose a shorter one"),
+        (["leaderboard", LONG], f"{LONG}/run.json: File name too long; choose a shorter one"),
+        (["score", LONG, "image.png"], f"{LONG}: File name too long; choose a shorter one"),
+    ],
+)
+def test_a_name_that_is_too_long_takes_one_line(tmp_path, arguments, says):
+    done = oodbench(*arguments, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert done.stderr.splitlines()[-1].startswith(f"oodbench: {says}")
+    assert "Error:" not in done.stderr

@@ -54,6 +54,38 @@ def test_folder_flat_by_class_and_with_splits(tmp_path):
         load_dataset("folder:flat", data=tmp_path, split="train")
 
 
+def test_a_folder_with_a_plus_sign_in_its_name(tmp_path):
+    save_image(tmp_path / "black+white" / "c++" / "0.png", random_images(1)[0])
+    save_image(tmp_path / "black+white" / "java" / "0.png", random_images(1)[0])
+    assert load_dataset("folder:black++white", data=tmp_path).classes == ("c++", "java")
+    assert len(load_dataset("folder:black++white:c++++", data=tmp_path)) == 1
+    noisy = load_dataset("folder:black++white+noise@1", data=tmp_path)
+    assert (noisy.name, noisy.kind) == ("folder:black++white+noise@1", "corruption")
+    (tmp_path / "black+white" / "c++" / "0.png").rename(tmp_path / "black+white" / "0.png")
+    save_image(tmp_path / "black+white" / "c++" / "deep" / "0.png", random_images(1)[0])
+    with pytest.raises(BadData, match=r"or name folder:black\+\+white/c\+\+\+\+ instead"):
+        load_dataset("folder:black++white", data=tmp_path)
+
+
+@pytest.mark.parametrize("test", ["val", "valid", "validation"])
+def test_validation_images_are_the_test_images_where_there_are_no_others(tmp_path, test):
+    """The two folders were once read as two classes, ``train`` and ``val``."""
+    images = random_images(3)
+    for i, place in enumerate(("train/cat", "train/dog", f"{test}/dog")):
+        save_image(tmp_path / "pets" / place / "0.png", images[i])
+    train, tested = (load_dataset("folder:pets", data=tmp_path, split=split) for split in ("train", "test"))
+    assert (train.classes, train.labels.tolist()) == (("cat", "dog"), [0, 1])
+    assert (tested.classes, tested.labels.tolist()) == (("cat", "dog"), [1])
+    assert np.array_equal(tested.images.numpy(), images[2:])
+    save_image(tmp_path / "pets" / "test" / "cat" / "0.png", images[0])
+    assert load_dataset("folder:pets", data=tmp_path).labels.tolist() == [0]
+
+
+def test_a_name_that_is_too_long_is_missing(tmp_path):
+    with pytest.raises(MissingData, match="is not a folder; create it"):
+        load_dataset(f"folder:{'x' * 300}", data=tmp_path)
+
+
 def test_the_training_split_numbers_the_classes_of_both(tmp_path):
     """Each split once numbered its own folders: a class missing from one shifted all labels after it."""
     images = random_images(1)[0]
@@ -118,7 +150,7 @@ def test_no_image_is_left_out_silently(tmp_path):
         (tmp_path / "set").mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "set" / f"a.{suffix}", format=format)
     assert len(load_dataset("folder:set", data=tmp_path)) == 5
-    for place in ("pets/cat/0.png", "pets/dog/2026/0.png", "splits/train/cat/0.png", "splits/val/cat/0.png"):
+    for place in ("pets/cat/0.png", "pets/dog/2026/0.png", "splits/train/cat/0.png", "splits/tuning/cat/0.png"):
         save_image(tmp_path / place, random_images(1)[0])
     with pytest.raises(BadData, match=r"dog holds folders of images, one level too deep; .* name folder:pets/dog instead"):
         load_dataset("folder:pets", data=tmp_path)

@@ -192,6 +192,24 @@ def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
         load_suite(file)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 3000 + "]" * 3000, r"deep.toml is nested too deeply; write its arrays and tables flat"),
+        ("{a=" * 3000 + "1" + "}" * 3000, r"deep.toml is nested too deeply"),
+        ("9" * 5000, r"deep.toml is not valid TOML: Exceeds the limit"),
+    ],
+)
+def test_toml_that_python_cannot_hold_is_refused_in_one_line(tmp_path, value, message):
+    from oodbench.suite import load_suite
+
+    file = tmp_path / "deep.toml"
+    text = 'in_distribution = "digits"\ndetectors = ["knn"]\n[[sets]]\nname = "photos"\nsettings = {a = VALUE}\n'
+    file.write_text(text.replace("VALUE", value))
+    with pytest.raises(UsageError, match=message):
+        load_suite(file)
+
+
 def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_path):
     from oodbench.suite import load_suite
 

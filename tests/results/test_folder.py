@@ -1,5 +1,6 @@
 """Run folders: what is stored, what survives damage, and when a record is void."""
 
+import errno
 import hashlib
 import importlib
 import json
@@ -123,15 +124,61 @@ def test_more_detectors_join_and_the_others_stay(folder):
     assert all(recompute(folder, record).metrics == record.metrics for record in folder.records())
 
 
-def of_another_version(path):
-    """The file as a later oodbench may write it."""
+def edited(path, change):
+    """The file with other content in its records: ``change`` takes it, and returns the new one as JSON text."""
     from safetensors.numpy import load_file, save
 
     tensors = load_file(path)
-    content = json.loads(zlib.decompress(tensors["records"].tobytes()))
-    text = json.dumps(content | {"schema_version": 9}).encode()
+    text = change(json.loads(zlib.decompress(tensors["records"].tobytes()))).encode()
     tensors["records"] = np.frombuffer(zlib.compress(text), np.uint8)
     return save(tensors, {"oodbench": hashlib.sha256(text).hexdigest()})
+
+
+def of_another_version(path):
+    """The file as a later oodbench may write it."""
+    return edited(path, lambda content: json.dumps(content | {"schema_version": 9}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("n_in", 2**63), ("n_out", -(10**30)), ("seed", 10**400), ("look_alikes", 2**64), ("wall_seconds", "1e400")),
+        *(("provenance", {"a": "1e400"}), ("parameters", {"a": "NaN"})),
+    ],
+)
+def test_a_number_that_no_table_holds_is_damage(folder, field, value):
+    """A whole number beyond 64 bits once ended the leaderboard with an OverflowError."""
+    path, told = folder.path / "passes" / "digits-heldout.safetensors", Heard()
+
+    def change(content):
+        records = [content["common"] | record | {field: value} for record in content["records"]]
+        text = json.dumps(content | {"common": {}, "records": records})
+        return text.replace('"1e400"', "1e400").replace('"NaN"', "NaN")
+
+    path.write_bytes(edited(path, change))
+    with pytest.raises(BadData, match=r"digits-heldout.safetensors is damaged, or not a file of oodbench"):
+        gather([folder])
+    with folder.locked(told.say):
+        pass
+    assert [line for line in told.lines if "moved to" in line and path.name in line]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("run.json", '{"schema_version": 2, "settings": {}, "provenance": {"threads": %s}}', RunFolder.manifest),
+        ("costs.json", '{"x": {"ms_per_image": %s}}', RunFolder.costs),
+    ],
+)
+def test_json_files_hold_finite_numbers(folder, name, content, read, number):
+    (folder.path / name).write_text(content % number)
+    if (name, number) == ("run.json", "9" * 400):  # a whole number that nothing computes with, and that JSON holds
+        assert read(folder).provenance == {"threads": int(number)}
+        return
+    with pytest.raises(BadData, match=f"{name} (cannot be read|is not what oodbench writes)"):
+        read(folder)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a byte of an array", "a byte of the records", "another version"])
@@ -382,6 +429,36 @@ def test_another_run_is_kept_out(folder):
         RunFolder(folder.path).locked().__enter__()
     with pytest.raises(UsageError, match="seed = 0, not 1"):
         run(folder.path, seed=1)
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])
+def test_a_drive_without_locks_is_reported_and_used(folder, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(getattr(errno, code), "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    heard = Heard()
+    with folder.locked(heard.say):
+        assert heard.lines == [
+            f"{folder.path} cannot be locked (no locks here): nothing keeps a second run out of this folder; start none there"
+        ]
+
+
+@pytest.mark.parametrize("code", ["EWOULDBLOCK", "EAGAIN", "EACCES"])
+def test_a_lock_that_another_holds_keeps_a_run_out(folder, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(getattr(errno, code), "held")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OodbenchError, match=r"another run is writing to .*; wait for it or choose another --out"):
+        folder.locked().__enter__()
+
+
+def test_a_system_without_locks_is_reported(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it raises ModuleNotFoundError
+    heard = Heard()
+    with folder.locked(heard.say):
+        assert heard.lines[0].startswith(f"{folder.path} cannot be locked (no locks on this system)")
 
 
 def test_arrays_are_found_by_role(finished):

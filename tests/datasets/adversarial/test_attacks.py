@@ -374,6 +374,8 @@ def test_names_and_settings_that_there_are_not(name, settings, said, classifier)
     [
         ({"images": (pictures(4) * 255).to(torch.uint8)}, r"takes float images .* not torch.uint8 .*; divide them by 255"),
         ({"images": pictures(4) * 2}, r"images in \[0, 1\], but these go from 0 to 2"),
+        ({"images": pictures(4) * 1.00001}, r"images in \[0, 1\], but these go from 0 to 1.00001"),
+        ({"images": pictures(4) - 1e-5}, r"images in \[0, 1\], but these go from -1e-05 to"),
         ({"images": pictures(4)[0]}, r"takes float images \(N, C, H, W\), not torch.float64 \(3, 8, 8\)"),
         ({"images": torch.full((4, 3, 8, 8), torch.nan)}, r"images in \[0, 1\]"),
         ({"labels": torch.tensor([0, 1, 2, 4])}, r"labels go from 0 to 4, but tiny has classes 0 to 3"),
@@ -390,6 +392,18 @@ def test_images_and_labels_that_do_not_fit(changed, said, classifier):
     with pytest.raises(OodbenchError, match=said) as caught:
         attack(classifier, name="pgd", **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_pixels_slightly_outside_the_range_are_rounding(name, single, labels):
+    """Such as what resizing in floats gives: once it was refused."""
+    exact = pictures(dtype=torch.float32)
+    exact[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    given = exact.clone()
+    given[0, 0, 0, :2] = torch.tensor([-3e-8, 1 + 2e-7])
+    assert not torch.equal(given, exact)
+    assert torch.equal(attack(single, given, labels, name), attack(single, exact, labels, name))
+    assert given.min() < 0, "the caller's images stay"
 
 
 def test_networks_that_let_no_gradient_through():

@@ -1,5 +1,7 @@
 """Fetching sets: whole, once, in place, and again after a kill, a full disk or a hostile archive."""
 
+import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -11,6 +13,7 @@ import threading
 import time
 
 import pytest
+from heard import Heard
 from web_server import BODY, DIGEST, QUICK, ranges, stall, status
 
 from oodbench.datasets.fetching.catalogue import Download, Item
@@ -42,6 +45,12 @@ def names(root):
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
+def part_name(root):
+    """The name of the one partial download."""
+    (lock,) = (root / WORK_FOLDER).glob("*.lock")
+    return lock.stem
+
+
 GOOD = {"set__a": bytes(100), "set__b": BODY[:100], "readme": b"left out"}
 
 
@@ -66,6 +75,33 @@ def test_what_is_there_and_not_whole_is_left_alone_unless_forced(server, tmp_pat
     assert fetch(item, tmp_path, force=True, patience=QUICK) == ["set.tar.gz"]
     assert names(tmp_path) == ["set/a", "set/b"]
     assert fetch(item, tmp_path, force=True, patience=QUICK) == ["set.tar.gz"]
+
+
+def test_a_drive_without_locks_is_reported_and_used(server, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    heard = Heard()
+    assert fetch(item_of(server, packed(**GOOD)), tmp_path, patience=QUICK, progress=heard) == ["set.tar.gz"]
+    assert [line for line in heard.lines if "lock" in line] == [
+        f"{tmp_path / WORK_FOLDER} cannot be locked (no locks here): nothing keeps a second download of"
+        f" {part_name(tmp_path)} out of this folder; start none"
+    ]
+
+
+def test_a_second_download_waits_for_the_first(server, tmp_path):
+    """Held by another open file, as by another process."""
+    item = item_of(server, packed(**GOOD))
+    fetch(item, tmp_path, patience=QUICK)
+    held = (tmp_path / WORK_FOLDER / f"{part_name(tmp_path)}.lock").open()
+    fcntl.flock(held, fcntl.LOCK_EX)
+    timer = threading.Timer(0.3, held.close)
+    timer.start()
+    heard = Heard()
+    assert fetch(item, tmp_path, force=True, patience=QUICK, progress=heard) == ["set.tar.gz"]
+    assert f"another process is fetching {part_name(tmp_path)}; waiting for it" in heard.lines
+    assert held.closed
 
 
 def test_one_file_that_cannot_be_had_does_not_stop_the_others(server, tmp_path):
