@@ -33,7 +33,7 @@ from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrat
 
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
-ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # by file managers
+ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -125,7 +125,7 @@ class RunFolder:
         OodbenchError where it is held or cannot be written.
         """
         there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.match(name))
+        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
