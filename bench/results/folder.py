@@ -34,7 +34,7 @@ from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrat
 
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
-ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # by file managers
+ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -126,7 +126,7 @@ class RunFolder:
         OodbenchError where it is held or cannot be written.
         """
         there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
-        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.match(name))
+        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
@@ -139,7 +139,7 @@ class RunFolder:
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for half_written in (self.path / parent).glob(f".{stem}.*"):
-                    if not ADDED_BY_SYSTEMS.match(half_written.name):
+                    if not ADDED_BY_SYSTEMS.fullmatch(half_written.name):
                         half_written.unlink()
             self._written = {}
             if not fresh:
