@@ -179,9 +179,9 @@ class ImageSet:
 
 
 class Changed:
-    """``Images`` changed on demand: ``change(images, index)`` of some rows and of their ``index`` (N,)."""
+    """``Images`` changed on demand: ``change(images, index=index)`` of some rows and of their ``index`` (N,)."""
 
-    def __init__(self, images: Images, change: Callable[[Tensor, Tensor], Tensor], index: Tensor) -> None:
+    def __init__(self, images: Images, change: Callable[..., Tensor], index: Tensor) -> None:
         self._images, self._change, self._index = images, change, index
         self.shape = tuple(images.shape)
 
@@ -189,7 +189,7 @@ class Changed:
         return len(self._images)
 
     def __getitem__(self, rows: Sequence[int]) -> Tensor:
-        return self._change(self._images[rows], self._index[list(rows)])
+        return self._change(self._images[rows], index=self._index[list(rows)])
 
 
 class _Rows:

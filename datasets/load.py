@@ -6,6 +6,7 @@ The forms of names are listed in ``oodbench.datasets.name``.
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,31 +158,25 @@ def corrupted(images: ImageSet, corruption: str, level: int, seed: int) -> Image
 
     Raises Unsuitable if the corruption changes nothing, such as ``decolor`` on grey images.
     """
-
-    def corrupt(pixels: Tensor, index: Tensor) -> Tensor:
-        return corruptions.corrupt(pixels, corruption, level, seed, index)
-
-    found = _made_from(images, corrupt, f"{corruption}@{level}", f"with {corruption} at level {level}: C-style, generated")
-    if isinstance(found.images, Tensor) and torch.equal(found.images, found.clean):
+    change = partial(corruptions.corrupt, name=corruption, level=level, seed=seed)
+    found = _made_from(images, change, f"{corruption}@{level}", f"with {corruption} at level {level}: C-style, generated")
+    if isinstance(found.images, Tensor) and isinstance(images.images, Tensor) and torch.equal(found.images, images.images):
         raise Unsuitable(f"{corruption} leaves the images of {images.name} as they are: there is nothing to detect")
     return replace(found, kind="corruption", level=level)
 
 
 def benignly_changed(images: ImageSet, name: str, seed: int) -> ImageSet:
     """A set after a benign change; labels are kept, and the randomness is as in ``corrupted``."""
-
-    def change(pixels: Tensor, index: Tensor) -> Tensor:
-        return benign.change(pixels, name, seed, index)
-
+    change = partial(benign.change, name=name, seed=seed)
     return replace(_made_from(images, change, name, f"after the benign change {name}"), kind="benign")
 
 
-def _made_from(images: ImageSet, change: Callable[[Tensor, Tensor], Tensor], name: str, how: str) -> ImageSet:
-    """The set after ``change(pixels, base_index)``, on demand if it decodes on demand, with its clean twins."""
-    in_memory = isinstance(images.images, Tensor)
+def _made_from(images: ImageSet, change: Callable[..., Tensor], name: str, how: str) -> ImageSet:
+    """The set after ``change(pixels, index=base_index)``, on demand if it decodes on demand, with its clean twins."""
+    pixels, index = images.images, images.base_index
     return replace(
         images,
-        images=change(images.images, images.base_index) if in_memory else Changed(images.images, change, images.base_index),
+        images=change(pixels, index=index) if isinstance(pixels, Tensor) else Changed(pixels, change, index),
         clean=images.images,
         name=f"{images.name}+{name}",
         base=images.identity,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_independent_of_batch_order_and_chunks(images, name, level, monkeypatch)
     assert torch.equal(corrupt(images[order], name, level, 5, order), whole[order])
     monkeypatch.setattr("oodbench.datasets.corruptions.CHUNK", 2000)
     assert torch.equal(corrupt(images, name, level, seed=5), whole)
-    on_demand = Changed(images, lambda some, index: corrupt(some, name, level, 5, index), torch.arange(len(images)))
+    on_demand = Changed(images, partial(corrupt, name=name, level=level, seed=5), torch.arange(len(images)))
     assert torch.equal(on_demand[order[:5].tolist()], whole[order[:5]])
     other = corrupt(images, name, level, seed=6)
     assert torch.equal(other, whole) == (name not in RANDOM)
