@@ -59,6 +59,7 @@ class Tally(NamedTuple):
     """
 
     values: pd.DataFrame  # fractions; NaN where no cell has a figure
+    spread: pd.DataFrame  # their standard deviation over seeds, of those with all cells; NaN for a single seed
     cells: pd.DataFrame  # how many cells have one
     present: pd.DataFrame  # how many cells there are, with a figure or a reason why not
     # Of the same model and in-distribution set. Transfer has places of its own: none on the set that it learns from.
@@ -87,7 +88,17 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     group = pd.MultiIndex.from_frame(_with_scope(rows)[SCOPE])
     counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
     shared_counts = (_wide(_counts(part, SCOPE), columns).reindex(group).set_axis(index) for part in (filled, places))
-    return Tally(values.reindex(index), *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+    spread = _spread(measured, columns).reindex(index)
+    return Tally(values.reindex(index), spread, *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+
+
+def _spread(measured: pd.DataFrame, columns: pd.MultiIndex) -> pd.DataFrame:
+    if measured["seed"].nunique() < 2:
+        return pd.DataFrame(columns=columns, dtype=float)
+    by_seed = [*ROW, "seed"]
+    values, cells = (_wide(parts, columns) for parts in (_averages(measured, by_seed), _counts(measured, by_seed)))
+    whole = cells == cells.groupby(level=ROW).transform("max")
+    return values.where(whole).groupby(level=ROW).std()
 
 
 def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
@@ -118,17 +129,17 @@ def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([cells.assign(scope="", of=""), scoped[scoped["scope"] != ""]])
 
 
-def _averages(measured: pd.DataFrame) -> list[pd.Series]:
+def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
-    by_level = measured.groupby([*ROW, *SET, "level"], dropna=False)["value"].mean()  # over seeds
-    by_dataset = by_level.groupby([*ROW, *SET]).mean()
+    by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over seeds
+    by_dataset = by_level.groupby([*row, *SET]).mean()
     long = by_dataset.reset_index()
     sets = long[SET].drop_duplicates()
     counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
     long = long.merge(sets.assign(set=pd.Series(counts_as, sets.index)), on=SET, how="left", sort=False)
-    by_set = long.groupby([*ROW, "kind", "set"])["value"].mean()
+    by_set = long.groupby([*row, "kind", "set"])["value"].mean()
     separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
-    return [by_dataset, by_set.groupby([*ROW, "kind"]).mean(), separated.groupby(ROW).mean()]
+    return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
 
 
 def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:

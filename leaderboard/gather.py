@@ -30,9 +30,10 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.assign(network=frame["weights"], source=frame["transfer_from"].fillna(""), content=frame["fingerprint"])
     frame["settings"] = ""
+    seeds = ["seed"] if _as_many(frame) else []  # each may have drawn its own test images
     for columns, qualifier in (
         (["model"], "network"),
-        (["in_distribution"], "images"),
+        (["in_distribution", *seeds], "images"),
         (["model", "network", "in_distribution", "images", "dataset", "level", "seed"], "content"),
     ):
         frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
@@ -55,6 +56,12 @@ def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":
     plain = plain[plain["made"] == plain.groupby("in_distribution")["made"].transform("min")]
     most = plain.groupby("in_distribution")["in_fingerprint"].agg(lambda hashes: hashes.value_counts().index[0])
     return frame["in_distribution"].map(most)
+
+
+def _as_many(frame: pd.DataFrame) -> bool:
+    """Whether all runs with one in-distribution set have as many images of it."""
+    drawn = frame[~frame["kind"].isin(CHANGED) & (frame["protocol"] == "unsupervised")]
+    return bool((drawn.groupby("in_distribution")["n_in"].nunique() <= 1).all())
 
 
 def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Series[str]") -> "pd.Series[str]":

@@ -158,7 +158,7 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
     """
     group, name, content = (str(part) for part in found.values.columns[place])
     choose = min if BENIGN in (group, name) else choose
-    values, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
+    values, spread, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
     for value, have, there, of in zip(values, cells, present, whole, strict=True):
@@ -169,6 +169,8 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
         if complete := [i for i in rows if cells[i] and cells[i] == whole[i]]:
             champion = choose(complete, key=lambda i: values[i])
             best |= {i for i in complete if texts[i] == texts[champion]}
+    of_seeds = ["" if pd.isna(value) else f" ±{100 * value:.1f}" for value in spread]
+    texts = [text + added for text, added in zip(texts, of_seeds, strict=True)]
     lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
@@ -195,7 +197,7 @@ def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -
     if (cells["kind"] == BENIGN).any():
         parts.append(FALSE_ALARMS)
     if (seeds := cells["seed"].nunique()) > 1:
-        parts.append(f"Means of {seeds} seeds.")
+        parts.append(f"Means of {seeds} seeds, ± their standard deviation.")
     whole = found.expected.copy()
     whole["mean"] = found.filled["mean"]
     if ((found.cells > 0) & (found.cells < whole)).iloc[shown].any(axis=None):

@@ -222,3 +222,14 @@ def test_notes_are_data_before_they_are_words():
     assert sentence("as it is") == "as it is"
     assert "– 3 cells skipped" in render(pd.DataFrame([row("msp")]).reindex(columns=list(COLUMNS)), notes=[missing])
     assert "- 3 cells skipped" in render(pd.DataFrame([row("msp")]).reindex(columns=list(COLUMNS)), "md", notes=[missing])
+
+
+def test_seeds_that_drew_other_test_images_are_one_table(gather):
+    """With --limit or validation each seed tests on images of its own, but as many."""
+    runs = {f"s{seed}": [row("msp", 0.5 + seed / 10, seed=seed, in_fingerprint=f"{seed}", n_in=100)] for seed in range(3)}
+    frame, _ = gather(**runs)
+    assert set(frame["in_distribution"]) == {"digits"}
+    other, _ = gather(**runs, more=[row("msp", 0.5, seed=3, in_fingerprint="3", n_in=200)])
+    assert other["in_distribution"].nunique() == 4
+    same_seed, _ = gather(**runs, more=[row("msp", 0.5, seed=2, in_fingerprint="3", n_in=100)])
+    assert same_seed["in_distribution"].nunique() == 3

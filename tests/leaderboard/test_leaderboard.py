@@ -13,7 +13,7 @@ import pytest
 from oodbench import leaderboard
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import COLUMNS, base, means, pivot
+from oodbench.leaderboard.aggregate import COLUMNS, base, means, pivot, tally
 from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.formats import render
 
@@ -105,7 +105,23 @@ def test_seeds_are_averaged_first():
     found = means(frame(cell("msp", "a", 0.5), cell("msp", "a", 0.7, seed=1), cell("msp", "b", 0.9))).iloc[0]
     assert found["all"] == pytest.approx((0.6 + 0.9) / 2)
     assert found["all cells"] == 3
-    assert "Means of 2 seeds" in render(frame(cell("msp", "a", 0.5), cell("msp", "a", 0.7, seed=1)))
+
+
+def test_the_spread_over_seeds_stands_in_the_row():
+    draws = [cell("draws", "a", value, seed=seed) for seed, value in enumerate((0.70, 0.80, 0.90))]
+    draws += [cell("draws", "b", value, seed=seed) for seed, value in enumerate((0.60, 0.70))]  # no third
+    fixed = [cell("fixed", "a", 0.75, seed=seed) for seed in range(3)] + [cell("once", "a", 0.5)]
+    found = tally(frame(*draws, *fixed)).spread.reset_index("detector").set_index("detector")
+    assert found.loc["draws", ("far-ood", "a", "")] == pytest.approx(0.1)
+    assert found.loc["draws", ("far-ood", "b", "")] == pytest.approx(0.1 / 2**0.5)
+    assert found.loc["draws", ("mean", "all", "")] == pytest.approx(0.1 / 2**0.5)  # of the seeds with both sets: .65, .75
+    assert found.loc["fixed", ("mean", "all", "")] == 0
+    assert pd.isna(found.loc["once", ("mean", "all", "")])
+    text = render(frame(*draws, *fixed), "md")
+    assert "Means of 3 seeds, ± their standard deviation." in text
+    assert "80.0 ±10.0" in text
+    assert "75.0 ±0.0" in text
+    assert "±" not in render(frame(cell("msp", "a", 0.5)), "md")
 
 
 def test_pivot(small):
