@@ -44,7 +44,7 @@ def held_out(size: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
 
 def validation_size(size: int, share: float = LEARNT_SHARE) -> int:
     """Images of a side of ``size`` images that may be learnt from, at most."""
-    return min(VALIDATION_SIZE, int(size * share))
+    return min(VALIDATION_SIZE, int(size * share + 1e-9))  # 100 · 0.29 is 29, which rounding may put just below
 
 
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
@@ -113,8 +113,9 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int, share: float = LEA
         size = min(size, len(in_order), len(out_order))
     if size < 4:
         common_images = f", {len(common)} of them in common" if len(common) else ""
+        less = f" with learnt_share = {share:g}" if share != LEARNT_SHARE else ""
         raise Unsuitable(
-            f"per-shift needs {math.ceil(4 / share)} images per side; {inside.name} has {len(inside)} and {outside.name}"
+            f"per-shift{less} needs {math.ceil(4 / share)} images per side; {inside.name} has {len(inside)} and {outside.name}"
             f" {len(outside)}{common_images}"
         )
     half = size // 2

@@ -27,7 +27,7 @@ class TestSet(BaseModel):
     ``settings``: settings of an attack.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     __test__ = False  # keeps pytest from collecting it because of its name
 
     name: SetName
@@ -45,7 +45,7 @@ class TestSet(BaseModel):
 class Suite(BaseModel):
     """The content of a suite file. Sizes are in pixels; ``size`` None keeps the size of the in-distribution set."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = ""
     title: str = ""
@@ -156,7 +156,11 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
         suite = Suite.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place, key = ".".join(str(part) for part in first["loc"]), str(first["loc"][-1])
+        if first["type"] == "extra_forbidden":
+            of_set = first["loc"][0] == "sets" and len(first["loc"]) > 1
+            known = list((TestSet if of_set else Suite).model_fields)
+            raise UsageError(f"suite {name}: {unknown('key', key, known, ', '.join(known))}") from error
         raise UsageError(f"suite {name}: {place}: {first['msg']}") from error
     sets = suite.each_set()
     if len(sets) < sum(len(one.each()) for one in suite.sets):
@@ -165,8 +169,9 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     if suite.transfer_from is not None and suite.transfer_from not in sets:
         listing = f"its sets are {', '.join(sets)}"
         raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, sets, listing)}")
-    if suite.transfer_from is not None and (sets[suite.transfer_from].kind or parse(suite.transfer_from).kind) == "benign":
-        raise UsageError(f"suite {name}: transfer_from: {suite.transfer_from} is benign, so nothing is learnt from it")
+    source = suite.transfer_from
+    if source is not None and (sets[source].kind or parse(source).kind) == "benign":
+        raise UsageError(f"suite {name}: transfer_from: nothing can be learnt from {source}, which is benign; name another set")
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from")
     return suite

@@ -153,7 +153,9 @@ def _parts(text: str) -> tuple[str, str, str]:
     """Split a name before its corruption or attack: at the first plus sign, which in the name of a folder is not doubled."""
     if not text.startswith(f"{FOLDER}:"):
         return text.partition("+")
-    original = re.match(r"(?:[^+]|\+\+)*", text)[0]  # type: ignore[index]  # it matches any text
+    matched = re.match(r"(?:[^+]|\+\+)*", text)
+    assert matched  # it matches any text
+    original = matched[0]
     return original, text[len(original) :][:1], text[len(original) + 1 :]
 
 
@@ -164,7 +166,8 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
         return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
     if changing not in (*BENIGN, *ATTACKS) and ":" not in changing:  # attacks of other libraries have a colon
         known = [*CORRUPTIONS, *BENIGN, *ATTACKS]
-        raise UsageError(unknown("change or attack", changing, known, f"known: {', '.join(known)}"))
+        doubled = "; write a + in the name of a folder as ++" if parsed.base == FOLDER else ""
+        raise UsageError(unknown("change or attack", changing, known, f"known: {', '.join(known)}{doubled}"))
     if at:
         raise UsageError(f"'{text}': {changing} has no level; write {parsed.original}+{changing}")
     return Name(**vars(parsed) | {"benign" if changing in BENIGN else "attack": changing})

@@ -31,12 +31,13 @@ def require_grid(detector: str, within: Range | int, **values: Any) -> None:
     """
     for name, value in values.items():
         if not isinstance(value, list | tuple) or not value or len(set(map(str, value))) < len(value):
-            raise UsageError(f"{detector}: {name} = {value!r}; give a list of different numbers, such as [0, 0.0014]")
-        for one in value:
+            kind = f"different whole numbers of at least {within}" if isinstance(within, int) else f"different numbers {within}"
+            raise UsageError(f"{detector}: {name} = {value!r}; give a list of {kind}")
+        for place, one in enumerate(value):
             if isinstance(within, int):
-                require_whole(detector, within, **{name: one})
+                require_whole(detector, within, **{f"{name}[{place}]": one})
             else:
-                require_finite(detector, within, **{name: one})
+                require_finite(detector, within, **{f"{name}[{place}]": one})
 
 
 def require_seed(detector: str, seed: object) -> None:

@@ -27,6 +27,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.paths import separate_cache
 from oodbench.probe import SIGNALS
+from oodbench.training_set import TrainingSet
 
 __all__ = ["CHECKS", "Subject", "subject"]
 
@@ -156,7 +157,7 @@ def held_out(subject: Subject) -> str:
     detector = subject.fitted
     heads = [HEADS[name] for name in (detector.unsupervised_head, detector.shift_head) if name]
     if not (detector.observes or detector.prepares) or not (detector.prepares or any(head.calibrates for head in heads)):
-        raise Skipped("fits nothing, or has no head that is calibrated on held-out images")
+        raise Skipped("has no head that is calibrated on held-out images, and trains no network")
     rows = torch.from_numpy(protocols.held_out(len(TRAIN), LABELS.numpy(), 0))
     images = TRAIN.clone()
     images[rows] = easy_shift(int(rows.sum()), seed=4)
@@ -164,6 +165,23 @@ def held_out(subject: Subject) -> str:
     changed = [name for name in wanted if name not in found or not _equal(wanted[name], found[name])]
     require(not changed, f"fitted {', '.join(changed)} on held-out images too; leave out the images in probe.held_out")
     return f"{int(rows.sum())} held-out images are not used in the fit"
+
+
+def validation(subject: Subject) -> str:
+    """It works where a suite sets images apart to calibrate on, so that no training image is held out."""
+    if not subject.fitted.observes:
+        raise Skipped("learns nothing from training images")
+    detector, classifier = subject.make(), subject.classifier
+    apart = ImageSet(_uint8(INSIDE), INSIDE_LABELS)
+    train_set = TrainingSet(TRAIN, LABELS, np.zeros(len(TRAIN), dtype=bool), validation=apart)
+    pieces = batching.pieces_of(np.arange(len(INSIDE)), 32)
+    try:
+        passes.learn([detector], classifier, train_set, batch_size=32)
+        passes.statistics({detector: [detector.setting]}, classifier, INSIDE, pieces)
+    except Exception as error:
+        remedy = "" if detector.calibrates else "; a detector that learns from probe.held_out sets calibrates = True"
+        raise Failed(f"calibrated on images of a validation set: {error}{remedy}") from error
+    return f"calibrated on {len(apart)} images set apart" if detector.calibrates else "no training image is held out"
 
 
 def labels_unseen(subject: Subject) -> str:
@@ -308,6 +326,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "classifier-untouched": classifier_untouched,
     "no-pass-of-its-own": no_pass_of_its_own,
     "held-out": held_out,
+    "validation": validation,
     "labels-unseen": labels_unseen,
     "save-and-load": save_and_load,
     "finite": finite,

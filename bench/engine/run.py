@@ -58,6 +58,9 @@ def run(
         loaded.load_test_sets(progress)
         if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
             progress.say(f"{', '.join(idle)}: {_no_row(suite)}")
+        benign = [one.name for one in loaded.test_sets if one.kind == "benign"]
+        if benign and "unsupervised" not in suite.protocols:
+            progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
             folder.clear()
         current = _Run(loaded, folder, progress)
@@ -121,14 +124,12 @@ class _Run:
             "resize": self.suite.resize,
             "seed": self.suite.seed,
             "limit": loaded.limit,
+            "validation": self.suite.validation,
+            "learnt_share": self.suite.learnt_share,
             "weights": loaded.weights_hash,
             "in-distribution images": loaded.in_distribution.fingerprint,
             "training images": loaded.train.fingerprint,
         }
-        if self.suite.learnt_share != protocols.LEARNT_SHARE:
-            shared["learnt_share"] = self.suite.learnt_share
-        if loaded.validation is not None:
-            shared["validation images"] = loaded.validation.fingerprint
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
         shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}

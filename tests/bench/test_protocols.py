@@ -123,13 +123,13 @@ def test_at_most_half_of_a_side_is_learnt_from(size, expected):
     assert protocols.validation_size(size) == expected
 
 
-@pytest.mark.parametrize(("share", "learnt"), [(0.5, 50), (0.1, 10), (0.25, 25)])
+@pytest.mark.parametrize(("share", "learnt"), [(0.5, 50), (0.1, 10), (0.29, 29)])
 def test_per_shift_learns_from_a_share_of_each_side(share, learnt):
     inside, outside = make_set(100, classes=4), make_set(300, seed=1, classes=4)
     split = protocols.per_shift(inside, outside, 0, share)
     assert (len(split.in_validation), len(split.out_validation)) == (learnt, learnt)
     assert (len(split.in_fit), len(split.in_test), len(split.out_test)) == (learnt // 2, 100 - learnt, 300 - learnt)
-    with pytest.raises(Unsuitable, match=f"per-shift needs {round(4 / share)} images per side"):
+    with pytest.raises(Unsuitable, match=rf"per-shift.* needs {round(4 / share)} images per side"):
         protocols.per_shift(make_set(round(4 / share) - 1), outside, 0, share)
 
 

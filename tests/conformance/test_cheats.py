@@ -1,6 +1,7 @@
 """What looks sound and is not: detectors that score by company, run the network themselves, or fit on held-out images."""
 
 import pytest
+import torch
 from sound import Sound
 
 import oodbench
@@ -69,6 +70,27 @@ class TrainsOnHeldOut(oodbench.Detector):
         return (probe.images.double() - self.mean_).flatten(1).norm(dim=1)
 
 
+class CalibratesInSecret(oodbench.Detector):
+    """Learns from held-out images without declaring it, so it is never shown a validation set."""
+
+    signals = ("logits",)
+
+    def observe(self, probe):
+        self._seen = [*getattr(self, "_seen", []), probe.logits[probe.held_out]]
+
+    def finish(self):
+        self.centre_ = torch.cat(self._seen).double().mean(0)
+
+    def statistics(self, probe):
+        return (probe.logits.double() - self.centre_).norm(dim=1)
+
+
+class Calibrates(CalibratesInSecret):
+    """The same, declared."""
+
+    calibrates = True
+
+
 class FitsOnOthers(Sound):
     """As it should be."""
 
@@ -80,6 +102,7 @@ class FitsOnOthers(Sound):
 
 
 CHEATS = [
+    ("validation", CalibratesInSecret, "a detector that learns from probe.held_out sets calibrates = True"),
     ("batch-size", ScoresByLargeCompany, "in one batch among 200 others, 60 of 60 scores differ"),
     ("no-pass-of-its-own", RunsTheNetwork, "ran the whole network outside the probe"),
     ("no-pass-of-its-own", RunsItWhileItObserves, "ran module.conv1 outside the probe"),
@@ -115,3 +138,8 @@ def test_what_the_probe_runs_is_no_pass_of_the_detectors(name):
 def test_what_leaves_held_out_images_out_passes_and_what_needs_not_is_skipped():
     assert outcomes(FitsOnOthers, "held-out")["held-out"].outcome == "pass"
     assert outcomes(Sound, "held-out")["held-out"].outcome == "skip"
+
+
+def test_what_declares_that_it_calibrates_passes():
+    assert outcomes(Calibrates, "validation")["validation"].outcome == "pass"
+    assert outcomes(FitsOnOthers, "validation")["validation"].outcome == "pass"

@@ -226,8 +226,28 @@ def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learn_share = 0.1", r"wrong.toml: unknown key 'learn_share'; did you mean 'learnt_share'\?"),
+        ("[[sets]]\nname = 'a'\nlevel = [1]", "unknown key 'level'; did you mean 'levels'"),
+        ("validation = '100'", "validation: Input should be a valid integer"),
+        ("learnt_share = '0.2'", "learnt_share: Input should be a valid number"),
+        ("learnt_share = 0.6", "learnt_share: Input should be less than or equal to 0.5"),
+    ],
+)
+def test_a_wrong_key_or_value_of_a_suite_is_named(tmp_path, line, message):
+    from oodbench.suite import load_suite
+
+    file = tmp_path / "wrong.toml"
+    file.write_text(f'in_distribution = "digits"\ndetectors = ["knn"]\n{line}\n[[sets]]\nname = "photos"\n')
+    with pytest.raises(UsageError, match=message):
+        load_suite(file)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("folder:p+q", r"unknown change or attack 'q'.*; write a \+ in the name of a folder as \+\+"),
         ("digits+hazy@1", "unknown change or attack 'hazy'"),
         ("digits+haze", "'haze' needs a level"),
         ("digits+pgd@2", "pgd has no level"),
@@ -429,3 +449,20 @@ def test_rows_name_another_share_of_what_they_learnt_from(tmp_path):
         assert row in both
     with pytest.raises(UsageError, match="learnt_share"):
         oodbench.run(of.model_copy(update={"learnt_share": 0.2}), out=tmp_path / "tenth")
+
+
+def test_benign_sets_without_unsupervised_say_why_they_have_no_row(tmp_path):
+    heard = Heard()
+    of = suite(TestSet(name="digits+grey-level"), protocols=["per-shift"]).override(detectors=["pixels"])
+    assert oodbench.run(of, out=tmp_path / "run", progress=heard).frame().empty
+    assert "digits+grey-level: benign sets are tested under unsupervised only; add --protocol unsupervised" in heard.lines
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, {"validation": 50}), ({"validation": 50}, {}), ({}, {"learnt_share": 0.1})])
+def test_a_folder_names_the_key_of_the_suite_that_changed(tmp_path, before, after):
+    options = {"out": tmp_path / "run", "limit": 40, "measure_costs": False}
+    base = suite(TestSet(name="photos")).override(detectors=["msp"])
+    oodbench.run(base.model_copy(update=before), **options)
+    key = next(iter(before | after))
+    with pytest.raises(UsageError, match=f"holds a run with {key} = "):
+        oodbench.run(base.model_copy(update=after), **options)
