@@ -42,8 +42,8 @@ def test_keeps_the_contract(name, check, subjects):
     (outcome,) = run({check: CHECKS[check]}, subjects[name])
     if check == "device" and outcome.outcome == "skip":
         pytest.skip(outcome.reason)
-    # Who fits nothing has nothing to fit on what was held out.
-    assert outcome.outcome == "pass" or (check, outcome.outcome) == ("held-out", "skip"), outcome.reason
+    # Who fits nothing has nothing to fit on what was held out or set apart.
+    assert outcome.outcome == "pass" or (check in ("held-out", "validation") and outcome.outcome == "skip"), outcome.reason
 
 
 def test_each_declares_its_signals():
