@@ -181,14 +181,21 @@ class Classifier(nn.Module):
 
 
 def _probabilities(logits: Tensor) -> str | None:
-    """What outputs (N, classes) are if they are not logits: probabilities or log-probabilities, up to rounding."""
+    """What outputs (N, classes) are if they are not logits: probabilities or log-probabilities, up to rounding and scale."""
     outputs, slack = logits.double(), 16 * torch.finfo(logits.dtype).eps
     if outputs.shape[1] < 2:
         return None
-    if (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() <= slack).all():
-        return "probabilities, which sum to 1"
-    logarithms = (outputs.logsumexp(1).abs() <= slack).all()
-    return "log-probabilities, whose exponentials sum to 1" if logarithms else None
+
+    different = logits.dtype not in HALF and bool((outputs != outputs[:1]).any())
+
+    def common(sums: Tensor, one: float) -> bool:
+        """Whether all sums are ``one``, or, if rounding is small enough to tell, the same for different outputs."""
+        of = sums.mean() if different else torch.tensor(one).to(sums)
+        return bool(((sums - of).abs() <= slack * of.abs().clamp_min(1)).all())
+
+    if (outputs >= 0).all() and common(outputs.sum(1), 1):
+        return "probabilities, which have the same sum"
+    return "log-probabilities, whose exponentials have the same sum" if common(outputs.logsumexp(1), 0) else None
 
 
 def _parts(name: str, value: Any) -> Iterator[bytes]:

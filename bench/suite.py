@@ -57,7 +57,7 @@ class Suite(BaseModel):
     size: int | None = Field(default=None, ge=1)
     resize: str = "bilinear"
     protocols: list[Protocol] = ["unsupervised", "per-shift"]
-    learnt_share: float = Field(default=0.5, gt=0, le=0.5)  # of a set's images, what heads may learn from
+    learnt_share: float = Field(default=0.5, ge=0.01, le=0.5)  # of a set's images, what heads may learn from
     transfer_from: SetName | None = None  # full name (with level) of the set that transfer learns from
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector

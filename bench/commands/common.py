@@ -68,6 +68,14 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
             registry.find("models", name)
 
 
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed that is larger than any whole number of a tensor."""
+    from oodbench.suite import MOST_SEED
+
+    if seed > MOST_SEED:
+        raise UsageError(f"--seed takes a whole number of at most {MOST_SEED}, not {seed}")
+
+
 def check_device(name: str) -> None:
     """Raise UsageError for an unknown device name."""
     if name.split(":")[0] not in ("auto", "cpu", "cuda"):

@@ -15,6 +15,7 @@ from oodbench.commands.common import (
     add_plugins,
     check_device,
     check_names,
+    check_seed,
     find_in_working_folder,
     read_parameters_of,
 )
@@ -49,6 +50,7 @@ def fit(
     parameters = read_parameters_of(detector, param)
     check_names([detector], [dataset], [model] if model else [], {detector: parameters})
     check_device(device)
+    check_seed(seed)
     if not 0 < false_alarms < 1:
         raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     if out.is_dir():

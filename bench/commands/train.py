@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from oodbench.commands.common import Data, Debug, Device, check_device, check_names, find_in_working_folder
+from oodbench.commands.common import Data, Debug, Device, check_device, check_names, check_seed, find_in_working_folder
 
 
 def train(
@@ -25,6 +25,7 @@ def train(
     find_in_working_folder(model)
     check_names([], [dataset], [model], {})
     check_device(device)
+    check_seed(seed)
     from oodbench.datasets.load import load_dataset
     from oodbench.models import train as training
 

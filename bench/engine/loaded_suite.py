@@ -96,6 +96,10 @@ class LoadedSuite:
             )
         for one in suite.each_set().values():
             parsed = parse(one.name)
+            if parsed.benign and (parsed.base, parsed.path) != (inside.base, inside.path):
+                raise UsageError(
+                    f"{one.name}: alarms are right on images of another set; test {inside.original}+{parsed.benign} instead"
+                )
             if parsed.attack:
                 resolve(parsed.attack, one.settings)
             elif one.settings:
@@ -166,6 +170,11 @@ class LoadedSuite:
         for test_set, one in self._to_attack:
             if test_set.images is not None:
                 self._change(test_set, test_set.images, one, progress)
+
+    @property
+    def known(self) -> list[ImageSet]:
+        """All in-distribution images."""
+        return [self.in_distribution, self.train, *([self.validation] if self.validation else [])]
 
     @property
     def learns(self) -> bool:
@@ -281,14 +290,15 @@ class LoadedSuite:
         """Raise BadData where the set holds in-distribution images: no detector could tell these apart."""
         if images.kind in CHANGED:
             return
-        for known in filter(None, (self.in_distribution, self.train, self.validation)):
-            numbers, known_numbers = protocols.same_images(images, known)
-            if len(rows := np.flatnonzero(np.isin(numbers, known_numbers))):
-                more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-                raise BadData(
-                    f"row {rows[0]}{more} of {images.name}: also in {known.name} ({known.split}), which is in-distribution;"
-                    " remove such images, or leave the set out"
-                )
+        numbers, *known = protocols.same_images(images, *self.known)
+        copies = [np.flatnonzero(np.isin(numbers, of)) for of in known]
+        if len(rows := np.unique(np.concatenate(copies))):
+            splits = dict.fromkeys(of.split for of, found in zip(self.known, copies, strict=True) if len(found))
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            raise BadData(
+                f"row {rows[0]}{more} of {images.name}: also in {self.in_distribution.name} ({' and '.join(splits)}), which is"
+                " in-distribution; remove such images, or leave the set out"
+            )
 
 
 def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:

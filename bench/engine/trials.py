@@ -123,7 +123,7 @@ class Trials:
             grids = {detector: detector.shift_settings for detector in detectors}
             try:
                 if protocol == "unsupervised":
-                    alike = 0 if made else look_alikes.of_in_distribution(sides)
+                    alike = 0 if made else look_alikes.of_in_distribution(images, self.loaded.known)
                     trials[protocol] = Trial(protocols.whole(*sides), self.heads, alone, alike)
                 elif protocol == "per-shift":
                     split = measured.learn(detectors, alone)

@@ -88,6 +88,23 @@ def test_a_planted_image_that_was_saved_again_is_named(tmp_path, monkeypatch):
     assert "uniform (6 of 607)" in text
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC])
+def test_planted_copies_of_another_size_are_named_even_if_images_are_small(tmp_path, split, resample):
+    """Of 8×8 pixels: resampling moves each by more than photographs of 32×32 differ."""
+    (tmp_path / "data" / "planted").mkdir(parents=True)
+    copies, others = oodbench.load_dataset("digits", split=split), oodbench.load_dataset("digits-heldout")
+    for number in range(40):
+        image = copies.images[number] if number < 20 else others.images[number]
+        larger = Image.fromarray(image[0].numpy()).resize((32, 32), resample)
+        larger.save(tmp_path / "data" / "planted" / f"{number:02}.png")
+    options = {"data": tmp_path / "data", "datasets": ["folder:planted"], "protocols": ["unsupervised"], "measure_costs": False}
+    results = oodbench.run("digits", out=tmp_path / "run", detectors=["msp"], **options)
+    (record,) = results.records()
+    assert record.status == "ok"
+    assert 18 <= record.look_alikes <= 20
+
+
 @pytest.mark.parametrize("kind", ["corruption", "adversarial"])
 def test_what_is_made_from_in_distribution_images_is_not_asked(tmp_path, kind):
     name = {"corruption": "digits+noise@1", "adversarial": "digits+fgsm"}[kind]

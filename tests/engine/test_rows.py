@@ -323,7 +323,10 @@ def test_a_source_too_small_to_learn_from_is_a_reason(tmp_path):
     [
         ({}, "suite s: transfer needs transfer_from, the name of one of its sets to learn from"),
         ({"transfer_from": "photo"}, "suite s: transfer_from: unknown set 'photo'; did you mean 'photos'?"),
-        ({"transfer_from": "photos", "sets": [TestSet(name="photos", kind="benign")]}, "transfer_from: photos is benign"),
+        (
+            {"transfer_from": "photos", "sets": [TestSet(name="photos", kind="benign")]},
+            "transfer_from: nothing can be learnt from photos, which is benign",
+        ),
         ({"transfer_from": "digits+noise"}, "its sets are digits+noise@1, digits+noise@5, digits-heldout, photos"),
     ],
 )

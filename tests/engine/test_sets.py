@@ -451,6 +451,15 @@ def test_rows_name_another_share_of_what_they_learnt_from(tmp_path):
         oodbench.run(of.model_copy(update={"learnt_share": 0.2}), out=tmp_path / "tenth")
 
 
+def test_a_benign_change_of_another_set_is_refused():
+    for name in ("photos+jpeg-85", "digits-heldout+grey-level"):
+        with pytest.raises(
+            UsageError, match=rf"{name.replace('+', '.')}: alarms are right on images of another set; test digits"
+        ):
+            LoadedSuite(suite(TestSet(name=name)), Progress())
+    LoadedSuite(suite(TestSet(name="digits:3+grey-level")), Progress())
+
+
 def test_benign_sets_without_unsupervised_say_why_they_have_no_row(tmp_path):
     heard = Heard()
     of = suite(TestSet(name="digits+grey-level"), protocols=["per-shift"]).override(detectors=["pixels"])

@@ -204,8 +204,14 @@ UNUSABLE = [
     (GivesTuple, r"gives tuple for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
     (GivesDict, r"gives dict for 2 images, not logits \(2, classes\); wrap it in a module that returns only the logits"),
     (GivesIntegers, "gives logits in int64; wrap it in a module that returns real floats"),
-    (GivesProbabilities, r"gives probabilities, which sum to 1 for each image, not logits; leave out its last \(log-\)softmax"),
-    (GivesLogProbabilities, "gives log-probabilities, whose exponentials sum to 1 for each image, not logits; leave out its"),
+    (
+        GivesProbabilities,
+        r"gives probabilities, which have the same sum for each image, not logits; leave out its last \(log-\)softmax",
+    ),
+    (
+        GivesLogProbabilities,
+        "gives log-probabilities, whose exponentials have the same sum for each image, not logits; leave out its",
+    ),
     (WantsMore, r"needs more inputs than images: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
     (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
 ]
@@ -234,12 +240,17 @@ def test_sound_networks_pass(make, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [GivesProbabilities, GivesLogProbabilities])
 def test_probabilities_are_no_logits_in_any_dtype(make, dtype):
-    with pytest.raises(Unsuitable, match="sum to 1 for each image"):
+    with pytest.raises(Unsuitable, match="the same sum for each image"):
         network(make).to(dtype).check(IMAGES[:8])
     large = torch.linspace(-3e3, 3e3, 8 * 1000, dtype=torch.float32).view(1000, 8).T.contiguous()
     Classifier(Fixed(large)).check(IMAGES[:8])
-    with pytest.raises(Unsuitable, match="log-probabilities"):
-        Classifier(Fixed(large.log_softmax(1))).check(IMAGES[:8])
+    for shifted in (large.log_softmax(1), large.log_softmax(1) + 3):
+        with pytest.raises(Unsuitable, match="log-probabilities"):
+            Classifier(Fixed(shifted)).check(IMAGES[:8])
+    with pytest.raises(Unsuitable, match="gives probabilities"):
+        Classifier(Fixed(100 * (large / 1e3).softmax(1))).check(IMAGES[:8])
+    same = large[:1].expand(8, -1)  # of eight equal images: nothing can be told from their sums
+    Classifier(Fixed(same)).check(IMAGES[:8])
 
 
 class Fixed(nn.Module):
