@@ -52,7 +52,7 @@ def place_of(images: Tensor | ImageSet, row: int) -> str:
     return images.place_of(row) if isinstance(images, ImageSet) else f"row {row}"
 
 
-def require_finite(logits: Tensor, images: Tensor | ImageSet, rows: np.ndarray, network: str) -> None:
+def require_finite_logits(logits: Tensor, images: Tensor | ImageSet, rows: np.ndarray, network: str) -> None:
     """Raise BadData, which names the first image, if logits (n, classes) of these rows (n,) of images are not finite."""
     bad = ~torch.isfinite(logits).all(1)
     if bad.any():
