@@ -140,9 +140,9 @@ class _Pieces(Dataset[Tensor | OodbenchError]):
         if get_worker_info() is None:
             return batch
         try:
-            return batch.share_memory_()  # not left to the worker's queue, where an error loses the batch and the run waits
+            return batch.share_memory_()  # here, because an error in the worker's queue would lose the batch and block the run
         except RuntimeError as error:
             return OodbenchError(
-                f"shared memory is full, through which processes pass decoded images ({reason(error)}); make room in /dev/shm,"
-                " or use --workers 0"
+                f"shared memory, which passes decoded images between processes, is full ({reason(error)}); make room in"
+                " /dev/shm, or use --workers 0"
             )
