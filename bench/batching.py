@@ -52,7 +52,7 @@ def place_of(images: Tensor | ImageSet, row: int) -> str:
     return images.place_of(row) if isinstance(images, ImageSet) else f"row {row}"
 
 
-def require_finite(logits: Tensor, images: Tensor | ImageSet, rows: np.ndarray, network: str) -> None:
+def require_finite_logits(logits: Tensor, images: Tensor | ImageSet, rows: np.ndarray, network: str) -> None:
     """Raise BadData, which names the first image, if logits (n, classes) of these rows (n,) of images are not finite."""
     bad = ~torch.isfinite(logits).all(1)
     if bad.any():
@@ -140,9 +140,9 @@ class _Pieces(Dataset[Tensor | OodbenchError]):
         if get_worker_info() is None:
             return batch
         try:
-            return batch.share_memory_()  # not left to the worker's queue, where an error loses the batch and the run waits
+            return batch.share_memory_()  # here, because an error in the worker's queue would lose the batch and block the run
         except RuntimeError as error:
             return OodbenchError(
-                f"shared memory is full, through which processes pass decoded images ({reason(error)}); make room in /dev/shm,"
-                " or use --workers 0"
+                f"shared memory, which passes decoded images between processes, is full ({reason(error)}); make room in"
+                " /dev/shm, or use --workers 0"
             )

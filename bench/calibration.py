@@ -76,4 +76,4 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         raise BadData(f"labels are {classes.dtype}; give whole numbers, the index of each image's class")
     if classes.min() < 0 or classes.max() >= values.shape[1]:
         raise BadData(f"labels lie in {classes.min()} to {classes.max()}, and there are {values.shape[1]} classes")
-    return np.maximum(values, 0), classes  # what is slightly negative is rounding
+    return np.maximum(values, 0), classes  # slightly negative values are rounding errors

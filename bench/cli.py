@@ -66,7 +66,7 @@ def main() -> None:
         if debugging():
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            error = UsageError(f"{error.filename}: {error.strerror}; choose a shorter one")
+            error = UsageError(f"{error.filename}: {error.strerror}; choose a shorter name")
         hint = "" if isinstance(error, OodbenchError) else " (use --debug for a traceback)"
         print(f"oodbench: {reason(error)}{hint}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, OodbenchError) else 1)

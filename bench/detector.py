@@ -48,11 +48,11 @@ class Detector:
             variant gets its own row ``NAME:VARIANT``; all rows share one fit.
         quick: hyper-parameters that shorten training, for ``oodbench check``.
         calibrates: whether ``observe`` learns from the images in ``probe.held_out``. Where a suite has validation images,
-            they come in batches of their own that other detectors are not shown, and no training image is held out.
+            they come in separate batches that other detectors do not get, and no training image is held out.
         caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.
         grid: settings (dicts of constructor arguments) to choose from when learning from a shift is allowed; set by the
             constructor if hyper-parameters define it. ``check`` and ``finish`` may leave out the last ones if the network or
-            the training images cannot serve them; a saved head names its setting by its place.
+            the training images cannot serve them; a saved head stores the index of its setting.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
             nothing from a shift and has no row under ``per-shift``.
     """
@@ -122,6 +122,11 @@ class Detector:
         chooses = self.shift_head is not None and HEADS[self.shift_head].chooses
         return list(self.grid) if chooses else [self.setting]
 
+    @property
+    def chooses_setting(self) -> bool:
+        """Whether the shift head sees other settings than the detector's own."""
+        return self.shift_settings != [self.setting]
+
     @contextmanager
     def computing(self, settings: Sequence[dict[str, Any]]) -> Iterator[None]:
         """Within this context ``statistics`` computes these settings."""
@@ -150,6 +155,11 @@ class Detector:
     def declared_signals(self) -> frozenset[str]:
         """``signals``, or all signals if none are declared."""
         return SIGNALS if self.signals is None else frozenset(self.signals)
+
+    @property
+    def reads_network(self) -> bool:
+        """Whether it reads more than the images."""
+        return bool(self.declared_signals - {"images"})
 
     def parameters(self) -> dict[str, Any]:
         """Hyper-parameters by name: the constructor's arguments."""

@@ -232,7 +232,7 @@ class MLP(Head):
             ((2 * torch.rand(shape, generator=random, dtype=torch.float64) - 1) * bound).numpy()
             for shape, bound in zip(shapes, bounds, strict=True)
         ]
-        with threadpool_limits(1, "blas"):  # one thread is faster, and gives the same sums
+        with threadpool_limits(1, "blas"):  # one thread is faster, and gives reproducible sums
             self._train(weights, self._samples(fit), self._samples(choose), random)
 
     def _train(

@@ -62,7 +62,7 @@ class ImageSet:
         negatives: the in-distribution side that this set is tested against; None for the in-distribution test images.
         noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean images.
         attack_record: what the attack did that made the set; None for other sets.
-        files: the file of each image, or of the image that it was made from; empty where it is not a file of its own.
+        files: the file of each image, or of the image that it was made from; empty if there is no file per image.
     """
 
     images: Tensor | Images

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.batching import batches, pieces_of, place_of, require_finite, rows_like, synchronise
+from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, contained
 from oodbench.heads import Head
@@ -148,7 +148,7 @@ def observe(
                 unreadable = _unreadable(probe, images, rows) if classifier and not signals <= {"images"} else None
                 for detector in list(to):
                     try:
-                        if unreadable is not None and detector.declared_signals - {"images"}:
+                        if unreadable is not None and detector.reads_network:
                             raise unreadable
                         with contained():
                             detector.observe(probe)
@@ -263,9 +263,9 @@ def probabilities(
 
 
 def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> BadData | None:
-    """Why nobody can learn from these images: a state fitted on logits that are not finite may look sound."""
+    """The error if logits are not finite: a detector fitted on them may look sound."""
     try:
-        require_finite(probe.logits, images, rows, probe.classifier.name)
+        require_finite_logits(probe.logits, images, rows, probe.classifier.name)
     except BadData as error:
         return error
     except Exception:  # reported by the detectors that read the network

@@ -11,7 +11,7 @@ from typing import IO
 
 from oodbench.errors import OodbenchError
 
-HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # what a lock of another process gives; the system decides which
+HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
 
 
 def cache_root() -> Path:
@@ -41,7 +41,7 @@ def data_root(given: str | Path | None = None) -> Path:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, sorted, without hidden ones: a Mac adds a file ``._NAME`` to each on some disks."""
+    """The files of a pattern, sorted, without hidden ones: macOS adds a file ``._NAME`` to each on some disks."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 

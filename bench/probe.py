@@ -318,7 +318,7 @@ class Probe:
             (gradient,) = torch.autograd.grad(values.sum(), made.leaf, retain_graph=True)
         finally:
             self._in_loss = False
-        return gradient.masked_fill(values.detach().isnan().view(-1, 1, 1, 1), torch.nan)  # of no loss there is no gradient
+        return gradient.masked_fill(values.detach().isnan().view(-1, 1, 1, 1), torch.nan)  # a NaN loss has no gradient
 
 
 def _mask(keys: Tensor, place: int, shape: Sequence[int], p: float) -> Tensor:

@@ -53,7 +53,7 @@ class Suite(BaseModel):
     in_distribution: SetName
     train_split: str = "train"
     test_split: str = "test"
-    validation: int = Field(default=0, ge=0)  # test images that are not tested, but calibrate heads and detectors
+    validation: int = Field(default=0, ge=0)  # test images set apart to calibrate heads and detectors
     size: int | None = Field(default=None, ge=1)
     resize: str = "bilinear"
     protocols: list[Protocol] = ["unsupervised", "per-shift"]

@@ -20,9 +20,9 @@ class TrainingSet:
     Attributes:
         images: uint8 or floats in [0, 1], (N, C, H, W).
         labels: int64 (N,), or None.
-        held_out: bool (N,), the tenth used to calibrate heads and thresholds: train on the others. None of them where there
+        held_out: bool (N,), the tenth used to calibrate heads and thresholds: train on the others. All False if there
             are ``validation`` images.
-        validation: other in-distribution images to calibrate on, which the network has never seen; None without any.
+        validation: other in-distribution images to calibrate on, which the network has never seen; or None.
         seed: random seed for all randomness.
         data: the data root, for detectors that load weights.
     """

@@ -22,7 +22,7 @@ def jpeg(images: Tensor, keys: Tensor, quality: int) -> Tensor:
 
 
 def grey_level(images: Tensor, keys: Tensor) -> Tensor:
-    """Add or subtract one of 255 grey levels, at random for each pixel, in all channels alike; 0 and 255 are the ends."""
+    """Add or subtract 1, at random for each pixel, in all channels alike; clipped to 0 and 255."""
     bits = shifted(hashed(keys, images[0, 0].numel()), 63).view(len(images), 1, *images.shape[2:])
     return (images.to(torch.int16) + (2 * bits - 1)).clamp(0, 255).to(torch.uint8)
 

@@ -48,7 +48,10 @@ def _read(path: str, place: Path, split: str, numbering: list[Path]) -> ImageSet
     paths, labels = labelled_files((path, classes.index(path.name)) for path in folders)
     if deep := next((path for path in subfolders(place) if path not in folders and class_folders(path)), None):
         inside = folder_name(f"{path}/{deep.name}")
-        raise BadData(f"{deep} holds folders of images, one level too deep; move them up, or name {inside} instead")
+        raise BadData(
+            f"{deep} holds folders of images, one level too deep; move them up, or name {inside} instead (a split is called"
+            " train, test, val, valid or validation)"
+        )
     if flat and paths:
         raise BadData(f"{place} holds images ({flat[0].name}) beside folders of images; move one or the other elsewhere")
     if not flat and not paths:

@@ -142,13 +142,13 @@ def without_classes(images: ImageSet, left_out: Collection[str]) -> ImageSet:
     known = torch.tensor([label for label, name in enumerate(images.classes) if name in left_out])
     rows = torch.nonzero(~torch.isin(images.labels, known)).flatten()
     if len(rows) == 0:
-        raise BadData(f"{images.name} ({images.split}) holds only images of classes that are left out; write {images.name}")
+        raise BadData(f"{images.name} ({images.split}) holds only images of classes that are left out; use {images.name}")
     return _part(images, rows)
 
 
 def _part(images: ImageSet, rows: Tensor) -> ImageSet:
-    """Some classes of a set. Those of a whole set are whole; for a subset their official size is unknown, so that of the set
-    marks it as partial."""
+    """Select some classes. Of a whole set they count as whole; of a subset the set's official size is kept, which marks it as
+    partial."""
     official = {images.split: len(rows)} if images.official_size == len(images) else images.source.official_size
     return replace(images.select(rows), source=replace(images.source, official_size=official))
 

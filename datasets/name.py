@@ -3,7 +3,7 @@
 ======================  =====================================================================
 ``cifar10``             a registered set
 ``cifar10:airplane``    one class of it, by name or number
-``tinyimagenet:disjoint``  it without the classes that CIFAR-10 has too (``oodbench.datasets.overlaps``)
+``tinyimagenet:disjoint``  it without the classes that are also in CIFAR-10 (``oodbench.datasets.overlaps``)
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
 ``cifar10+jpeg-85``     a benign change, which should raise no alarm
@@ -150,7 +150,7 @@ def require_corruption(corruption: str, level: int | str) -> None:
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Split a name before its corruption or attack: at the first plus sign, which in the name of a folder is not doubled."""
+    """Split a name before its corruption or attack: at the first plus sign or, for a folder, the first that is not doubled."""
     if not text.startswith(f"{FOLDER}:"):
         return text.partition("+")
     matched = re.match(r"(?:[^+]|\+\+)*", text)

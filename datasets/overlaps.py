@@ -1,8 +1,8 @@
-"""Classes that two sets share under different names: their images are no anomalies for a network that knows the other set.
+"""Classes that two sets share under different names: their images are not anomalies for a network that knows the other set.
 
-``tinyimagenet:disjoint`` leaves the classes out that CIFAR-10 has too. Which ones these are is a judgement, made class by
-class from the names: boats count as ships, vans as trucks, and a puma is no cat. CIFAR-100 is disjoint from CIFAR-10 by
-construction (Krizhevsky 2009; its pickup trucks are neither automobiles nor trucks there).
+``tinyimagenet:disjoint`` leaves out the classes that are also in CIFAR-10. Which ones these are is a judgement, made class
+by class from the names: boats count as ships, vans as trucks, and a puma does not count as a cat. CIFAR-100 is disjoint from
+CIFAR-10 by construction (Krizhevsky 2009; its pickup trucks are neither automobiles nor trucks there).
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Overlap(NamedTuple):
 
     Attributes:
         selection: the name of the rest, ``SET:selection``.
-        classes: the shared classes of the set: what it calls each, and in words.
+        classes: the shared classes: name in the set, and in words.
     """
 
     selection: str

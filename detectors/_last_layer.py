@@ -76,6 +76,6 @@ def largest(features: Tensor, percentile: float, classifier: Classifier) -> tupl
         raise Unsuitable(
             f"percentile {percentile} keeps none of the {width} features of {classifier.name}; give a lower percentile"
         )
-    # For each percentile anew: between equal features the choice depends on k, and should not depend on the grid.
+    # Search once per k: among equal values topk's choice depends on k, and must not depend on the grid.
     values, places = features.topk(count, 1, sorted=False)
     return values, places

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from oodbench.batching import require_finite
+from oodbench.batching import require_finite_logits
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.progress import Progress
@@ -58,7 +58,7 @@ def outputs_of(detector: str, train_set: TrainingSet, classifier: Classifier, pr
         logits.append(probe.logits)
         progress.advance(len(probe))
     all_logits = torch.cat(logits)
-    require_finite(all_logits, train_set.images, train_set.rows, classifier.name)
+    require_finite_logits(all_logits, train_set.images, train_set.rows, classifier.name)
     labels = labels_of(train_set, all_logits.shape[1], classifier)[torch.from_numpy(train_set.rows)]
     return Outputs(torch.cat(features), all_logits, labels.to(all_logits.device))
 

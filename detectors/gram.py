@@ -31,7 +31,7 @@ class Gram(Detector):
     never predicted on training images gets the bounds of all classes together, because the paper does not define them.
 
     The authors' code takes powers 1 to 10 and reads the output of every convolution, BatchNorm and ReLU; here 5 powers are
-    taken and the layers of the classifier are read, which is faster. For a ResNet-20 on sets near to CIFAR-10, their layers
+    taken and the layers of the classifier are read, which is faster. For a ResNet-20 on near-OOD sets of CIFAR-10, their layers
     and powers together raise AUROC from .68 to .71; the powers alone change nothing.
 
     maps [(N, channels, …)], logits (N, classes) -> (N,), float64, at least 0, and 0 for images within all bounds

@@ -19,7 +19,7 @@ class KNN(Detector):
     """Distance to the k-th nearest training feature, both normalised: ‖f/‖f‖ − r_(k)‖.
 
     k = 50 is the paper's for CIFAR-10. k is chosen on a validation shift if learning from one is allowed; ``ks`` are the
-    paper's, without those that are more than the training images.
+    paper's, without those larger than the training set.
 
     features (N, d) -> (N, settings) in [0, 2]. Keeps a bank of all training images, (training images, d), the paper's
     setting for CIFAR. The k-th nearest row is searched in the network's dtype, at least float32; its distance is then
@@ -54,7 +54,7 @@ class KNN(Detector):
 
     def _nearest(self, features: Tensor, ks: list[int]) -> list[Tensor]:
         """Rows of the bank, (N,) for each k: the k-th largest similarity of each feature (N, d), block by block of the bank."""
-        # A search for each k: between equal similarities the choice depends on k, and should not depend on the grid.
+        # Search once per k: among equal values topk's choice depends on k, and must not depend on the grid.
         nothing = features.new_empty(len(features), 0), torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
         found = dict.fromkeys(ks, nothing)
         for start in range(0, len(self.bank_), BLOCK):

@@ -56,15 +56,15 @@ class ViM(Detector):
         origin = torch.as_tensor(self._origin).clone()
         self._features, self._max_logits, self._origin = [], [], None
         width = features.shape[1]
-        own = self.dimension or (1000 if width >= 2048 else 512 if width >= 768 else width // 2)
-        if own >= width:
-            raise Unsuitable(f"a principal subspace of {own} dimensions leaves none of {width} features; lower dimension")
+        default = self.dimension or (1000 if width >= 2048 else 512 if width >= 768 else width // 2)
+        if default >= width:
+            raise Unsuitable(f"a principal subspace of {default} dimensions leaves none of {width} features; lower dimension")
         centred = features - origin
         vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors  # ascending eigenvalues
-        norms = {d: _residual_norm(centred, vectors, d).mean() for d in (own, *self.dimensions) if d < width}
+        norms = {d: _residual_norm(centred, vectors, d).mean() for d in (default, *self.dimensions) if d < width}
         least = 1e-12 * centred.norm(dim=1).mean()
-        if norms[own] <= least:
-            raise Unsuitable(f"training features have no variance outside their first {own} dimensions; lower dimension")
+        if norms[default] <= least:
+            raise Unsuitable(f"training features have no variance outside their first {default} dimensions; lower dimension")
         alphas = {d: float(max_logits.mean() / norm) for d, norm in norms.items() if norm > least}
         self.origin_, self.vectors_, self.dimensions_, self.alphas_ = origin, vectors, [*alphas], [*alphas.values()]
         self.grid = [{"dimension": d} for d in self.dimensions if d in alphas] or [self.setting]

@@ -109,8 +109,8 @@ def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
 
 
 def _measured(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The cells with a figure, ``value``: the metric, or for a benign change the share of images that the threshold rejects
-    which accepts 95 % of the in-distribution images."""
+    """The cells with a figure, ``value``: the metric, or for a benign change the share of images rejected at the
+    threshold that accepts 95 % of the in-distribution images."""
     if metric not in METRICS:
         raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     figures = cells[metric].where(cells["kind"] != BENIGN, 1 - cells["fpr95"])

@@ -34,7 +34,7 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def encodable_json(text: str, encoding: str) -> str:
-    """JSON of the same content that the encoding has all characters of."""
+    """The same JSON, with non-ASCII escaped if the encoding lacks a character."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -45,7 +45,7 @@ def encodable_json(text: str, encoding: str) -> str:
 def similar(error: UnicodeError) -> tuple[str | bytes, int]:
     """An error handler for ``codecs.register_error``: similar ASCII for what cannot be encoded, or else a backslash escape.
 
-    A surrogate becomes the byte of a file's name that it stands for.
+    A surrogate in a file name becomes its original byte.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

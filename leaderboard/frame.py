@@ -56,7 +56,7 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
 
 def _remark(record: DetectionRecord) -> str:
     """Why there are no figures, or what a reader must know of them: hyper-parameters that are not defaults, calibration on
-    images that the network was trained on. Each remark in its own words, between semicolons."""
+    images that the network was trained on. Semicolons separate remarks."""
     if record.status != "ok":
         return record.reason
     changes = ", ".join(f"{name} {value} (default {default})" for name, (value, default) in record.non_default.items())

@@ -1,4 +1,4 @@
-"""What must be said below a table, as data until ``sentences`` puts it into words.
+"""The notes below a table, as data until ``sentences`` puts it into words.
 
 A note says what it is about and holds values. Notes are read from a frame: ``COLUMNS`` are enough for those of one table
 (``table_notes``), ``FACTS`` for those of a run (``run_notes``).
@@ -40,14 +40,14 @@ class Cue(Note):
 
 @dataclass(frozen=True)
 class Remark(Note):
-    """What rows of detectors remark."""
+    """A remark on rows of detectors."""
 
     remark: str
 
 
 @dataclass(frozen=True)
 class Overlaps(Note):
-    """A set with classes that the in-distribution set has too."""
+    """A set that shares classes with the in-distribution set."""
 
     in_distribution: str
     classes: tuple[str, ...]
@@ -163,7 +163,7 @@ def _cues(cells: pd.DataFrame) -> list[Note]:
 
 
 def _remarks(cells: pd.DataFrame) -> list[Note]:
-    """What rows with figures remark, as hyper-parameters that are not their detector's defaults."""
+    """Remarks on rows with figures, such as hyper-parameters that are not their detector's defaults."""
     remarked = labelled(cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
     single = remarked.assign(reason=remarked["reason"].str.split(REMARKS)).explode("reason")
     by_remark = single.groupby("reason", sort=False)["detector"]

@@ -63,7 +63,7 @@ def _(note: Overlaps) -> str:
     remedy = f" {note.remedy} leaves them out." if note.remedy else ""
     return (
         f"{note.about[0]} shares {len(note.classes)} classes with {note.in_distribution} ({listed(note.classes, 4)}): images of"
-        f" these are no anomalies.{remedy}"
+        f" these are not anomalies.{remedy}"
     )
 
 
@@ -151,5 +151,5 @@ def parts_of(note: Subsets) -> Sequence[str]:
 
 
 def short(value: float) -> str:
-    """Three digits behind the point, none before it where it would be a nought."""
+    """Three digits behind the point, without a leading zero."""
     return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"

@@ -26,7 +26,7 @@ from oodbench.leaderboard.sentences import counted
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
 FALSE_ALARMS = (
-    "Benign: false alarms ×100, the share of harmlessly changed images that the threshold rejects which accepts 95 % of the"
+    "Benign: false alarms ×100, the share of harmlessly changed images rejected at the threshold that accepts 95 % of the"
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
 )
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX

@@ -29,8 +29,8 @@ def expect(loaded: LoadedSuite, work: Work, progress: Progress) -> None:
     test, validation = (passes.pass_equivalents(jobs, loaded.classifier) for jobs in (alone, merged(alone, grids)))
     progress.expect(len(loaded.train))
     for size in [len(loaded.in_distribution), *sizes]:
-        few = protocols.validation_size(size, loaded.suite.learnt_share)
-        progress.expect(few * validation + (size - few) * test)
+        learnt = protocols.validation_size(size, loaded.suite.learnt_share)
+        progress.expect(learnt * validation + (size - learnt) * test)
 
 
 def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
@@ -50,7 +50,7 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
         for detector in alone:
             asked = {row.protocol for row in rows if row.detector == detector.name}
             # Each protocol may choose a setting of its own; without a grid they share one.
-            settings = len(asked) if detector.shift_settings != [detector.setting] else min(1, len(asked))
+            settings = len(asked) if detector.chooses_setting else min(1, len(asked))
             seconds[detector.name] += settings * size * alone[detector]
             if "per-shift" in asked and detector in grid:
                 learnt = protocols.validation_size(size, loaded.suite.learnt_share)

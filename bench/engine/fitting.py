@@ -31,7 +31,7 @@ class Fitting:
         self.detectors, self.broken = loaded.detectors, dict(loaded.broken)
         if loaded.unsuitable:
             progress.say(reason(loaded.unsuitable))
-            readers = [name for name, detector in self.detectors.items() if detector.declared_signals - {"images"}]
+            readers = [name for name, detector in self.detectors.items() if detector.reads_network]
             self.broken |= dict.fromkeys(readers, loaded.unsuitable)
         self.heads: dict[Detector, Head] = {d: HEADS[d.unsupervised_head]() for d in self.detectors.values()}
         self.signals = passes.signals_of(self.sound(self.detectors))

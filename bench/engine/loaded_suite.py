@@ -6,6 +6,7 @@ a detector that cannot be built are kept with the reason, which their records re
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,11 +142,10 @@ class LoadedSuite:
                 progress=False,
             )
             try:
-                self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
+                with suppress(BadData):  # logits that are not finite: detectors fail on their images, and name them
+                    self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
             except Unsuitable as error:
                 self.unsuitable = error
-            except BadData:
-                pass  # logits that are not finite: each detector fails on the images that give them, and names them
             self.weights_hash = self.classifier.weights_hash
 
     def load_test_sets(self, progress: Progress) -> None:
@@ -194,7 +194,7 @@ class LoadedSuite:
         return rows
 
     def rows(self, test_set: LoadedTestSet) -> list[Row]:
-        """The rows that have a record on this set: none that learns from benign changes, or is tested where it learnt."""
+        """The rows with a record on this set: only unsupervised ones on benign sets, and no transfer row on its own source."""
         rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
         if test_set.kind == "benign":
             return [row for row in rows if row.protocol == "unsupervised"]
@@ -217,9 +217,10 @@ class LoadedSuite:
     def _set_apart(self, images: ImageSet) -> ImageSet:
         """The validation images: the first of a seeded, stratified order of all in-distribution test images."""
         size = self.suite.validation
-        if size > len(images) // 2:
+        if size > (most := len(images) // 2):
             raise UsageError(
-                f"validation = {size:,}, but {images.name} ({images.split}) has {len(images):,} images; leave half to test on"
+                f"validation = {size:,}, but {images.name} ({images.split}) has {len(images):,} images; set apart at most"
+                f" {most:,}"
             )
         return protocols.limited(images, size, self.suite.seed)
 

@@ -126,8 +126,7 @@ class Recorder:
 
     def _calibrated_on(self, detector: Detector, row: Row) -> Literal["", "training", "validation"]:
         by_head = row.protocol == "unsupervised" and HEADS[detector.unsupervised_head].calibrates
-        reads_network = detector.declared_signals - {"images"}
-        if not reads_network or not (detector.calibrates or by_head):
+        if not detector.reads_network or not (detector.calibrates or by_head):
             return ""
         return "training" if self.loaded.validation is None else "validation"
 
@@ -160,9 +159,9 @@ def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
 
 
 def _non_default(detector: Detector, row: Row, learnt_share: float) -> dict[str, tuple[Any, Any]]:
-    """Hyper-parameters that are not the defaults, but for those that the head takes from the grid; and, likewise, the share
-    of images that it learnt from."""
-    chosen = detector.setting if row.protocol != "unsupervised" and detector.shift_settings != [detector.setting] else {}
+    """Hyper-parameters that are not the defaults, except those the head chooses from the grid, and the learnt share if it is
+    not the default."""
+    chosen = detector.setting if row.protocol != "unsupervised" and detector.chooses_setting else {}
     found = {name: (value, default) for name, (value, default) in detector.non_default().items() if name not in chosen}
     if row.protocol != "unsupervised" and learnt_share != LEARNT_SHARE:
         found["learnt_share"] = learnt_share, LEARNT_SHARE

@@ -96,7 +96,7 @@ def format_breakdown(seconds: Mapping[str, float], slowest: int = 5) -> str:
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     shown = [f"{name} {_rounded(value)}" for name, value in parts[:slowest]]
     if rest := parts[slowest:]:
-        shown.append(f"{len(rest)} others {_rounded(sum(value for _, value in rest))}")
+        shown.append(f"{len(rest)} other{'s' * (len(rest) > 1)} {_rounded(sum(value for _, value in rest))}")
     return f"{_rounded(sum(seconds.values()))}: {', '.join(shown)}"
 
 

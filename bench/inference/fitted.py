@@ -208,7 +208,7 @@ def _check_head(detector: Detector) -> None:
     if type(detector.head) not in [HEADS[name] for name in names]:
         raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
     if detector.head.chooses and vars(detector.head).get("setting_") not in range(len(detector.grid)):
-        raise BadData("its head has chosen no setting of the grid")
+        raise BadData("its head has not chosen a setting of the grid")
 
 
 def _read(path: Path) -> tuple[About, str]:

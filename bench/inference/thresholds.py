@@ -82,7 +82,7 @@ def fit(
             weights_sha256=sha256_of(path) if path else None,
             weights_hash=classifier.weights_hash,
         )
-    elif made.declared_signals - {"images"}:
+    elif made.reads_network:
         raise UsageError(f"{detector} needs a network; name one with --model")
     progress.stage(f"fitting {detector} on {len(train):,} images")
     standalone.fit(

@@ -58,7 +58,7 @@ def load_model(
     if path is None and name == DIGITS:
         path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
     if path is None and weights_key is not None:
-        raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give the file too")
+        raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give --weights too")
     classifier = build(name, num_classes)
     if path is not None:
         state = files.part_for(files.read(path), classifier.module, name, path, weights_key)

@@ -16,7 +16,7 @@ from oodbench.models.published import PUBLISHED
 from oodbench.registry import unknown
 
 COMPILED = "_orig_mod."  # what torch.compile adds to names
-DEPTH = 4  # dicts in dicts that are read
+DEPTH = 4  # levels of nesting that are read
 
 
 def places(name: str, data: str | Path | None) -> list[Path]:
@@ -43,7 +43,7 @@ def missing(name: str, data: str | Path | None) -> MissingData:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a checkpoint that ``torch.load`` reads with ``weights_only=True``.
 
-    Those in dicts in dicts have the keys of all, joined by dots: ``state_dict.module.conv1.weight``.
+    Tensors in nested dicts are named by all keys, joined by dots: ``state_dict.module.conv1.weight``.
 
     Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
     published name and another SHA-256.
@@ -98,19 +98,21 @@ def part_for(tensors: Mapping[str, Tensor], module: nn.Module, name: str, path: 
         if not below:
             known = dict.fromkeys(found.rpartition(".")[0] for found in tensors if "." in found)
             first = dict.fromkeys(found.partition(".")[0] for found in known)
-            raise UsageError(unknown(f"weights key of {path}", key, [*first, *known], f"it has {_first(first)}"))
+            raise UsageError(f"{path}: {unknown('weights key', key, [*first, *known], f'it has {_first(first)}')}")
         tensors = below
-    count = Counter[str]()  # how many of the module's names each prefix comes before
+    count = Counter[str]()  # how many of the module's names follow each prefix
     for found in tensors:
         parts = found.split(".", 2 * DEPTH)
         count.update(".".join((*parts[:at], "")) for at in range(len(parts)) if ".".join(parts[at:]) in wanted)
     most = max(count.values(), default=0)
     prefixes = sorted((found for found in count if count[found] == most), key=len)
-    if len(prefixes) > 1 and prefixes[0] and 2 * most > len(wanted):
+    # Parts with half of the names or fewer are other networks that share some: ``put`` says what they lack.
+    ambiguous = len(prefixes) > 1 and prefixes[0] and 2 * most > len(wanted)
+    if ambiguous:
         keys = ", ".join(f"{key}.{found}"[:-1] if key else found[:-1] for found in prefixes)
         raise UsageError(
             f"{path} holds several sets of weights for {name}: {keys}; choose one with --weights-key KEY (in Python"
-            " weights_key), or save it alone"
+            " weights_key), or save one of them to its own file"
         )
     prefix = prefixes[0] if prefixes else ""
     return {found.removeprefix(prefix): value for found, value in tensors.items() if found.startswith(prefix)}
@@ -129,7 +131,7 @@ def _verify(path: Path) -> None:
 
 
 def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
-    """The number of classes in ``state`` if the module has another one: of its last weights that differ in the first axis only.
+    """The number of classes in ``state`` if it differs: the length of the last weight that differs only in its first axis.
 
     The last layer may be a convolution, and other layers may be linear.
     """

@@ -343,7 +343,7 @@ def _hold(lock: IO[str], path: Path, say: Say) -> None:
     try:
         alone = try_lock(lock)
     except OSError as error:
-        say(f"{path} cannot be locked ({error.strerror}): nothing keeps a second run out of this folder; start none there")
+        say(f"{path} cannot be locked ({error.strerror}): do not start a second run in this folder")
         return
     if not alone:
         raise OodbenchError(f"another run is writing to {path}; wait for it or choose another --out")

@@ -90,7 +90,7 @@ class DetectionRecord(Record):
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own
     head: str | None = None
-    # Of what learns from held-out images: whether the network has seen them ("training") or not ("validation").
+    # For heads and detectors that calibrate: whether the network has seen them ("training") or not ("validation").
     calibrated_on: Literal["", "training", "validation"] = ""
     wall_seconds: float | None = None
     calibration: CalibrationRecord | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.batching import require_finite
+from oodbench.batching import require_finite_logits
 from oodbench.classifier import Classifier
 from oodbench.datasets.adversarial import attacks
 from oodbench.datasets.adversarial.attack_cache import AttackCache, key_of
@@ -153,7 +153,7 @@ class _Network(NamedTuple):
             for rows in _batches(len(images), self.batch_size):
                 pixels = _floats(images, rows).to(self.classifier.device, self.classifier.dtype)
                 logits = self.classifier(pixels)
-                require_finite(logits, images, np.asarray(rows), self.classifier.name)
+                require_finite_logits(logits, images, np.asarray(rows), self.classifier.name)
                 right[rows.start : rows.stop] = logits.argmax(1).cpu() == labels[rows.start : rows.stop]
                 self.progress.advance(len(rows))
         return right

@@ -215,8 +215,5 @@ def _alone(lock: Path, progress: Progress) -> Iterator[None]:
                 while not try_lock(file):
                     time.sleep(0.1)
         except OSError as error:
-            progress.say(
-                f"{lock.parent} cannot be locked ({error.strerror}): nothing keeps a second download of {lock.stem} out of"
-                " this folder; start none"
-            )
+            progress.say(f"{lock.parent} cannot be locked ({error.strerror}): do not start a second download of {lock.stem}")
         yield

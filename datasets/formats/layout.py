@@ -12,7 +12,7 @@ SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
     | {".apng", ".jfif", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm"}  # the same formats under other names
 )
-# Folders of metadata, thumbnails and deleted files: of Macs, of Synology's disks, of Windows and of Linux.
+# Folders of metadata, thumbnails and deleted files, added by macOS, Synology, Windows and Linux.
 ADDED_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 

@@ -93,7 +93,9 @@ def full(*_):
 def test_full_shared_memory_names_the_remedy(monkeypatch):
     """Once the error was lost in the queue of the worker, and the run waited for ever."""
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # workers are forks
-    with pytest.raises(OodbenchError, match=r"shared memory is full.*No space left.*make room in /dev/shm, or use --workers 0"):
+    with pytest.raises(
+        OodbenchError, match=r"shared memory, .* is full .*No space left.*make room in /dev/shm, or use --workers 0"
+    ):
         list(decoded_batches(InWorkers(lambda: None), [np.arange(4)], workers=1))
     assert len(list(decoded_batches(InWorkers(full), [np.arange(4)]))) == 1
 

@@ -397,9 +397,9 @@ LONG = "x" * 300  # file systems take 255 characters
             ["run", "--detector", "msp", "--dataset", "photos", "--weights", LONG],
             f"{LONG}: File name too long; choose a shorter",
         ),
-        (["run", f"{LONG}.toml"], f"{LONG}.toml: File name too long; choose a shorter one"),
-        (["leaderboard", LONG], f"{LONG}/run.json: File name too long; choose a shorter one"),
-        (["score", LONG, "image.png"], f"{LONG}: File name too long; choose a shorter one"),
+        (["run", f"{LONG}.toml"], f"{LONG}.toml: File name too long; choose a shorter name"),
+        (["leaderboard", LONG], f"{LONG}/run.json: File name too long; choose a shorter name"),
+        (["score", LONG, "image.png"], f"{LONG}: File name too long; choose a shorter name"),
     ],
 )
 def test_a_name_that_is_too_long_takes_one_line(tmp_path, arguments, says):

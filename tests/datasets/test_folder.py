@@ -152,7 +152,8 @@ def test_no_image_is_left_out_silently(tmp_path):
     assert len(load_dataset("folder:set", data=tmp_path)) == 5
     for place in ("pets/cat/0.png", "pets/dog/2026/0.png", "splits/train/cat/0.png", "splits/tuning/cat/0.png"):
         save_image(tmp_path / place, random_images(1)[0])
-    with pytest.raises(BadData, match=r"dog holds folders of images, one level too deep; .* name folder:pets/dog instead"):
+    splits = r"\(a split is called train, test, val, valid or validation\)"
+    with pytest.raises(BadData, match=rf"dog holds folders of images, one level too deep; .* folder:pets/dog instead {splits}"):
         load_dataset("folder:pets", data=tmp_path)
     with pytest.raises(BadData, match=r"train holds folders of images, .* name folder:splits/train instead"):
         load_dataset("folder:splits", data=tmp_path)

@@ -79,8 +79,8 @@ def test_tables_name_sets_with_shared_classes():
 
     shares = "shares 23 classes with cifar10 (bullfrog, tailed frog, goose, black stork and 19 more)"
     text = table("tinyimagenet", "tinyimagenet:disjoint", "cifar100", "tinyimagenet-resize")
-    assert f"tinyimagenet {shares}: images of these are no anomalies. tinyimagenet:disjoint leaves them out." in text
-    assert f"tinyimagenet-resize {shares}: images of these are no anomalies.\n" in text
+    assert f"tinyimagenet {shares}: images of these are not anomalies. tinyimagenet:disjoint leaves them out." in text
+    assert f"tinyimagenet-resize {shares}: images of these are not anomalies.\n" in text
     assert text.count("shares") == 2
     assert "tinyimagenet:disjoint-cifar100 leaves them out" in table("tinyimagenet", inside="cifar100")
     assert "shares" not in table("tinyimagenet", "tinyimagenet:disjoint", inside="digits")

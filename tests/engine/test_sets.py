@@ -12,6 +12,7 @@ from oodbench import metrics, passes, registry
 from oodbench.batching import pieces_of
 from oodbench.datasets.load import load_dataset
 from oodbench.datasets.name import parse
+from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
@@ -173,6 +174,13 @@ def test_what_it_costs_is_said_before_the_first_set_goes_by_and_after_the_last(t
     told.everything.clear()
     oodbench.run(suite(TestSet(name="photos")), out=tmp_path, limit=40, progress=told)
     assert not [line for line in told.everything if "took" in line]  # nothing was left to do
+
+
+@pytest.mark.parametrize(("others", "rest"), [(1, "1 other 1 s"), (2, "2 others 2 s")])
+def test_the_slowest_detectors_are_named_and_the_others_counted(others, rest):
+    slow = {f"slow-{place}": 9.0 for place in range(5)}
+    quick = {f"quick-{place}": 1.0 for place in range(others)}
+    assert timing.format_breakdown(slow | quick).endswith(f"slow-4 9 s, {rest}")
 
 
 @pytest.mark.parametrize(
@@ -428,7 +436,7 @@ def test_rows_say_whether_the_network_has_seen_what_they_calibrate_on(tmp_path):
     rows = ["msp unsupervised", "klm unsupervised", "purview unsupervised", "purview per-shift", "pixels unsupervised"]
     assert [remarks[0][row] for row in rows] == ["", seen, seen, "", ""]
     assert set(remarks[100].values()) == {""}
-    with pytest.raises(UsageError, match=r"validation = 300, but digits \(test\) has 577 images; leave half to test on"):
+    with pytest.raises(UsageError, match=r"validation = 300, but digits \(test\) has 577 images; set apart at most 288"):
         LoadedSuite(suite(TestSet(name="photos"), validation=300), Progress())
     assert "calibrate digits (test), 100 images set apart" in plan(chosen)
 

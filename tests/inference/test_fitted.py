@@ -297,7 +297,7 @@ def fields(**changes):
         ),
         (
             lambda header, found: header.update(head="choose"),
-            "does not hold what knn needs (its head has chosen no setting of the grid); fit it again",
+            "does not hold what knn needs (its head has not chosen a setting of the grid); fit it again",
         ),
         (lambda header, found: found.update(bank_=torch.zeros(3, 5)), "does not hold what knn needs"),
         (lambda header, found: [found.pop(name) for name in list(found)], "does not hold what knn needs"),

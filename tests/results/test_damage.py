@@ -144,7 +144,7 @@ def test_deeply_nested_json_is_one_line(folder, name):
         ({"schema_version": [2]}, r"has schema version \[2\], and"),
         (
             {"settings": {"seed": float("nan")}},
-            r"cannot be read \(NaN is no finite number\); restore",
+            r"cannot be read \(NaN is not a finite number\); restore",
         ),
         ({"settings": {"seed": float("inf")}}, "cannot be read"),
     ],

@@ -439,9 +439,7 @@ def test_a_drive_without_locks_is_reported_and_used(folder, monkeypatch, code):
     monkeypatch.setattr("fcntl.flock", refuse)
     heard = Heard()
     with folder.locked(heard.say):
-        assert heard.lines == [
-            f"{folder.path} cannot be locked (no locks here): nothing keeps a second run out of this folder; start none there"
-        ]
+        assert heard.lines == [f"{folder.path} cannot be locked (no locks here): do not start a second run in this folder"]
 
 
 @pytest.mark.parametrize("code", ["EWOULDBLOCK", "EAGAIN", "EACCES"])

@@ -85,8 +85,7 @@ def test_a_drive_without_locks_is_reported_and_used(server, tmp_path, monkeypatc
     heard = Heard()
     assert fetch(item_of(server, packed(**GOOD)), tmp_path, patience=QUICK, progress=heard) == ["set.tar.gz"]
     assert [line for line in heard.lines if "lock" in line] == [
-        f"{tmp_path / WORK_FOLDER} cannot be locked (no locks here): nothing keeps a second download of"
-        f" {part_name(tmp_path)} out of this folder; start none"
+        f"{tmp_path / WORK_FOLDER} cannot be locked (no locks here): do not start a second download of {part_name(tmp_path)}"
     ]
 
 
