@@ -34,6 +34,8 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
         )
     train, test = place / "train", next(filter(Path.is_dir, map(place.joinpath, TEST)), None)
     if not train.is_dir() or test is None:
+        if train.is_dir() and split == "train":
+            raise UsageError(f"{name} has a folder train, but none with test images beside it; add a folder test or val")
         require_split(name, split, ("test",))
         return _read(path, place, split, [])
     require_split(name, split, ("train", "test"))

@@ -90,6 +90,10 @@ class Name:
 
 def parse(text: str) -> Name:
     """Parse a name. Raises UsageError for an unknown change or attack, and for a level that is missing or not 1 to 5."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # no file of results could hold it
+        raise UsageError(f"{text!r} is not valid UTF-8; rename the folder") from None
     original, plus, change = _parts(canonical(text))
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")

@@ -135,6 +135,7 @@ def test_every_attack(attack):
             for level in ("0", "6", "x", "-1", "", "03", "٣")
         ),
         ("cifar10+haez@3", "unknown change or attack 'haez'; did you mean 'haze'"),
+        ("folder:b\udcff", "is not valid UTF-8; rename the folder"),
         ("cifar10+", "unknown change or attack ''"),
         ("cifar10+pgd@3", r"'cifar10\+pgd@3': pgd has no level; write cifar10\+pgd"),
         ("cifar10+foolbox:LinfPGD@3", "LinfPGD has no level"),

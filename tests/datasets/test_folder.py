@@ -216,3 +216,12 @@ def test_a_link_to_nowhere_is_no_silent_gap(tmp_path):
     (tmp_path / "set" / "b.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(BadData, match=r"b\.png"):
         load_dataset("folder:set", data=tmp_path)
+
+
+def test_a_folder_with_training_images_alone_says_what_is_missing(tmp_path):
+    (tmp_path / "own" / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "own" / "train" / "cat" / "0.png")
+    with pytest.raises(
+        UsageError, match="folder:own has a folder train, but none with test images beside it; add a folder test"
+    ):
+        load_dataset("folder:own", data=tmp_path, split="train")
