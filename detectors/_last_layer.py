@@ -1,5 +1,6 @@
 """Shared by detectors on the last linear layer: energy, logits of altered features, and the base of ASH and SCALE."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -53,9 +54,9 @@ class Shaping(Detector):
             columns.append(energy(logits_of(self.shaped(features, values, places), probe.classifier)))
         return torch.stack(columns, 1)
 
+    @abstractmethod
     def shaped(self, features: Tensor, values: Tensor, places: Tensor) -> Tensor:
         """Features (N, d) altered, given values and places (N, k) of the largest ones."""
-        raise NotImplementedError
 
 
 def kept(width: int, percentile: float) -> int:
