@@ -30,6 +30,10 @@ class BadData(OodbenchError):
     """A file is truncated, malicious, or does not have the expected layout."""
 
 
+class ChangedNetwork(BadData):
+    """A detector changed the network that all detectors share; it has no figures in this run."""
+
+
 class Unsuitable(OodbenchError):
     """This detector cannot work on this model or this set; its cell is skipped, with the message as reason."""
 

@@ -123,6 +123,11 @@ class ImageSet:
             files=[self.files[row] for row in rows.tolist()] if self.files else (),
         )
 
+    def copy(self) -> "ImageSet":
+        """A set whose images and labels may be written into; images that decode on demand are the same."""
+        images = self.mapped(lambda stored: stored.clone() if isinstance(stored, Tensor) else stored)
+        return replace(self, **images, labels=None if self.labels is None else self.labels.clone())
+
     def mapped(self, change: Callable[[Tensor | Images], Tensor | Images]) -> dict[str, Any]:
         """``images`` and ``clean`` after a change, for ``replace``. Images that are their own twins stay so."""
         images = change(self.images)

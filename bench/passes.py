@@ -1,14 +1,17 @@
 """The passes over images, each shared by all detectors: learn from the training set, and compute statistics.
 
-A run, ``Detector.fit`` and ``oodbench fit`` share them. A detector that fails is reported to ``on_error`` and left out.
+A run, ``Detector.fit`` and ``oodbench fit`` share them. A detector that fails is reported to ``on_error`` and left out. A
+run gives a ``guard``: if the network has changed after a pass, the pass is done again, watching each detector, and those that
+change the network fail.
 
 Memory does not grow with the number of images, except for what a detector keeps and its statistics.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +19,13 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, contained
+from oodbench.errors import BadData, ChangedNetwork, contained
+from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
 from oodbench.probe import NEED_GRAPH, Probe
 from oodbench.progress import Progress
+from oodbench.state import fitted_state
 from oodbench.training_cache import prepare
 from oodbench.training_set import TrainingSet
 
@@ -30,10 +35,40 @@ if TYPE_CHECKING:
 OnError = Callable[["Detector", Exception], None]
 OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
+Errors = dict["Detector", Exception]
+T = TypeVar("T")
 
 
 def raise_it(detector: "Detector", error: Exception) -> None:
     raise error
+
+
+@contextmanager
+def turn(detector: "Detector", probe: Probe | None, guard: Guard | None = None) -> Iterator[None]:
+    """One call of a detector, which may read what it declared. With ``guard``, raises ChangedNetwork if it changes that."""
+    try:
+        with contained(), nullcontext() if probe is None else probe.read_by(detector.declared_signals):
+            yield
+    finally:
+        changed = guard.restore() if guard is not None else []
+        if changed:
+            if probe is not None:
+                probe.forget()
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ChangedNetwork(
+                f"it changes the network that all detectors share ({', '.join(changed[:3])}{more}); let it change a copy"
+                " (copy.deepcopy)"
+            )
+
+
+def _isolated(once: Callable[[Guard | None], tuple[T, Errors]], guard: Guard | None, on_error: OnError) -> T:
+    """What a pass gives, done again with the guard at each detector if it changed the network."""
+    found, errors = once(None)
+    if guard is not None and guard.restore():
+        found, errors = once(guard)
+    for detector, error in errors.items():
+        on_error(detector, error)
+    return found
 
 
 def signals_of(detectors: Sequence["Detector"]) -> frozenset[str]:
@@ -60,6 +95,7 @@ def learn(
     batch_size: int,
     workers: int = 0,
     progress: Progress | None = None,
+    guard: Guard | None = None,
     on_error: OnError = raise_it,
 ) -> None:
     """Check each detector, prepare those that train a network, and show the training images to all others in one pass."""
@@ -67,7 +103,7 @@ def learn(
     observing: list[Detector] = []
     for detector in detectors:
         try:
-            with contained():
+            with turn(detector, None, guard):
                 detector.check(classifier)
                 if "seed" in detector.parameters():
                     detector.run_seed_ = train_set.seed
@@ -86,6 +122,7 @@ def learn(
             batch_size,
             workers=workers,
             on_batch=progress.advance,
+            guard=guard,
             on_error=on_error,
         )
 
@@ -98,6 +135,7 @@ def calibrate(
     batch_size: int,
     signals: frozenset[str] | None = None,
     workers: int = 0,
+    guard: Guard | None = None,
     on_error: OnError = raise_it,
 ) -> None:
     """Calibrate the heads that need it on the validation images, or else the held-out training images, in one pass."""
@@ -108,7 +146,8 @@ def calibrate(
     if train_set.validation is not None:
         images, rows = train_set.validation, np.arange(len(train_set.validation))
     pieces = pieces_of(rows, batch_size)
-    found, _ = statistics(settings, classifier, images, pieces, signals=signals, clean=True, workers=workers, on_error=on_error)
+    options: dict[str, Any] = {"signals": signals, "workers": workers, "guard": guard, "on_error": on_error}
+    found, _ = statistics(settings, classifier, images, pieces, clean=True, **options)
     for detector, values in found.items():
         try:
             heads[detector].calibrate(detector.columns_of(values))
@@ -124,50 +163,71 @@ def observe(
     *,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
+    guard: Guard | None = None,
     on_error: OnError = raise_it,
 ) -> None:
     """One pass over the training images for all detectors that learn from them, and over the validation images for those
     that calibrate on them; then call ``finish`` of each."""
-    learning = list(detectors)
-    signals = signals_of(learning) - NEED_GRAPH
-    device = classifier.device if classifier else torch.device("cpu")
+    before = {detector: fitted_state(detector) for detector in detectors}
 
-    def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Sequence["Detector"]) -> None:
-        to = [detector for detector in to if detector in learning]
-        for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
-            chosen = torch.from_numpy(rows)
-            probe = Probe(
-                classifier,
-                batch,
-                signals,
-                labels=None if labels is None else labels[chosen].to(device),
-                held_out=torch.from_numpy(held_out[rows]).to(device),
-                clean=batch,
-            )
-            with probe.mode():
-                unreadable = _unreadable(probe, images, rows) if classifier and not signals <= {"images"} else None
-                for detector in list(to):
-                    try:
-                        if unreadable is not None and detector.reads_network:
-                            raise unreadable
-                        with contained():
-                            detector.observe(probe)
-                    except Exception as error:
-                        to.remove(detector)
-                        learning.remove(detector)
-                        on_error(detector, error)
-            on_batch(len(rows))
+    def once(guard: Guard | None) -> tuple[None, Errors]:
+        for detector in detectors if guard is not None else ():  # what they gathered may come from a changed network
+            reset(detector, **before[detector])
+        learning = list(detectors)
+        errors: Errors = {}
+        signals = signals_of(learning) - NEED_GRAPH
+        device = classifier.device if classifier else torch.device("cpu")
 
-    show(train_set.images, train_set.labels, train_set.held_out, learning)
-    if (unseen := train_set.validation) is not None:
-        calibrating = [detector for detector in learning if detector.calibrates]
-        show(unseen, unseen.labels, np.ones(len(unseen), dtype=bool), calibrating)
-    for detector in learning:
-        try:
-            with torch.no_grad(), contained():
-                detector.finish()
-        except Exception as error:
-            on_error(detector, error)
+        def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Sequence["Detector"]) -> None:
+            to = [detector for detector in to if detector in learning]
+            for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
+                chosen = torch.from_numpy(rows)
+                probe = Probe(
+                    classifier,
+                    batch,
+                    signals,
+                    labels=None if labels is None else labels[chosen].to(device),
+                    held_out=torch.from_numpy(held_out[rows]).to(device),
+                    clean=batch,
+                )
+                with probe.mode():
+                    unreadable = _unreadable(probe, images, rows) if classifier and not signals <= {"images"} else None
+                    if guard is not None:
+                        guard.ignore_changes()
+                    for detector in list(to):
+                        try:
+                            if unreadable is not None and detector.reads_network:
+                                raise unreadable
+                            with turn(detector, probe, guard):
+                                detector.observe(probe)
+                        except Exception as error:
+                            to.remove(detector)
+                            learning.remove(detector)
+                            errors[detector] = error
+                if not to:
+                    break
+                on_batch(len(rows))
+
+        show(train_set.images, train_set.labels, train_set.held_out, learning)
+        if (unseen := train_set.validation) is not None:
+            calibrating = [detector for detector in learning if detector.calibrates]
+            show(unseen, unseen.labels, np.ones(len(unseen), dtype=bool), calibrating)
+        for detector in learning:
+            try:
+                with torch.no_grad(), turn(detector, None, guard):
+                    detector.finish()
+            except Exception as error:
+                errors[detector] = error
+        return None, errors
+
+    _isolated(once, guard, on_error)
+
+
+def reset(detector: "Detector", **kept: Any) -> None:
+    """Make a detector as its constructor leaves it, but for its name and the fitted state that is kept."""
+    fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name} | kept
+    vars(detector).clear()
+    vars(detector).update(fresh)
 
 
 def statistics(
@@ -180,6 +240,7 @@ def statistics(
     signals: frozenset[str] | None = None,
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
+    guard: Guard | None = None,
     on_error: OnError = raise_it,
 ) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
     """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
@@ -189,40 +250,50 @@ def statistics(
     finite. ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
     arithmetic of a larger group.
     """
-    parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
-    seconds = dict.fromkeys(jobs, 0.0)
     signals = signals_of(list(jobs)) if signals is None else signals
-    device = classifier.device if classifier else torch.device("cpu")
-    work = pass_equivalents(jobs, classifier)
     twins = images.clean if isinstance(images, ImageSet) else None
     clean = clean or (isinstance(images, ImageSet) and twins is images.images)
-    for piece, batch in batches(images, classifier, pieces, workers):
-        base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
-        probe = Probe(classifier, batch, signals, clean=base)
-        with probe.mode():
-            start = time.perf_counter()
-            if not signals <= {"images"} and classifier is not None:
-                probe.forward()
-            synchronise(device)
-            shared = (time.perf_counter() - start) / max(1, len(parts))
-            for detector in list(parts):
+
+    def once(guard: Guard | None) -> tuple[tuple[dict["Detector", np.ndarray], dict["Detector", float]], Errors]:
+        parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
+        seconds = dict.fromkeys(jobs, 0.0)
+        errors: Errors = {}
+        device = classifier.device if classifier else torch.device("cpu")
+        work = pass_equivalents(jobs, classifier)
+        twins = images.clean if isinstance(images, ImageSet) else None
+        for piece, batch in batches(images, classifier, pieces, workers):
+            base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
+            probe = Probe(classifier, batch, signals, clean=base)
+            with probe.mode():
                 start = time.perf_counter()
-                try:
-                    with contained(), detector.computing(jobs[detector]):
-                        parts[detector].append(detector.grouped_statistics(probe))
-                except Exception as error:
-                    del parts[detector]
-                    on_error(detector, error)
-                    continue
-                seconds[detector] += time.perf_counter() - start + shared
-        on_batch(len(piece) * work)
-    found = {}
-    for detector, part in parts.items():
-        try:
-            found[detector] = _joined(part, images, np.concatenate(pieces))
-        except BadData as error:
-            on_error(detector, error)
-    return found, {detector: seconds[detector] for detector in found}
+                if not signals <= {"images"} and classifier is not None:
+                    probe.forward()
+                synchronise(device)
+                if guard is not None:
+                    guard.ignore_changes()
+                shared = (time.perf_counter() - start) / max(1, len(parts))
+                for detector in list(parts):
+                    start = time.perf_counter()
+                    try:
+                        with turn(detector, probe, guard), detector.computing(jobs[detector]):
+                            parts[detector].append(detector.grouped_statistics(probe))
+                    except Exception as error:
+                        del parts[detector]
+                        errors[detector] = error
+                        continue
+                    seconds[detector] += time.perf_counter() - start + shared
+            if not parts:
+                break
+            on_batch(len(piece) * work)
+        found = {}
+        for detector, part in parts.items():
+            try:
+                found[detector] = _joined(part, images, np.concatenate(pieces))
+            except BadData as error:
+                errors[detector] = error
+        return (found, {detector: seconds[detector] for detector in found}), errors
+
+    return _isolated(once, guard, on_error)
 
 
 def probabilities(
@@ -234,32 +305,40 @@ def probabilities(
     signals: frozenset[str],
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
+    guard: Guard | None = None,
     on_error: OnError = raise_it,
 ) -> tuple[dict["Detector", np.ndarray], np.ndarray | None]:
     """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, for those that give
     some, and the network's softmax, None if there is no network or it fails."""
-    parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
-    network: list[np.ndarray] = []
-    gives = classifier is not None
-    for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
-        probe = Probe(classifier, batch, signals, clean=batch)
-        with probe.mode():
-            try:
-                network += [probe.softmax.cpu().numpy()] if gives else []
-            except Exception:  # reported by the detectors that read the network
-                gives, network = False, []
-            for detector in list(parts):
+
+    def once(guard: Guard | None) -> tuple[tuple[dict["Detector", np.ndarray], np.ndarray | None], Errors]:
+        parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
+        errors: Errors = {}
+        network: list[np.ndarray] = []
+        gives = classifier is not None
+        for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
+            probe = Probe(classifier, batch, signals, clean=batch)
+            with probe.mode():
                 try:
-                    with contained():
-                        given = detector.probabilities(probe)
-                    if given is not None:
-                        parts[detector].append(given.detach().double().cpu().numpy())
-                except Exception as error:
-                    del parts[detector]
-                    on_error(detector, error)
-        on_batch(len(piece))
-    found = {detector: np.concatenate(part) for detector, part in parts.items() if part}
-    return found, np.concatenate(network) if network else None
+                    network += [probe.softmax.cpu().numpy()] if gives else []
+                except Exception:  # reported by the detectors that read the network
+                    gives, network = False, []
+                if guard is not None:
+                    guard.ignore_changes()
+                for detector in list(parts):
+                    try:
+                        with turn(detector, probe, guard):
+                            given = detector.probabilities(probe)
+                        if given is not None:
+                            parts[detector].append(given.detach().double().cpu().numpy())
+                    except Exception as error:
+                        del parts[detector]
+                        errors[detector] = error
+            on_batch(len(piece))
+        found = {detector: np.concatenate(part) for detector, part in parts.items() if part}
+        return (found, np.concatenate(network) if network else None), errors
+
+    return _isolated(once, guard, on_error)
 
 
 def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> BadData | None:

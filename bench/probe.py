@@ -5,8 +5,9 @@ The forward pass keeps its graph only if a detector declared a gradient, and is 
 the same graph for their backward passes.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.classifier import HALF, Classifier
-from oodbench.errors import Unsuitable
+from oodbench.errors import BadData, Unsuitable
+from oodbench.forward.hooks import hook
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
 from oodbench.random_numbers import content_keys, hashed, mix, uniform
 
@@ -27,6 +29,13 @@ LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images ->
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@dataclass
+class _Reader:
+    """The signals that the detector that reads now has declared; None if no detector reads."""
+
+    signals: frozenset[str] | None = None
 
 
 class Probe:
@@ -44,7 +53,7 @@ class Probe:
             ``images`` itself if these are clean.
         until: index of the last layer that will be used: the forward pass stops there, before the logits.
 
-    Returned tensors are detached, except inside a loss function, and are copies, except ``images``.
+    Returned tensors are copies, and are detached except inside a loss function.
     """
 
     def __init__(
@@ -59,11 +68,11 @@ class Probe:
         until: int | None = None,
     ) -> None:
         self._classifier = classifier
-        self.images = images
-        self.labels = labels
+        self._images, self._labels = images, labels
         none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.held_out = none if held_out is None else held_out
+        self._held_out = none if held_out is None else held_out
         self._signals = SIGNALS if signals is None else frozenset(signals)
+        self._reader = _Reader()  # shared with the probes made from this one
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._clean = clean
         self._until = until
@@ -71,7 +80,32 @@ class Probe:
         self._in_loss = False
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._images)
+
+    @contextmanager
+    def read_by(self, signals: Iterable[str]) -> Iterator[None]:
+        """Within this context, reading others than these signals raises BadData, even if other detectors read them."""
+        before, self._reader.signals = self._reader.signals, frozenset(signals)
+        try:
+            yield
+        finally:
+            self._reader.signals = before
+
+    @property
+    def images(self) -> Tensor:
+        """Floats (N, C, H, W) in [0, 1], on the classifier's device and in its dtype."""
+        with torch.inference_mode(False):  # so that a detector may start a graph from them
+            return self._images.clone()
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (N,) while training data is observed, else None."""
+        return None if self._labels is None else self._labels.clone()
+
+    @property
+    def held_out(self) -> Tensor:
+        """bool (N,): which training images are kept to normalise or calibrate on; False for all others."""
+        return self._held_out.clone()
 
     def mode(self) -> AbstractContextManager:
         """The context in which detectors read this probe: inference mode, unless a gradient is declared."""
@@ -97,7 +131,7 @@ class Probe:
     @property
     def prediction(self) -> Tensor:
         """int64 (N,): the class of the largest logit."""
-        return self._once("prediction", lambda: self.logits.argmax(1))
+        return self._give(self._once("prediction", lambda: self.logits.argmax(1)))
 
     @property
     def features(self) -> Tensor:
@@ -157,12 +191,12 @@ class Probe:
         clean = self._clean
         if clean is None:
             raise Unsuitable("needs the clean twin of each image; only sets with a corruption or an attack have them")
-        if clean is self.images:
+        if clean is self._images:
             return self
 
         def probe() -> Probe:
             images = clean if isinstance(clean, Tensor) else clean()
-            return Probe(self._classifier, images, self._signals - NEED_GRAPH, clean=images)
+            return self._made(images, clean=images)
 
         return self._once("base", probe)
 
@@ -173,7 +207,7 @@ class Probe:
         (by default the function itself), so detectors that pass the same key share its backward pass.
         """
         self._declared("input_gradient")
-        return self._once(("gradient", key if key is not None else loss), lambda: self._backward(loss))
+        return self._give(self._once(("gradient", key if key is not None else loss), lambda: self._backward(loss)))
 
     def gradient_norms(self, loss: str | LogitLoss = "ones", key: Hashable = None) -> Tensor:
         """‖∇_θp lossₙ‖² for every parameter tensor p of the network, in order: (N, parameters).
@@ -197,10 +231,16 @@ class Probe:
 
         def step() -> Probe:
             gradient = self.input_gradient(loss, key)
-            sign = torch.where(gradient >= 0, 1.0, torch.where(gradient < 0, -1.0, gradient)).to(self.images.dtype)
-            return Probe(self._classifier, self.images - epsilon * sign, self._signals - NEED_GRAPH, until=until)
+            sign = torch.where(gradient >= 0, 1.0, torch.where(gradient < 0, -1.0, gradient)).to(self._images.dtype)
+            return self._made(self._images - epsilon * sign, until=until)
 
         return self._once(("perturbed", float(epsilon), key, until), step)
+
+    def _made(self, images: Tensor, **options: Any) -> "Probe":
+        """A probe of other images, without gradients, for the detector that reads this one."""
+        made = Probe(self._classifier, images, self._signals - NEED_GRAPH, **options)
+        made._reader = self._reader
+        return made
 
     def _kept(self, what: Literal["layers", "maps"], place: int) -> Tensor:
         """The tensor of ``layers`` or ``maps`` at one index."""
@@ -216,31 +256,31 @@ class Probe:
 
     def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
         """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
-        keys = hashed(content_keys(self.images, seed), passes).unbind(1)  # one (N,) per pass
+        keys = hashed(content_keys(self._images, seed), passes).unbind(1)  # one (N,) per pass
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-        first, reached = self._dropped(self.images, keys[0], dropouts) if dropouts else (None, False)
+        first, reached = self._dropped(self._images, keys[0], dropouts) if dropouts else (None, False)
         if first is None or not reached:  # dropout in an unused branch does not count
             features = self.features.double()
             weight, bias = (part.double() for part in self.classifier.weight_and_bias)
             return torch.stack([F.linear(features * _mask(each, 0, features.shape[1:], p), weight, bias) for each in keys])
         # Compare the last image: the first of a batch may get the masks that it gets alone. Repeat a lone image.
-        last, key = self.images[-1:], keys[0][-1:]
+        last, key = self._images[-1:], keys[0][-1:]
         alone, _ = self._dropped(last, key, dropouts)
         among = first if len(self) > 1 else self._dropped(last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
-        slack = torch.finfo(self.images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
+        slack = torch.finfo(self._images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
         if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
             raise Unsuitable(
                 f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input"
                 " of a dropout does not have the batch first; build the network with batch_first=True"
             )
-        return torch.stack([first, *(self._dropped(self.images, each, dropouts)[0] for each in keys[1:])])
+        return torch.stack([first, *(self._dropped(self._images, each, dropouts)[0] for each in keys[1:])])
 
     def _dropped(self, images: Tensor, keys: Tensor, dropouts: Iterable[nn.Module]) -> tuple[Tensor, bool]:
         """Logits with dropout, float64 (N, classes), and whether the pass went through a dropout."""
         reached = list[nn.Module]()
         with ExitStack() as hooks, torch.no_grad():
             for module in dropouts:
-                hooks.callback(module.register_forward_hook(_dropping(keys, reached)).remove)
+                hooks.callback(hook(module, _dropping(keys, reached)))
             logits = self.classifier(images).double()
         return logits, bool(reached)
 
@@ -257,10 +297,11 @@ class Probe:
         return logits
 
     def _declared(self, signal: str, *implied_by: str) -> None:
-        if not self._signals & {signal, *implied_by}:
-            raise Unsuitable(f"asked the probe for '{signal}' without declaring it: add it to the detector's signals")
-        if signal in NEED_GRAPH and self.images.dtype in HALF:
-            dtype = str(self.images.dtype).removeprefix("torch.")
+        declared = self._signals if self._reader.signals is None else self._signals & self._reader.signals
+        if not declared & {signal, *implied_by}:
+            raise BadData(f"asked the probe for '{signal}' without declaring it: add it to the detector's signals")
+        if signal in NEED_GRAPH and self._images.dtype in HALF:
+            dtype = str(self._images.dtype).removeprefix("torch.")
             raise Unsuitable(
                 f"needs a network in float32 or float64, because {dtype} loses gradients and small pixel steps to rounding;"
                 " convert it with module.float()"
@@ -285,7 +326,13 @@ class Probe:
         """
         self._once("forward", self._run)
 
+    def forget(self) -> None:
+        """Compute everything again when it is next needed. A graph does not outlive a change of weights, even an undone one."""
+        self._memo.clear()
+
     def _forward(self) -> ForwardPass:
+        if self._reader.signals is not None and self._reader.signals <= {"images"}:
+            raise BadData("asked the probe for what the network gives, but declares only images: add 'logits' to its signals")
         made: ForwardPass | Exception = self._once("forward", self._run)
         if isinstance(made, Exception):
             raise made
@@ -294,7 +341,7 @@ class Probe:
     def _run(self) -> ForwardPass | Exception:
         try:
             until = None if self._until is None else self.classifier.layer_names[self._until]
-            return shared_pass(self.classifier, self.images, self._signals, until)
+            return shared_pass(self.classifier, self._images, self._signals, until)
         except Exception as error:
             return error
 
@@ -333,7 +380,7 @@ def _mask(keys: Tensor, place: int, shape: Sequence[int], p: float) -> Tensor:
 def _dropping(keys: Tensor, reached: list[nn.Module]) -> Callable[..., Tensor]:
     """A forward hook on a dropout module that drops units or channels by the key (N,) of each image; adds it to ``reached``."""
 
-    def drop(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    def drop(module: Any, inputs: Any, kwargs: Any, output: Tensor) -> Tensor:
         reached.append(module)
         units = output.shape[1:] if isinstance(module, nn.Dropout) else (output.shape[1], *[1] * (output.dim() - 2))
         rows = -(-len(output) // max(1, len(keys)))  # per image: more than one if another dimension is folded into the first

@@ -46,9 +46,7 @@ def fit(
     if shift_images is not None and detector.shift_head is None:
         raise Unsuitable(f"{detector.name or type(detector).__name__} learns nothing from a shift; leave out shift_images")
     if detector.observes or detector.prepares:  # start afresh: an earlier fit may have stopped half-way
-        fresh = vars(type(detector)(**detector.parameters())) | {"name": detector.name}
-        vars(detector).clear()
-        vars(detector).update(fresh)
+        passes.reset(detector)
     held_out = protocols.held_out(len(images), None if labels is None else labels.numpy(), seed)
     train_set = TrainingSet(images, labels, held_out, seed, data)
     with _explained(classifier, images):

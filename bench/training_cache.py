@@ -56,7 +56,7 @@ def prepare(detector: "Detector", classifier: Classifier | None, train_set: Trai
     before = dict(vars(detector))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(train_set.seed)
-        detector.prepare(train_set, classifier, progress)
+        detector.prepare(train_set.copy(), classifier, progress)
     trained = state.fitted_state(detector)
     if not trained:
         raise BadData(f"{name}: prepare left no fitted state; keep trained values in attributes that end in _")

@@ -1,7 +1,7 @@
 """What a detector that trains a network may see: the in-distribution training images, batch by batch."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,16 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def copy(self) -> "TrainingSet":
+        """A training set that may be written into; images that decode on demand are the same."""
+        return replace(
+            self,
+            images=self.images.clone() if isinstance(self.images, Tensor) else self.images.copy(),
+            labels=None if self.labels is None else self.labels.clone(),
+            held_out=self.held_out.copy(),
+            validation=None if self.validation is None else self.validation.copy(),
+        )
 
     @property
     def rows(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from oodbench import forward, gradients, probe
 from oodbench.classifier import Classifier
 from oodbench.conformance import task
 from oodbench.detector import Detector
+from oodbench.forward.guard import TORCH, Guard
 from oodbench.probe import Probe
 
 PROBE = probe.__file__
@@ -48,10 +49,12 @@ def watch(detector: Detector, classifier: Classifier, train: Tensor, labels: Ten
     spied.name = detector.name
     given = {"training images": train.clone(), "labels": labels.clone(), "test images": test.clone()}
     with other_randomness():  # a random state that does not result from the detector's own seed
-        network, surroundings = _of_classifier(classifier), _of_surroundings()
+        guard, surroundings = Guard(classifier), _of_surroundings()
         spied.fit(classifier, given["training images"], given["labels"])
         spied.score(classifier, given["test images"])
-        watched.of_classifier += _changed(network, _of_classifier(classifier))
+        changed = guard.restore()
+        watched.of_classifier += [name for name in changed if name not in TORCH]
+        watched.of_others += [name for name in changed if name in TORCH]
         watched.of_others += _changed(surroundings, _of_surroundings())
     watched.of_others += _changed({"training images": train, "labels": labels, "test images": test}, given)
     return watched
@@ -62,25 +65,17 @@ def _spied(kind: type[Detector], watched: Watched) -> type[Detector]:
 
     def statistics(self: Detector, probe: Probe) -> Tensor:
         watched.labels_seen += probe.labels is not None
-        with _images_kept(probe, watched), _passes_seen(probe, watched):
+        with _passes_seen(probe, watched):
             return kind.statistics(self, probe)
 
     def observe(self: Detector, probe: Probe) -> None:
-        with _images_kept(probe, watched), _passes_seen(probe, watched):
+        with _passes_seen(probe, watched):
             kind.observe(self, probe)
 
     members: dict[str, Any] = {"statistics": statistics, "__doc__": kind.__doc__, "__module__": kind.__module__}
     if kind.observe is not Detector.observe:  # a detector observes if it overrides the method
         members["observe"] = observe
     return type(kind.__name__, (kind,), members)
-
-
-@contextmanager
-def _images_kept(probe: Probe, watched: Watched) -> Iterator[None]:
-    before = probe.images.clone()
-    yield
-    if not torch.equal(before, probe.images) and "the probe's images" not in watched.of_others:
-        watched.of_others.append("the probe's images")
 
 
 @contextmanager
@@ -124,20 +119,6 @@ def _with_steps(probe: Probe) -> Iterator[Probe]:
             yield from _with_steps(value)
 
 
-def _of_classifier(classifier: Classifier) -> dict[str, Any]:
-    modules, parameters = dict(classifier.named_modules()), dict(classifier.named_parameters())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "weights or buffers": classifier.weights_hash,
-        "modules": {name: type(module) for name, module in modules.items()},
-        "training flags": {name: module.training for name, module in modules.items()},
-        "requires_grad": {name: parameter.requires_grad for name, parameter in parameters.items()},
-        "gradients": {name: parameter.grad is None for name, parameter in parameters.items()},
-        "dtype or device": {name: (parameter.dtype, parameter.device) for name, parameter in parameters.items()},
-        "hooks": {name: [len(getattr(module, kind)) for kind in hooks] for name, module in modules.items()},
-    }
-
-
 def _of_surroundings() -> dict[str, Any]:
     numpy_state: Any = np.random.get_state()
     return {
@@ -145,9 +126,7 @@ def _of_surroundings() -> dict[str, Any]:
         "CUDA's random state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.zeros(0),
         "numpy's random state": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
         "python's random state": random.getstate(),
-        "torch's default dtype": torch.get_default_dtype(),
         "torch's gradient mode": torch.is_grad_enabled(),
-        "torch's number of threads": torch.get_num_threads(),
     }
 
 

@@ -41,8 +41,9 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
     (_, images), *_ = batches(loaded.in_distribution, classifier, [first])
     detectors = fitting.sound({row.detector for _, rows in work for row in rows})
     learning = {row.detector for _, rows in work for row in rows if row.protocol != "unsupervised"}
-    bare, alone = timing.seconds_per_image({d: [d.setting] for d in detectors}, classifier, images)
-    _, grid = timing.seconds_per_image({d: d.shift_settings for d in detectors if d.name in learning}, classifier, images)
+    own, grids = {d: [d.setting] for d in detectors}, {d: d.shift_settings for d in detectors if d.name in learning}
+    bare, alone = timing.seconds_per_image(own, classifier, images, loaded.guard)
+    _, grid = timing.seconds_per_image(grids, classifier, images, loaded.guard)
     seconds = {"the network": 0.0} | dict.fromkeys((d.name for d in alone), 0.0)
     for test_set, rows in work:
         size = len(test_set.images or ())
@@ -81,6 +82,7 @@ def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
         jobs,
         None if loaded.unsuitable else loaded.classifier,
         images,
+        guard=loaded.guard,
         on_step=lambda: progress.advance(timing.BATCH_SIZE),
         on_error=lambda detector, error: progress.say(f"{detector.name}: no cost is reported: {reason(error)}"),
     )

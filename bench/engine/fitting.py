@@ -37,6 +37,7 @@ class Fitting:
         self.signals = passes.signals_of(self.sound(self.detectors))
         self.probabilities: dict[str, np.ndarray] = {}
         self._begun: set[str] = set()
+        self._failing: dict[str, Any] = {"guard": loaded.guard, "on_error": self.break_}
         train, seed = loaded.train, loaded.suite.seed
         held_out = protocols.held_out(len(train), protocols.labels_of(train), seed)
         if loaded.validation is not None:
@@ -58,7 +59,7 @@ class Fitting:
         new = {name for name in names if name not in self._begun}
         self._begun |= new
         suite, classifier = self.loaded.suite, self.loaded.classifier
-        options: dict[str, Any] = {"batch_size": suite.batch_size, "workers": self.workers, "on_error": self.break_}
+        options: dict[str, Any] = {"batch_size": suite.batch_size, "workers": self.workers} | self._failing
         passes.learn(self.sound(new), classifier, self.train_set, progress=self.progress, **options)
         heads = {detector: self.heads[detector] for detector in self.sound(new)}
         passes.calibrate(heads, classifier, self.train_set, signals=self.signals, **options)
@@ -79,7 +80,7 @@ class Fitting:
             signals=self.signals,
             workers=self.workers,
             on_batch=self.progress.advance,
-            on_error=self.break_,
+            **self._failing,
         )
         labels = images.labels.numpy()
         try:

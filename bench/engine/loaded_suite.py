@@ -21,6 +21,7 @@ from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, parse
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
+from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS
@@ -58,7 +59,8 @@ class LoadedSuite:
     detectors: by name; broken: why a detector could not be built, by name.
     train, in_distribution: the in-distribution training and test images; validation: the test images set apart to calibrate
         on, which no set contains, or None. size: pixels a side, of all images.
-    classifier, weights_hash, device: after ``load_model``; unsuitable: why no detector can read this classifier, or None.
+    classifier, weights_hash, device, guard: after ``load_model``; unsuitable: why no detector can read this classifier, or
+        None.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     """
@@ -123,6 +125,7 @@ class LoadedSuite:
         self.source: LoadedTestSet | None = None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
+        self.guard = Guard(None)
         self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
 
@@ -141,12 +144,14 @@ class LoadedSuite:
                 require_weights=True,
                 progress=False,
             )
+            first = self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255
             try:
                 with suppress(BadData):  # logits that are not finite: detectors fail on their images, and name them
-                    self.classifier.check(self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255)
+                    self.classifier.check(first)
             except Unsuitable as error:
                 self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
+            self.guard = Guard(self.classifier, None if self.unsuitable else first[:1])
 
     def load_test_sets(self, progress: Progress) -> None:
         """Load all sets but the attacks: the images that are attacked take their place until ``attack``."""

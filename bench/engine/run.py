@@ -209,6 +209,8 @@ class _Run:
             batch_size=self.suite.batch_size,
             signals=self.fitting.signals,
             workers=self.loaded.workers,
+            guard=self.loaded.guard,
+            on_changed=self.fitting.break_,
             on_batch=self.progress.advance,
             spent=self.spent,
         )

@@ -14,6 +14,8 @@ from oodbench import passes
 from oodbench.batching import pieces_of
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
+from oodbench.errors import ChangedNetwork
+from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
 
 Setting = dict[str, Any]
@@ -25,6 +27,7 @@ class StatisticsCache:
 
     first: rows that come in separate batches (the validation rows), because the other rows may never need the same settings.
     signals: what the probes keep ready; the same for every pass over this set.
+    guard: of the network; on_changed: receives each detector that changed the network, and the error.
     on_batch: receives the work of each batch, in forward passes of one image.
     spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
     """
@@ -38,12 +41,15 @@ class StatisticsCache:
         batch_size: int,
         signals: frozenset[str],
         workers: int = 0,
+        guard: Guard | None = None,
+        on_changed: passes.OnError = lambda detector, error: None,
         on_batch: passes.OnBatch = lambda work: None,
         spent: dict[str, float] | None = None,
     ) -> None:
         rest = np.setdiff1d(np.arange(len(images)), first)
         self.images = images
         self.failures: dict[Detector, Exception] = {}
+        self._on_changed = on_changed
         self._spent = {} if spent is None else spent
         self._pieces = pieces_of(np.sort(first), batch_size) + pieces_of(rest, batch_size)
         self._pass: dict[str, Any] = {
@@ -51,7 +57,9 @@ class StatisticsCache:
             "images": images,
             "signals": signals,
             "workers": workers,
+            "guard": guard,
             "on_batch": on_batch,
+            "on_error": self._fail,
         }
         self._values: dict[tuple[Detector, str], np.ndarray] = {}  # (N, D), NaN where not yet computed
         self._seconds: dict[tuple[Detector, str], float] = {}
@@ -88,6 +96,11 @@ class StatisticsCache:
         """Seconds of the detector at these settings on this set, with an equal share of the shared forward pass."""
         return sum(self._seconds.get((detector, _key(setting)), 0.0) for setting in settings)
 
+    def _fail(self, detector: Detector, error: Exception) -> None:
+        self.failures[detector] = error
+        if isinstance(error, ChangedNetwork):
+            self._on_changed(detector, error)
+
     def _known(self, detector: Detector, setting: Setting, row: int) -> bool:
         values = self._values.get((detector, _key(setting)))
         return values is not None and not np.isnan(values[row]).any()
@@ -97,7 +110,7 @@ class StatisticsCache:
         for detector, key in missing:
             if not any(_key(known) == key for known in jobs.get(detector, [])):
                 jobs.setdefault(detector, []).append(json.loads(key))
-        found, seconds = passes.statistics(jobs, pieces=pieces, on_error=self.failures.__setitem__, **self._pass)
+        found, seconds = passes.statistics(jobs, pieces=pieces, **self._pass)
         rows = np.concatenate(pieces)
         for detector, values in found.items():
             self._spent[detector.name] = self._spent.get(detector.name, 0.0) + seconds[detector]

@@ -15,8 +15,8 @@ from torch import Tensor
 from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
-from oodbench.errors import contained
-from oodbench.passes import OnError, raise_it
+from oodbench.forward.guard import Guard
+from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
 
 REPEATS = 11
@@ -35,6 +35,7 @@ def standalone_costs(
     classifier: Classifier | None,
     images: Tensor,
     repeats: int = REPEATS,
+    guard: Guard | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_error: OnError = raise_it,
 ) -> dict[str, dict[str, float | None]]:
@@ -49,15 +50,21 @@ def standalone_costs(
     peaks: dict[str, float | None] = {}
     for name, job in jobs.items():
         try:
-            peaks[name] = _peak_memory(work[name], images.device)
+            with turn(job.detector, None, guard):
+                peaks[name] = _peak_memory(work[name], images.device)
         except Exception as error:
             on_error(job.detector, error)
     seconds: dict[str, list[float]] = {name: [] for name in peaks}
     ratios: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(repeats):
-        for name in peaks:
+        for name in list(peaks):
             bare = _bare_seconds(classifier, images)
-            seconds[name].append(_time(work[name], images.device))
+            try:
+                seconds[name].append(_time(work[name], images.device))
+            except Exception as error:
+                del peaks[name]
+                on_error(jobs[name].detector, error)
+                continue
             if bare:
                 ratios[name].append(seconds[name][-1] / bare)
         on_step()
@@ -72,7 +79,10 @@ def standalone_costs(
 
 
 def seconds_per_image(
-    jobs: Mapping[Detector, Sequence[dict[str, Any]]], classifier: Classifier | None, images: Tensor
+    jobs: Mapping[Detector, Sequence[dict[str, Any]]],
+    classifier: Classifier | None,
+    images: Tensor,
+    guard: Guard | None = None,
 ) -> tuple[float, dict[Detector, float]]:
     """Seconds of a bare forward pass, and of each fitted detector beyond it at all of its settings: a guess before long work.
 
@@ -84,7 +94,8 @@ def seconds_per_image(
     found = {}
     for detector, settings in jobs.items():
         try:
-            seconds = _time(partial(_statistics, detector, settings, classifier, images), images.device) / len(images)
+            with turn(detector, None, guard):
+                seconds = _time(partial(_statistics, detector, settings, classifier, images), images.device) / len(images)
         except Exception:
             continue
         found[detector] = max(0.0, seconds - bare)
@@ -120,7 +131,7 @@ def _bare_seconds(classifier: Classifier | None, images: Tensor) -> float | None
 def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifier: Classifier | None, images: Tensor) -> None:
     # A copy, because clean twins cost a pass of their own.
     probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
-    with contained(), probe.mode(), detector.computing(settings):
+    with turn(detector, probe), probe.mode(), detector.computing(settings):
         detector.grouped_statistics(probe)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, Unsuitable, reason
 from oodbench.forward.channels import channels_first
+from oodbench.forward.hooks import hook
 from oodbench.gradients import Recording
 
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
@@ -102,10 +103,10 @@ def _hook(
 ) -> None:
     modules = dict(classifier.module.named_modules())
 
-    def attach(name: str, hook: Callable[..., None]) -> None:
+    def attach(name: str, seen: Callable[..., None]) -> None:
         if isinstance(modules[name], torch.jit.ScriptModule):
             raise Unsuitable(f"{classifier.name}: '{name}' is TorchScript, whose layers cannot be read; give the Python module")
-        hooks.callback(modules[name].register_forward_hook(hook, with_kwargs=True).remove)
+        hooks.callback(hook(modules[name], seen))
 
     def keep_head(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         made.features, made.head = next(iter((*inputs, *kwargs.values())), None), output

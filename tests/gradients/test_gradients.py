@@ -10,7 +10,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 import oodbench
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.gradients import factors, inner_products, norms_and_products, squared_norms
 from oodbench.gradients.losses import confounding, cross_entropy, mse, reconstruction
 from oodbench.models.build import build
@@ -529,5 +529,5 @@ def test_the_probe_gives_them_beside_everything_else(make_classifier):
     assert passes == [5]  # one pass for all, and the network was tried before
     alone = Probe(classifier, images[:1], {"gradient_norms"})
     torch.testing.assert_close(alone.gradient_norms(), expected[:1])
-    with pytest.raises(Unsuitable, match="'gradient_norms' without declaring it"):
+    with pytest.raises(BadData, match="'gradient_norms' without declaring it"):
         Probe(classifier, images, {"logits"}).gradient_norms()
