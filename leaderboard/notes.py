@@ -13,10 +13,11 @@ import pandas as pd
 from oodbench.datasets.name import source_and_change
 from oodbench.datasets.overlaps import OVERLAPS, overlap_of
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import BENIGN, CONTROL, tally
+from oodbench.leaderboard.aggregate import BENIGN, CONTROL, ROW, tally
 from oodbench.leaderboard.labels import label, labelled
 
 REMARKS = "; "  # stands between the remarks of one row
+DRAWN_ONCE = "networks trained or drawn once, from the run's seed: other seeds give other figures"
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
 PROBABILITIES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # what tables call them
 NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of an attack's changes, in pixel units of [0, 1]
@@ -164,8 +165,11 @@ def _cues(cells: pd.DataFrame) -> list[Note]:
 
 def _remarks(cells: pd.DataFrame) -> list[Note]:
     """Remarks on rows with figures, such as hyper-parameters that are not their detector's defaults."""
-    remarked = labelled(cells[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
+    seeds = cells.groupby(ROW, dropna=False)["seed"].transform("nunique")
+    with_seeds = cells.assign(one_seed=seeds < 2)
+    remarked = labelled(with_seeds[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
     single = remarked.assign(reason=remarked["reason"].str.split(REMARKS)).explode("reason")
+    single = single[single["one_seed"] | (single["reason"] != DRAWN_ONCE)]  # figures of several seeds show their spread
     by_remark = single.groupby("reason", sort=False)["detector"]
     return [Remark(tuple(sorted(of.unique())), str(remark)) for remark, of in by_remark]
 

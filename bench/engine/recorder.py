@@ -113,6 +113,7 @@ class Recorder:
             setting=setting,
             head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
             calibrated_on=self._calibrated_on(detector, row),
+            drawn_once=detector.prepares and detector.caches,  # what is not cached was read from files
             wall_seconds=measured.anomalous.seconds(detector, settings if row.protocol == "per-shift" else [setting])
             + time.perf_counter()
             - start,

@@ -92,6 +92,7 @@ class DetectionRecord(Record):
     head: str | None = None
     # For heads and detectors that calibrate: whether the network has seen them ("training") or not ("validation").
     calibrated_on: Literal["", "training", "validation"] = ""
+    drawn_once: bool = False  # whether the detector made networks of its own, from the run's seed
     wall_seconds: float | None = None
     calibration: CalibrationRecord | None = None
 

@@ -13,6 +13,7 @@ from oodbench.engine.run import plan
 from oodbench.errors import UsageError
 from oodbench.heads import Logistic
 from oodbench.leaderboard.aggregate import means
+from oodbench.leaderboard.notes import DRAWN_ONCE
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
 
@@ -189,10 +190,22 @@ def test_what_was_changed_is_in_the_row(tmp_path):
     chosen = suite(detectors=["trains", "odin"], protocols=["unsupervised", "per-shift"], parameters={"trains": {"epochs": 2}})
     folder = run(tmp_path / "run", chosen, datasets=["photos"], parameters={"odin": {"epsilon": 0.002, "temperature": 1000.0}})
     frame = folder.frame().set_index(["detector", "protocol"])
-    assert frame.reason["trains", "unsupervised"] == frame.reason["trains:far", "unsupervised"] == "epochs 2 (default 9)"
+    assert frame.reason["trains", "unsupervised"] == frame.reason["trains:far", "unsupervised"]
+    assert frame.reason["trains", "unsupervised"] == f"epochs 2 (default 9); {DRAWN_ONCE}"
     assert frame.reason["odin", "unsupervised"] == "epsilon 0.002 (default 0.0014)"
     assert frame.reason["odin", "per-shift"] == ""  # chosen there
     assert found_in(folder, "trains", "unsupervised", "photos")[0].non_default == {"epochs": (2, 9)}
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_rows_say_that_networks_come_from_one_seed_unless_files_hold_them(tmp_path, monkeypatch, caches):
+    monkeypatch.setattr(Trains, "caches", caches)
+    chosen = suite(detectors=["trains", "learns", "msp"], protocols=["unsupervised", "per-shift"])
+    folder = run(tmp_path / "run", chosen, datasets=["photos"])
+    drawn = {record.place for record in folder.records() if record.drawn_once}
+    assert drawn == ({(f"trains{variant}", "unsupervised") for variant in ("", ":near", ":far")} if caches else set())
+    frame = folder.frame().set_index(["detector", "protocol"])
+    assert {*frame.index[frame.reason == DRAWN_ONCE]} == drawn
 
 
 def test_a_setting_that_is_not_used_is_not_in_the_row_even_if_the_grid_leaves_no_choice(tmp_path):

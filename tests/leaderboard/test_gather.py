@@ -12,11 +12,11 @@ from run_folders import detection_record
 import oodbench
 from oodbench.api import Results
 from oodbench.leaderboard import gather as gathering
-from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot
+from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot, unique_cells
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import FACTS
 from oodbench.leaderboard.labels import labelled
-from oodbench.leaderboard.notes import Cue, Missing, Remark
+from oodbench.leaderboard.notes import DRAWN_ONCE, Cue, Missing, Remark, table_notes
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
 from oodbench.results.records import cost_key
@@ -161,6 +161,23 @@ def test_what_a_suite_changed_is_noted_once(folder):
     assert "– 1 cell failed (gradcon): no" in text
     assert remark in {row["reason"] for row in json.loads(render(found, "json"))}
     assert remark in {row["reason"] for row in csv.DictReader(io.StringIO(render(found, "csv")))}
+
+
+def remarks(rows):
+    cells = unique_cells(pd.DataFrame(rows).reindex(columns=list(COLUMNS)))
+    return table_notes(cells, cells)
+
+
+def test_what_one_seed_gave_is_noted_where_no_spread_shows_it(folder):
+    rows = [record("duq", drawn_once=True), record("gradcon", drawn_once=True, non_default={"k": [2, 1]}), record("msp")]
+    found = folder(rows).frame()
+    assert found.reason.tolist() == [DRAWN_ONCE, f"k 2 (default 1); {DRAWN_ONCE}", ""]
+    text = render(found, width=None)
+    assert text.count(f"duq, gradcon: {DRAWN_ONCE}") == text.count(DRAWN_ONCE) == 1
+    of_two = [row("duq", reason=DRAWN_ONCE, seed=seed) for seed in (0, 1)]
+    of_one = [row("gradcon", reason=DRAWN_ONCE), row("duq", reason=f"k 2 (default 1); {DRAWN_ONCE}", protocol="transfer")]
+    assert remarks(of_two) == []
+    assert remarks(of_two + of_one) == [Remark(("duq", "gradcon"), DRAWN_ONCE), Remark(("duq",), "k 2 (default 1)")]
 
 
 def test_a_variant_costs_what_its_detector_costs(folder):
