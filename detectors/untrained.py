@@ -58,7 +58,7 @@ class Untrained(Purview):
 
     def statistics(self, probe: Probe) -> Tensor:
         with torch.inference_mode(False):  # a graph cannot start from a tensor of inference mode
-            inner = Probe(self._copy(probe.classifier), probe.images.clone(), Purview.signals)
+            inner = Probe(self._copy(probe.classifier), probe.images, Purview.signals)
             with inner.mode():
                 return super().statistics(inner)
 
