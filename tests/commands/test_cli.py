@@ -369,14 +369,45 @@ def test_the_real_suite_has_all_its_detectors(data_root, tmp_path):
     assert Counter(frame["protocol"]) == {"unsupervised": 30 + 10, "per-shift": 13, "transfer": 13}
 
 
+def in_shell(redirection: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """The command with redirected streams, as a shell starts it."""
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *OODBENCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no sh")
-@pytest.mark.parametrize(("arguments", "code"), [(["list", "detectors"], 0), (["run", "nosuite"], 2), (["--help"], 0)])
+@pytest.mark.parametrize(("arguments", "code"), [(["list", "detectors"], 1), (["run", "nosuite"], 2), (["--help"], 1)])
 def test_closed_standard_output(arguments, code):
-    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *OODBENCH, *arguments], capture_output=True, text=True)
+    done = in_shell(">&-", *arguments)
     assert done.returncode == code
-    assert "unknown suite 'nosuite'" in done.stderr if code else not done.stderr
-    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *OODBENCH, *arguments])
-    assert done.returncode == code
+    why = "unknown suite 'nosuite'" if code == 2 else "cannot write to standard output: it is closed; redirect it"
+    assert done.stderr.startswith(f"oodbench: {why}")
+    assert done.stderr.count("\n") == 1
+    assert in_shell(">&- 2>&-", *arguments).returncode == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "suites"], ["--help"], ["leaderboard", "RUN"], ["leaderboard", "RUN", "--format", "csv"]],
+)
+def test_full_standard_output(small_run, arguments, unbuffered):
+    """What fits into the buffer fails only when it is flushed, and what does not fit at once."""
+    arguments = [small_run[1] if argument == "RUN" else argument for argument in arguments]
+    done = in_shell(">/dev/full", *arguments, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("oodbench: cannot write to standard output: No space left on device; ")
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_run_whose_log_is_full_goes_on(tmp_path):
+    options = ["--detector", "pixels", "--dataset", "photos", "--limit", 20, "--out", tmp_path / "run"]
+    done = in_shell("2>/dev/full", "run", *options)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
+    assert in_shell("2>/dev/full", "run", "nosuite").returncode == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no sh")
