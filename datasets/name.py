@@ -111,14 +111,14 @@ def parse(text: str) -> Name:
 
 
 def parse_unchanged(text: str, otherwise: str = "") -> Name:
-    """Parse the name of a set to learn from: training and in-distribution images are those of the set itself.
+    """Parse the name of an in-distribution set, whose images are used as they are.
 
     Raises UsageError for a corruption, benign change or attack; ``otherwise`` says where the set belongs instead.
     """
     parsed = parse(text)
     if parsed.kind:
         raise UsageError(
-            f"{text}: images to learn from are used without corruption or attack; write {parsed.original}{otherwise}"
+            f"{text}: in-distribution images are used without corruption or attack; write {parsed.original}{otherwise}"
         )
     return parsed
 

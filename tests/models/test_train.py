@@ -207,7 +207,7 @@ def test_an_accuracy_needs_labels(classifier, bright_set):
 
 def test_images_with_a_corruption_are_not_trained_on(tmp_path, monkeypatch, capsys):
     """As the in-distribution set of a run has none."""
-    refusal = r"digits\+noise@5: images to learn from are used without corruption or attack; write digits"
+    refusal = r"digits\+noise@5: in-distribution images are used without corruption or attack; write digits"
     noisy = load_dataset("digits+noise@5", split="train")
     with pytest.raises(UsageError, match=refusal):
         train(MODEL, noisy, out=tmp_path / "w.safetensors", **SETTINGS)
@@ -219,5 +219,5 @@ def test_images_with_a_corruption_are_not_trained_on(tmp_path, monkeypatch, caps
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 2
-        assert f"digits+{change}: images to learn from are used without" in capsys.readouterr().err
+        assert f"digits+{change}: in-distribution images are used without" in capsys.readouterr().err
     assert not (tmp_path / "w.safetensors").exists()
