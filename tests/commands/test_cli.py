@@ -162,6 +162,8 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
         (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),
         (["run", "--limit", "0"], 2, "--limit"),
+        (["run", "--workers", 10**30], 2, f"workers is {10**30}; give a number of processes from 0 to 1,024"),
+        (["run", "--seed", 10**30], 2, "seed: Input should be less than or equal to 9223372036854775807"),
         (["run", "--device", "cuda"], None, "cuda"),
         (["run", "cifar10", "--data", "nowhere"], 1, "cifar10"),
         (["run", "--protocol", "per-shfit"], 2, "did you mean 'per-shift'?"),
@@ -175,6 +177,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["fit", "knn", "--dataset", "digits", "--out", "f"], 2, "knn needs a network; name one with --model"),
         (["fit", "knn", "--dataset", "digits", "--model", "resnet8-digits", "--out", "."], 2, "--out . is a folder"),
         (["fit", "msp", "--dataset", "digits", "--out", "f", "--false-alarms", "5"], 2, "give a share between 0 and 1"),
+        (
+            ["fit", "pixels", "--dataset", "digits", "--out", "f", "--size", 10**30],
+            2,
+            f"size is {10**30}; give a number of pixels",
+        ),
         (["score", "nowhere", "image.png"], 1, "no such file: nowhere; make one with oodbench fit"),
         (["list", "detector"], 2, "detectors"),
         (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
@@ -206,6 +213,25 @@ def test_a_suite_file_with_a_wrong_key_names_it(tmp_path):
     done = oodbench("run", "mine.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert "sest" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("size", f"size is {10**30}; give a number of pixels up to 4,096"),
+        ("validation", "images; set apart at most 288"),
+        ("seed", "seed: Input should be less than or equal to 9223372036854775807"),
+        ("batch_size", None),  # any number of images is a batch, if there are fewer
+    ],
+)
+def test_huge_numbers_in_a_suite(tmp_path, key, says):
+    (tmp_path / "mine.toml").write_text(
+        f'in_distribution = "digits"\ndetectors = ["pixels"]\n{key} = {10**30}\n[[sets]]\nname = "photos"\nfirst = {10**30}\n'
+    )
+    done = oodbench("run", "mine.toml", "--limit", 10**30, cwd=tmp_path)
+    assert done.returncode == (0 if says is None else 2), done.stderr
+    assert "OverflowError" not in done.stderr
+    assert says is None or says in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("family", ["detectors", "datasets", "models", "suites"])

@@ -278,7 +278,7 @@ def test_the_in_distribution_set_is_not_changed_and_says_so(change):
         with pytest.raises(UsageError, match=r"without corruption or attack; write digits:3, and list digits:3.*"):
             act()
     options = {"model": None, "dataset": f"digits:3+{change}"}
-    with pytest.raises(UsageError, match=r"digits:3\+.*: in-distribution images .* without corruption or attack; write digits:3$"):
+    with pytest.raises(UsageError, match=r"digits:3\+.*: in-distribution images .* or attack; write digits:3$"):
         thresholds.fit("pixels", **options)  # noise once went into the fit and the threshold
 
 
