@@ -208,16 +208,18 @@ def _probabilities(logits: Tensor) -> str | None:
     if outputs.shape[1] < 2:
         return None
 
-    different = logits.dtype not in HALF and bool((outputs != outputs[:1]).any())
+    spread = float((outputs - outputs[:1]).abs().max())
 
-    def common(sums: Tensor, one: float) -> bool:
-        """Whether all sums are ``one``, or, if rounding is small enough to tell, the same for different outputs."""
+    def common(sums: Tensor, one: float, least: float) -> bool:
+        """Whether all sums are ``one``, or the same for outputs that differ by more than ``least`` times rounding."""
+        different = logits.dtype not in HALF and spread > least * slack * float(sums.mean().abs())
         of = sums.mean() if different else torch.tensor(one).to(sums)
         return bool(((sums - of).abs() <= slack * of.abs().clamp_min(1)).all())
 
-    if (outputs >= 0).all() and common(outputs.sum(1), 1):
+    if (outputs >= 0).all() and common(outputs.sum(1), 1, 0):
         return "probabilities, which have the same sum"
-    return "log-probabilities, whose exponentials have the same sum" if common(outputs.logsumexp(1), 0) else None
+    # Untrained networks may give all images nearly the same logits, with nearly the same sum.
+    return "log-probabilities, whose exponentials have the same sum" if common(outputs.logsumexp(1), 0, 10) else None
 
 
 def _parts(name: str, value: Any) -> Iterator[bytes]:

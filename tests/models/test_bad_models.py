@@ -276,6 +276,8 @@ def test_probabilities_are_no_logits_in_any_dtype(make, dtype):
             Classifier(Fixed(shifted)).check(IMAGES[:8])
     with pytest.raises(Unsuitable, match="gives probabilities"):
         Classifier(Fixed(100 * (large / 1e3).softmax(1))).check(IMAGES[:8])
+    nearly = torch.linspace(0, 0.03, 8 * 1000).view(8, 1000).mul(1e-4).add(torch.linspace(-0.02, 0.02, 1000))
+    Classifier(Fixed(nearly)).check(IMAGES[:8])  # as an untrained ShuffleNet gives
     same = large[:1].expand(8, -1)  # of eight equal images: nothing can be told from their sums
     Classifier(Fixed(same)).check(IMAGES[:8])
 
