@@ -19,6 +19,9 @@ LAYER_PATTERNS: tuple[tuple[str, ...], ...] = (
     ("features.conv0", "features.transition1", "features.transition2", "features.transition3", "features.norm5"),
 )
 HALF = (torch.float16, torch.bfloat16)
+# Operations by their names in autograd's graph, up to ``Backward``; the others leave values as they are.
+SIGMOIDS = ("Sigmoid", "LogSigmoid", "Hardsigmoid")
+KEEP_VALUES = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Slice", "Select", "Index")
 
 
 class Classifier(nn.Module):
@@ -145,6 +148,8 @@ class Classifier(nn.Module):
             raise BadData(f"{self.name} gives logits that are not finite; check its weights and normalisation")
         if (given := _probabilities(logits)) is not None:
             raise Unsuitable(f"{self.name} gives {given} for each image, not logits; leave out its last (log-)softmax")
+        if self._ends_in_sigmoid(images, logits):
+            raise Unsuitable(f"{self.name} ends in a (log-)sigmoid, so it does not give logits; leave out that layer")
         # Rounding may change half the digits; dropout or a dependence on the batch changes more.
         slack = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
         if torch.allclose(self._checked_pass(images[:1]), logits[:1], rtol=0, atol=slack):
@@ -158,6 +163,23 @@ class Classifier(nn.Module):
             f"{self.name} gives the same images different logits each time; turn off its randomness"
             " (dropout: F.dropout(x, training=self.training))"
         )
+
+    def _ends_in_sigmoid(self, images: Tensor, logits: Tensor) -> bool:
+        """Whether the last operation is a sigmoid, in autograd's record: the values alone could be small logits.
+
+        False for a network that autograd does not record.
+        """
+        if (logits > 0).any() and not ((logits >= 0) & (logits <= 1)).all():  # out of the range of both kinds
+            return False
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), contained():
+                leaf = images.to(self.device, self.dtype).clone().requires_grad_()
+                last = self(leaf.clone()).grad_fn  # a copy, because a network may change its input in place
+        except Exception:  # sound in inference, all the same
+            return False
+        while last is not None and (operation := last.name().partition("Backward")[0]) in KEEP_VALUES:
+            last = last.next_functions[0][0]
+        return last is not None and operation in SIGMOIDS
 
     def _checked_pass(self, images: Tensor) -> Tensor:
         try:
@@ -186,16 +208,18 @@ def _probabilities(logits: Tensor) -> str | None:
     if outputs.shape[1] < 2:
         return None
 
-    different = logits.dtype not in HALF and bool((outputs != outputs[:1]).any())
+    spread = float((outputs - outputs[:1]).abs().max())
 
-    def common(sums: Tensor, one: float) -> bool:
-        """Whether all sums are ``one``, or, if rounding is small enough to tell, the same for different outputs."""
+    def common(sums: Tensor, one: float, least: float) -> bool:
+        """Whether all sums are ``one``, or the same for outputs that differ by more than ``least`` times rounding."""
+        different = logits.dtype not in HALF and spread > least * slack * float(sums.mean().abs())
         of = sums.mean() if different else torch.tensor(one).to(sums)
         return bool(((sums - of).abs() <= slack * of.abs().clamp_min(1)).all())
 
-    if (outputs >= 0).all() and common(outputs.sum(1), 1):
+    if (outputs >= 0).all() and common(outputs.sum(1), 1, 0):
         return "probabilities, which have the same sum"
-    return "log-probabilities, whose exponentials have the same sum" if common(outputs.logsumexp(1), 0) else None
+    # Untrained networks may give all images nearly the same logits, with nearly the same sum.
+    return "log-probabilities, whose exponentials have the same sum" if common(outputs.logsumexp(1), 0, 10) else None
 
 
 def _parts(name: str, value: Any) -> Iterator[bytes]:

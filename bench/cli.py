@@ -5,6 +5,8 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -44,23 +46,78 @@ app.command()(check.check)
 app.add_typer(data.commands, name="data")
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output, whose errors are told apart from those of other files."""
+
+    def write(self, text: str) -> int:
+        with self._explained():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._explained():
+            super().flush()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            why = "it is closed" if error.errno == errno.EBADF else error.strerror
+            raise OodbenchError(f"cannot write to standard output: {why}; redirect it to another file") from error
+
+
+class _Errors(io.TextIOWrapper):
+    """Standard error. What it cannot take is lost: there is nowhere to report it, and a long run should not end for it."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def _prepare_streams() -> None:
+    """Put streams in place that all is printed through: what they cannot encode is escaped, and what they refuse explained."""
+    codecs.register_error("similar", escape.similar)
+    for name, kind in (("stdout", _Output), ("stderr", _Errors)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by ``>&-``: a file that refuses all writes takes its place
+            refusing = open(os.open(os.devnull, os.O_RDONLY), "wb")  # noqa: SIM115  # it stays open
+            setattr(sys, name, kind(refusing, "utf-8", "similar"))
+        elif stream is getattr(sys, f"__{name}__"):
+            buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, kind(stream.buffer, stream.encoding, "similar", **buffering))
+        elif isinstance(stream, io.TextIOWrapper):  # a caller's
+            stream.reconfigure(errors="similar")
+
+
+def _finish_output() -> None:
+    """Write what is buffered, or drop it: Python would try again when it exits, and report a second error."""
+    try:
+        sys.stdout.flush()
+    except (OSError, OodbenchError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 def main() -> None:
     """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as by ``>&-``
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # it stays open
-    codecs.register_error("similar", escape.similar)
-    for stream in (sys.stdout, sys.stderr):  # all that is printed goes through these
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="similar")
+    _prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            _finish_output()
     except SystemExit as error:
         if error.code == INTERRUPTED:  # typer turns Ctrl-C into this code
             print("oodbench: interrupted; repeat the command to resume", file=sys.stderr)
         raise
-    except BrokenPipeError:  # the reader of standard output has closed it; avoid a second error when Python exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has enough, as ``head`` does; Python's documentation advises code 1, without a word
         sys.exit(1)
     except Exception as error:
         if debugging():

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from oodbench.errors import UsageError
+
 # SplitMix64 (Steele, Lea & Flood, OOPSLA 2014). Its constants are signed here, because torch's integers wrap around.
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -35,7 +37,7 @@ def hashed(keys: Tensor, count: int) -> Tensor:
 
 def image_keys(index: Tensor, seed: int) -> Tensor:
     """Return a key per image, int64 (N,), from its number in ``index`` (N,) and the seed."""
-    return mix(mix(torch.tensor(seed, device=index.device)) + index * GOLDEN)
+    return mix(_of_seed(seed, index.device) + index * GOLDEN)
 
 
 def content_keys(images: Tensor, seed: int) -> Tensor:
@@ -48,7 +50,13 @@ def content_keys(images: Tensor, seed: int) -> Tensor:
         mix((part.flatten(1).double() * 65535).round().long() + place * GOLDEN).sum(1)
         for part in images.split(max(1, CHUNK // max(1, len(place))))
     ]
-    return mix(torch.cat(sums) + mix(torch.tensor(seed, device=images.device)))
+    return mix(torch.cat(sums) + _of_seed(seed, images.device))
+
+
+def _of_seed(seed: int, device: torch.device) -> Tensor:
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"seed is {seed}; give a whole number of at most {2**63 - 1}")
+    return mix(torch.tensor(seed, device=device))
 
 
 def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:

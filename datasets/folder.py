@@ -11,16 +11,16 @@ from oodbench.datasets.name import folder_name
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
-TEST = ("test", "val", "valid", "validation")  # folders of test images beside ``train``; the first that exists
+TEST = ("test", "val", "valid", "validation")  # folders of test images; the first that exists counts
 
 
 def folder(root: Path, path: str, split: str) -> ImageSet:
     """Load a folder of images, without labels, or of class folders, labelled 0, 1, … in order of name. Files are sorted.
 
     The only split is test, unless the folder holds folders ``train`` and ``test``: these are then its splits. Without ``test``,
-    a folder ``val``, ``valid`` or ``validation`` beside ``train`` is the split test. The class folders of ``train`` number the
-    classes of both; those that only ``test`` has come after them. Hidden files, files without an image suffix and class
-    folders without images are left out.
+    a folder ``val``, ``valid`` or ``validation`` beside ``train`` is the split test. A folder with one of these and nothing
+    else is read as what is in there. The class folders of ``train`` number the classes of both; those that only ``test`` has
+    come after them. Hidden files, files without an image suffix and class folders without images are left out.
 
     Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
     folder that holds no images, images beside class folders, or folders of class folders.
@@ -36,8 +36,12 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
     if not train.is_dir() or test is None:
         if train.is_dir() and split == "train":
             raise UsageError(f"{name} has a folder train, but none with test images beside it; add a folder test or val")
+        alone = test if test and [test] == subfolders(place) and not image_files(place) else None
+        if split == "train":
+            add = f"add a folder train beside {alone.name}" if alone else "move its images into folders train and test"
+            raise UsageError(f"{name} has no split 'train'; it has test; to learn from it, {add}")
         require_split(name, split, ("test",))
-        return _read(path, place, split, [])
+        return _read(path, alone or place, split, [])
     require_split(name, split, ("train", "test"))
     return _read(path, train if split == "train" else test, split, class_folders(train))
 

@@ -21,13 +21,15 @@ from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, parse
 from oodbench.datasets.overlaps import shared_classes
-from oodbench.datasets.resize import FILTERS, Resized, decoded
+from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, contained, reason
 from oodbench.image_set import Changed, Images, ImageSet
 from oodbench.paths import data_root
 from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
+MOST_WORKERS = 1024  # more would only exhaust the machine
+DIGITS = 18  # every number of so many digits fits into the int64 of labels
 IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once into one tensor
 
 
@@ -78,8 +80,10 @@ def original(
     parsed: Name, data: str | Path | None, split: str, size: int | None, resize: str, workers: int, progress: Progress
 ) -> ImageSet:
     """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise UsageError(f"size is {size!r}; give a number of pixels, or None for the set's own size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST):
+        raise UsageError(f"size is {size!r}; give a number of pixels up to {LARGEST:,}, or None for the set's own size")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UsageError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS:,}")
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
     images = _uniform(as_loaded(parsed, data_root(data), split), size, resize, workers, progress)
@@ -125,8 +129,10 @@ def one_class(images: ImageSet, wanted: str) -> ImageSet:
         raise UsageError(f"{images.name} has no labels, so no class '{wanted}'; leave ':{wanted}' out")
     if wanted in images.classes:
         label = images.classes.index(wanted)
-    elif wanted.isdecimal() and (not images.classes or int(wanted) < len(images.classes)):
+    elif wanted.isdecimal() and len(wanted) <= DIGITS and (not images.classes or int(wanted) < len(images.classes)):
         label = int(wanted)
+    elif not images.classes:
+        raise UsageError(f"{images.name} has no class '{wanted}'; its classes are numbers of at most {DIGITS} digits")
     else:
         listing = f"{len(images.classes)} classes: {', '.join(images.classes[:10])}{', …' * (len(images.classes) > 10)}"
         raise UsageError(registry.unknown(f"class of {images.name}", wanted, images.classes, listing))

@@ -110,6 +110,19 @@ def parse(text: str) -> Name:
     return _with_change(parsed, text, change) if plus else parsed
 
 
+def parse_unchanged(text: str, otherwise: str = "") -> Name:
+    """Parse the name of an in-distribution set, whose images are used as they are.
+
+    Raises UsageError for a corruption, benign change or attack; ``otherwise`` says where the set belongs instead.
+    """
+    parsed = parse(text)
+    if parsed.kind:
+        raise UsageError(
+            f"{text}: in-distribution images are used without corruption or attack; write {parsed.original}{otherwise}"
+        )
+    return parsed
+
+
 def canonical(text: str) -> str:
     """Return the one spelling of a name: without ``.``, and without doubled or closing slashes in the path of a folder.
 

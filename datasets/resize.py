@@ -14,6 +14,7 @@ from oodbench.progress import Progress
 
 # PIL's filters are antialiased when shrinking, and round to uint8.
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+LARGEST = 4096  # largest side in pixels to resize to
 
 MANY = 5_000  # number of images from which decoding reports progress and may start processes
 CHUNK = 2**22  # bytes of pixels that a worker returns at a time

@@ -1,5 +1,6 @@
 """``oodbench leaderboard``: the tables of one or more runs."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ def leaderboard(
     from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
-    folders = [RunFolder(path) for path in runs]
+    folders = [RunFolder(path, lambda why: print(f"oodbench: {why}", file=sys.stderr)) for path in runs]
     for folder in folders:
         folder.manifest()  # raises where another version wrote it
     frame, notes = gather(folders)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from oodbench.commands.common import Data, Debug, Device, check_device, check_names, check_seed, find_in_working_folder
+from oodbench.datasets.name import parse_unchanged
 
 
 def train(
@@ -24,6 +25,7 @@ def train(
     """Train a model. Repeat the command to resume an interrupted training. The last line of the output is the file."""
     find_in_working_folder(model)
     check_names([], [dataset], [model], {})
+    parse_unchanged(dataset)
     check_device(device)
     check_seed(seed)
     from oodbench.datasets.load import load_dataset

@@ -18,7 +18,7 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
-from oodbench.datasets.name import CHANGED, parse
+from oodbench.datasets.name import CHANGED, parse, parse_unchanged
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.forward.guard import Guard
@@ -91,12 +91,7 @@ class LoadedSuite:
                 self.broken[name] = error
                 progress.say(f"{name}: {reason(error)}")
         # Before anything long, so that a wrong name is reported now.
-        inside = parse(suite.in_distribution)
-        if inside.kind:
-            raise UsageError(
-                f"in_distribution is {suite.in_distribution}: the in-distribution set is used without corruption or attack;"
-                f" write {inside.original}, and list {suite.in_distribution} among the sets"
-            )
+        inside = parse_unchanged(suite.in_distribution, f", and list {suite.in_distribution} among the sets")
         for one in suite.each_set().values():
             parsed = parse(one.name)
             if parsed.benign and (parsed.base, parsed.path) != (inside.base, inside.path):

@@ -16,7 +16,7 @@ from torch import Tensor
 from oodbench import registry, state
 from oodbench.batching import as_images, pieces_of
 from oodbench.classifier import Classifier
-from oodbench.datasets.resize import FILTERS
+from oodbench.datasets.resize import FILTERS, LARGEST
 from oodbench.datasets.resize import fit as fit_size
 from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError, reason
@@ -24,7 +24,6 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 
 SCHEMA_VERSION = 1
-LARGEST = 4096  # largest side in pixels that a file may request
 
 
 class _Part(BaseModel):

@@ -15,7 +15,7 @@ import torch
 from oodbench import metrics, protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
-from oodbench.datasets.name import canonical
+from oodbench.datasets.name import canonical, parse_unchanged
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.errors import BadData, UsageError, reason
@@ -54,13 +54,14 @@ def fit(
         size, resize: as in ``load_dataset``.
         weights, weights_key: as in ``load_model``.
 
-    Raises UsageError if there are too few held-out images for such a small rate.
+    Raises UsageError for a set with a corruption or attack, and if there are too few held-out images for such a small rate.
     """
     from oodbench.models.load import load_model
 
     progress, dataset = progress or Progress(), canonical(dataset)
     if not 0 < false_alarms < 1:
         raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
+    parse_unchanged(dataset)
     progress.stage(f"loading {dataset}")
     train, held_out = _sets(dataset, held_out_split, size=size, resize=resize, data=data, seed=seed)
     height, width = train.images.shape[2:]

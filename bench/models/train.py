@@ -13,6 +13,7 @@ from torch import Tensor
 
 from oodbench import state
 from oodbench.classifier import Classifier
+from oodbench.datasets.name import CHANGED, parse_unchanged
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.build import build
@@ -44,8 +45,9 @@ def train(
     CPU, ends with the same weights bit for bit. On CUDA it uses mixed precision. ``progress`` shows a bar on stderr, with
     the accuracy on the training images of the epoch, or on ``test_set`` if given.
 
-    Raises BadData for a set without labels or with one class, UsageError for invalid settings or settings that differ
-    from the checkpoint, and OodbenchError for a loss that diverges or a folder that cannot be written.
+    Raises BadData for a set without labels or with one class, UsageError for a set with a corruption or attack, for
+    invalid settings and for settings that differ from the checkpoint, and OodbenchError for a loss that diverges or a
+    folder that cannot be written.
     """
     out, target = Path(out), resolve_device(device)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -53,6 +55,8 @@ def train(
     for option, value in (("epochs", epochs), ("batch size", batch_size), ("lr", lr)):
         if not value > 0:
             raise UsageError(f"{option} is {value}; give a number above 0")
+    if train_set.kind in CHANGED:
+        parse_unchanged(train_set.name)
     classifier = build(name, _classes(train_set), seed).to(target)
     classifier.check(train_set.read([0, 1]).float() / 255)
     options: dict[str, Any] = {

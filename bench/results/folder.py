@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
 Costs = dict[str, dict[str, float | None]]
 NO_MANIFEST = "restore it from a copy, or start over with --fresh"  # remedies
-NO_COSTS = "run again, and costs are measured again"
+NO_COSTS = "`oodbench run` measures costs again"
 
 
 class Manifest(BaseModel):
@@ -69,10 +69,13 @@ class AllCosts(RootModel[dict[str, Cost]]):
 
 
 class RunFolder:
-    """Reads and writes one run folder."""
+    """Reads and writes one run folder.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    ``without_costs`` is told why costs are left out, where costs.json is damaged; without it they raise BadData.
+    """
+
+    def __init__(self, path: str | Path, without_costs: Say | None = None) -> None:
+        self.path, self._without_costs = Path(path), without_costs
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
@@ -109,9 +112,15 @@ class RunFolder:
         return {role: found[name] for role, name in record.arrays.items()}
 
     def costs(self) -> Costs:
-        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb."""
-        found = self._read_json("costs.json", NO_COSTS) if (self.path / "costs.json").exists() else {}
-        return self._validated(AllCosts, found, "costs.json", NO_COSTS).model_dump()
+        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
+        try:
+            found = self._read_json("costs.json", NO_COSTS) if (self.path / "costs.json").exists() else {}
+            return self._validated(AllCosts, found, "costs.json", NO_COSTS).model_dump()
+        except BadData as error:
+            if self._without_costs is None:
+                raise
+            self._without_costs(f"{reason(error)}; until then they are left out")
+            return {}
 
     # Writing
 

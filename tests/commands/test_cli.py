@@ -162,6 +162,8 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
         (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),
         (["run", "--limit", "0"], 2, "--limit"),
+        (["run", "--workers", 10**30], 2, f"workers is {10**30}; give a number of processes from 0 to 1,024"),
+        (["run", "--seed", 10**30], 2, "seed: Input should be less than or equal to 9223372036854775807"),
         (["run", "--device", "cuda"], None, "cuda"),
         (["run", "cifar10", "--data", "nowhere"], 1, "cifar10"),
         (["run", "--protocol", "per-shfit"], 2, "did you mean 'per-shift'?"),
@@ -175,6 +177,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["fit", "knn", "--dataset", "digits", "--out", "f"], 2, "knn needs a network; name one with --model"),
         (["fit", "knn", "--dataset", "digits", "--model", "resnet8-digits", "--out", "."], 2, "--out . is a folder"),
         (["fit", "msp", "--dataset", "digits", "--out", "f", "--false-alarms", "5"], 2, "give a share between 0 and 1"),
+        (
+            ["fit", "pixels", "--dataset", "digits", "--out", "f", "--size", 10**30],
+            2,
+            f"size is {10**30}; give a number of pixels",
+        ),
         (["score", "nowhere", "image.png"], 1, "no such file: nowhere; make one with oodbench fit"),
         (["list", "detector"], 2, "detectors"),
         (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
@@ -206,6 +213,25 @@ def test_a_suite_file_with_a_wrong_key_names_it(tmp_path):
     done = oodbench("run", "mine.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert "sest" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("size", f"size is {10**30}; give a number of pixels up to 4,096"),
+        ("validation", "images; set apart at most 288"),
+        ("seed", "seed: Input should be less than or equal to 9223372036854775807"),
+        ("batch_size", None),  # any number of images is a batch, if there are fewer
+    ],
+)
+def test_huge_numbers_in_a_suite(tmp_path, key, says):
+    (tmp_path / "mine.toml").write_text(
+        f'in_distribution = "digits"\ndetectors = ["pixels"]\n{key} = {10**30}\n[[sets]]\nname = "photos"\nfirst = {10**30}\n'
+    )
+    done = oodbench("run", "mine.toml", "--limit", 10**30, cwd=tmp_path)
+    assert done.returncode == (0 if says is None else 2), done.stderr
+    assert "OverflowError" not in done.stderr
+    assert says is None or says in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("family", ["detectors", "datasets", "models", "suites"])
@@ -369,14 +395,45 @@ def test_the_real_suite_has_all_its_detectors(data_root, tmp_path):
     assert Counter(frame["protocol"]) == {"unsupervised": 30 + 10, "per-shift": 13, "transfer": 13}
 
 
+def in_shell(redirection: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """The command with redirected streams, as a shell starts it."""
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *OODBENCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no sh")
-@pytest.mark.parametrize(("arguments", "code"), [(["list", "detectors"], 0), (["run", "nosuite"], 2), (["--help"], 0)])
+@pytest.mark.parametrize(("arguments", "code"), [(["list", "detectors"], 1), (["run", "nosuite"], 2), (["--help"], 1)])
 def test_closed_standard_output(arguments, code):
-    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *OODBENCH, *arguments], capture_output=True, text=True)
+    done = in_shell(">&-", *arguments)
     assert done.returncode == code
-    assert "unknown suite 'nosuite'" in done.stderr if code else not done.stderr
-    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *OODBENCH, *arguments])
-    assert done.returncode == code
+    why = "unknown suite 'nosuite'" if code == 2 else "cannot write to standard output: it is closed; redirect it"
+    assert done.stderr.startswith(f"oodbench: {why}")
+    assert done.stderr.count("\n") == 1
+    assert in_shell(">&- 2>&-", *arguments).returncode == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "suites"], ["--help"], ["leaderboard", "RUN"], ["leaderboard", "RUN", "--format", "csv"]],
+)
+def test_full_standard_output(small_run, arguments, unbuffered):
+    """What fits into the buffer fails only when it is flushed, and what does not fit at once."""
+    arguments = [small_run[1] if argument == "RUN" else argument for argument in arguments]
+    done = in_shell(">/dev/full", *arguments, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("oodbench: cannot write to standard output: No space left on device; ")
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_run_whose_log_is_full_goes_on(tmp_path):
+    options = ["--detector", "pixels", "--dataset", "photos", "--limit", 20, "--out", tmp_path / "run"]
+    done = in_shell("2>/dev/full", "run", *options)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
+    assert in_shell("2>/dev/full", "run", "nosuite").returncode == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no sh")

@@ -225,3 +225,21 @@ def test_a_folder_with_training_images_alone_says_what_is_missing(tmp_path):
         UsageError, match="folder:own has a folder train, but none with test images beside it; add a folder test"
     ):
         load_dataset("folder:own", data=tmp_path, split="train")
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+@pytest.mark.parametrize("place", ["", "cat"])
+def test_a_folder_with_test_images_alone_needs_no_training_images(tmp_path, test, place):
+    """Class folders in it were once refused, and images in it read as a class of that name."""
+    images = random_images(2)
+    for i in range(2):
+        save_image(tmp_path / "odd" / test / place / f"{i}.png", images[i])
+    odd = load_dataset("folder:odd", data=tmp_path)
+    assert np.array_equal(odd.images.numpy(), images)
+    assert (odd.name, odd.split, odd.classes) == ("folder:odd", "test", ("cat",) if place else ())
+    with pytest.raises(UsageError, match=f"no split 'train'; it has test; to learn from it, add a folder train beside {test}"):
+        load_dataset("folder:odd", data=tmp_path, split="train")
+    if place:
+        save_image(tmp_path / "odd" / "dog" / "0.png", images[0])  # now it looks like folders of classes
+        with pytest.raises(BadData, match=f"{test} holds folders of images, one level too deep"):
+            load_dataset("folder:odd", data=tmp_path)

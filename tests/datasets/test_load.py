@@ -104,9 +104,15 @@ def test_an_attack_needs_a_network():
 
 
 def test_other_wrong_arguments():
-    for size in (0, -8, 8.0, True):
-        with pytest.raises(UsageError, match="give a number of pixels"):
+    for size in (0, -8, 8.0, True, 4097, 10**30):
+        with pytest.raises(UsageError, match="give a number of pixels up to 4,096"):
             load_dataset("digits", size=size)
+    for workers in (-1, 10**30):
+        with pytest.raises(UsageError, match="give a number of processes from 0 to 1,024"):
+            load_dataset("digits", workers=workers)
+    for change in ("noise@1", "jpeg-85"):
+        with pytest.raises(UsageError, match=f"seed is {2**63}; give a whole number of at most {2**63 - 1}"):
+            load_dataset(f"digits+{change}", seed=2**63)
     with pytest.raises(UsageError, match="unknown resize filter 'bilinaer'; did you mean 'bilinear'"):
         load_dataset("digits", resize="bilinaer")
     with pytest.raises(UsageError, match="digits has no split 'val'; it has train, test"):
@@ -220,6 +226,16 @@ def test_one_class_by_name_and_by_number(third_party):
         load_dataset("theirs:emu")
     third_party(ImageSet(random_images(4), labels, classes=names, source=Source(official_size={"test": 9})))
     assert load_dataset("theirs:dog").official_size != 2, "a class of a subset does not pass for a whole class"
+
+
+@pytest.mark.parametrize("number", [10**18, "9" * 5000])
+def test_a_class_number_that_no_label_has(third_party, number):
+    """Python reads no more than 4,300 digits, and labels are 64 bits wide."""
+    with pytest.raises(UsageError, match="unknown class of digits"):
+        load_dataset(f"digits:{number}")
+    third_party(ImageSet(random_images(2), torch.tensor([0, 1])))
+    with pytest.raises(UsageError, match=r"has no class .* are numbers of at most 18 digits"):
+        load_dataset(f"theirs:{number}")
 
 
 def test_a_name_that_is_a_number_comes_before_the_number(third_party):

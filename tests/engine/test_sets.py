@@ -18,6 +18,7 @@ from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
+from oodbench.inference import thresholds
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.progress import Progress
@@ -276,6 +277,9 @@ def test_the_in_distribution_set_is_not_changed_and_says_so(change):
     for act in (lambda: oodbench.run(whole), lambda: plan(whole)):
         with pytest.raises(UsageError, match=r"without corruption or attack; write digits:3, and list digits:3.*"):
             act()
+    options = {"model": None, "dataset": f"digits:3+{change}"}
+    with pytest.raises(UsageError, match=r"digits:3\+.*: in-distribution images .* or attack; write digits:3$"):
+        thresholds.fit("pixels", **options)  # noise once went into the fit and the threshold
 
 
 def test_names_of_parts_and_changes():

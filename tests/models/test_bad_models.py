@@ -121,6 +121,31 @@ class GivesLogProbabilities(TinyResNet):
         return super().forward(x).log_softmax(1)
 
 
+class GivesSigmoids(TinyResNet):
+    """Ends in a sigmoid, which leaves no layer of its own, and a view."""
+
+    def forward(self, x):
+        return torch.sigmoid(super().forward(x)).view(len(x), -1)
+
+
+class GivesLogSigmoids(TinyResNet):
+    """Ends in the layer ``LogSigmoid``."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.last = nn.LogSigmoid()
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+class SmallLogits(TinyResNet):
+    """Its logits are within [0, 1], and come after a gate by sigmoid."""
+
+    def forward(self, x):
+        return super().forward(x * torch.sigmoid(x)).mul(0.1).add(0.5)
+
+
 class CallsByKeyword(NoLinearHead):
     """Calls its head by keyword."""
 
@@ -212,6 +237,8 @@ UNUSABLE = [
         GivesLogProbabilities,
         "gives log-probabilities, whose exponentials have the same sum for each image, not logits; leave out its",
     ),
+    (GivesSigmoids, r"ends in a \(log-\)sigmoid, so it does not give logits; leave out that layer"),
+    (GivesLogSigmoids, r"ends in a \(log-\)sigmoid, so it does not give logits; leave out that layer"),
     (WantsMore, r"needs more inputs than images: .*missing 1 required positional argument: 'mask'; wrap it in a module whose"),
     (WantsAnotherSize, r"does not take images of shape \(3, 8, 8\): Input height \(8\) doesn't match model \(224\).; choose"),
 ]
@@ -231,7 +258,7 @@ def test_a_layer_that_stays_in_training_mode_is_named():
         Classifier(staying()).check(IMAGES[:2])
 
 
-@pytest.mark.parametrize("make", [TinyResNet, NoLinearHead, HeadInTheMiddle])
+@pytest.mark.parametrize("make", [TinyResNet, NoLinearHead, HeadInTheMiddle, SmallLogits])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_sound_networks_pass(make, dtype):
     network(make).to(dtype).check(IMAGES[:8])
@@ -249,6 +276,8 @@ def test_probabilities_are_no_logits_in_any_dtype(make, dtype):
             Classifier(Fixed(shifted)).check(IMAGES[:8])
     with pytest.raises(Unsuitable, match="gives probabilities"):
         Classifier(Fixed(100 * (large / 1e3).softmax(1))).check(IMAGES[:8])
+    nearly = torch.linspace(0, 0.03, 8 * 1000).view(8, 1000).mul(1e-4).add(torch.linspace(-0.02, 0.02, 1000))
+    Classifier(Fixed(nearly)).check(IMAGES[:8])  # as an untrained ShuffleNet gives
     same = large[:1].expand(8, -1)  # of eight equal images: nothing can be told from their sums
     Classifier(Fixed(same)).check(IMAGES[:8])
 

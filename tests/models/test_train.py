@@ -2,13 +2,14 @@
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from oodbench import ImageSet
+from oodbench import ImageSet, cli, load_dataset
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.load import load_model
@@ -202,3 +203,21 @@ def test_a_diverging_loss_stops_the_training(bright_set, tmp_path):
 def test_an_accuracy_needs_labels(classifier, bright_set):
     with pytest.raises(BadData, match="bright has no labels"):
         accuracy(classifier, ImageSet(bright_set.images, None, name="bright"))
+
+
+def test_images_with_a_corruption_are_not_trained_on(tmp_path, monkeypatch, capsys):
+    """As the in-distribution set of a run has none."""
+    refusal = r"digits\+noise@5: in-distribution images are used without corruption or attack; write digits"
+    noisy = load_dataset("digits+noise@5", split="train")
+    with pytest.raises(UsageError, match=refusal):
+        train(MODEL, noisy, out=tmp_path / "w.safetensors", **SETTINGS)
+    own = replace(noisy, name="dimmed")  # a user's own images may be of any kind
+    train(MODEL, own, out=tmp_path / "own.safetensors", **SETTINGS | {"epochs": 1})
+    for change in ("noise@5", "pgd"):
+        command = ["oodbench", "train", MODEL, "--dataset", f"digits+{change}", "--out", str(tmp_path / "w.safetensors")]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        assert f"digits+{change}: in-distribution images are used without" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()

@@ -21,8 +21,13 @@ SCHEMA_1 = Path(__file__).parent / "schema-1"
 
 
 def run(out, told=None, **options):
-    options = {"detectors": ["msp", "pixels"], "datasets": ["digits-heldout", "photos"], "limit": 40} | options
-    return oodbench.run("digits", out=out, progress=told or Progress(), measure_costs=False, **options)
+    options = {
+        "detectors": ["msp", "pixels"],
+        "datasets": ["digits-heldout", "photos"],
+        "limit": 40,
+        "measure_costs": False,
+    } | options
+    return oodbench.run("digits", out=out, progress=told or Progress(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +114,43 @@ def test_costs_that_are_no_costs_are_refused_and_set_aside(folder):
     ]:
         (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, cost)))
         with pytest.raises(
-            BadData, match=rf"costs.json is not what oodbench writes \(.*{why}.*\); run again, and costs"
+            BadData, match=rf"costs.json is not what oodbench writes \(.*{why}.*\); `oodbench run` measures costs"
         ) as error:
             folder.costs()
         assert "\n" not in str(error.value)
     (folder.path / "costs.json").write_text(json.dumps(dict.fromkeys(keys, whole | {"overhead": float("nan")})))
-    with pytest.raises(BadData, match=r"costs.json cannot be read \(.*; run again, and costs are measured again"):
+    with pytest.raises(BadData, match=r"costs.json cannot be read \(.*; `oodbench run` measures costs again"):
         folder.costs()
     told = Heard()
     run(folder.path, told)
     assert folder.costs() == {}
     assert [line for line in told.lines if "costs.json" in line and "moved to" in line]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"x": 3}', None])
+def test_damaged_costs_leave_the_figures(folder, content, monkeypatch, capsys):
+    """They once stopped the leaderboard. None: a folder stands in place of the file."""
+    costs = folder.path / "costs.json"
+    costs.mkdir() if content is None else costs.write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["oodbench", "leaderboard", str(folder.path), "--format", "json"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr()
+    assert end.value.code == 0
+    rows = json.loads(printed.out)
+    assert len(rows) == len(list(folder.records()))
+    assert {row["ms_per_image"] for row in rows} == {None}
+    assert printed.err.startswith(f"oodbench: {costs} ")
+    assert printed.err.endswith("; `oodbench run` measures costs again; until then they are left out\n")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_run_measures_damaged_costs_again(folder):
+    (folder.path / "costs.json").write_text("{")
+    told = Heard()
+    run(folder.path, told, detectors=["pixels"], measure_costs=True)
+    assert [line for line in told.lines if "costs.json cannot be read" in line and "moved to" in line]
+    assert len(folder.costs()) == 1
 
 
 @pytest.mark.parametrize("name", ["run.json", "costs.json"])

@@ -420,7 +420,9 @@ def test_hostile_json_is_one_line(folder):
         with pytest.raises(BadData, match=r"run.json .*--fresh|schema version None"):
             folder.manifest()
     (folder.path / "costs.json").write_text('{"x": 3}')
-    with pytest.raises(BadData, match=r"costs.json is not what oodbench writes \(x: Input should be a valid dict.*; run again"):
+    with pytest.raises(
+        BadData, match=r"costs.json is not what oodbench writes \(x: Input should be a valid dict.*; `oodbench run` meas"
+    ):
         folder.costs()
 
 
