@@ -13,6 +13,7 @@
 There is no index: the records of 100,000 cells are read from their files in seconds, so there is nothing to keep in step.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
 
+CHECKSUM = "sha256"  # in run.json and costs.json
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
@@ -323,8 +325,11 @@ class RunFolder:
         return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
 
     def _validated(self, kind: type[Kind], found: dict[str, Any], name: str, remedy: str) -> Kind:
+        own = {key: value for key, value in found.items() if key != CHECKSUM}
+        if found.get(CHECKSUM) not in (None, _checksum(own)):  # None where an earlier oodbench wrote it
+            raise BadData(f"{self.path / name} is damaged, or was edited; {remedy}")
         try:
-            return kind.model_validate(found)
+            return kind.model_validate(own)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -340,7 +345,13 @@ class RunFolder:
         return found
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+        whole = {**value, CHECKSUM: _checksum(value)}
+        write_atomically(self.path / name, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, however they are laid out in the file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:

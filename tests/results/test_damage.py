@@ -182,6 +182,7 @@ def test_deeply_nested_json_is_one_line(folder, name):
 )
 def test_a_run_json_that_no_run_wrote_is_refused_wherever_it_is_read(folder, changes, why, monkeypatch, capsys):
     about = json.loads((folder.path / "run.json").read_text()) | changes
+    del about["sha256"]  # as somebody may who wants it to be read
     (folder.path / "run.json").write_text(json.dumps(about))
     before = files(folder)
     with pytest.raises(BadData, match=rf"run\.json (is not what oodbench writes )?{why}"):
@@ -251,3 +252,21 @@ def test_a_fresh_start_that_is_killed_leaves_run_json_until_the_records_are_gone
         with pytest.raises(KeyboardInterrupt):
             folder.clear()
     assert folder.manifest().settings["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json"])
+def test_every_flipped_byte_of_the_text_files_is_noticed(name, folder):
+    """Or it changes nothing, as in the white space between two values."""
+    folder.write_costs({"msp": {"ms_per_image": 0.25, "overhead": 1.5, "peak_memory_mb": None}})
+    read = RunFolder.manifest if name == "run.json" else RunFolder.costs
+    before, whole = read(folder), (folder.path / name).read_bytes()
+    noticed = 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (folder.path / name).write_bytes(flipped)
+        try:
+            assert read(folder) == before
+        except BadData:
+            noticed += 1
+    assert noticed > 0.7 * len(whole)
