@@ -30,6 +30,10 @@ class BadData(OodbenchError):
     """A file is truncated, malicious, or does not have the expected layout."""
 
 
+class CannotWrite(OodbenchError):
+    """A result could not be written: a run ends, because what it would compute next could not be written either."""
+
+
 class ChangedNetwork(BadData):
     """A detector changed the network that all detectors share; it has no figures in this run."""
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from oodbench.errors import OodbenchError
+from oodbench.errors import CannotWrite, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
 
@@ -82,7 +83,7 @@ def try_lock(file: IO[str]) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
+    """Write the whole file or nothing, even after a kill or power cut. Raises CannotWrite if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
@@ -96,6 +97,8 @@ def write_atomically(path: Path, data: bytes) -> None:
                 Path(file.name).unlink(missing_ok=True)  # gone if an interrupt came right after it was renamed
                 raise
     except OSError as error:
-        raise OodbenchError(
-            f"cannot write {path}: {error.strerror or error}; free space there or choose another folder"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and path.parent.exists()
+        room = f" ({len(data):,} bytes, {shutil.disk_usage(path.parent).free:,} free)" if full else ""
+        raise CannotWrite(
+            f"cannot write {path}{room}: {error.strerror or error}; free space there or choose another folder"
         ) from error

@@ -22,7 +22,7 @@ from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import reason
+from oodbench.errors import CannotWrite, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -154,6 +154,8 @@ class _Run:
                 self.progress.stage(f"{test_set.name}: {len(test_set.images):,} images")
                 try:
                     self._run_set(test_set, test_set.images, rows)
+                except CannotWrite:
+                    raise
                 except Exception as error:  # an image that is only decoded now
                     test_set.error = error
                     self.progress.say(f"{test_set.name}: {reason(error)}")

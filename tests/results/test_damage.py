@@ -1,6 +1,8 @@
 """Run folders that were killed, renamed or edited: nothing is lost that is whole, and nothing stays that is not."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from run_folders import figures, files
 
 import oodbench
 from oodbench import cli
-from oodbench.errors import BadData
+from oodbench.errors import BadData, CannotWrite
 from oodbench.progress import Progress
 from oodbench.results import schema_1
 from oodbench.results.folder import RunFolder
@@ -270,3 +272,27 @@ def test_every_flipped_byte_of_the_text_files_is_noticed(name, folder):
         except BadData:
             noticed += 1
     assert noticed > 0.7 * len(whole)
+
+
+def test_a_full_disk_ends_the_run_and_a_resumed_one_has_it_all(tmp_path, finished, monkeypatch):
+    """It is not the set's fault, and nothing is computed that could not be written either."""
+    fsync, told = os.fsync, Heard()
+    written = []
+
+    def full(file):
+        if "photos" in (name := os.readlink(f"/proc/self/fd/{file}")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(name)
+        fsync(file)
+
+    sets = {"datasets": ["digits-heldout", "photos", "uniform"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CannotWrite, match=r"photos\.safetensors \([\d,]+ bytes, [\d,]+ free\): No space left on device"):
+            run(tmp_path / "run", told, **sets)
+    assert any("digits-heldout" in name for name in written)
+    assert not any("uniform" in name for name in written)
+    assert not any("photos: " in line and "cannot write" in line for line in told.lines)
+    folder = run(tmp_path / "run", **sets)
+    assert figures(folder).items() >= figures(finished).items()
+    assert not list(folder.path.rglob(".*photos*"))
