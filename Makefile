@@ -1,11 +1,11 @@
-# make run | test | lint | bench: each creates .venv if needed and installs the project into it.
+# make run | test | lint | bench | attack: each creates .venv if needed and installs the project into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench attack clean
 
 run: $(INSTALLED)
 	$(BIN)/oodbench run
@@ -26,6 +26,10 @@ lint: $(INSTALLED_TEST)
 
 bench: $(INSTALLED_TEST)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-autosave
+
+# Kills, flipped bits, mutated files and plug-ins that misbehave. It takes half an hour; `make test` runs a small part.
+attack: $(INSTALLED_TEST)
+	$(BIN)/python tests/attack/run.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
