@@ -157,7 +157,7 @@ class Classifier(nn.Module):
         if torch.allclose(self._checked_pass(images), logits, rtol=0, atol=slack):
             raise Unsuitable(
                 f"{self.name} gives an image different logits in different batches; make it use running statistics"
-                " (BatchNorm: track_running_stats=True)"
+                " (BatchNorm: track_running_stats=True), or scales of its own if it is dynamically quantised"
             )
         raise Unsuitable(
             f"{self.name} gives the same images different logits each time; turn off its randomness"

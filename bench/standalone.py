@@ -4,6 +4,7 @@ Threads that share a network take turns. Measured on two cores with images one b
 them run side by side, where they wait for the interpreter.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from oodbench.detector import Detector
 
 _LOCKS: WeakKeyDictionary[object, AbstractContextManager[Any]] = WeakKeyDictionary()  # by network, or detector without one
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for a thread that it does not have
+    os.register_at_fork(after_in_child=_LOCKS.clear)
 
 
 def fit(
@@ -105,15 +108,19 @@ def score(
     return scores
 
 
+def lock_of(detector: "Detector", classifier: Classifier | None) -> AbstractContextManager[Any]:
+    """What a thread holds while it fits or scores: one for each network, or for a detector without one."""
+    return _LOCKS.setdefault(detector if classifier is None else classifier, RLock())
+
+
 @contextmanager
 def _alone(detector: "Detector", classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
     """Keep other threads from the network, whose hooks and signals are the detector's now.
 
     If the network does not accept these images, that is reported in one line instead of the error of a layer.
     """
-    shared = detector if classifier is None else classifier
     try:
-        with _LOCKS.setdefault(shared, RLock()):
+        with lock_of(detector, classifier):
             yield
     except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:

@@ -1,6 +1,7 @@
 """Notices what a detector changed of the network that all detectors share, and undoes it."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,15 +11,34 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 
 PLAIN = (bool, int, float, str, bytes)
+DEVICES = ("cpu", "cuda")  # where autocast is on or off
+GLOBAL_HOOKS = [hooks for name, hooks in vars(torch.nn.modules.module).items() if re.fullmatch("_global_.*_hooks", name)]
+
+
+def _set_autocast(modes: Sequence[bool]) -> None:
+    for device, mode in zip(DEVICES, modes, strict=True):
+        torch.set_autocast_enabled(device, mode)
+
+
+def _set_global_hooks(before: Sequence[dict[int, Any]]) -> None:
+    for hooks, content in zip(GLOBAL_HOOKS, before, strict=True):
+        hooks.clear()
+        hooks.update(content)
+
+
 # What else all detectors share: how to read it, and how to set it.
 TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "torch's autocast": (lambda: [torch.is_autocast_enabled(device) for device in DEVICES], _set_autocast),
+    "torch's hooks on all modules": (lambda: [dict(hooks) for hooks in GLOBAL_HOOKS], _set_global_hooks),
 }
 
 
 class Guard:
-    """Remembers a network: weights, buffers, modules, hooks, modes and other attributes of each module.
+    """Remembers a network: weights, buffers, modules, hooks, modes and other attributes of each module, and of ``TORCH`` and
+    of the classes of the modules what changes their passes.
 
     It keeps a copy of the weights on their device. What an attribute refers to is only compared if it is a plain value, a
     dict or a tensor among the parameters and buffers. What the network itself changes in a pass over ``images`` (N, C, H, W),
@@ -29,6 +49,18 @@ class Guard:
         self._torch = {what: read() for what, (read, _) in TORCH.items()}
         named = [] if classifier is None else list(classifier.named_modules())
         self._modules = [(name, module, _attributes(module)) for name, module in named]
+        kinds = {kind for _, module in named for kind in type(module).mro() if issubclass(kind, nn.Module)}
+        self._forwards = {kind: vars(kind).get("forward") for kind in kinds}  # None where a class inherits it
+        self._scripted = [  # a TorchScript module keeps these out of its own dict
+            (_joined(name, leaf), module, leaf, value)
+            for name, module in named
+            if isinstance(module, torch.jit.ScriptModule)
+            for leaf, value in (
+                ("training", module.training),
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            )
+        ]
         self._tensors: list[tuple[str, Tensor, Tensor, bool, Tensor | None]] = []
         if classifier is not None:
             self._tensors += [
@@ -60,6 +92,17 @@ class Guard:
                     if content is not None:
                         value.clear()
                         value.update(content)
+        for kind, forward in self._forwards.items():
+            if vars(kind).get("forward") is not forward:
+                attributes.append(f"{kind.__name__}.forward")
+                if forward is None:
+                    del kind.forward
+                else:
+                    kind.forward = forward
+        for name, module, leaf, value in self._scripted:
+            if getattr(module, leaf) is not value:
+                attributes.append(name)
+                setattr(module, leaf, value)
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor, copy, requires_grad, gradient in self._tensors:
                 same = tensor.requires_grad == requires_grad and tensor.grad is gradient and _equal(tensor, copy)

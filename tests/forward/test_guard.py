@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from oodbench.classifier import Classifier
 from oodbench.forward.guard import Guard
@@ -52,6 +53,12 @@ CHANGES = {
     "requires_grad": (lambda net: net.fc.weight.requires_grad_(True), "fc.weight"),
     "a gradient": (lambda net: setattr(net.fc.weight, "grad", torch.ones_like(net.fc.weight)), "fc.weight"),
     "a parametrisation": (lambda net: net.head.parametrizations.weight.original0.data.mul_(2), "original0"),
+    "forward of a class": (lambda net: setattr(type(net.norm), "forward", lambda self, x: x), "BatchNorm2d.forward"),
+    "forward of a base class": (lambda net: setattr(nn.Conv2d, "forward", lambda self, x: x), "Conv2d.forward"),
+    "forward of all networks": (lambda net: setattr(Classifier, "forward", lambda self, x: x), "Classifier.forward"),
+    "hook on all modules": (lambda net: register_module_forward_hook(lambda module, given, out: out * 2), "torch's hooks on"),
+    "autocast": (lambda net: torch.set_autocast_enabled("cpu", True), "torch's autocast"),
+    "deterministic mode": (lambda net: torch.use_deterministic_algorithms(True), "torch's deterministic mode"),
     "default dtype": (lambda net: torch.set_default_dtype(torch.float64), "torch's default dtype"),
 }
 
@@ -90,3 +97,24 @@ def test_no_network_and_quantised_weights():
     assert guard.restore() == []
     quantised.module[1].train()
     assert guard.restore() == ["1.training", "1._packed_params.training"]
+
+
+SCRIPTED = {
+    "a parameter": (lambda net: setattr(net, "weight", nn.Parameter(torch.zeros(2, 12))), "1.weight"),
+    "a value": (lambda net: net.weight.data.zero_(), "1.weight"),
+    "mode": (lambda net: net.train(), "1.training"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", SCRIPTED)
+def test_torchscript(change):
+    classifier, images = Classifier(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))), torch.rand(3, 3, 2, 2)
+    logits = classifier(images)
+    guard = Guard(classifier, images)
+    assert guard.restore() == []
+    make, name = SCRIPTED[change]
+    make(dict(classifier.module.named_modules())["1"])
+    assert guard.restore() == [name]
+    assert torch.equal(classifier(images), logits)
+    assert not any(module.training for module in classifier.modules())

@@ -1,5 +1,7 @@
 """A fitted detector is called from many threads, and each call gives what it gives alone, bit for bit."""
 
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import oodbench
+from oodbench import standalone
 from oodbench.inference import thresholds
 
 THREADS = 8
@@ -68,3 +71,29 @@ def test_detectors_and_a_service_that_share_one_network(images, network):
     serial = [call() for call in calls]
     for found, expected in zip(in_threads(calls * THREADS), serial * THREADS, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_while_a_thread_scores_can_score(images, network):
+    train = oodbench.load_dataset("digits", split="train")
+    detector = oodbench.load_detector("mahalanobis-v").fit(network, train.images, train.labels)
+    expected = detector.score(network, images[:1])
+    lock = standalone.lock_of(detector, network)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        if not (child := os.fork()):
+            os._exit(int(standalone.lock_of(detector, network) is lock))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        done.set()
+        thread.join()
+    np.testing.assert_array_equal(detector.score(network, images[:1]), expected)
