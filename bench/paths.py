@@ -1,17 +1,20 @@
-"""Locations of data, weights and caches, locks, and writing a file whole or not at all."""
+"""Locations of data, weights and caches; checks before a file is opened, locks, and writing a file whole or not at all."""
 
 import errno
 import os
+import stat
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from oodbench.errors import OodbenchError
+from oodbench.errors import BadData, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
+_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
 
 def cache_root() -> Path:
@@ -56,6 +59,46 @@ def separate_cache(data: Path | None = None) -> Iterator[None]:
         finally:
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def require_regular(path: Path) -> None:
+    """Raise BadData for a pipe, a device or a folder in place of a file, because reading it may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadData(f"{path} is not a regular file; replace it with one, or remove it")
+
+
+def require_no_link(path: Path) -> None:
+    """Raise BadData for a link where oodbench writes or deletes, because what it leads to may belong to something else."""
+    if path.is_symlink():
+        raise BadData(f"{path} is a link to {os.readlink(path)}, and oodbench writes nothing through it; remove the link")
+
+
+def require_own_file(path: Path) -> None:
+    """Raise BadData for anything but a regular file where oodbench keeps a file of its own; it may be missing."""
+    require_no_link(path)
+    if path.exists():
+        require_regular(path)
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open a file to lock, and create it if it is missing. Its content stays, and a process forked later does not hold it.
+
+    Raises BadData for a link, and for anything but a regular file.
+    """
+    require_own_file(path)
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # in case one appears meanwhile
+    file = open(path, "a", opener=lambda name, flags: os.open(name, flags | no_link, 0o666))  # noqa: SIM115
+    _locks.add(file)
+    return file
+
+
+def _close_locks() -> None:
+    for file in list(_locks):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)  # a child that outlives a killed process would hold its locks
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import try_lock, visible, write_atomically
+from oodbench.paths import open_lock, require_no_link, try_lock, visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -35,7 +35,8 @@ from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrat
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
-ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
+FOLDERS = ("passes", "shared", "aside", CELLS)
+ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
 Costs = dict[str, dict[str, float | None]]
@@ -131,16 +132,18 @@ class RunFolder:
         Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated. With ``fresh``
         nothing is read and nothing is changed before ``clear``. A folder on a drive without locks is reported, and not held.
 
-        Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
-        OodbenchError where it is held or cannot be written.
+        Raises BadData for a folder of a newer schema version or with a link in place of a folder or of the lock, UsageError
+        for a folder with something else in it, and OodbenchError where it is held or cannot be written.
         """
         there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+        for name in FOLDERS:
+            require_no_link(self.path / name)
         try:
             self.passes_path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held until the run ends
+            lock = open_lock(self.path / ".lock")  # held until the run ends
         except OSError as error:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:

@@ -18,7 +18,7 @@ from oodbench.datasets.fetching.catalogue import Download, Item
 from oodbench.datasets.fetching.download import PATIENCE, Patience, addresses, download, remove, require_room
 from oodbench.datasets.fetching.expected_files import File, differences
 from oodbench.errors import BadData, MissingData, OodbenchError
-from oodbench.paths import try_lock
+from oodbench.paths import open_lock, require_no_link, try_lock
 from oodbench.progress import Progress
 
 WORK_FOLDER = ".downloads"
@@ -152,6 +152,7 @@ def _device(path: Path) -> int:
 def _install(one: Download, part: Path, targets: Mapping[str, Path], progress: Progress, limits: archives.Limits) -> None:
     """Install the downloaded file, or what is unpacked from it."""
     unpacked = part.with_suffix(".unpacked")
+    require_no_link(unpacked)
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed fetch
     unpacked.mkdir()
     try:
@@ -208,7 +209,7 @@ def _move_aside(path: Path, progress: Progress) -> None:
 @contextmanager
 def _alone(lock: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process fetches this file. The lock ends with its process, also a killed one."""
-    with open(lock, "w") as file:
+    with open_lock(lock) as file:
         try:
             if not try_lock(file):
                 progress.say(f"another process is fetching {lock.stem}; waiting for it")

@@ -1,12 +1,14 @@
 """Where the cache is: by variable, by system, and without a home folder; and files that are written whole."""
 
+import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from oodbench.errors import OodbenchError
-from oodbench.paths import cache_root, data_root, write_atomically
+from oodbench.errors import BadData, OodbenchError
+from oodbench.paths import cache_root, data_root, open_lock, require_regular, try_lock, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +62,51 @@ def test_a_file_may_have_the_longest_name(tmp_path, name):
     with pytest.raises(OodbenchError, match=r"cannot write .*: File name too long"):
         write_atomically(tmp_path / f"{name}longer", b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_socket, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, make):
+    make(tmp_path / "x")
+    for check in (require_regular, open_lock):
+        with pytest.raises(BadData, match=f"{tmp_path / 'x'} is (not a regular file; replace it with one|a link to /dev/zero)"):
+            check(tmp_path / "x")
+
+
+def test_a_lock_is_no_link_and_keeps_what_is_in_it(tmp_path):
+    (tmp_path / "thesis").write_text("three years")
+    (tmp_path / "lock").symlink_to("thesis")
+    with pytest.raises(BadData, match=r"lock is a link to thesis, and oodbench writes nothing through it; remove the link"):
+        open_lock(tmp_path / "lock")
+    (tmp_path / "lock").unlink()
+    os.link(tmp_path / "thesis", tmp_path / "lock")  # no different from a file
+    open_lock(tmp_path / "lock").close()
+    assert (tmp_path / "thesis").read_text() == "three years"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_does_not_hold_a_lock(tmp_path):
+    lock = open_lock(tmp_path / "lock")
+    assert try_lock(lock)
+    (begun, begin), (end, ended) = os.pipe(), os.pipe()
+    if not (child := os.fork()):
+        os.close(ended)
+        os.write(begin, b"x")
+        os.read(end, 1)  # until the other end is closed
+        os._exit(0)
+    try:
+        assert os.read(begun, 1)
+        lock.close()  # as the end of this process would
+        with open_lock(tmp_path / "lock") as again:
+            assert try_lock(again)
+    finally:
+        os.close(ended)
+        os.waitpid(child, 0)

@@ -461,6 +461,35 @@ def test_a_system_without_locks_is_reported(folder, monkeypatch):
         assert heard.lines[0].startswith(f"{folder.path} cannot be locked (no locks on this system)")
 
 
+@pytest.mark.parametrize("name", ["passes", "shared", "aside", "cells", "passes/mine"])
+def test_nothing_is_deleted_through_a_link(folder, tmp_path, name):
+    theirs = tmp_path / "theirs" / "cells.0" / "theirs.safetensors"
+    theirs.parent.mkdir(parents=True)
+    for path in (theirs, tmp_path / "theirs" / "theirs.safetensors", tmp_path / "theirs" / ".theirs.safetensors.abcd1234"):
+        path.write_text("theirs")
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()}
+    if (folder.path / name).exists():
+        (folder.path / name).rename(folder.path / "aside")
+    (folder.path / name).symlink_to(tmp_path / "theirs")
+    if name == "passes/mine":  # not a place where a run writes
+        with folder.locked(fresh=True):
+            folder.clear()
+    else:
+        for fresh in (True, False):
+            with pytest.raises(BadData, match=f"{name} is a link to .*theirs, and oodbench writes nothing through it"):
+                folder.locked(fresh=fresh).__enter__()
+    assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()} == before
+
+
+def test_the_target_of_a_link_in_place_of_the_lock_stays(folder, tmp_path):
+    (tmp_path / "thesis").write_text("three years")
+    (folder.path / ".lock").unlink(missing_ok=True)
+    (folder.path / ".lock").symlink_to(tmp_path / "thesis")
+    with pytest.raises(BadData, match=r"\.lock is a link to .*thesis"):
+        folder.locked().__enter__()
+    assert (tmp_path / "thesis").read_text() == "three years"
+
+
 def test_arrays_are_found_by_role(finished):
     arrays = arrays_of(finished, "pixels", "per-shift", "digits+noise@5")
     assert arrays.keys() == {
