@@ -124,9 +124,21 @@ def try_lock(file: IO[str]) -> bool:
     return True
 
 
+def _is_device(path: Path) -> bool:
+    """Whether a file there is a device, such as ``/dev/null``, or a link to one or to a pipe, as ``/dev/stdout`` is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    special = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or (special and path.is_symlink())
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
     try:
+        if _is_device(path):
+            raise OSError(errno.EINVAL, "it is a device")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
             try:

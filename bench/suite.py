@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from oodbench.datasets.name import canonical, parse
 from oodbench.errors import UsageError
+from oodbench.paths import require_regular
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
@@ -130,8 +131,9 @@ def load_suite(name: str | Path) -> Suite:
     """
     if str(name).endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"suite file {path} does not exist")
+        require_regular(path)
         text, stem = path.read_text(encoding="utf-8-sig", errors="replace"), path.stem
     elif str(name) in suite_names():
         text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)

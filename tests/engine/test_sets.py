@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from heard import Heard
+from named_pipe import pipe_at
 
 import oodbench
 from oodbench import metrics, passes, registry
@@ -16,7 +17,7 @@ from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
 from oodbench.inference import thresholds
 from oodbench.leaderboard.formats import render
@@ -217,6 +218,13 @@ def test_toml_that_python_cannot_hold_is_refused_in_one_line(tmp_path, value, me
     file.write_text(text.replace("VALUE", value))
     with pytest.raises(UsageError, match=message):
         load_suite(file)
+
+
+def test_a_pipe_in_place_of_a_suite_is_named(tmp_path):
+    from oodbench.suite import load_suite
+
+    with pipe_at(tmp_path / "x.toml"), pytest.raises(BadData, match=r"x.toml is not a regular file; replace it with one"):
+        load_suite(tmp_path / "x.toml")
 
 
 def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heard import Heard
+from named_pipe import pipe_at
 from run_folders import arrays_of, figures, files, record_of
 
 import oodbench
@@ -21,7 +22,7 @@ from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.results import pass_file
-from oodbench.results.folder import RunFolder
+from oodbench.results.folder import SHARED, RunFolder
 from oodbench.results.recompute import recompute
 from oodbench.results.schema_1 import cells, has_cells
 
@@ -488,6 +489,26 @@ def test_the_target_of_a_link_in_place_of_the_lock_stays(folder, tmp_path):
     with pytest.raises(BadData, match=r"\.lock is a link to .*thesis"):
         folder.locked().__enter__()
     assert (tmp_path / "thesis").read_text() == "three years"
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "passes/photos.safetensors", f"shared/{SHARED}"])
+def test_a_pipe_in_place_of_a_file_is_named(folder, name):
+    path = folder.path / name
+    path.unlink(missing_ok=True)
+    readers = {"run.json": folder.manifest, "costs.json": folder.costs}
+    says, heard = f"{path} is not a regular file; replace it with one, or remove it", Heard()
+    with pipe_at(path):
+        with pytest.raises(BadData, match=says):
+            readers.get(name, lambda: pass_file.read_records(path))()
+        if name != "run.json":
+            with folder.locked(heard.say):
+                assert any(line.startswith(f"{says} (moved to {folder.path / 'aside'}") for line in heard.lines)
+
+
+def test_a_pipe_in_place_of_a_cell_of_schema_1_is_named(tmp_path):
+    (tmp_path / "cells").mkdir()
+    with pipe_at(tmp_path / "cells" / "x.safetensors"), pytest.raises(BadData, match=r"x.safetensors is not a regular file"):
+        list(cells(tmp_path))
 
 
 def test_arrays_are_found_by_role(finished):
