@@ -340,6 +340,28 @@ def test_a_model_from_the_working_folder(tmp_path):
     assert asked_for_less.returncode == 0, asked_for_less.stderr  # the skipped cell of before is not asked for
 
 
+def test_a_suite_from_elsewhere_runs_its_code_only_when_told(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'model = "mymodel:flat"\nin_distribution = "digits"\ndetectors = ["pixels"]\nprotocols = ["unsupervised"]\n'
+        '[[sets]]\nname = "photos"\n'
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mymodel.py").write_text(
+        "from pathlib import Path\n\nfrom torch import nn\n\nPath('imported').touch()\n\n\n"
+        "def flat():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8))\n"
+    )
+    options = ["--limit", 30, "--out", "run"]
+    for more in ([], ["--model", "resnet8-digits"], ["--dry-run"]):
+        done = oodbench("run", "../mine.toml", *options, *more, cwd=here)
+        assert done.returncode == (0 if more else 2), done.stderr
+        assert more or "mymodel:flat is code, which a suite outside the working folder may not name" in done.stderr
+        assert not (here / "imported").exists()
+    done = oodbench("run", "../mine.toml", *options, "--trust-model", "--fresh", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (here / "imported").exists()
+
+
 def test_train_writes_weights_that_a_run_takes(tmp_path):
     weights = tmp_path / "w.safetensors"
     options = ["--dataset", "digits", "--epochs", 1, "--out", weights, "--learning-rate", 0.05]
