@@ -139,9 +139,9 @@ class RunFolder:
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
-        for name in FOLDERS:
-            require_no_link(self.path / name)
         try:
+            for name in FOLDERS:
+                require_no_link(self.path / name)
             self.passes_path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")  # held until the run ends
         except OSError as error:
