@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.engine import run as engine
 from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.frame import frame_of
+from oodbench.paths import sweep_cache
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, load_suite
@@ -73,6 +74,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
     )
+    sweep_cache()
     folder = engine.run(
         chosen,
         weights=weights,

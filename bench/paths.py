@@ -2,18 +2,22 @@
 
 import errno
 import os
+import re
 import stat
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from oodbench.errors import BadData, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
+HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")  # names that write_atomically gives to files before it renames them
+DAY = 24 * 60 * 60  # seconds
 _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
 
@@ -135,7 +139,10 @@ def _is_device(path: Path) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written."""
+    """Write the whole file or nothing, even after a kill or power cut. Raises OodbenchError if it cannot be written.
+
+    A killed process may leave a file beside it with a name as in ``HALF_WRITTEN``.
+    """
     try:
         if _is_device(path):
             raise OSError(errno.EINVAL, "it is a device")
@@ -147,10 +154,39 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
                 os.replace(file.name, path)
+                _keep_renames(path.parent)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)  # gone if an interrupt came right after it was renamed
                 raise
     except OSError as error:
         raise OodbenchError(
-            f"cannot write {path}: {error.strerror or error}; free space there or choose another folder"
+            f"cannot write {path}: {error.strerror or error}; free space there or {_elsewhere(path)}"
         ) from error
+
+
+def _keep_renames(folder: Path) -> None:
+    """Make the renames in a folder outlive a power cut, where the system offers that for folders."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _elsewhere(path: Path) -> str:
+    with suppress(OodbenchError):
+        if path.is_relative_to(cache_root()):
+            return "set OODBENCH_CACHE to another folder"
+    return "choose another folder"
+
+
+def sweep_cache() -> None:
+    """Delete what killed processes left half written in the cache more than a day ago; a running one may write the rest."""
+    with suppress(OodbenchError, OSError):
+        root = cache_root()
+        for folder in (root / "models", root / "prepared", *root.glob("adversarial/*")):
+            for path in folder.glob(".*"):
+                old = time.time() - path.lstat().st_mtime > DAY
+                if old and HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()

@@ -81,12 +81,14 @@ def run(
     check_device(device)
     from oodbench.engine.run import plan
     from oodbench.engine.run import run as run_suite
+    from oodbench.paths import sweep_cache
     from oodbench.progress import terminal_progress
 
     if dry_run:
         for line in plan(chosen, data=data, out=out, limit=limit):
             print(line)
         return
+    sweep_cache()
     with terminal_progress() as progress:
         folder = run_suite(
             chosen,

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
+from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -150,9 +150,9 @@ class RunFolder:
             _hold(lock, self.path, say)
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
-                for half_written in (self.path / parent).glob(f".{stem}.*"):
-                    if not ADDED_BY_SYSTEMS.fullmatch(half_written.name):
-                        half_written.unlink()
+                for path in (self.path / parent).glob(f".{stem}.*"):
+                    if HALF_WRITTEN.fullmatch(path.name):
+                        path.unlink()
             self._written = {}
             if not fresh:
                 self._open(say)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oodbench.errors import BadData, OodbenchError
-from oodbench.paths import cache_root, data_root, open_lock, require_regular, try_lock, write_atomically
+from oodbench.paths import cache_root, data_root, open_lock, require_regular, sweep_cache, try_lock, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,56 @@ def test_a_file_may_have_the_longest_name(tmp_path, name):
     with pytest.raises(OodbenchError, match=r"cannot write .*: File name too long"):
         write_atomically(tmp_path / f"{name}longer", b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_rename_is_kept_before_the_next_step(tmp_path, monkeypatch):
+    done, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("renamed") or replace(*paths))
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    write_atomically(tmp_path / "x", b"whole")
+    assert done[0].startswith(str(tmp_path / ".x."))
+    assert done[1:] == ["renamed", str(tmp_path)]
+
+
+def test_a_folder_that_cannot_be_synchronised_is_written_to(tmp_path, monkeypatch):
+    opened = os.open
+    refuse = PermissionError(13, "a folder")  # as Windows answers
+    monkeypatch.setattr(os, "open", lambda p, *a, **k: (_ for _ in ()).throw(refuse) if p == tmp_path else opened(p, *a, **k))
+    write_atomically(tmp_path / "x", b"whole")
+    assert (tmp_path / "x").read_bytes() == b"whole"
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "cache"):
+        monkeypatch.setenv("OODBENCH_CACHE", str(root))
+        with pytest.raises(OodbenchError, match=r"^cannot write .*; free space there or set OODBENCH_CACHE to another folder$"):
+            write_atomically(root / "prepared" / "x", b"whole")
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OodbenchError, match=r"^cannot write .*; free space there or choose another folder$"):
+        write_atomically(tmp_path / "file" / "x", b"whole")
+
+
+def test_what_killed_processes_left_in_the_cache_goes_after_a_day(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path))
+    sweep_cache()  # an empty one
+    half = [f"{folder}/.x.safetensors.a1_b2c3d" for folder in ("models", "prepared", "adversarial/digits+pgd-0")]
+    others = [
+        "prepared/x.safetensors",
+        "prepared/.x.safetensors.swp",
+        "mine/.x.safetensors.a1_b2c3d",
+        "prepared/.folder.abcdefgh/x",
+    ]
+    for name in [*half, *others]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep_cache()
+    assert all((tmp_path / name).exists() for name in half)  # a process may be writing them
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (0, 0))
+    sweep_cache()
+    assert not any((tmp_path / name).exists() for name in half)
+    assert all((tmp_path / name).exists() for name in others)
 
 
 def make_pipe(path):

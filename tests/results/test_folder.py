@@ -229,14 +229,16 @@ def test_arrays_of_a_damaged_file_are_refused(folder):
 
 def test_half_written_files_go(folder):
     leftovers = [
-        folder.path / ".run.json.x",
-        folder.passes_path / ".photos.safetensors.y",
-        folder.path / "shared" / ".in-distribution.safetensors.z",
+        folder.path / ".run.json.x_abcdef",
+        folder.passes_path / ".photos.safetensors.y2abcdef",
+        folder.path / "shared" / ".in-distribution.safetensors.zabcdef3",
     ]
-    for path in leftovers:
+    others = [folder.path / ".run.json.swp", folder.passes_path / ".photos.safetensors.swp", folder.passes_path / ".git.d"]
+    for path in leftovers + others:
         path.touch()
     run(folder.path)
     assert not [path for path in leftovers if path.exists()]
+    assert all(path.exists() for path in others)
 
 
 def test_a_set_that_changed_voids_its_records(tmp_path):
