@@ -204,8 +204,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        old = [path for name in ("aside", CELLS) for path in visible(self.path / name, "**/*.safetensors")]
-        old += visible(self.path / "aside", "costs.*.json")
+        names = (f"{CELLS}/*.safetensors", f"aside/{CELLS}.*/*.safetensors", "aside/*.[0-9]*.safetensors", "aside/costs.*.json")
+        old = [path for name in names for path in visible(self.path, name) if not path.parent.is_symlink()]
         last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
         for path in [*self._pass_files(), self.shared_path, *old, *last]:
             path.unlink(missing_ok=True)

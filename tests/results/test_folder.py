@@ -484,6 +484,22 @@ def test_nothing_is_deleted_through_a_link(folder, tmp_path, name):
     assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()} == before
 
 
+def test_a_fresh_start_deletes_from_aside_only_what_a_run_moved_there(folder, tmp_path):
+    aside, elsewhere = folder.path / "aside", tmp_path / "elsewhere"
+    moved = [aside / "photos.0.safetensors", aside / "costs.12.json", aside / "cells.0" / "x.safetensors"]
+    moved.append(folder.path / "cells" / "x.safetensors")
+    mine = [aside / "thesis.safetensors", aside / "kept" / "photos.0.safetensors", elsewhere / "x.safetensors"]
+    for path in moved + mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (aside / "cells.1").symlink_to(elsewhere)
+    with folder.locked(fresh=True):
+        folder.clear()
+    assert not [path for path in moved if path.exists()]
+    assert all(path.exists() for path in mine)
+    assert not list(folder.records())
+
+
 def test_the_target_of_a_link_in_place_of_the_lock_stays(folder, tmp_path):
     (tmp_path / "thesis").write_text("three years")
     (folder.path / ".lock").unlink(missing_ok=True)
