@@ -17,6 +17,7 @@ from oodbench.errors import BadData, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
 HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")  # names that write_atomically gives to files before it renames them
+DEVICES = Path("/dev")
 DAY = 24 * 60 * 60  # seconds
 _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
@@ -129,13 +130,12 @@ def try_lock(file: IO[str]) -> bool:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a file there is a device, such as ``/dev/null``, or a link to one or to a pipe, as ``/dev/stdout`` is."""
+    """Whether a file there is a device, such as ``/dev/null``, or stands for one, such as the link ``/dev/stdout``."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
-    special = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or (special and path.is_symlink())
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or path.parent.resolve() == DEVICES
 
 
 def write_atomically(path: Path, data: bytes) -> None:

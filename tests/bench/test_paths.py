@@ -132,16 +132,18 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path, make):
 
 
 @pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="there is no /dev/null")
-def test_a_device_is_not_replaced(tmp_path):
+def test_a_device_is_not_replaced(tmp_path, monkeypatch):
     """A rename would put a file in its place. The path is a link here, because root may do that to /dev/null itself."""
     (tmp_path / "null").symlink_to("/dev/null")
     with pytest.raises(OodbenchError, match=r"cannot write .*null: it is a device"):
         write_atomically(tmp_path / "null", b"whole")
     assert (tmp_path / "null").is_symlink()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "stdout").symlink_to("pipe")
+    monkeypatch.setattr("oodbench.paths.DEVICES", tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "stdout").symlink_to("file")  # as /dev/stdout leads to a file where output is redirected to one
     with pytest.raises(OodbenchError, match=r"cannot write .*stdout: it is a device"):
         write_atomically(tmp_path / "stdout", b"whole")
+    assert (tmp_path / "stdout").is_symlink()
 
 
 def test_a_lock_is_no_link_and_keeps_what_is_in_it(tmp_path):
