@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.engine import run as engine
 from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.frame import frame_of
+from oodbench.paths import sweep_cache
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, load_suite
@@ -43,6 +44,7 @@ def run(
     measure_costs: bool = True,
     progress: Progress | None = None,
     weights_key: str | None = None,
+    trust_model: bool = False,
 ) -> Results:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -57,11 +59,12 @@ def run(
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
+        trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
 
     Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
     """
-    chosen = suite if isinstance(suite, Suite) else load_suite(suite)
+    chosen = suite if isinstance(suite, Suite) else load_suite(suite, trust_model=trust_model or model is not None)
     chosen = chosen.override(
         model=model,
         detectors=detectors,
@@ -71,6 +74,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
     )
+    sweep_cache()
     folder = engine.run(
         chosen,
         weights=weights,

@@ -4,7 +4,10 @@ import codecs
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated
@@ -19,6 +22,8 @@ from oodbench.errors import OodbenchError, UsageError, reason
 from oodbench.leaderboard import escape
 
 INTERRUPTED = 130  # exit code
+ENDING = ("SIGTERM", "SIGHUP")  # from a batch system or container, and from a terminal that closes
+REPEATED = 2  # seconds in which the same signal counts once: ``timeout`` and batch systems may send it twice
 
 app = typer.Typer(
     help="Benchmark out-of-distribution detectors: how well does a detector know that a network does not know?",
@@ -105,17 +110,54 @@ def _finish_output() -> None:
         raise
 
 
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Let the signals in ``ENDING`` interrupt the command as Ctrl-C does. The list then holds those that came.
+
+    A signal that is ignored, as under nohup, stays so, and a forked process ends as by default.
+    """
+    came: list[int] = []
+    process, last = os.getpid(), -float("inf")
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal last
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif time.monotonic() - last > REPEATED:
+            last = time.monotonic()
+            came.append(number)
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch's handler would raise for workers that end too
+            raise KeyboardInterrupt
+
+    known = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    ours = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # only the main thread may handle signals
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield came
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """The console script: print one line for errors that the user can fix, and a traceback only with ``--debug``."""
     _prepare_streams()
     try:
-        try:
-            app()
-        finally:
-            _finish_output()
+        with _interruptible() as came:
+            try:
+                app()
+            finally:
+                _finish_output()
     except SystemExit as error:
         if error.code == INTERRUPTED:  # typer turns Ctrl-C into this code
-            print("oodbench: interrupted; repeat the command to resume", file=sys.stderr)
+            by = f"ended by {signal.Signals(came[0]).name}" if came else "interrupted"
+            print(f"oodbench: {by}; repeat the command to resume", file=sys.stderr)
+            sys.exit(128 + came[0] if came else INTERRUPTED)
         raise
     except BrokenPipeError:  # the reader has enough, as ``head`` does; Python's documentation advises code 1, without a word
         sys.exit(1)

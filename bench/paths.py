@@ -1,18 +1,26 @@
-"""Locations of data, weights and caches, locks, and writing a file whole or not at all."""
+"""Locations of data, weights and caches; checks before a file is opened, locks, and writing a file whole or not at all."""
 
 import errno
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
+import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from oodbench.errors import CannotWrite, OodbenchError
+from oodbench.errors import BadData, CannotWrite, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
+HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")  # names that write_atomically gives to files before it renames them
+DEVICES = Path("/dev")
+DAY = 24 * 60 * 60  # seconds
+_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
 
 def cache_root() -> Path:
@@ -59,6 +67,46 @@ def separate_cache(data: Path | None = None) -> Iterator[None]:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def require_regular(path: Path) -> None:
+    """Raise BadData for a pipe, a device or a folder in place of a file, because reading it may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadData(f"{path} is not a regular file; replace it with one, or remove it")
+
+
+def require_no_link(path: Path) -> None:
+    """Raise BadData for a link where oodbench writes or deletes, because what it leads to may belong to something else."""
+    if path.is_symlink():
+        raise BadData(f"{path} is a link to {os.readlink(path)}, and oodbench writes nothing through it; remove the link")
+
+
+def require_own_file(path: Path) -> None:
+    """Raise BadData for anything but a regular file where oodbench keeps a file of its own; it may be missing."""
+    require_no_link(path)
+    if path.exists():
+        require_regular(path)
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open a file to lock, and create it if it is missing. Its content stays, and a process forked later does not hold it.
+
+    Raises BadData for a link, and for anything but a regular file.
+    """
+    require_own_file(path)
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # in case one appears meanwhile
+    file = open(path, "a", opener=lambda name, flags: os.open(name, flags | no_link, 0o666))  # noqa: SIM115
+    _locks.add(file)
+    return file
+
+
+def _close_locks() -> None:
+    for file in list(_locks):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)  # a child that outlives a killed process would hold its locks
+
+
 def try_lock(file: IO[str]) -> bool:
     """Lock an open file until it is closed, however the process ends; False if another process holds the lock.
 
@@ -82,9 +130,23 @@ def try_lock(file: IO[str]) -> bool:
     return True
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even after a kill or power cut. Raises CannotWrite if it cannot be written."""
+def _is_device(path: Path) -> bool:
+    """Whether a file there is a device, such as ``/dev/null``, or stands for one, such as the link ``/dev/stdout``."""
     try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or path.parent.resolve() == DEVICES
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write the whole file or nothing, even after a kill or power cut. Raises CannotWrite if it cannot be written.
+
+    A killed process may leave a file beside it with a name as in ``HALF_WRITTEN``.
+    """
+    try:
+        if _is_device(path):
+            raise OSError(errno.EINVAL, "it is a device")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
             try:
@@ -93,6 +155,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
                 os.replace(file.name, path)
+                _keep_renames(path.parent)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)  # gone if an interrupt came right after it was renamed
                 raise
@@ -100,5 +163,33 @@ def write_atomically(path: Path, data: bytes) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) and path.parent.exists()
         room = f" ({len(data):,} bytes, {shutil.disk_usage(path.parent).free:,} free)" if full else ""
         raise CannotWrite(
-            f"cannot write {path}{room}: {error.strerror or error}; free space there or choose another folder"
+            f"cannot write {path}{room}: {error.strerror or error}; free space there or {_elsewhere(path)}"
         ) from error
+
+
+def _keep_renames(folder: Path) -> None:
+    """Make the renames in a folder outlive a power cut, where the system offers that for folders."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _elsewhere(path: Path) -> str:
+    with suppress(OodbenchError):
+        if path.is_relative_to(cache_root()):
+            return "set OODBENCH_CACHE to another folder"
+    return "choose another folder"
+
+
+def sweep_cache() -> None:
+    """Delete what killed processes left half written in the cache more than a day ago; a running one may write the rest."""
+    with suppress(OodbenchError, OSError):
+        root = cache_root()
+        for folder in (root / "models", root / "prepared", *root.glob("adversarial/*")):
+            for path in folder.glob(".*"):
+                old = time.time() - path.lstat().st_mtime > DAY
+                if old and HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()

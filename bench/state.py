@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData, OodbenchError
+from oodbench.paths import require_regular
 from oodbench.paths import write_atomically as write_atomically
 
 
@@ -91,6 +92,7 @@ def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_regular(path)
         with safe_open(path, "pt", device=str(device)) as file:
             yield file
     except FileNotFoundError as error:

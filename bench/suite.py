@@ -4,13 +4,16 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from oodbench.datasets.name import canonical, parse
 from oodbench.errors import UsageError
+from oodbench.models import imports_code
+from oodbench.paths import require_regular
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
@@ -18,6 +21,17 @@ Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
 SetName = Annotated[str, AfterValidator(canonical)]
+
+
+def _folder_name(name: str) -> str:
+    """Refuse a name that is a path: the run folder is ``runs/NAME``."""
+    if name and (name == ".." or name != PurePosixPath(name).name or name != PureWindowsPath(name).name):
+        why = "'{name}' is not the name of one folder; leave out / and the like, or name the run folder with --out"
+        raise PydanticCustomError("folder_name", why, {"name": name})
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 class TestSet(BaseModel):
@@ -47,7 +61,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = ""
+    name: FolderName = ""
     title: str = ""
     model: str | None = None  # None: a suite without a network
     in_distribution: SetName
@@ -122,16 +136,19 @@ def suite_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def load_suite(name: str | Path) -> Suite:
+def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
     """Load a suite by name, or from a file that ends in ``.toml``.
 
-    Raises UsageError for an unknown name, and for an invalid suite file, naming the wrong key. Parameters are for detectors
-    that the suite lists.
+    ``trust_model``: whether a file outside the working folder may name a model ``module:function``, which a run imports.
+
+    Raises UsageError for an unknown name, for an invalid suite file, naming the wrong key, and for a model that is not
+    trusted. Parameters are for detectors that the suite lists.
     """
     if str(name).endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"suite file {path} does not exist")
+        require_regular(path)
         text, stem = path.read_text(encoding="utf-8-sig", errors="replace"), path.stem
     elif str(name) in suite_names():
         text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)
@@ -148,7 +165,17 @@ def load_suite(name: str | Path) -> Suite:
         if detector not in suite.detectors:
             listing = f"its detectors are {', '.join(suite.detectors)}"
             raise UsageError(f"suite {name}: parameters: {unknown('detector', detector, suite.detectors, listing)}")
+    if suite.model and imports_code(suite.model) and not (trust_model or _below_working_folder(Path(name))):
+        raise UsageError(
+            f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you trust"
+            " the file, use --trust-model (in Python trust_model=True), or copy it here"
+        )
     return suite
+
+
+def _below_working_folder(path: Path) -> bool:
+    """Whether a file is in the working folder or below it, links followed."""
+    return path.resolve().is_relative_to(Path.cwd().resolve())
 
 
 def _validated(values: dict[str, Any], name: object) -> Suite:

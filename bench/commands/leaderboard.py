@@ -24,7 +24,7 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
-    if missing := [path for path in runs if not (path / "run.json").is_file()]:
+    if missing := [path for path in runs if not (path / "run.json").exists()]:
         raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather

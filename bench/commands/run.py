@@ -52,6 +52,10 @@ def run(
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
     ] = [],  # noqa: B006
+    trust_model: Annotated[
+        bool,
+        typer.Option("--trust-model", help="Import the model `module:function` of a suite file outside the working folder."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard.
@@ -60,7 +64,7 @@ def run(
     """
     from oodbench.suite import load_suite
 
-    chosen = load_suite(suite)
+    chosen = load_suite(suite, trust_model=trust_model or dry_run or model is not None)
     find_in_working_folder(*plugin, model or chosen.model or "")
     detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
     chosen = chosen.override(
@@ -77,12 +81,14 @@ def run(
     check_device(device)
     from oodbench.engine.run import plan
     from oodbench.engine.run import run as run_suite
+    from oodbench.paths import sweep_cache
     from oodbench.progress import terminal_progress
 
     if dry_run:
         for line in plan(chosen, data=data, out=out, limit=limit):
             print(line)
         return
+    sweep_cache()
     with terminal_progress() as progress:
         folder = run_suite(
             chosen,

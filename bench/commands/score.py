@@ -45,7 +45,7 @@ def score(
 ) -> None:
     """Print path, score and verdict (`ok` or `anomalous`) of each image. Exits with 1 if an image cannot be read."""
     check_device(device)
-    if not file.is_file():
+    if not file.exists():
         raise MissingData(f"no such file: {file}; make one with oodbench fit")
     find_in_working_folder(*plugin, ":" if trust_model else "")
     add_plugins(plugin)

@@ -22,6 +22,7 @@ from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.models import imports_code
 
 SCHEMA_VERSION = 1
 
@@ -241,8 +242,7 @@ def _rebuilt(
     """The network named in the file."""
     from oodbench.models.load import load_model
 
-    source, colon, _ = model.name.partition(":")
-    if colon and source not in ("timm", "torchvision") and not trust_model:
+    if imports_code(model.name) and not trust_model:
         raise UsageError(
             f"{path} names the model {model.name}, and loading it would run that code; if you trust the file, use"
             " --trust-model (in Python trust_model=True), or pass the classifier to load_fitted"

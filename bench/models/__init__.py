@@ -7,6 +7,13 @@ from oodbench.registry import Entry
 
 _HE = "He et al. 2016, arXiv 1512.03385"
 
+
+def imports_code(name: str) -> bool:
+    """Whether the name is ``module:function``, so that loading the model runs code that the name chooses."""
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in ("timm", "torchvision")
+
+
 TABLE = {
     "resnet20-cifar10": Entry("oodbench.models.cifar_resnet:resnet20", "CIFAR-10 ResNet-20, published weights", _HE),
     "resnet32-cifar10": Entry("oodbench.models.cifar_resnet:resnet32", "CIFAR-10 ResNet-32, published weights", _HE),

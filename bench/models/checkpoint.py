@@ -9,6 +9,7 @@ import torch
 
 from oodbench import state
 from oodbench.errors import BadData, UsageError
+from oodbench.paths import require_regular
 
 SCHEMA_VERSION = 1
 
@@ -40,6 +41,7 @@ class Checkpoint:
         Raises BadData for a file that is not a checkpoint, and UsageError for a training with other settings.
         """
         remedy = f"delete {self.path} to train from the start"
+        require_regular(self.path)
         try:
             found = torch.load(self.path, map_location=device, weights_only=True)
             settings, epochs, states = found["settings"], int(found["epochs"]), found["states"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from oodbench import paths
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.models.published import PUBLISHED
+from oodbench.paths import require_regular
 from oodbench.registry import unknown
 
 COMPILED = "_orig_mod."  # what torch.compile adds to names
@@ -48,8 +49,9 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
     published name and another SHA-256.
     """
-    if not path.is_file():
+    if not path.exists():
         raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
+    require_regular(path)
     _verify(path)
     found: Any
     try:

@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import try_lock, visible, write_atomically
+from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -37,7 +37,8 @@ CHECKSUM = "sha256"  # in run.json and costs.json
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
-ENTRIES = ("run.json", "costs.json", SEVERITY, "passes", "shared", "aside", CELLS, ".lock")  # what a run writes
+FOLDERS = ("passes", "shared", "aside", CELLS)
+ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
 Costs = dict[str, dict[str, float | None]]
@@ -133,25 +134,27 @@ class RunFolder:
         Damaged files are moved to ``aside`` and reported, and a folder of schema version 1 is migrated. With ``fresh``
         nothing is read and nothing is changed before ``clear``. A folder on a drive without locks is reported, and not held.
 
-        Raises BadData for a folder of a newer schema version, UsageError for a folder with something else in it, and
-        OodbenchError where it is held or cannot be written.
+        Raises BadData for a folder of a newer schema version or with a link in place of a folder or of the lock, UsageError
+        for a folder with something else in it, and OodbenchError where it is held or cannot be written.
         """
         there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if "run.json" not in there and strangers:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
+            for name in FOLDERS:
+                require_no_link(self.path / name)
             self.passes_path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held until the run ends
+            lock = open_lock(self.path / ".lock")  # held until the run ends
         except OSError as error:
             raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         try:
             _hold(lock, self.path, say)
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
-                for half_written in (self.path / parent).glob(f".{stem}.*"):
-                    if not ADDED_BY_SYSTEMS.fullmatch(half_written.name):
-                        half_written.unlink()
+                for path in (self.path / parent).glob(f".{stem}.*"):
+                    if HALF_WRITTEN.fullmatch(path.name):
+                        path.unlink()
             self._written = {}
             if not fresh:
                 self._open(say)
@@ -203,8 +206,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        old = [path for name in ("aside", CELLS) for path in visible(self.path / name, "**/*.safetensors")]
-        old += visible(self.path / "aside", "costs.*.json")
+        names = (f"{CELLS}/*.safetensors", f"aside/{CELLS}.*/*.safetensors", "aside/*.[0-9]*.safetensors", "aside/costs.*.json")
+        old = [path for name in names for path in visible(self.path, name) if not path.parent.is_symlink()]
         last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
         for path in [*self._pass_files(), self.shared_path, *old, *last]:
             path.unlink(missing_ok=True)
@@ -337,6 +340,7 @@ class RunFolder:
 
     def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
+            require_regular(self.path / name)
             found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from oodbench.errors import BadData
-from oodbench.paths import write_atomically
+from oodbench.paths import require_regular, write_atomically
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
@@ -156,6 +156,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import safe_open
 
     try:
+        require_regular(path)
         with safe_open(path, "np") as file:
             yield file
     except FileNotFoundError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import BadData
-from oodbench.paths import visible
+from oodbench.paths import require_regular, visible
 from oodbench.results import pass_file
 from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
@@ -35,6 +35,7 @@ def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]
 
     for path in visible(folder / CELLS, "*.safetensors"):
         try:
+            require_regular(path)
             with safe_open(path, "np") as file:
                 header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
                 if header.get("schema_version") != VERSION_1:

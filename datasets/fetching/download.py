@@ -26,6 +26,7 @@ import urllib3
 from oodbench import __version__
 from oodbench.datasets.fetching.expected_files import digest_of
 from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.paths import require_own_file
 from oodbench.progress import Progress
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP states worth a retry
@@ -101,8 +102,12 @@ def download(
 
     The bytes in ``part`` are kept and only the rest is requested; a note beside it (``note_of``) says which file it is part
     of. ``room`` is the number of bytes to keep free in addition. Raises BadData if an address sent a file with another digest,
-    OodbenchError if no address was reachable or the disk is full. ``part`` is kept for the next time, unless it is wrong.
+    or ``part`` or its note is a link or a pipe; OodbenchError if no address was reachable or the disk is full. ``part`` is
+    kept for the next time, unless it is wrong.
     """
+    for file in (part, anew_of(part)):
+        require_own_file(file)
+        require_own_file(note_of(file))
     tried, wrong = [], False
     for url in urls:
         files = [part, anew_of(part), anew_of(part)]  # a third try if the second mixed two attempts too

@@ -2,7 +2,7 @@
 
 The work folder is ``.downloads`` below the data root, or beside the target if a link leads to another file system: a rename
 must stay within one file system. A killed fetch leaves a partial download, which is resumed; or an unpacked folder, which is
-deleted and unpacked again; or some paths installed and others not, which follow. No loader looks into ``.downloads``.
+deleted by the next fetch; or some paths installed and others not, which follow. No loader looks into ``.downloads``.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from oodbench.datasets.fetching import archives
@@ -18,7 +18,7 @@ from oodbench.datasets.fetching.catalogue import Download, Item
 from oodbench.datasets.fetching.download import PATIENCE, Patience, addresses, download, remove, require_room
 from oodbench.datasets.fetching.expected_files import File, differences
 from oodbench.errors import BadData, MissingData, OodbenchError
-from oodbench.paths import try_lock
+from oodbench.paths import open_lock, require_no_link, try_lock
 from oodbench.progress import Progress
 
 WORK_FOLDER = ".downloads"
@@ -58,6 +58,7 @@ def fetch(
     if item.owner:
         raise MissingData(f"{item.name} is a set of {item.owner}; its documentation says how to get it")
     wanted = [(each, addresses(each.url, mirrors)) for each in item.wanted(splits)]
+    _sweep(root / WORK_FOLDER, [] if force else [each.file for each, _ in wanted if not differences(each.expected, root)])
     got, errors = [], []
     for each, urls in wanted:
         try:
@@ -71,6 +72,20 @@ def fetch(
         also = f"; fetched anyway: {', '.join(got)}" if got else ""
         raise type(errors[0])(f"{'; '.join(map(str, errors))}{also}") from errors[0]
     return got
+
+
+def _sweep(folder: Path, whole: Sequence[str]) -> None:
+    """Delete what killed fetches unpacked, and the downloads of files that are whole. Those of a running fetch are locked."""
+    for left in (*folder.glob("*.unpacked"), *(folder / f"{file}.part" for file in whole)):
+        if left.is_symlink() or not left.exists():
+            continue
+        with suppress(OSError, OodbenchError), open_lock(left.with_suffix(".lock")) as lock:
+            if not try_lock(lock):
+                continue
+            if left.suffix == ".part":
+                remove(left)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def how_to_ask(item: Item, root: Path) -> str:
@@ -152,6 +167,7 @@ def _device(path: Path) -> int:
 def _install(one: Download, part: Path, targets: Mapping[str, Path], progress: Progress, limits: archives.Limits) -> None:
     """Install the downloaded file, or what is unpacked from it."""
     unpacked = part.with_suffix(".unpacked")
+    require_no_link(unpacked)
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed fetch
     unpacked.mkdir()
     try:
@@ -208,7 +224,7 @@ def _move_aside(path: Path, progress: Progress) -> None:
 @contextmanager
 def _alone(lock: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process fetches this file. The lock ends with its process, also a killed one."""
-    with open(lock, "w") as file:
+    with open_lock(lock) as file:
         try:
             if not try_lock(file):
                 progress.say(f"another process is fetching {lock.stem}; waiting for it")

@@ -1,11 +1,11 @@
 """Helpers of the loaders of official layouts: splits, errors for missing sets, files in folders."""
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from oodbench.errors import BadData, MissingData, UsageError
+from oodbench.paths import require_regular as require_regular
 
 MAX_TEXT = 2**24  # bytes of a table of labels; the largest official one has half a million
 SUFFIXES = frozenset(
@@ -29,12 +29,6 @@ def missing(name: str, split: str, path: Path, address: str) -> MissingData:
         f"{name} ({split}) is missing: {path.absolute()} does not exist; run `oodbench data fetch {name}`, or get {address}"
         " and unpack it so that this path exists, or name the data root that holds it with --data DIR or OODBENCH_DATA"
     )
-
-
-def require_regular(path: Path) -> None:
-    """Raise BadData for a pipe, a device or a folder in place of a file, because reading it may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BadData(f"{path} is not a regular file; replace it with one, or remove it")
 
 
 def why(error: BaseException) -> str:

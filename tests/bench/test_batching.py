@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +113,41 @@ def test_a_worker_that_dies_names_the_remedy():
 def test_an_error_of_decoding_in_a_worker_is_its_own():
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
         list(decoded_batches(InWorkers(full), [np.arange(4)], workers=1))
+
+
+SLOW = """
+import os, time
+import numpy as np
+from oodbench.batching import decoded_batches
+
+class Slow:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, rows):
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(60)
+
+list(decoded_batches(Slow(), [np.arange(1)] * 2, workers=2))
+"""
+
+
+def lives(process: int) -> bool:
+    """Whether a process runs. One that ended stays in the table until its parent asks for it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch ends them, after some seconds")
+def test_workers_end_with_a_killed_parent():
+    with subprocess.Popen([sys.executable, "-P", "-c", SLOW], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(map(lives, workers))
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while any(map(lives, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from named_pipe import pipe_at
 from safetensors.torch import save as to_bytes
 
 from oodbench import state
@@ -118,7 +119,7 @@ def test_other_files_are_refused(tmp_path, content):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(BadData, match=r"no such file: .*nowhere"):
         state.load(tmp_path / "nowhere")
-    with pytest.raises(BadData, match="is no oodbench file"):
+    with pytest.raises(BadData, match=f"{tmp_path} is not a regular file; replace it with one"):
         state.load(tmp_path)
 
 
@@ -140,6 +141,11 @@ def test_missing_files_and_folders(tmp_path):
 def test_files_that_are_no_fitted_detector(tmp_path, header, values, message):
     state.save(tmp_path / "file", header, values)
     with pytest.raises(BadData, match=message):
+        Detector.load(tmp_path / "file")
+
+
+def test_a_pipe_in_place_of_a_fitted_detector_is_named(tmp_path):
+    with pipe_at(tmp_path / "file"), pytest.raises(BadData, match=r"file is not a regular file; replace it with one"):
         Detector.load(tmp_path / "file")
 
 

@@ -310,22 +310,33 @@ def test_answers_without_importing_anything_heavy(arguments):
     assert done.stderr.rstrip().splitlines()[-1] == "[]"
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (signal.SIGINT, 130, "oodbench: interrupted; repeat the command to resume"),
+        (signal.SIGTERM, 143, "oodbench: ended by SIGTERM; repeat the command to resume"),
+        (signal.SIGHUP, 129, "oodbench: ended by SIGHUP; repeat the command to resume"),
+    ],
+)
+def test_a_signal_that_ends_a_run_says_how_to_go_on(tmp_path, number, code, says):
     options = ["--limit", "60", "--dataset", "photos", "--dataset", "digits+noise", "--out", str(tmp_path / "run")]
     detectors = ["--detector", "msp", "--detector", "odin", "--detector", "mahalanobis-pfe"]  # costs are measured for seconds
     process = subprocess.Popen(
         [*OODBENCH, "run", *options, *detectors],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )
     while not list((tmp_path / "run" / "passes").glob("*.safetensors")):
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    if number != signal.SIGINT:
+        process.send_signal(number)  # as some do: once to the process, once to its group
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.decode().rstrip().endswith("interrupted; repeat the command to resume")
+    assert process.returncode == code
+    assert errors.decode().splitlines()[-1] == says
+    assert "Traceback" not in errors.decode()
 
 
 def test_a_model_from_the_working_folder(tmp_path):
@@ -338,6 +349,28 @@ def test_a_model_from_the_working_folder(tmp_path):
     assert "its layers are not known" in done.stdout  # skipped with the reason
     asked_for_less = oodbench("run", "--model", "mymodel:flat", *options[:2], *options[4:], "--strict", cwd=tmp_path)
     assert asked_for_less.returncode == 0, asked_for_less.stderr  # the skipped cell of before is not asked for
+
+
+def test_a_suite_from_elsewhere_runs_its_code_only_when_told(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'model = "mymodel:flat"\nin_distribution = "digits"\ndetectors = ["pixels"]\nprotocols = ["unsupervised"]\n'
+        '[[sets]]\nname = "photos"\n'
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mymodel.py").write_text(
+        "from pathlib import Path\n\nfrom torch import nn\n\nPath('imported').touch()\n\n\n"
+        "def flat():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8))\n"
+    )
+    options = ["--limit", 30, "--out", "run"]
+    for more in ([], ["--model", "resnet8-digits"], ["--dry-run"]):
+        done = oodbench("run", "../mine.toml", *options, *more, cwd=here)
+        assert done.returncode == (0 if more else 2), done.stderr
+        assert more or "mymodel:flat is code, which a suite outside the working folder may not name" in done.stderr
+        assert not (here / "imported").exists()
+    done = oodbench("run", "../mine.toml", *options, "--trust-model", "--fresh", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (here / "imported").exists()
 
 
 def test_train_writes_weights_that_a_run_takes(tmp_path):

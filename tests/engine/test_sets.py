@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from heard import Heard
+from named_pipe import pipe_at
 
 import oodbench
 from oodbench import metrics, passes, registry
@@ -16,7 +17,7 @@ from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.run import plan
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
 from oodbench.inference import thresholds
 from oodbench.leaderboard.formats import render
@@ -217,6 +218,47 @@ def test_toml_that_python_cannot_hold_is_refused_in_one_line(tmp_path, value, me
     file.write_text(text.replace("VALUE", value))
     with pytest.raises(UsageError, match=message):
         load_suite(file)
+
+
+SUITE = 'in_distribution = "digits"\ndetectors = ["pixels"]\n{}\n[[sets]]\nname = "photos"\n'
+
+
+@pytest.mark.parametrize("name", ["/abs", "../x", "..", ".", "a/b", "a/", "C:x", r"a\\b"])
+def test_the_name_of_a_suite_is_one_folder(tmp_path, name):
+    from oodbench.suite import load_suite
+
+    file = tmp_path / "mine.toml"
+    file.write_text(SUITE.format(f'name = "{name}"'))
+    with pytest.raises(UsageError, match=r"mine.toml: name: '.*' is not the name of one folder; leave out / and the like"):
+        load_suite(file)
+    file.write_text(SUITE.format('name = "ünser größter.Test 2"'))
+    assert load_suite(file).name == "ünser größter.Test 2"
+
+
+def test_a_suite_from_elsewhere_names_no_code_unless_it_is_trusted(tmp_path, monkeypatch):
+    from oodbench.suite import load_suite
+
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    there, below, link = tmp_path / "x.toml", tmp_path / "here" / "below" / "x.toml", tmp_path / "here" / "link.toml"
+    for file in (there, below):
+        file.write_text(SUITE.format('model = "os:abort"'))
+    link.symlink_to(there)
+    for file in (there, link, "../x.toml"):
+        with pytest.raises(UsageError, match=r"x?.toml: model: os:abort is code, .* if you trust the file, use --trust-model"):
+            load_suite(file)
+    for file in (below, "below/x.toml"):
+        assert load_suite(file).model == "os:abort"
+    assert load_suite(there, trust_model=True).model == "os:abort"
+    there.write_text(SUITE.format('model = "torchvision:resnet18"'))
+    assert load_suite(there).model == "torchvision:resnet18"
+
+
+def test_a_pipe_in_place_of_a_suite_is_named(tmp_path):
+    from oodbench.suite import load_suite
+
+    with pipe_at(tmp_path / "x.toml"), pytest.raises(BadData, match=r"x.toml is not a regular file; replace it with one"):
+        load_suite(tmp_path / "x.toml")
 
 
 def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_path):

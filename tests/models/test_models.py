@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from named_pipe import pipe_at
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,6 +17,7 @@ from oodbench import registry
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 from oodbench.models import TABLE, weights
 from oodbench.models.build import build
+from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.cifar_resnet import Block
 from oodbench.models.load import load_model, resolve_device
 from oodbench.models.train import accuracy
@@ -218,6 +220,15 @@ def test_absent_weights_say_where_and_what_to_do(tmp_path):
         load_model("resnet18", data=tmp_path, require_weights=True)
     with pytest.raises(MissingData, match=r"weights file .*absent\.th does not exist"):
         load_model("resnet18", tmp_path / "absent.th")
+
+
+def test_a_pipe_in_place_of_weights_is_named(tmp_path):
+    (tmp_path / "models").mkdir()
+    for path in (tmp_path / "models" / "resnet18.safetensors", tmp_path / "mine.pth"):
+        with pipe_at(path), pytest.raises(BadData, match=f"{path} is not a regular file; replace it with one"):
+            load_model("resnet18", path if path.parent == tmp_path else None, data=tmp_path)
+    with pipe_at(tmp_path / "checkpoint"), pytest.raises(BadData, match="checkpoint is not a regular file"):
+        Checkpoint(tmp_path / "checkpoint", {}, {}).restore(torch.device("cpu"))
 
 
 def test_a_bare_architecture_warns_and_is_the_same_each_time(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heard import Heard
+from named_pipe import pipe_at
 from run_folders import arrays_of, figures, files, record_of
 
 import oodbench
@@ -21,7 +22,7 @@ from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.results import pass_file
-from oodbench.results.folder import RunFolder
+from oodbench.results.folder import SHARED, RunFolder
 from oodbench.results.recompute import recompute
 from oodbench.results.schema_1 import cells, has_cells
 
@@ -228,14 +229,16 @@ def test_arrays_of_a_damaged_file_are_refused(folder):
 
 def test_half_written_files_go(folder):
     leftovers = [
-        folder.path / ".run.json.x",
-        folder.passes_path / ".photos.safetensors.y",
-        folder.path / "shared" / ".in-distribution.safetensors.z",
+        folder.path / ".run.json.x_abcdef",
+        folder.passes_path / ".photos.safetensors.y2abcdef",
+        folder.path / "shared" / ".in-distribution.safetensors.zabcdef3",
     ]
-    for path in leftovers:
+    others = [folder.path / ".run.json.swp", folder.passes_path / ".photos.safetensors.swp", folder.passes_path / ".git.d"]
+    for path in leftovers + others:
         path.touch()
     run(folder.path)
     assert not [path for path in leftovers if path.exists()]
+    assert all(path.exists() for path in others)
 
 
 def test_a_set_that_changed_voids_its_records(tmp_path):
@@ -459,6 +462,71 @@ def test_a_system_without_locks_is_reported(folder, monkeypatch):
     heard = Heard()
     with folder.locked(heard.say):
         assert heard.lines[0].startswith(f"{folder.path} cannot be locked (no locks on this system)")
+
+
+@pytest.mark.parametrize("name", ["passes", "shared", "aside", "cells", "passes/mine"])
+def test_nothing_is_deleted_through_a_link(folder, tmp_path, name):
+    theirs = tmp_path / "theirs" / "cells.0" / "theirs.safetensors"
+    theirs.parent.mkdir(parents=True)
+    for path in (theirs, tmp_path / "theirs" / "theirs.safetensors", tmp_path / "theirs" / ".theirs.safetensors.abcd1234"):
+        path.write_text("theirs")
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()}
+    if (folder.path / name).exists():
+        (folder.path / name).rename(folder.path / "aside")
+    (folder.path / name).symlink_to(tmp_path / "theirs")
+    if name == "passes/mine":  # not a place where a run writes
+        with folder.locked(fresh=True):
+            folder.clear()
+    else:
+        for fresh in (True, False):
+            with pytest.raises(BadData, match=f"{name} is a link to .*theirs, and oodbench writes nothing through it"):
+                folder.locked(fresh=fresh).__enter__()
+    assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()} == before
+
+
+def test_a_fresh_start_deletes_from_aside_only_what_a_run_moved_there(folder, tmp_path):
+    aside, elsewhere = folder.path / "aside", tmp_path / "elsewhere"
+    moved = [aside / "photos.0.safetensors", aside / "costs.12.json", aside / "cells.0" / "x.safetensors"]
+    moved.append(folder.path / "cells" / "x.safetensors")
+    mine = [aside / "thesis.safetensors", aside / "kept" / "photos.0.safetensors", elsewhere / "x.safetensors"]
+    for path in moved + mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (aside / "cells.1").symlink_to(elsewhere)
+    with folder.locked(fresh=True):
+        folder.clear()
+    assert not [path for path in moved if path.exists()]
+    assert all(path.exists() for path in mine)
+    assert not list(folder.records())
+
+
+def test_the_target_of_a_link_in_place_of_the_lock_stays(folder, tmp_path):
+    (tmp_path / "thesis").write_text("three years")
+    (folder.path / ".lock").unlink(missing_ok=True)
+    (folder.path / ".lock").symlink_to(tmp_path / "thesis")
+    with pytest.raises(BadData, match=r"\.lock is a link to .*thesis"):
+        folder.locked().__enter__()
+    assert (tmp_path / "thesis").read_text() == "three years"
+
+
+@pytest.mark.parametrize("name", ["run.json", "costs.json", "passes/photos.safetensors", f"shared/{SHARED}"])
+def test_a_pipe_in_place_of_a_file_is_named(folder, name):
+    path = folder.path / name
+    path.unlink(missing_ok=True)
+    readers = {"run.json": folder.manifest, "costs.json": folder.costs}
+    says, heard = f"{path} is not a regular file; replace it with one, or remove it", Heard()
+    with pipe_at(path):
+        with pytest.raises(BadData, match=says):
+            readers.get(name, lambda: pass_file.read_records(path))()
+        if name != "run.json":
+            with folder.locked(heard.say):
+                assert any(line.startswith(f"{says} (moved to {folder.path / 'aside'}") for line in heard.lines)
+
+
+def test_a_pipe_in_place_of_a_cell_of_schema_1_is_named(tmp_path):
+    (tmp_path / "cells").mkdir()
+    with pipe_at(tmp_path / "cells" / "x.safetensors"), pytest.raises(BadData, match=r"x.safetensors is not a regular file"):
+        list(cells(tmp_path))
 
 
 def test_arrays_are_found_by_role(finished):

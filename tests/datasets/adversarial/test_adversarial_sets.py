@@ -318,7 +318,7 @@ def test_a_cache_that_cannot_be_written_costs_one_line(base, victim, monkeypatch
     assert torch.equal(attacked(base, "pgd", victim, progress=heard).images, wanted.images)
     (line,) = heard.lines
     assert line.startswith("noise+pgd: attacked images are not cached, so the next run attacks again: cannot write")
-    assert "free space there or choose another folder" in line
+    assert "free space there or set OODBENCH_CACHE to another folder" in line
 
 
 def test_a_full_disk_costs_one_line_and_leaves_no_half_file(base, victim, monkeypatch, folder):

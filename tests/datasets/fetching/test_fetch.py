@@ -145,6 +145,37 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_loaded(server, 
     assert (tmp_path / "set").is_symlink()
 
 
+@pytest.mark.parametrize("end", ["lock", "part", "part.json", "part.anew", "part.anew.json", "unpacked"])
+def test_a_link_among_the_downloads_keeps_its_target(server, tmp_path, end):
+    theirs = tmp_path / "theirs"
+    if end == "unpacked":
+        theirs.mkdir()
+        theirs /= "file"
+    theirs.write_text("theirs")
+    item = item_of(server, packed(**GOOD))
+    (tmp_path / WORK_FOLDER).mkdir()
+    (tmp_path / WORK_FOLDER / f"{item.downloads[0].file}.{end}").symlink_to(tmp_path / "theirs")
+    with pytest.raises(BadData, match=rf"\.{end} is a link to .*theirs, and oodbench writes nothing through it"):
+        fetch(item, tmp_path, patience=QUICK)
+    assert theirs.read_text() == "theirs"
+
+
+def test_what_killed_fetches_left_goes_with_the_next(server, tmp_path):
+    item, work = item_of(server, packed(**GOOD)), tmp_path / WORK_FOLDER
+    fetch(item, tmp_path, patience=QUICK)
+    whole = item.downloads[0].file
+    left = [f"{whole}.part", f"{whole}.part.json", f"{whole}.part.anew", "dead.tar.gz.unpacked/set/a"]
+    kept = ["running.tar.gz.unpacked/set/a", "dead.tar.gz.part", "dead.tar.gz.part.json"]  # a download is resumed
+    for name in left + kept:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).touch()
+    with open(work / "running.tar.gz.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert fetch(item, tmp_path, patience=QUICK) == []
+    assert names(work) == sorted(kept)
+    assert not (work / "dead.tar.gz.unpacked").exists()
+
+
 def test_a_hostile_archive_leaves_nothing(server, tmp_path):
     item = item_of(server, packed(**GOOD, **{"..__outside": b"x"}))
     with pytest.raises(BadData, match=r"set\.tar\.gz.* outside its folder"):
