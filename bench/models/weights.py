@@ -14,8 +14,10 @@ from oodbench import paths
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.models.published import PUBLISHED
 from oodbench.registry import unknown
+from oodbench.state import digest_of, write_atomically
 
 COMPILED = "_orig_mod."  # what torch.compile adds to names
+DIGEST = "oodbench_sha256"  # entry of a file's metadata
 DEPTH = 4  # levels of nesting that are read
 
 
@@ -40,23 +42,27 @@ def missing(name: str, data: str | Path | None) -> MissingData:
     return MissingData(f"{where}; give --weights FILE, or train them: oodbench train {name} --dataset SET --out {looked[0]}")
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a checkpoint that ``torch.load`` reads with ``weights_only=True``.
 
     Tensors in nested dicts are named by all keys, joined by dots: ``state_dict.module.conv1.weight``.
 
-    Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
-    published name and another SHA-256.
+    Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, for a file with a
+    published name and another SHA-256, and for one that has changed since ``write`` wrote it; ``written_here`` says that it
+    did, so that a file without a digest is damaged too.
     """
     if not path.is_file():
         raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
     _verify(path)
     found: Any
+    digest: str | None = None
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            found = load_file(path)
+            with safe_open(path, "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
+                digest = (file.metadata() or {}).get(DIGEST)
         else:
             with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
                 warnings.simplefilter("ignore")
@@ -69,7 +75,17 @@ def read(path: Path) -> dict[str, Tensor]:
     tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
     if not tensors:
         raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
+    if (digest is None and written_here) or (digest is not None and digest != digest_of(found)):
+        raise BadData(f"{path} is damaged: its content does not match its digest; restore it from a copy, or train it again")
     return tensors
+
+
+def write(path: Path, module: nn.Module) -> None:
+    """Write the weights of a module as safetensors, whole or not at all, with a digest that ``read`` checks."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    write_atomically(path, save(tensors, {DIGEST: digest_of(tensors)}))
 
 
 def _tensors(found: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

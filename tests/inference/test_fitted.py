@@ -11,6 +11,7 @@ import new_process
 import numpy as np
 import pytest
 import torch
+from flips import flipped
 from scipy.stats import binom
 
 import oodbench
@@ -340,6 +341,24 @@ def test_a_head_of_another_kind_is_refused_with_the_files_name(purview, head):
 
     with pytest.raises(BadData, match=r"purview does not hold what purview needs \(.*\); fit it again$"):
         load_fitted(rewritten(purview, change))
+
+
+def test_a_flipped_byte_is_refused_in_one_line(file, digits):
+    whole, told = load_fitted(file), []
+    for content in flipped(file.read_bytes()):
+        file.write_bytes(content)
+        try:
+            found = load_fitted(file)
+        except BadData as error:
+            told.append(str(error))
+        else:
+            assert found.about == whole.about
+            np.testing.assert_array_equal(found(digits.images[:9])[0], whole(digits.images[:9])[0])
+    assert len(told) > 50
+    for line in told:
+        assert line.startswith(f"{file} is no oodbench file, or damaged (")
+        assert line.endswith("; name another, or make it again")
+        assert "\n" not in line
 
 
 def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
