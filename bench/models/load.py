@@ -90,7 +90,7 @@ def _trained_on_digits(progress: bool) -> Path:
         else:
             return path
     with _one_thread():
-        train(DIGITS, digits, out=path, device="cpu", progress=progress, **DIGITS_RECIPE)
+        train(DIGITS, digits, out=path, device="cpu", resume=False, progress=progress, **DIGITS_RECIPE)
     return path
 
 
