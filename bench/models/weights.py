@@ -2,8 +2,10 @@
 
 import hashlib
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
     _verify(path)
+    _require_unpacked(path)
     found: Any
     digest: str | None = None
     try:
@@ -75,6 +78,12 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
     if not tensors:
         raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
+    for name, value in tensors.items():
+        if value.device.type != "cpu" or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise BadData(
+                f"{path} holds fewer values of {name} than its shape {tuple(value.shape)} needs, as after expand(); save a copy"
+                " of the tensor (clone()) if you trust the file"
+            )
     if (digest is None and written_here) or (digest is not None and digest != digest_of(found)):
         raise BadData(f"{path} is damaged: its content does not match its digest; restore it from a copy, or train it again")
     return tensors
@@ -146,6 +155,19 @@ def _verify(path: Path) -> None:
                 )
 
 
+def _require_unpacked(path: Path) -> None:
+    """Raise BadData for an archive that holds more bytes than the file, up to a thousand times as many.
+
+    ``torch.load`` would unpack it; ``torch.save`` does not compress.
+    """
+    with suppress(zipfile.BadZipFile, OSError):  # read and refused by others
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(part.file_size for part in archive.infolist())
+            if size > path.stat().st_size:
+                raise BadData(f"{path} is compressed, and holds {size:,} bytes; save it with torch.save, if you trust the file")
+
+
 def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """The number of classes in ``state`` if it differs: the length of the last weight that differs only in its first axis.
 
@@ -153,7 +175,8 @@ def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """
     for key, own in reversed(module.state_dict().items()):
         found = state.get(key)
-        if found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
+        differs = found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]
+        if differs and found.numel():  # without values, a file of any size may claim any number of classes
             return len(found)
     return None
 
