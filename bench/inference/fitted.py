@@ -24,6 +24,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 
 SCHEMA_VERSION = 1
+MOST_PIXELS = 2**20  # of an image, which decides the memory that a network takes; a file that asks for more must be trusted
 
 
 class _Part(BaseModel):
@@ -165,7 +166,8 @@ def load_fitted(
         weights: the model's weights file; by default the one used for fitting, else the one that ``load_model`` finds.
         weights_key: which part of the weights file to read; by default the one used for fitting.
         data: the data root.
-        trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
+        trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code, and whether
+            images may have more than 1024·1024 pixels.
 
     No other code in the file is executed: it is safetensors and JSON, and its detector must be registered. Raises BadData
     for a damaged file, for other weights than it was fitted on, or for scores that are not finite.
@@ -174,6 +176,12 @@ def load_fitted(
 
     path = Path(path)
     about, detector_name = _read(path)
+    height, width = about.input.size
+    if height * width > MOST_PIXELS and not trust_model:
+        raise UsageError(
+            f"{path} asks for images of {height}×{width} pixels, more than {MOST_PIXELS:,}, which may take all memory; if you"
+            " trust the file, use --trust-model (in Python trust_model=True)"
+        )
     target = classifier.device if classifier else resolve_device(device)
     if about.model is None:
         classifier = None
