@@ -70,7 +70,7 @@ def digest_of(tensors: Mapping[str, Tensor], content: Any = None) -> str:
     described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
     digest = hashlib.sha256(json.dumps([content, described], sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -15,8 +15,7 @@ def require_whole(detector: str, least: int, most: int | None = None, /, **value
     A value that decides how much memory a score takes needs ``most``: fitted files, which may be hostile, hold it too.
     """
     for name, value in values.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < least or (most is not None and value > most):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
             span = f"of at least {least}" if most is None else f"from {least} to {most}"
             raise UsageError(f"{detector}: {name} = {value!r}; give a whole number {span}")
 

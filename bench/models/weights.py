@@ -175,8 +175,9 @@ def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """
     for key, own in reversed(module.state_dict().items()):
         found = state.get(key)
-        differs = found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]
-        if differs and found.numel():  # without values, a file of any size may claim any number of classes
+        if found is None or not found.numel():  # without values, a file of any size may claim any number of classes
+            continue
+        if own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
             return len(found)
     return None
 

@@ -1,6 +1,7 @@
 """Image files, decoded on demand."""
 
 import mmap
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -127,11 +128,11 @@ def _require_few_scans(image: Image.Image) -> None:
     """Raise BadData for a JPEG of more than ``MAX_SCANS`` scans: 400 kB of them take a minute to decode."""
     if not isinstance(image, JpegImageFile):
         return
-    scans = at = 0
-    with open(image.filename, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    scans, at, path = 0, 0, os.fsdecode(image.filename)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         while (marker := MARKER.search(content, at)) and marker[0] != END:
             scans += marker[0] == SCAN
             if scans > MAX_SCANS:
-                raise BadData(f"{image.filename} has more than {MAX_SCANS} scans; remove it, or save it again if you trust it")
+                raise BadData(f"{path} has more than {MAX_SCANS} scans; remove it, or save it again if you trust it")
             # Two bytes of length follow, except after the marker at the beginning.
             at = marker.end() + (0 if marker[0] == b"\xff\xd8" else int.from_bytes(content[marker.end() : marker.end() + 2]))
