@@ -19,7 +19,7 @@ from scipy.stats import binom
 import oodbench
 from oodbench import protocols, registry, standalone, state
 from oodbench.detectors import ensemble
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 from oodbench.inference import thresholds
 from oodbench.inference.fitted import Fitted, load_fitted
 
@@ -302,6 +302,13 @@ def test_a_file_that_asks_for_large_images_must_be_trusted(file, size, monkeypat
     assert asked == []
     load_fitted(file, trust_model=True)
     assert asked == [(1, 3, *size)]
+
+
+def test_a_large_network_without_weights_is_not_built(file, monkeypatch):
+    rewritten(file, lambda header, found: header["fitted"]["model"].update(name="torchvision:vit_h_14"))
+    monkeypatch.setattr("oodbench.models.load.build", lambda *_: pytest.fail("built"))
+    with pytest.raises(MissingData, match="no weights for torchvision:vit_h_14: looked for"):
+        load_fitted(file)
 
 
 def fields(**changes):
