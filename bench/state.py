@@ -1,8 +1,10 @@
 """Fitted state on disk: attributes that end in ``_``, stored as safetensors with a JSON header, without pickle.
 
-A value is a tensor, a number, a string, a bool, or a list of one of these (lists of tensors included).
+A value is a tensor, a number, a string, a bool, or a list of one of these (lists of tensors included). The header holds a
+digest of the whole content, so that ``load`` notices a changed byte.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from torch import Tensor
 from oodbench.errors import BadData, OodbenchError
 from oodbench.paths import require_regular
 from oodbench.paths import write_atomically as write_atomically
+
+DIGEST = "sha256"
 
 
 def fitted_state(thing: object) -> dict[str, Any]:
@@ -50,25 +54,39 @@ def to_bytes(header: Mapping[str, Any], state: Mapping[str, Any], file: str) -> 
         else:
             plain[name] = list(value) if isinstance(value, tuple) else value
     try:
-        text = json.dumps({"header": dict(header), "state": plain}, sort_keys=True)
+        # As ``load`` reads it: JSON makes every key a string.
+        content = json.loads(json.dumps({"header": dict(header), "state": plain}))
     except TypeError as error:
         raise OodbenchError(
             f"cannot store fitted state in {file}: {error}; keep tensors, numbers, strings or lists of"
             " these in attributes that end in _"
         ) from error
-    # Copies, because safetensors refuses tensors that share memory.
+    text = json.dumps(content | {DIGEST: digest_of(tensors, content)}, sort_keys=True)
+    # Copies, because safetensors refuses tensors that share memory. One entry, because it writes several in a random order.
     return tensors_to_bytes({k: v.clone() for k, v in tensors.items()}, {"oodbench": text})
 
 
+def digest_of(tensors: Mapping[str, Tensor], content: Any = None) -> str:
+    """SHA-256 of tensors, with their names, dtypes and shapes, and of JSON values."""
+    described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
+    digest = hashlib.sha256(json.dumps([content, described], sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(header, state) of a file that ``save`` wrote. Raises BadData for any other file."""
-    with _opened(path, device) as file:
-        text = _text(file)
+    """(header, state) of a file that ``save`` wrote. Raises BadData for any other file, or for one that has changed since."""
+    with _opened(path) as file:
+        content = dict(json.loads((file.metadata() or {})["oodbench"]))
         # Copies, because the tensors are memory-mapped and change with the file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
-        header, state = dict(text["header"]), dict(text["state"])
+        if content.pop(DIGEST, None) != digest_of(tensors, content):
+            raise ValueError("its content does not match its digest")
+        header, state = dict(content["header"]), dict(content["state"])
     lists: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
+        tensor = tensor.to(device)
         stem, dot, place = name.rpartition(".")
         if dot and place.isdigit():
             lists.setdefault(stem, {})[int(place)] = tensor
@@ -77,25 +95,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
     return header, state | {stem: [parts[i] for i in sorted(parts)] for stem, parts in lists.items()}
 
 
-def load_header(path: Path) -> dict[str, Any]:
-    """Read only the header, no tensors. Raises BadData like ``load``."""
-    with _opened(path, "cpu") as file:
-        return dict(_text(file)["header"])
-
-
-def _text(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["oodbench"])
-
-
 @contextmanager
-def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         require_regular(path)
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}; check the path") from error
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise BadData(f"{path} is no oodbench file, or damaged ({error}); name another, or make it again") from error

@@ -9,11 +9,15 @@ Range = Literal["above 0", "of at least 0", "from 0 to 1", "between 0 and 1", "b
 MOST_SEED = 2**32 - 1  # accepted by every generator of numpy and torch
 
 
-def require_whole(detector: str, least: int, **values: object) -> None:
-    """Raise UsageError for a hyper-parameter that is not a whole number of at least ``least``."""
+def require_whole(detector: str, least: int, most: int | None = None, /, **values: object) -> None:
+    """Raise UsageError for a hyper-parameter that is not a whole number of at least ``least``, and of at most ``most``.
+
+    A value that decides how much memory a score takes needs ``most``: fitted files, which may be hostile, hold it too.
+    """
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{detector}: {name} = {value!r}; give a whole number of at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+            span = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise UsageError(f"{detector}: {name} = {value!r}; give a whole number {span}")
 
 
 def require_finite(detector: str, within: Range, **values: Any) -> None:

@@ -1,7 +1,7 @@
 """Shared by detectors with a network of their own: labels, outputs of the frozen network, minibatches, copies."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 REPORTS = 10  # maximum number of stages that one training reports
+OTHERS = "the fitted networks have another architecture than this classifier; fit it again"
 
 
 class Outputs(NamedTuple):
@@ -104,11 +105,22 @@ def place_like(network: Classifier, classifier: Classifier) -> None:
         network.to(classifier.device).module.to(classifier.dtype)
 
 
-def fill(networks: Sequence[Classifier], weights: Sequence[Tensor]) -> None:
-    """Load the state of all networks. Raises BadData if it belongs to others."""
-    places = [value for network in networks for value in network.module.state_dict().values()]
-    if [p.shape for p in places] != [w.shape for w in weights]:
-        raise BadData("the fitted networks have another architecture than this classifier; fit it again")
-    with torch.no_grad():
-        for place, weight in zip(places, weights, strict=True):
-            place.copy_(weight)
+def filled(networks: Iterable[Classifier], weights: Sequence[Tensor]) -> list[Classifier]:
+    """The networks with this state. Raises BadData if it belongs to others.
+
+    Each network is filled before the next is made, so that no more are made than there are weights for.
+    """
+    made, start = [], 0
+    for network in networks:
+        places = list(network.module.state_dict().values())
+        own = weights[start : start + len(places)]
+        start += len(places)
+        if [p.shape for p in places] != [w.shape for w in own]:
+            raise BadData(OTHERS)
+        with torch.no_grad():
+            for place, weight in zip(places, own, strict=True):
+                place.copy_(weight)
+        made.append(network)
+    if start != len(weights):
+        raise BadData(OTHERS)
+    return made

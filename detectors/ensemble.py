@@ -117,12 +117,12 @@ class Ensemble(Detector):
         """The additional members, on the device of the classifier and in its dtype."""
         with torch.inference_mode(False):  # tensors created in inference mode could not be moved afterwards
             if self._networks is None:
-                if isinstance(self.members, int):
-                    networks = [copy.deepcopy(classifier) for _ in range(self.members - 1)]
-                else:
-                    networks = [build(name, classes) for name in self.members]
-                _training.fill(networks, self.weights_)
-                self._networks = networks
+                networks = (
+                    (copy.deepcopy(classifier) for _ in range(self.members - 1))
+                    if isinstance(self.members, int)
+                    else (build(name, classes) for name in self.members)
+                )
+                self._networks = _training.filled(networks, self.weights_)
             for network in self._networks:
                 _training.place_like(network, classifier)
             return self._networks

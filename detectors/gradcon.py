@@ -64,7 +64,7 @@ class GradCon(Detector):
         self.epochs, self.alpha, self.beta = epochs, alpha, beta
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
-        """Train the autoencoder. A training that was killed resumes from its checkpoint in the cache folder.
+        """Train the autoencoder. A training that was killed resumes from its checkpoint in the cache folder, if it is intact.
 
         Raises Unsuitable for fewer than two images to train on, and OodbenchError if training diverges.
         """
@@ -76,9 +76,13 @@ class GradCon(Detector):
         optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE)
         reference, best = Reference(), Best()
         checkpoint = self._checkpoint(images, validation, train_set.seed, module, optimizer, reference, best)
-        first = checkpoint.restore(images.device) if checkpoint.path.exists() else 0
+        stored, title, first = time.monotonic(), self.name or type(self).__name__, 0
+        if checkpoint.path.exists():
+            try:
+                first = checkpoint.restore(images.device)
+            except BadData as error:
+                progress.say(f"{title}: {reason(error).partition(';')[0]}; training from the start")
         progress.expect((self.epochs - first) * len(images))
-        stored, title = time.monotonic(), self.name or type(self).__name__
         measured = ""
         for epoch in range(first, self.epochs):
             if epoch == first or epoch % math.ceil(self.epochs / STAGES) == 0:

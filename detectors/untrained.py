@@ -65,8 +65,7 @@ class Untrained(Purview):
     def _copy(self, classifier: Classifier) -> Classifier:
         """The copy, on the device of the classifier and in its dtype."""
         if self._network is None:
-            self._network = copy.deepcopy(classifier)
-            _training.fill([self._network], self.weights_)
+            (self._network,) = _training.filled([copy.deepcopy(classifier)], self.weights_)
         _training.place_like(self._network, classifier)
         return self._network
 

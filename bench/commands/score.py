@@ -35,7 +35,8 @@ def score(
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model, if it has moved.")] = None,
     weights_key: WeightsKey = None,
     trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Import the model `module:function` that the file names.")
+        bool,
+        typer.Option("--trust-model", help="Import the model `module:function` that the file names; accept large images."),
     ] = False,
     data: Data = None,
     device: Device = "auto",

@@ -25,6 +25,7 @@ from oodbench.image_set import ImageSet
 from oodbench.models import imports_code
 
 SCHEMA_VERSION = 1
+MOST_PIXELS = 2**20  # of an image, which decides the memory that a network takes; a file that asks for more must be trusted
 
 
 class _Part(BaseModel):
@@ -166,7 +167,8 @@ def load_fitted(
         weights: the model's weights file; by default the one used for fitting, else the one that ``load_model`` finds.
         weights_key: which part of the weights file to read; by default the one used for fitting.
         data: the data root.
-        trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code.
+        trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code, and whether
+            images may have more than 1024·1024 pixels.
 
     No other code in the file is executed: it is safetensors and JSON, and its detector must be registered. Raises BadData
     for a damaged file, for other weights than it was fitted on, or for scores that are not finite.
@@ -175,6 +177,12 @@ def load_fitted(
 
     path = Path(path)
     about, detector_name = _read(path)
+    height, width = about.input.size
+    if height * width > MOST_PIXELS and not trust_model:
+        raise UsageError(
+            f"{path} asks for images of {height}×{width} pixels, more than {MOST_PIXELS:,}, which may take all memory; if you"
+            " trust the file, use --trust-model (in Python trust_model=True)"
+        )
     target = classifier.device if classifier else resolve_device(device)
     if about.model is None:
         classifier = None
@@ -240,7 +248,9 @@ def _rebuilt(
     trust_model: bool,
 ) -> Classifier:
     """The network named in the file."""
-    from oodbench.models.load import load_model
+    from oodbench.models.build import brings_weights
+    from oodbench.models.load import DIGITS, load_model
+    from oodbench.models.weights import missing, places
 
     if imports_code(model.name) and not trust_model:
         raise UsageError(
@@ -251,6 +261,9 @@ def _rebuilt(
         weights = model.weights
         if sha256_of(Path(weights)) != model.weights_sha256:
             raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
+    trained = weights is not None or model.name == DIGITS or any(place.exists() for place in places(model.name, data))
+    if not trained and not brings_weights(model.name):  # before a network is built, which may be of any size
+        raise missing(model.name, data)
     key = weights_key or model.weights_key
     return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True, progress=False)
 

@@ -1,5 +1,6 @@
 """Training checkpoints, written after each epoch, so that an interrupted training can be resumed."""
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any
 import torch
 
 from oodbench import state
-from oodbench.errors import BadData, UsageError
+from oodbench.errors import BadData, UsageError, reason
 from oodbench.paths import require_regular
 
 SCHEMA_VERSION = 1
+SIZE = hashlib.sha256().digest_size
 
 
 class Checkpoint:
     """The checkpoint file of a training with these settings.
 
     Args:
-        path: the file; it is always written completely or not at all.
+        path: the file; it is always written completely or not at all. It begins with the SHA-256 of the rest.
         parts: the trained objects by name, with ``state_dict`` and ``load_state_dict``.
         settings: plain values that the training depends on; a file with other settings is not resumed.
     """
@@ -33,21 +35,24 @@ class Checkpoint:
         buffer = io.BytesIO()
         states = {name: part.state_dict() for name, part in self._parts.items()}
         torch.save({"settings": self._settings, "epochs": epochs, "states": states}, buffer)
-        state.write_atomically(self.path, buffer.getvalue())
+        state.write_atomically(self.path, hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
 
     def restore(self, device: torch.device) -> int:
         """Restore the state from the file; returns the number of finished epochs.
 
-        Raises BadData for a file that is not a checkpoint, and UsageError for a training with other settings.
+        Raises BadData for a file that is not a checkpoint or is damaged, and UsageError for a training with other settings.
         """
         remedy = f"delete {self.path} to train from the start"
         require_regular(self.path)
         try:
-            found = torch.load(self.path, map_location=device, weights_only=True)
+            content = memoryview(self.path.read_bytes())
+            if content[:SIZE] != hashlib.sha256(content[SIZE:]).digest():
+                raise BadData("its content does not match its digest")
+            found = torch.load(io.BytesIO(content[SIZE:]), map_location=device, weights_only=True)
             settings, epochs, states = found["settings"], int(found["epochs"]), found["states"]
             other = [name for name, value in self._settings.items() if settings.get(name) != value]
-        except Exception as error:  # a malicious or truncated file may raise any error
-            raise BadData(f"{self.path} is not a checkpoint, or truncated ({type(error).__name__}); {remedy}") from error
+        except Exception as error:  # a malicious file may raise any error
+            raise BadData(f"{self.path} is not a checkpoint, or damaged ({reason(error)}); {remedy}") from error
         if other:
             changed = ", ".join(f"{name} {settings.get(name)} instead of {self._settings[name]}" for name in other)
             raise UsageError(f"{self.path} is from a training with {changed}; {remedy}, or train with those settings")

@@ -13,7 +13,7 @@ import torch
 
 from oodbench import paths
 from oodbench.classifier import Classifier
-from oodbench.errors import UsageError
+from oodbench.errors import BadData, UsageError, reason
 from oodbench.models import weights as files
 from oodbench.models.build import brings_weights, build
 from oodbench.models.device import resolve_device
@@ -75,16 +75,22 @@ def load_model(
 
 
 def _trained_on_digits(progress: bool) -> Path:
-    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits if it does not exist yet."""
+    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits if it is missing or damaged."""
     from oodbench.datasets.load import load_dataset
     from oodbench.models.train import train
 
     digits = load_dataset("digits", split="train")
     recipe = json.dumps({**DIGITS_RECIPE, "images": digits.fingerprint}, sort_keys=True)
     path = paths.cache_root() / "models" / f"{DIGITS}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
-    if not path.exists():
-        with _one_thread():
-            train(DIGITS, digits, out=path, device="cpu", progress=progress, **DIGITS_RECIPE)
+    if path.exists():
+        try:
+            files.read(path, written_here=True)
+        except BadData as error:
+            warnings.warn(f"{reason(error).partition(';')[0]}; training it again now", stacklevel=3)
+        else:
+            return path
+    with _one_thread():
+        train(DIGITS, digits, out=path, device="cpu", resume=False, progress=progress, **DIGITS_RECIPE)
     return path
 
 

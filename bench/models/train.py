@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oodbench import state
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import CHANGED, parse_unchanged
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
+from oodbench.models import weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.device import resolve_device
@@ -95,11 +95,7 @@ def train(
             classifier.module.eval()
             on_epoch(epoch + 1, loss, reached if test_set is None else accuracy(classifier, test_set, batch_size))
 
-    from safetensors.torch import save
-
-    state.write_atomically(
-        out, save({key: value.cpu().contiguous().clone() for key, value in classifier.module.state_dict().items()})
-    )
+    weights.write(out, classifier.module)
     checkpoint.remove()
     return classifier.requires_grad_(False).eval()
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.models.published import PUBLISHED
 from oodbench.paths import require_regular
 from oodbench.registry import unknown
+from oodbench.state import digest_of, write_atomically
 
 COMPILED = "_orig_mod."  # what torch.compile adds to names
+DIGEST = "oodbench_sha256"  # entry of a file's metadata
 DEPTH = 4  # levels of nesting that are read
 
 
@@ -41,24 +45,29 @@ def missing(name: str, data: str | Path | None) -> MissingData:
     return MissingData(f"{where}; give --weights FILE, or train them: oodbench train {name} --dataset SET --out {looked[0]}")
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a checkpoint that ``torch.load`` reads with ``weights_only=True``.
 
     Tensors in nested dicts are named by all keys, joined by dots: ``state_dict.module.conv1.weight``.
 
-    Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, or for a file with a
-    published name and another SHA-256.
+    Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, for a file with a
+    published name and another SHA-256, and for one that has changed since ``write`` wrote it; ``written_here`` says that it
+    did, so that a file without a digest is damaged too.
     """
     if not path.exists():
         raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
     require_regular(path)
     _verify(path)
+    _require_unpacked(path)
     found: Any
+    digest: str | None = None
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            found = load_file(path)
+            with safe_open(path, "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
+                digest = (file.metadata() or {}).get(DIGEST)
         else:
             with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
                 warnings.simplefilter("ignore")
@@ -71,7 +80,23 @@ def read(path: Path) -> dict[str, Tensor]:
     tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
     if not tensors:
         raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
+    for name, value in tensors.items():
+        if value.device.type != "cpu" or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise BadData(
+                f"{path} holds fewer values of {name} than its shape {tuple(value.shape)} needs, as after expand(); save a copy"
+                " of the tensor (clone()) if you trust the file"
+            )
+    if (digest is None and written_here) or (digest is not None and digest != digest_of(found)):
+        raise BadData(f"{path} is damaged: its content does not match its digest; restore it from a copy, or train it again")
     return tensors
+
+
+def write(path: Path, module: nn.Module) -> None:
+    """Write the weights of a module as safetensors, whole or not at all, with a digest that ``read`` checks."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    write_atomically(path, save(tensors, {DIGEST: digest_of(tensors)}))
 
 
 def _tensors(found: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
@@ -132,6 +157,19 @@ def _verify(path: Path) -> None:
                 )
 
 
+def _require_unpacked(path: Path) -> None:
+    """Raise BadData for an archive that holds more bytes than the file, up to a thousand times as many.
+
+    ``torch.load`` would unpack it; ``torch.save`` does not compress.
+    """
+    with suppress(zipfile.BadZipFile, OSError):  # read and refused by others
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(part.file_size for part in archive.infolist())
+            if size > path.stat().st_size:
+                raise BadData(f"{path} is compressed, and holds {size:,} bytes; save it with torch.save, if you trust the file")
+
+
 def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """The number of classes in ``state`` if it differs: the length of the last weight that differs only in its first axis.
 
@@ -139,7 +177,9 @@ def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """
     for key, own in reversed(module.state_dict().items()):
         found = state.get(key)
-        if found is not None and own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
+        if found is None or not found.numel():  # without values, a file of any size may claim any number of classes
+            continue
+        if own.dim() > 1 and found.shape != own.shape and found.shape[1:] == own.shape[1:]:
             return len(found)
     return None
 

@@ -3,7 +3,8 @@
 A pickle may call anything that can be imported. This unpickler accepts only what the official files hold: dicts, lists,
 strings, numbers and uint8 arrays. It does not even provide numpy's own functions, because numpy trusts a pickled dtype.
 
-It also limits growth: a pickle can refer to one string a thousand times in two bytes each, so every copy of it counts.
+It also limits growth: a pickle can refer to one string a thousand times in two bytes each, so every copy of it counts. A
+byte can make an object of a hundred bytes, so instructions are counted before they are followed.
 """
 
 import io
@@ -19,6 +20,8 @@ from oodbench.datasets.formats.layout import why
 from oodbench.errors import BadData
 
 GROWTH = 4  # bytes of copies per byte of the file; repeated names take more than in the file
+MOST_BYTES = 2**29  # of a file; the largest official one has 155 million
+MOST_INSTRUCTIONS = 2**20  # of a file, which also bounds its memo; the largest official one has some 300,000
 ANY_GROWTH = 1 << 16  # bytes of copies allowed for a file of any size
 
 
@@ -28,8 +31,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises BadData, naming the file, for anything that no CIFAR file holds.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise pickle.UnpicklingError(f"it has {size:,} bytes, and a CIFAR file has at most {MOST_BYTES:,}")
         content = path.read_bytes()
-        _check_memo(content)
+        _check_instructions(content)
         room = _Room(ANY_GROWTH + GROWTH * len(content))
         value = _Unpickler(content, room).load()
         if not isinstance(value, dict):
@@ -41,10 +46,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_memo(content: bytes) -> None:
-    """Refuse a memo index beyond what the file can fill: the unpickler allocates all entries up to it, and 5 bytes can
-    request 64 GB."""
+def _check_instructions(content: bytes) -> None:
+    """Refuse too many instructions, and a memo index beyond what they can fill.
+
+    The unpickler allocates all entries of the memo up to an index, and 5 bytes can request 64 GB.
+    """
     for count, (opcode, place, _) in enumerate(pickletools.genops(content)):
+        if count >= MOST_INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"it has more than {MOST_INSTRUCTIONS:,} pickle instructions, and no CIFAR file does")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > count:
             raise pickle.UnpicklingError(f"it stores index {place} in a memo of {count}")
 

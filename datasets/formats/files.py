@@ -1,5 +1,8 @@
 """Image files, decoded on demand."""
 
+import mmap
+import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from oodbench.datasets.formats.layout import require_regular, why
 from oodbench.errors import BadData, OodbenchError
 
 MAX_PIXELS = 2**25  # per image: 100 MB decoded, more than any data set has
+MAX_SCANS = 100  # per JPEG: each takes a pass over all pixels; a progressive image has some ten
+# What follows FF where no marker begins: 00 in compressed data, FF as filling, D0 to D7 between parts of a scan.
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+SCAN, END = b"\xff\xda", b"\xff\xd9"
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others may start programs, such as EPS
 # What turns an image as it is stored into what its EXIF orientation says; 1 and unknown values turn nothing.
 TURNS = {
@@ -35,7 +43,7 @@ class ImageFiles:
     ``sizes_vary=True`` declares that sizes vary, so that headers need not be read.
 
     Raises BadData, naming the file, for a file that is not an image, is truncated, has more than 8 bits per channel, has more
-    than ``MAX_PIXELS``, or is a pipe or device.
+    than ``MAX_PIXELS``, is a JPEG of more than ``MAX_SCANS``, or is a pipe or device.
     """
 
     def __init__(self, paths: Sequence[Path], sizes_vary: bool = False) -> None:
@@ -52,7 +60,7 @@ class ImageFiles:
             return (len(self), 3, 0, 0)
         sizes = set()
         for path in self.paths:
-            with opened(path) as image:
+            with opened(path, header_only=True) as image:
                 turned = image if image.height == image.width else upright(image)
                 sizes.add((turned.height, turned.width))
         return (len(self), 3, *(sizes.pop() if len(sizes) == 1 else (0, 0)))
@@ -74,6 +82,7 @@ def upright(image: Image.Image) -> Image.Image:
     """Return the image as its EXIF orientation says to show it; an image without one is not decoded or copied."""
     if _orientation(image) not in TURNS:
         return image
+    _require_few_scans(image)
     image.load()  # Pillow turns TIFF here and takes the orientation away
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
@@ -88,8 +97,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image. Any error inside the context becomes BadData that names the file."""
+def opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
+    """Open an image. Any error inside the context becomes BadData that names the file.
+
+    ``header_only``: the pixels will not be decoded, so that the file need not be searched for scans.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those that matter are errors below
@@ -99,6 +111,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
                 if image.mode not in EIGHT_BIT_MODES:
                     raise BadData(f"{path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit")
+                if not header_only:
+                    _require_few_scans(image)
                 yield image
     except Image.DecompressionBombError as error:
         raise BadData(
@@ -108,3 +122,17 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds
         raise BadData(f"{path} is not an image, or it is truncated ({why(error)}); replace or remove it") from error
+
+
+def _require_few_scans(image: Image.Image) -> None:
+    """Raise BadData for a JPEG of more than ``MAX_SCANS`` scans: 400 kB of them take a minute to decode."""
+    if not isinstance(image, JpegImageFile):
+        return
+    scans, at, path = 0, 0, os.fsdecode(image.filename)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while (marker := MARKER.search(content, at)) and marker[0] != END:
+            scans += marker[0] == SCAN
+            if scans > MAX_SCANS:
+                raise BadData(f"{path} has more than {MAX_SCANS} scans; remove it, or save it again if you trust it")
+            # Two bytes of length follow, except after the marker at the beginning.
+            at = marker.end() + (0 if marker[0] == b"\xff\xd8" else int.from_bytes(content[marker.end() : marker.end() + 2]))

@@ -5,7 +5,9 @@ import os
 
 import pytest
 import torch
+from flips import flipped
 from named_pipe import pipe_at
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
 from oodbench import state
@@ -96,6 +98,38 @@ def test_truncated_files_are_refused(tmp_path, size):
     assert "\n" not in str(raised.value)
 
 
+def test_a_flipped_byte_is_noticed(tmp_path):
+    path, values = tmp_path / "file", VALUES | {"nothing_": [1]}
+    state.save(path, {"name": "x"}, values)
+    header, whole = state.load(path)
+    noticed = 0
+    for content in flipped(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            found, values = state.load(path)
+        except BadData:
+            noticed += 1
+        else:
+            assert found == header
+            assert repr(values) == repr(whole)
+    assert noticed > 50
+
+
+@pytest.mark.parametrize("change", [lambda found: found.update(a_=found["a_"] + 1), lambda found: found.update(number_=2)])
+def test_a_changed_value_is_noticed(tmp_path, change):
+    """As a tool that writes safetensors would change it: the digest stays."""
+    path = tmp_path / "file"
+    state.save(path, {}, {"a_": torch.arange(3.0), "number_": 1})
+    with safe_open(path, "pt") as file:
+        about, tensors = json.loads(file.metadata()["oodbench"]), {"a_": file.get_tensor("a_").clone()}
+    state_of_file = about["state"] | tensors
+    change(state_of_file)
+    tensors["a_"] = state_of_file.pop("a_")
+    path.write_bytes(to_bytes(tensors, {"oodbench": json.dumps(about | {"state": state_of_file})}))
+    with pytest.raises(BadData, match=r"or damaged \(its content does not match its digest\); name another, or make it again"):
+        state.load(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -106,8 +140,10 @@ def test_truncated_files_are_refused(tmp_path, size):
         to_bytes({}, {"oodbench": "[1]"}),
         to_bytes({}, {"oodbench": '{"header": 1, "state": 2}'}),
         to_bytes({}, {"oodbench": '{"header": {}}'}),
+        to_bytes({}, {"oodbench": '{"header": {}, "state": {}}'}),
+        to_bytes({}, {"oodbench": "[" * 100_000}),
     ],
-    ids=["pickle", "huge-header", "no-header", "no-json", "list", "numbers", "no-state"],
+    ids=["pickle", "huge-header", "no-header", "no-json", "list", "numbers", "no-state", "no-digest", "nested"],
 )
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other"

@@ -9,6 +9,7 @@ import new_process
 import numpy as np
 import pytest
 import torch
+from flips import flipped
 from heard import Heard
 from torch import nn
 
@@ -256,6 +257,23 @@ def test_a_broken_file_is_said_and_made_again(classifier, train_set, cache, dama
     assert progress.lines[0].endswith("; deleted, training again")
     assert path.read_bytes() == whole
     assert torch.equal(again.mean_, first.mean_)
+
+
+def test_a_flipped_byte_never_changes_what_was_trained(classifier, train_set, cache):
+    first = Trains()
+    prepare(first, classifier, train_set, Progress())
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    for content in flipped(whole):
+        path.write_bytes(content)
+        trainings, again, progress = len(Trains.trained), Trains(), Heard()
+        prepare(again, classifier, train_set, progress)
+        assert torch.equal(again.mean_, first.mean_)
+        assert all(map(torch.equal, again.parts_, first.parts_))
+        if len(Trains.trained) > trainings:
+            assert [line for line in progress.lines if str(path) in line and line.endswith("; deleted, training again")]
+            assert path.read_bytes() == whole
+    assert len(Trains.trained) > 50
 
 
 def test_a_cache_that_cannot_be_written_is_said(classifier, train_set, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """What all sets of files share: ODIN's sets and Places365, irregular files, links, and what each set states."""
 
 import codecs
+import io
 import os
 import pickle
 import re
@@ -9,13 +10,16 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from scipy.io import savemat
 
 from oodbench import ImageSet, load_dataset, registry
 from oodbench.datasets import TABLE
 from oodbench.datasets.cifar import CIFAR10
 from oodbench.datasets.fetching.catalogue import CATALOGUE
+from oodbench.datasets.fetching.expected_files import broken_images
+from oodbench.datasets.formats import cifar_pickle
 from oodbench.datasets.formats.cifar_pickle import read_pickle
 from oodbench.datasets.formats.files import TURNS, ImageFiles, decode
 from oodbench.datasets.load import takes_parts
@@ -232,6 +236,27 @@ def test_a_pickle_that_asks_for_a_huge_memo_is_refused(tmp_path, opcode):
         load_dataset("cifar10", data=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"]" * 2**20, b"N0" * 2**20, b"".join(b"r" + i.to_bytes(4, "little") for i in range(2**20))]
+)
+def test_a_pickle_of_too_many_instructions_is_refused_before_they_are_followed(tmp_path, content, monkeypatch):
+    """A list takes 56 bytes in memory and one in the file."""
+    path = tmp_path / "test_batch"
+    path.write_bytes(b"\x80\x02}" + content + b".")
+    monkeypatch.setattr(cifar_pickle, "_Unpickler", lambda *_: pytest.fail("followed"))
+    with pytest.raises(BadData, match=r"it has more than 1,048,576 pickle instructions, and no CIFAR file does\); unpack the"):
+        read_pickle(path)
+
+
+def test_a_pickle_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "test_batch"
+    path.write_bytes(pickle.dumps({b"data": bytes(100)}, protocol=2))
+    assert read_pickle(path)
+    monkeypatch.setattr(cifar_pickle, "MOST_BYTES", 100)
+    with pytest.raises(BadData, match=r"it has 1\d\d bytes, and a CIFAR file has at most 100\); unpack the official"):
+        read_pickle(path)
+
+
 class Encoded:
     """What Python 3 writes in protocol 2 for bytes: a call that makes them from a text."""
 
@@ -279,6 +304,39 @@ def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat"]}, protocol=2))
     with pytest.raises(BadData, match="changes a function"):
         load_dataset("cifar10", data=tmp_path)
+
+
+def jpeg_of(scans, **options):
+    """A progressive JPEG whose last scan is repeated until it has this many."""
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 16), (9, 99, 199)).save(stream, "JPEG", progressive=True, **options)
+    before, scan, last = stream.getvalue().rpartition(b"\xff\xda")
+    return before + (scan + last[:-2]) * (scans - before.count(scan)) + last[-2:]
+
+
+def test_a_jpeg_of_too_many_scans_is_not_decoded(tmp_path, monkeypatch):
+    """Of 4,000 scans in 399 kB, decoding took more than a minute."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_of(100))
+    assert decode(path).shape == (3, 16, 24)
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    monkeypatch.setattr(JpegImageFile, "load", lambda *_: pytest.fail("decoded"))
+    for options in ({}, {"exif": sideways}):
+        path.write_bytes(jpeg_of(101, **options))
+        with pytest.raises(BadData, match=r"a\.jpg has more than 100 scans; remove it, or save it again if you trust it"):
+            decode(path)
+        assert "has more than 100 scans" in next(broken_images(tmp_path, tmp_path))
+    with pytest.raises(BadData, match="has more than 100 scans"):  # it is turned, which decodes it
+        _ = ImageFiles([path]).shape
+
+
+def test_bytes_that_look_like_scans_do_not_count(tmp_path):
+    """Thumbnails and profiles in the header, and a film after the end of the image."""
+    path, stream = tmp_path / "a.jpg", io.BytesIO()
+    Image.new("RGB", (24, 16)).save(stream, "JPEG", comment=b"\xff\xda" * 200)
+    path.write_bytes(stream.getvalue() + b"\xff\xda" * 200)
+    assert decode(path).shape == (3, 16, 24)
 
 
 def test_sizes_that_vary_are_declared_without_looking(tmp_path):

@@ -323,6 +323,29 @@ def test_a_killed_training_goes_on_from_its_checkpoint(name, monkeypatch):
     assert not kept[-1].exists()
 
 
+def test_a_damaged_checkpoint_is_reported_and_training_starts_again(monkeypatch):
+    whole, said = trained("gradcon", epochs=2), []
+    monkeypatch.setattr(gradcon, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(Progress, "say", lambda self, line: said.append(line))
+    store = Checkpoint.store
+
+    def store_damaged_and_stop(self, epochs):
+        store(self, epochs)
+        content = bytearray(self.path.read_bytes())
+        content[len(content) // 2] ^= 1
+        self.path.write_bytes(content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "store", store_damaged_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained("gradcon", epochs=2)
+    again = trained("gradcon", epochs=2)
+    (line,) = said
+    assert ".checkpoint is not a checkpoint, or damaged (its content does not match its digest); training from the" in line
+    assert all(map(torch.equal, whole.weights_, again.weights_))
+
+
 def test_where_nothing_can_be_written_training_goes_on(monkeypatch):
     def fail(self, epochs):
         raise OodbenchError("cannot write there; free space")

@@ -179,7 +179,7 @@ def test_masks_have_the_precision_of_the_network():
 
 
 def test_bad_hyper_parameters_are_refused_by_name():
-    with pytest.raises(UsageError, match="mc-dropout: passes = 1; give a whole number of at least 2"):
+    with pytest.raises(UsageError, match="mc-dropout: passes = 1; give a whole number from 2 to 1000"):
         oodbench.load_detector("mc-dropout", passes=1)
     for p in (0, 1, -0.5):
         with pytest.raises(UsageError, match=f"mc-dropout: p = {p}; give a finite number between 0 and 1"):

@@ -1,21 +1,25 @@
 """A fitted detector with its threshold: what is saved scores the same, errs as rarely as it says, and trusts no file."""
 
+import copy
 import json
 import os
 import pickle
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import new_process
 import numpy as np
 import pytest
 import torch
+from flips import flipped
 from scipy.stats import binom
 
 import oodbench
 from oodbench import protocols, registry, standalone, state
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.detectors import ensemble
+from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 from oodbench.inference import thresholds
 from oodbench.inference.fitted import Fitted, load_fitted
 
@@ -266,6 +270,47 @@ def test_a_detector_that_names_a_model_does_not_have_it_imported(fitted, tmp_pat
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.parametrize("members", [10**9, ["resnet8-digits"] * 100])
+def test_an_ensemble_of_a_file_has_no_more_members_than_weights(members, fitted, tmp_path, monkeypatch):
+    fitted("msp").save(tmp_path / "file")
+    weights, made = [*fitted("msp").classifier.module.state_dict().values()], []
+
+    def network(*_):
+        made.append(copy.deepcopy(fitted("msp").classifier))
+        assert len(made) < 9
+        return made[-1]
+
+    def forge(header, found):
+        header.update(detector="ensemble", parameters={"members": members}, head=None)
+        found.update(weights_=weights * 2)
+
+    monkeypatch.setattr(ensemble, "copy", SimpleNamespace(deepcopy=network))
+    monkeypatch.setattr(ensemble, "build", network)
+    with pytest.raises(BadData, match=r"does not hold what ensemble needs \(the fitted networks have another architecture"):
+        load_fitted(rewritten(tmp_path / "file", forge))
+    assert len(made) == 3  # two have weights
+
+
+@pytest.mark.parametrize("size", [[4096, 4096], [1025, 1024]])
+def test_a_file_that_asks_for_large_images_must_be_trusted(file, size, monkeypatch):
+    rewritten(file, fields(input={"size": size, "resize": "bilinear"}))
+    asked = []
+    monkeypatch.setattr(Fitted, "__call__", lambda self, images: asked.append(tuple(images.shape)))
+    says = rf"asks for images of {size[0]}×{size[1]} pixels, more than 1,048,576, which may .*; if you trust the file, use --tr"
+    with pytest.raises(UsageError, match=says):
+        load_fitted(file)
+    assert asked == []
+    load_fitted(file, trust_model=True)
+    assert asked == [(1, 3, *size)]
+
+
+def test_a_large_network_without_weights_is_not_built(file, monkeypatch):
+    rewritten(file, lambda header, found: header["fitted"]["model"].update(name="torchvision:vit_h_14"))
+    monkeypatch.setattr("oodbench.models.load.build", lambda *_: pytest.fail("built"))
+    with pytest.raises(MissingData, match="no weights for torchvision:vit_h_14: looked for"):
+        load_fitted(file)
+
+
 def fields(**changes):
     def change(header, found):
         header["fitted"].update(changes)
@@ -286,6 +331,14 @@ def fields(**changes):
         (fields(input={"size": [8, 8], "resize": "nearest"}), "do not use this file"),
         (lambda header, found: header.update(parameters={"k": "many"}), "does not hold what knn needs"),
         (lambda header, found: header.update(parameters={"kk": 3}), "does not hold what knn needs"),
+        (
+            lambda header, found: header.update(detector="mc-dropout", parameters={"passes": 10**9}),
+            "does not hold what mc-dropout needs (mc-dropout: passes = 1000000000; give a whole number from 2 to 1000); fit",
+        ),
+        (
+            lambda header, found: header.update(detector="gram", parameters={"powers": 10**9}),
+            "does not hold what gram needs (gram: powers = 1000000000; give a whole number from 1 to 100); fit",
+        ),
         (lambda header, found: header.update(parameters=None), "does not hold a fitted Detector (TypeError: "),
         (
             lambda header, found: header.update(head="guillotine"),
@@ -340,6 +393,24 @@ def test_a_head_of_another_kind_is_refused_with_the_files_name(purview, head):
 
     with pytest.raises(BadData, match=r"purview does not hold what purview needs \(.*\); fit it again$"):
         load_fitted(rewritten(purview, change))
+
+
+def test_a_flipped_byte_is_refused_in_one_line(file, digits):
+    whole, told = load_fitted(file), []
+    for content in flipped(file.read_bytes()):
+        file.write_bytes(content)
+        try:
+            found = load_fitted(file)
+        except BadData as error:
+            told.append(str(error))
+        else:
+            assert found.about == whole.about
+            np.testing.assert_array_equal(found(digits.images[:9])[0], whole(digits.images[:9])[0])
+    assert len(told) > 50
+    for line in told:
+        assert line.startswith(f"{file} is no oodbench file, or damaged (")
+        assert line.endswith("; name another, or make it again")
+        assert "\n" not in line
 
 
 def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):

@@ -3,17 +3,19 @@
 import os
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from flips import flipped
 from named_pipe import pipe_at
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import oodbench
-from oodbench import registry
+from oodbench import paths, registry
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 from oodbench.models import TABLE, weights
 from oodbench.models.build import build
@@ -99,6 +101,41 @@ def test_digits_trains_itself_once_and_well(monkeypatch):
     assert accuracy(first, oodbench.load_dataset("digits", split="test")) > 0.95
     monkeypatch.setattr("oodbench.models.train.train", lambda *_, **__: pytest.fail("trained again"))
     assert load_model("resnet8-digits").weights_hash == first.weights_hash
+
+
+def test_a_flipped_byte_in_the_cached_model_never_changes_it(monkeypatch):
+    state = load_model("resnet8-digits").module.state_dict()
+    (path,) = (paths.cache_root() / "models").glob("resnet8-digits-*.safetensors")
+    whole, trainings = path.read_bytes(), []
+    monkeypatch.setattr("oodbench.models.train.train", lambda *_, out, **__: trainings.append(out) or out.write_bytes(whole))
+    for content in flipped(whole):
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            found = load_model("resnet8-digits").module.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+        if path.read_bytes() == whole:
+            (told,) = heard
+            assert str(told.message).startswith(f"{path} ")
+            assert str(told.message).endswith("; training it again now")
+        path.write_bytes(whole)
+    assert len(trainings) > 50
+    save_file(load_file(path), path)  # without its digest
+    with pytest.warns(UserWarning, match="is damaged: its content does not match its digest; training it again now"):
+        load_model("resnet8-digits")
+
+
+def test_weights_that_train_wrote_are_refused_if_they_have_changed(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    weights.write(path, build("resnet8-digits", 5).module)
+    load_model("resnet8-digits", path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"mine.safetensors is damaged: its content .* digest; restore it from a copy, or train"):
+        load_model("resnet8-digits", path)
+    save_file({name: value * 2 for name, value in load_file(path).items()}, path)  # no digest: as other programs write it
+    load_model("resnet8-digits", path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flips import flipped
 from safetensors.torch import load_file
 
 from oodbench import ImageSet, cli, load_dataset
@@ -110,8 +111,17 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
 
 def test_a_broken_checkpoint_is_refused(bright_set, tmp_path):
     (tmp_path / "net.safetensors.checkpoint").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(BadData, match=r"is not a checkpoint, or truncated .* delete"):
+    with pytest.raises(BadData, match=r"is not a checkpoint, or damaged \(its content does not match its digest\); delete"):
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", **SETTINGS)
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(bright_set, tmp_path):
+    out, file = tmp_path / "net.safetensors", tmp_path / "net.safetensors.checkpoint"
+    train_until(1, MODEL, bright_set, out=out, **SETTINGS)
+    for content in flipped(file.read_bytes(), 20):
+        file.write_bytes(content)
+        with pytest.raises(BadData, match=r"is not a checkpoint, or damaged"):
+            train(MODEL, bright_set, out=out, **SETTINGS)
 
 
 @pytest.mark.parametrize("flips", [True, False])

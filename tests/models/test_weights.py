@@ -2,6 +2,7 @@
 
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import oodbench
 from oodbench.errors import BadData, UsageError
+from oodbench.models import weights
 from oodbench.models.build import build
 from oodbench.models.load import load_model
 
@@ -149,3 +151,40 @@ def test_run_fit_and_score_take_the_key(tmp_path):
     images = make_images(tmp_path)
     moved = ["--weights", tmp_path / "moved.pt", "--weights-key", "average"]
     assert command("score", tmp_path / "fitted.safetensors", images, *moved).returncode == 0
+
+
+def compress(path):
+    """As a file that was packed again."""
+    with zipfile.ZipFile(path) as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in parts.items():
+            packed.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(1, 1).expand(30_000_000, 64), torch.empty(30_000_000, 64, device="meta")], ids=["expanded", "meta"]
+)
+def test_a_tensor_of_more_values_than_the_file_holds_is_refused_before_a_network_is_built(value, state, tmp_path, monkeypatch):
+    classes = []
+    monkeypatch.setattr("oodbench.models.load.build", lambda name, count=None: classes.append(count) or build(name, 5))
+    torch.save(state | {"linear.weight": value}, tmp_path / "mine.pt")
+    with pytest.raises(BadData, match=r"holds fewer values of linear\.weight than its shape \(30000000, 64\) needs.*; save"):
+        load_model(NAME, tmp_path / "mine.pt")
+    assert classes == [None]
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(state, tmp_path, monkeypatch):
+    torch.save(state | {"more": torch.zeros(2**20)}, tmp_path / "mine.pt")
+    compress(tmp_path / "mine.pt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(BadData, match=r"mine\.pt is compressed, and holds 4,[0-9,]+ bytes; save it with torch\.save, if you"):
+        load_model(NAME, tmp_path / "mine.pt")
+
+
+def test_a_weight_without_values_does_not_say_the_number_of_classes():
+    module = nn.Linear(1, 4)
+    module.weight = nn.Parameter(torch.empty(4, 0))
+    assert weights.other_classes({"weight": torch.empty(30_000_000, 0)}, module) is None
+    module.weight = nn.Parameter(torch.empty(4, 1))
+    assert weights.other_classes({"weight": torch.empty(6, 1)}, module) == 6
