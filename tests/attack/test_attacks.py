@@ -10,7 +10,7 @@ if sys.platform != "linux":
     pytest.skip("the attacks read /proc", allow_module_level=True)
 
 
-@pytest.mark.parametrize("attack", ["kills", "files"])
+@pytest.mark.parametrize("attack", ["kills", "flips", "files"])
 def test_a_small_part_survives(attack):
     command = [sys.executable, "tests/attack/run.py", "--only", attack, "--share", "0.02"]
     root = Path(__file__).resolve().parents[2]

@@ -189,7 +189,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "cell.json"
     state.write_atomically(path, b"old")
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OodbenchError, match=r"^cannot write .*cell\.json: No space left on device; free space there or choose"):
+    with pytest.raises(OodbenchError, match=r"^cannot write .*cell\.json \(3 bytes, .* free\): No space left on device; free"):
         state.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["cell.json"]
