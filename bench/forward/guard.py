@@ -99,10 +99,10 @@ class Guard:
                     del kind.forward
                 else:
                     kind.forward = forward
-        for name, module, leaf, value in self._scripted:
-            if getattr(module, leaf) is not value:
+        for name, module, leaf, original in self._scripted:
+            if getattr(module, leaf) is not original:
                 attributes.append(name)
-                setattr(module, leaf, value)
+                setattr(module, leaf, original)
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor, copy, requires_grad, gradient in self._tensors:
                 same = tensor.requires_grad == requires_grad and tensor.grad is gradient and _equal(tensor, copy)
