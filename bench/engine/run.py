@@ -22,7 +22,7 @@ from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import reason
+from oodbench.errors import contained, no_exit, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -51,7 +51,8 @@ def run(
     target = resolve_device(device)
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
-    with folder.locked(progress.say, fresh), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with contained(), no_exit(), folder.locked(progress.say, fresh), same:
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
         loaded.load_model(weights, target, weights_key)
@@ -153,7 +154,8 @@ class _Run:
             if test_set.images is not None and rows:
                 self.progress.stage(f"{test_set.name}: {len(test_set.images):,} images")
                 try:
-                    self._run_set(test_set, test_set.images, rows)
+                    with contained():
+                        self._run_set(test_set, test_set.images, rows)
                 except Exception as error:  # an image that is only decoded now
                     test_set.error = error
                     self.progress.say(f"{test_set.name}: {reason(error)}")

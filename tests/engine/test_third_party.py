@@ -1,18 +1,21 @@
 """Third-party code that tries to end the process, and class attributes that make no sense: each fails alone."""
 
+import os
 import re
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 import oodbench
 from oodbench import conformance, registry
 from oodbench.datasets.load import load_dataset
-from oodbench.errors import OodbenchError, contained
+from oodbench.errors import OodbenchError, contained, no_exit, reason
 from oodbench.models.build import build
 
 HEADER = """
+    import os
     import sys
 
     import oodbench
@@ -20,6 +23,16 @@ HEADER = """
 
     class Stop(BaseException):
         pass
+
+
+    class Speechless(Exception):
+        def __str__(self):
+            return 3
+
+
+    class SpeechlessStop(BaseException):
+        def __repr__(self):
+            raise self
 
 
     class Dark(oodbench.Detector):
@@ -44,6 +57,13 @@ TROUBLE = {  # name: (body of the class, why it has no figures)
     "finish": ("def finish(self): sys.exit(3)\n        def observe(self, probe): pass", "raised SystemExit(3)"),
     "check": ("def check(self, classifier): sys.exit(0)", "raised SystemExit(0)"),
     "constructor": ("def __init__(self): raise SystemExit", "raised SystemExit()"),
+    "os-exit": ("def statistics(self, probe): os._exit(0)", "raised SystemExit(0), which would end the process"),
+    "os-exit-check": ("def check(self, classifier): os._exit(0)", "raised SystemExit(0), which would end the process"),
+    "no-text": ("def statistics(self, probe): raise Speechless", "Speechless: Speechless (its str() raises TypeError)"),
+    "no-repr": (
+        "def finish(self): raise SpeechlessStop\n        def observe(self, probe): pass",
+        "raised SpeechlessStop (its repr",
+    ),
     "absent": ("grid = ({'p': 1}, {'p': 2})", "unknown argument of absent in its grid 'p' (it has: none)"),
     "mapping": ("grid = {'p': [1, 2]}", "grid = {'p': [1, 2]}; it is a tuple of dicts"),
     "uneven": ("grid = ({'p': 1}, {'q': 2})", "{'q': 2} in its grid has other arguments than {'p': 1}"),
@@ -98,6 +118,69 @@ def test_a_set_that_exits_fails_alone(tmp_path, trouble, monkeypatch):
         load_dataset("theirs")
     frame = oodbench.run("digits", detectors=["msp"], datasets=["theirs", "photos"], limit=40, out=tmp_path / "run").frame()
     assert frame.set_index("dataset").status.to_dict() == {"theirs": "failed", "photos": "ok"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_os_exit_works_in_forked_processes_and_afterwards():
+    leave = os._exit
+    with no_exit():
+        if not (child := os.fork()):
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        with pytest.raises(SystemExit):
+            os._exit(0)
+    assert os._exit is leave
+
+
+MOVING = """
+    import os
+
+    import torch
+
+    import oodbench
+
+
+    class Moves(oodbench.Detector):
+        "Minus the mean of the pixels, computed elsewhere."
+
+        signals = ("images",)
+
+        def prepare(self, train_set, classifier, progress):
+            os.chdir("elsewhere")
+            self.trained_ = torch.ones(1)
+
+        def statistics(self, probe):
+            os.chdir(os.sep)
+            return -probe.images.mean((1, 2, 3))
+
+
+    os.chdir("elsewhere")
+    """
+
+
+def test_a_plugin_that_changes_the_working_folder_moves_no_file(tmp_path, monkeypatch):
+    (tmp_path / "moving_for_a_test.py").write_text(textwrap.dedent(MOVING))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+    monkeypatch.setenv("OODBENCH_CACHE", "cache")
+    monkeypatch.chdir(tmp_path)
+    detectors = [registry.add_plugin("moving_for_a_test:Moves"), "pixels"]
+    frame = oodbench.run("digits", detectors=detectors, datasets=["photos"], limit=40, out="run").frame()
+    assert set(frame.status) == {"ok"}
+    assert list(elsewhere.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} >= {"run", "cache"}
+    assert list((tmp_path / "cache" / "prepared").glob("moves-*"))
+    assert Path.cwd() == tmp_path
+
+
+def test_an_error_of_oodbench_without_text():
+    class Speechless(OodbenchError):
+        def __str__(self):
+            raise ValueError
+
+    assert reason(Speechless()) == "Speechless (its str() raises ValueError)"
 
 
 def test_ctrl_c_is_not_contained():
