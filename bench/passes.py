@@ -173,13 +173,13 @@ def observe(
     def once(guard: Guard | None) -> tuple[None, Errors]:
         for detector in detectors if guard is not None else ():  # what they gathered may come from a changed network
             reset(detector, **before[detector])
-        learning = list(detectors)
+        learning = dict.fromkeys(detectors)  # not a list, in which detectors of equal values would be the same
         errors: Errors = {}
-        signals = signals_of(learning) - NEED_GRAPH
+        signals = signals_of(list(learning)) - NEED_GRAPH
         device = classifier.device if classifier else torch.device("cpu")
 
-        def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Sequence["Detector"]) -> None:
-            to = [detector for detector in to if detector in learning]
+        def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Iterable["Detector"]) -> None:
+            to = dict.fromkeys(to)
             for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
                 chosen = torch.from_numpy(rows)
                 probe = Probe(
@@ -201,8 +201,7 @@ def observe(
                             with turn(detector, probe, guard):
                                 detector.observe(probe)
                         except Exception as error:
-                            to.remove(detector)
-                            learning.remove(detector)
+                            del to[detector], learning[detector]
                             errors[detector] = error
                 if not to:
                     break

@@ -319,7 +319,7 @@ def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
     _check_variants(name, detector)
     _check_signals(name, detector)
     try:
-        json.dumps(detector.parameters(), allow_nan=False)
+        json.dumps([detector.parameters(), detector.non_default()], allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise BadData(
             f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"

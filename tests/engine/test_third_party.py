@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import oodbench
 from oodbench import conformance, registry
@@ -68,6 +69,10 @@ TROUBLE = {  # name: (body of the class, why it has no figures)
     "mapping": ("grid = {'p': [1, 2]}", "grid = {'p': [1, 2]}; it is a tuple of dicts"),
     "uneven": ("grid = ({'p': 1}, {'q': 2})", "{'q': 2} in its grid has other arguments than {'p': 1}"),
     "not-json": ("grid = ({'p': float('nan')},)", "its grid must hold JSON values"),
+    "not-json-default": (
+        "def __init__(self, p=Stop): self.p = 1",
+        "must be plain attributes of the same name, and JSON values",
+    ),
     "no-grid": ("shift_head = 'choose'", "its shift_head 'choose' chooses from a grid, and it has none"),
     "misspelt": ("signals = ('logit',)", "unknown signal of misspelt 'logit'; did you mean 'logits'"),
     "text": ("signals = 'images'", "signals = 'images'; they are a tuple of names"),
@@ -130,6 +135,67 @@ def test_os_exit_works_in_forked_processes_and_afterwards():
         with pytest.raises(SystemExit):
             os._exit(0)
     assert os._exit is leave
+
+
+EQUAL = """
+    from dataclasses import dataclass, field
+
+    import torch
+
+    import oodbench
+
+
+    class Dark(oodbench.Detector):
+        "Minus the mean of the pixels; one of two detectors with the same values fails."
+
+        signals = ("images",)
+
+        def observe(self, probe):
+            if self.name == "equal-b":
+                raise RuntimeError("broken observe")
+
+        def finish(self):
+            self.seen_ = torch.ones(1)
+
+        def statistics(self, probe):
+            return -probe.images.mean((1, 2, 3)) * self.seen_
+
+
+    @dataclass
+    class Data(Dark):
+        "Has no hash of its own."
+
+        k: int = 1
+        ks: list = field(default_factory=lambda: [1, 2])
+
+
+    class Same(Dark):
+        "All are equal."
+
+        def __eq__(self, other):
+            return True
+
+        def __hash__(self):
+            return 1
+    """
+
+
+@pytest.mark.parametrize("kind", ["Data", "Same"])
+def test_detectors_of_equal_values_are_not_merged(tmp_path, monkeypatch, kind):
+    (tmp_path / "equal_for_a_test.py").write_text(textwrap.dedent(EQUAL))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+    names = ["equal-a", "equal-b", "equal-c"]
+    for name in names:
+        registry._added["detectors", name] = registry.Record("detectors", name, f"equal_for_a_test:{kind}")
+    detector = oodbench.load_detector("equal-a")
+    assert detector.non_default() == {}
+    detector.fit(None, torch.rand(20, 3, 8, 8), torch.zeros(20))
+    options = {"detectors": ["msp", *names], "datasets": ["photos"], "protocols": ["unsupervised"], "limit": 40}
+    frame = oodbench.run("digits", out=tmp_path / "run", **options).frame().set_index("detector")
+    assert frame.status.to_dict() == dict.fromkeys(["msp", "equal-a", "equal-c"], "ok") | {"equal-b": "failed"}
+    assert "broken observe" in frame.reason["equal-b"]
+    assert frame.overhead.drop("equal-b").notna().all()
 
 
 MOVING = """
