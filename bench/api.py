@@ -43,6 +43,7 @@ def run(
     measure_costs: bool = True,
     progress: Progress | None = None,
     weights_key: str | None = None,
+    cell_timeout: float | None = None,
 ) -> Results:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -58,6 +59,7 @@ def run(
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
+        cell_timeout: seconds that one call of a detector may take; a detector that takes longer fails. None: no limit.
 
     Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
     """
@@ -83,5 +85,6 @@ def run(
         fresh=fresh,
         measure_costs=measure_costs,
         progress=progress,
+        cell_timeout=cell_timeout,
     )
     return Results(folder.path)

@@ -36,6 +36,10 @@ class ChangedNetwork(BadData):
     """A detector changed the network that all detectors share; it has no figures in this run."""
 
 
+class TooSlow(OodbenchError):
+    """A call of a detector took longer than the run allows; it has no figures in this run."""
+
+
 class Unsuitable(OodbenchError):
     """This detector cannot work on this model or this set; its cell is skipped, with the message as reason."""
 

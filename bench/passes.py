@@ -9,7 +9,8 @@ Memory does not grow with the number of images, except for what a detector keeps
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, ChangedNetwork, contained
+from oodbench.errors import BadData, ChangedNetwork, TooSlow, contained
 from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
@@ -37,6 +38,8 @@ OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 Errors = dict["Detector", Exception]
 T = TypeVar("T")
+# What a run does around each call of the detector of this name; it may raise TooSlow.
+around_call = ContextVar[Callable[[str], AbstractContextManager[None]]]("around_call", default=lambda name: nullcontext())
 
 
 def raise_it(detector: "Detector", error: Exception) -> None:
@@ -47,8 +50,13 @@ def raise_it(detector: "Detector", error: Exception) -> None:
 def turn(detector: "Detector", probe: Probe | None, guard: Guard | None = None) -> Iterator[None]:
     """One call of a detector, which may read what it declared. With ``guard``, raises ChangedNetwork if it changes that."""
     try:
-        with contained(), nullcontext() if probe is None else probe.read_by(detector.declared_signals):
+        reading = nullcontext() if probe is None else probe.read_by(detector.declared_signals)
+        with contained(), around_call.get()(detector.name), reading:
             yield
+    except TooSlow:
+        if probe is not None:
+            probe.forget()  # what others share may be half computed
+        raise
     finally:
         changed = guard.restore() if guard is not None else []
         if changed:

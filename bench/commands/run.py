@@ -48,6 +48,10 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Fail a detector if one call, such as of a batch, takes longer."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
@@ -95,6 +99,7 @@ def run(
             limit=limit,
             fresh=fresh,
             progress=progress,
+            cell_timeout=cell_timeout,
         )
     _print_results(folder)
     print(folder.path)

@@ -24,6 +24,7 @@ from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.passes import around_call
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -84,7 +85,8 @@ class LoadedSuite:
         self.broken: dict[str, Exception] = {}
         for name in suite.detectors:
             try:
-                self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
+                with around_call.get()(name):
+                    self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
             except UsageError:
                 raise
             except Exception as error:

@@ -16,7 +16,7 @@ import torch
 from oodbench import protocols
 from oodbench.datasets.name import parse
 from oodbench.detector import Detector
-from oodbench.engine import costs, timing
+from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
@@ -45,6 +45,7 @@ def run(
     fresh: bool = False,
     measure_costs: bool = True,
     progress: Progress | None = None,
+    cell_timeout: float | None = None,
 ) -> RunFolder:
     """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
     progress = progress or Progress()
@@ -52,7 +53,7 @@ def run(
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with contained(), no_exit(), folder.locked(progress.say, fresh), same:
+    with contained(), no_exit(), folder.locked(progress.say, fresh), same, calls.watched(progress, cell_timeout):
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
         loaded.load_model(weights, target, weights_key)
