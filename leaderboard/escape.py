@@ -24,6 +24,11 @@ def shortened(text: Any, length: int = 40) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def spreadsheet(text: str) -> str:
+    """The text, after an apostrophe if a spreadsheet would read it as a formula, as OWASP advises."""
+    return f"'{text}" if text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def encodable(text: str, encoding: str) -> str:
     """The text unchanged if the encoding has all its characters, otherwise in ASCII as far as there are similar ones."""
     try:

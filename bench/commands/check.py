@@ -12,6 +12,7 @@ from oodbench.commands.common import (
     add_plugins,
     check_names,
     find_in_working_folder,
+    only_results,
     read_parameters_of,
 )
 from oodbench.errors import OodbenchError, UsageError
@@ -45,10 +46,11 @@ def check(
     if family == "detectors":
         check_names([name], [], [], {name: parameters})
     outcomes = []
-    for outcome in conformance.check(name, family, parameters=parameters, data=data):
-        outcomes.append(outcome)
-        if not as_json:
-            print(f"{outcome.outcome}  {outcome.check:22} {outcome.reason}", flush=True)
+    with only_results() as output:
+        for outcome in conformance.check(name, family, parameters=parameters, data=data):
+            outcomes.append(outcome)
+            if not as_json:
+                print(f"{outcome.outcome}  {outcome.check:22} {outcome.reason}", file=output, flush=True)
     if as_json:
         print(json.dumps([{"name": name, "family": family, **outcome._asdict()} for outcome in outcomes], indent=1))
     else:

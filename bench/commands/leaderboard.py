@@ -13,7 +13,8 @@ from oodbench.errors import UsageError
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     format: Annotated[
-        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold one row per cell.")
+        Literal["table", "md", "csv", "json", "tex"],
+        typer.Option(help="csv and json hold one row per cell; csv puts an apostrophe before texts that look like formulas."),
     ] = "table",
     top: Annotated[
         int | None,

@@ -15,6 +15,7 @@ from oodbench.commands.common import (
     check_device,
     check_names,
     find_in_working_folder,
+    only_results,
     print_text,
     read_parameters,
     terminal_width,
@@ -84,10 +85,11 @@ def run(
     from oodbench.progress import terminal_progress
 
     if dry_run:
-        for line in plan(chosen, data=data, out=out, limit=limit):
-            print(line)
+        with only_results():
+            lines = plan(chosen, data=data, out=out, limit=limit)
+        print(*lines, sep="\n")
         return
-    with terminal_progress() as progress:
+    with only_results(), terminal_progress() as progress:
         folder = run_suite(
             chosen,
             weights=weights,
