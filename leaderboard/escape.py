@@ -39,7 +39,8 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def encodable_json(text: str, encoding: str) -> str:
-    """The same JSON, with non-ASCII escaped if the encoding lacks a character."""
+    """The same JSON, with terminal controls and lone surrogates escaped, and all but ASCII where the encoding lacks one."""
+    text = re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

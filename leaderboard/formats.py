@@ -80,7 +80,7 @@ def _json(frame: pd.DataFrame) -> str:
     table = _typed(frame).replace([math.inf, -math.inf], None).astype(object)
     known = table.where(table.notna(), None)
     rows = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in known.to_dict("records")]
-    return "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n"
+    return escape.encodable_json("[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n", "utf-8")
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

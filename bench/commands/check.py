@@ -15,7 +15,7 @@ from oodbench.commands.common import (
     only_results,
     read_parameters_of,
 )
-from oodbench.errors import OodbenchError, UsageError
+from oodbench.errors import OodbenchError, UsageError, one_line
 
 
 def check(
@@ -50,12 +50,12 @@ def check(
         for outcome in conformance.check(name, family, parameters=parameters, data=data):
             outcomes.append(outcome)
             if not as_json:
-                print(f"{outcome.outcome}  {outcome.check:22} {outcome.reason}", file=output, flush=True)
+                print(f"{outcome.outcome}  {outcome.check:22} {one_line(outcome.reason)}", file=output, flush=True)
     if as_json:
         print(json.dumps([{"name": name, "family": family, **outcome._asdict()} for outcome in outcomes], indent=1))
     else:
         counts = [sum(outcome.outcome == kind for outcome in outcomes) for kind in ("pass", "fail", "skip")]
-        print("{}: {} checks passed, {} failed, {} skipped".format(name, *counts))
+        print("{}: {} checks passed, {} failed, {} skipped".format(one_line(name), *counts))
     if any(outcome.outcome == "fail" for outcome in outcomes):
         raise typer.Exit(1)
     if unread := [outcome for outcome in outcomes if (outcome.check, outcome.outcome) == ("loads", "skip")]:

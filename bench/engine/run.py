@@ -22,7 +22,7 @@ from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import contained, no_exit, reason
+from oodbench.errors import contained, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -106,7 +106,8 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    return [*lines, _counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets))]
+    lines.append(_counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)))
+    return [one_line(line) for line in lines]
 
 
 class _Run:

@@ -47,6 +47,18 @@ PLUGIN = """
             _exit(0)
 
 
+    class Red(Loud):
+        "Has names that a terminal, a spreadsheet or a file would choke on."
+
+        variants = ("\\x1b[31mred", "\\udce9\\x9b31m", "=1+1")
+
+        def statistics(self, probe):
+            return torch.stack([-probe.images.mean((1, 2, 3))] * 4, 1)
+
+        def probabilities(self, probe):
+            raise ValueError("\\x1b]0;title\\x07\\ud800")
+
+
     class Net(torch.nn.Sequential):
         def forward(self, images):
             print("NOISE of a network")
@@ -65,6 +77,14 @@ def folder(tmp_path_factory):
     (folder / "leaving_for_a_test.py").write_text("import os\nos._exit(0)\n")
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     return folder
+
+
+INSTALLED = "import sys; sys.path.append(sys.argv.pop(1)); from oodbench.cli import main; main()"
+
+
+def harmless(text):
+    """Whether a terminal shows the text and does nothing else."""
+    return all(character.isprintable() or character == "\n" for character in text)
 
 
 def plugin(name):
@@ -109,14 +129,35 @@ def test_list(folder):
     (folder / "loud-1.dist-info").mkdir()
     (folder / "loud-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1\n")
     (folder / "loud-1.dist-info" / "entry_points.txt").write_text(
-        "[oodbench.detectors]\nloud = loud_for_a_test:Loud\nleaving = leaving_for_a_test:Any\n"
+        "[oodbench.detectors]\nloud = loud_for_a_test:Loud\nleaving = leaving_for_a_test:Any\n\x1b[31m = red:Red\n"
+        "msp\x1b[31m = red:Red\n[oodbench.datasets]\n\x1b[31m = red:load\n"
     )
-    code = "import sys; sys.path.append(sys.argv.pop(1)); from oodbench.cli import main; main()"
-    done = python(code, folder, "list", "detectors", "--check", "--json")
+    done = python(INSTALLED, folder, "list", "detectors", "--check", "--json")
     assert done.returncode == 1
     errors = {row["name"]: row["error"] for row in json.loads(done.stdout)}
     assert errors["loud"] == ""
     assert "raised SystemExit(0), which would end the process" in errors["leaving"]
+    for arguments in (["list", "detectors"], ["list", "datasets"], ["data", "list"]):
+        done = python(INSTALLED, folder, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "[31m" in done.stdout
+        assert harmless(done.stdout + done.stderr)
+
+
+def test_hostile_names(folder):
+    harmful = ["run", *OPTIONS, *plugin("Red"), "--out", "red"]
+    planned = oodbench(*harmful, "--dry-run", cwd=folder)
+    assert r"detector  red:\x1b[31mred: unsupervised" in planned.stdout
+    done = oodbench(*harmful, cwd=folder)
+    assert done.returncode == 1
+    assert r"red: ValueError: \x1b]0;title\x07\ud800" in done.stderr
+    assert harmless(planned.stdout + done.stdout + done.stderr)
+    for form in ("table", "md", "csv", "json", "tex"):
+        done = oodbench("leaderboard", "red", "--format", form, "--out", f"table.{form}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert harmless((folder / f"table.{form}").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    assert {row["detector"] for row in rows} == {"pixels", "red", "red:\x1b[31mred", "red:\udce9\x9b31m", "red:=1+1"}
 
 
 def test_a_process_cannot_be_left(folder):
