@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
+from oodbench.errors import contained
 
 PLAIN = (bool, int, float, str, bytes)
 # What else all detectors share: how to read it, and how to set it.
@@ -37,7 +38,7 @@ class Guard:
             ]
         self._ignored: set[str] = set()
         if classifier is not None and images is not None:
-            with suppress(Exception), torch.no_grad():  # which detectors report
+            with suppress(Exception), contained(), torch.no_grad():  # which detectors report
                 classifier(images.to(classifier.device, classifier.dtype))
             self.ignore_changes()
 

@@ -19,6 +19,8 @@ HEADER = """
     import os
     import sys
 
+    import torch
+
     import oodbench
 
 
@@ -47,6 +49,20 @@ HEADER = """
 
     def build():
         raise Stop("no network")
+
+
+    class Leaving(torch.nn.Sequential):
+        passes = []
+
+        def forward(self, images):
+            self.passes.append(None)
+            if len(self.passes) > 4:
+                os._exit(0)
+            return super().forward(images)
+
+
+    def build_leaving():
+        return Leaving(torch.nn.Flatten(), torch.nn.Linear(192, 8))
 
 
     def load(root, split):
@@ -114,6 +130,13 @@ def test_a_model_that_exits_is_an_error(trouble):
         build("trouble_for_a_test:build")
     with pytest.raises(OodbenchError, match=r"cannot be imported: RuntimeError: raised SystemExit\(\)"):
         build("exits_for_a_test:build")
+
+
+def test_a_network_that_exits_later_fails_only_what_reads_it(tmp_path, trouble):
+    options = {"model": "trouble_for_a_test:build_leaving", "datasets": ["photos", "uniform"], "limit": 40}
+    frame = oodbench.run("digits", detectors=["msp", "pixels"], out=tmp_path / "run", **options).frame()
+    assert set(frame.status[frame.detector == "pixels"]) == {"ok"}
+    assert "raised SystemExit(0)" in frame.reason[(frame.detector == "msp") & (frame.status == "failed")].iloc[0]
 
 
 def test_a_set_that_exits_fails_alone(tmp_path, trouble, monkeypatch):
