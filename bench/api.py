@@ -45,6 +45,7 @@ def run(
     progress: Progress | None = None,
     weights_key: str | None = None,
     trust_model: bool = False,
+    cell_timeout: float | None = None,
 ) -> Results:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -61,6 +62,7 @@ def run(
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
+        cell_timeout: seconds that one call of a detector may take; a detector that takes longer fails. None: no limit.
 
     Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
     """
@@ -87,5 +89,6 @@ def run(
         fresh=fresh,
         measure_costs=measure_costs,
         progress=progress,
+        cell_timeout=cell_timeout,
     )
     return Results(folder.path)

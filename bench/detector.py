@@ -9,6 +9,7 @@
             return -probe.logits.max(1).values
 """
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ class Detector:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.__hash__ = object.__hash__  # type: ignore[method-assign]  # a dataclass keeps it: detectors of equal values differ
         code_hash.remember(cls.__module__)
 
     def check(self, classifier: Classifier | None) -> None:
@@ -169,7 +171,7 @@ class Detector:
         """{name: [value, default]} of the hyper-parameters that differ from the defaults of the class."""
         found = {}
         for name, value in self.parameters().items():
-            default = inspect.signature(type(self)).parameters[name].default
+            default = _default(type(self), name)
             if default is not inspect.Parameter.empty and _json(value) != _json(default):
                 found[name] = [value, default]
         return found
@@ -302,6 +304,14 @@ def _arguments(kind: type) -> list[str]:
     if kind.__init__ is object.__init__:  # type: ignore[misc]  # an inspection, not a call
         return []
     return list(inspect.signature(kind).parameters)
+
+
+def _default(kind: type, argument: str) -> Any:
+    """The default of a constructor's argument, which a dataclass may make anew for each object."""
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if field.name == argument and field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return inspect.signature(kind).parameters[argument].default
 
 
 def _json(value: Any) -> str:

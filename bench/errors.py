@@ -3,8 +3,10 @@
 The command line prints these without a traceback (unless ``--debug``) and exits with ``exit_code``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 
 class OodbenchError(Exception):
@@ -38,6 +40,10 @@ class ChangedNetwork(BadData):
     """A detector changed the network that all detectors share; it has no figures in this run."""
 
 
+class TooSlow(OodbenchError):
+    """A call of a detector took longer than the run allows; it has no figures in this run."""
+
+
 class Unsuitable(OodbenchError):
     """This detector cannot work on this model or this set; its cell is skipped, with the message as reason."""
 
@@ -48,16 +54,55 @@ class NotFitted(OodbenchError):
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Turn what third-party code raises to end the process, such as SystemExit, into an error that fails it alone.
+    """Turn what third-party code raises to end the process, such as SystemExit, into an error that fails it alone, and return
+    to the working folder, which relative paths are relative to.
 
     Ctrl-C still ends the process.
     """
+    folder = _working_folder()
     try:
         yield
     except (Exception, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        raise RuntimeError(f"raised {error!r}, which would end the process") from error
+        raise RuntimeError(f"raised {_text(repr, error)}, which would end the process") from error
+    finally:
+        if folder is not None and _working_folder() != folder:
+            os.chdir(folder)
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Within this context ``os._exit``, which no code notices, raises SystemExit, except in processes forked from this one."""
+    leave, process = os._exit, os.getpid()
+
+    def raise_instead(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = raise_instead
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _working_folder() -> str | None:
+    """The working folder, or None if it was deleted."""
+    with suppress(OSError):
+        return os.getcwd()
+    return None
+
+
+def _text(show: Callable[[object], str], error: BaseException) -> str:
+    """``str`` or ``repr`` of an error of third-party code, whose own method may fail."""
+    try:
+        return "".join(show(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        return f"{type(error).__name__} (its {show.__name__}() raises {type(failure).__name__})"
 
 
 def one_line(text: str) -> str:
@@ -68,5 +113,5 @@ def one_line(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """One line for a table or a terminal: oodbench's messages unchanged, other errors prefixed with their type."""
-    text = one_line(" ".join(str(error).split())) or "no message"
+    text = one_line(" ".join(_text(str, error).split())) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"

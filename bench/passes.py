@@ -9,7 +9,8 @@ Memory does not grow with the number of images, except for what a detector keeps
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, ChangedNetwork, contained
+from oodbench.errors import BadData, ChangedNetwork, TooSlow, contained
 from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
@@ -37,6 +38,8 @@ OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 Errors = dict["Detector", Exception]
 T = TypeVar("T")
+# What a run does around each call of the detector of this name; it may raise TooSlow.
+around_call = ContextVar[Callable[[str], AbstractContextManager[None]]]("around_call", default=lambda name: nullcontext())
 
 
 def raise_it(detector: "Detector", error: Exception) -> None:
@@ -47,8 +50,13 @@ def raise_it(detector: "Detector", error: Exception) -> None:
 def turn(detector: "Detector", probe: Probe | None, guard: Guard | None = None) -> Iterator[None]:
     """One call of a detector, which may read what it declared. With ``guard``, raises ChangedNetwork if it changes that."""
     try:
-        with contained(), nullcontext() if probe is None else probe.read_by(detector.declared_signals):
+        reading = nullcontext() if probe is None else probe.read_by(detector.declared_signals)
+        with contained(), around_call.get()(detector.name), reading:
             yield
+    except TooSlow:
+        if probe is not None:
+            probe.forget()  # what others share may be half computed
+        raise
     finally:
         changed = guard.restore() if guard is not None else []
         if changed:
@@ -173,13 +181,13 @@ def observe(
     def once(guard: Guard | None) -> tuple[None, Errors]:
         for detector in detectors if guard is not None else ():  # what they gathered may come from a changed network
             reset(detector, **before[detector])
-        learning = list(detectors)
+        learning = dict.fromkeys(detectors)  # not a list, in which detectors of equal values would be the same
         errors: Errors = {}
-        signals = signals_of(learning) - NEED_GRAPH
+        signals = signals_of(list(learning)) - NEED_GRAPH
         device = classifier.device if classifier else torch.device("cpu")
 
-        def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Sequence["Detector"]) -> None:
-            to = [detector for detector in to if detector in learning]
+        def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Iterable["Detector"]) -> None:
+            to = dict.fromkeys(to)
             for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
                 chosen = torch.from_numpy(rows)
                 probe = Probe(
@@ -201,8 +209,7 @@ def observe(
                             with turn(detector, probe, guard):
                                 detector.observe(probe)
                         except Exception as error:
-                            to.remove(detector)
-                            learning.remove(detector)
+                            del to[detector], learning[detector]
                             errors[detector] = error
                 if not to:
                     break

@@ -24,13 +24,13 @@ _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
 
 def cache_root() -> Path:
-    """``$OODBENCH_CACHE``, else ``oodbench`` in the user's cache folder of this system.
+    """``$OODBENCH_CACHE``, else ``oodbench`` in the user's cache folder of this system; an absolute path.
 
     An empty variable counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification asks. Raises
     OodbenchError if the user has no home folder.
     """
     if given := os.environ.get("OODBENCH_CACHE"):
-        return Path(given)
+        return Path(given).absolute()
     windows, xdg = os.environ.get("LOCALAPPDATA", ""), os.environ.get("XDG_CACHE_HOME", "")
     if sys.platform == "win32" and windows:
         return Path(windows) / "oodbench"
@@ -45,8 +45,8 @@ def cache_root() -> Path:
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The data root: the given one, else ``$OODBENCH_DATA``, else the cache folder."""
-    return Path(given or os.environ.get("OODBENCH_DATA") or cache_root())
+    """The data root: the given one, else ``$OODBENCH_DATA``, else the cache folder; an absolute path."""
+    return Path(given or os.environ.get("OODBENCH_DATA") or cache_root()).absolute()
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.classifier import HALF, Classifier
-from oodbench.errors import BadData, Unsuitable
+from oodbench.errors import BadData, Unsuitable, contained
 from oodbench.forward.hooks import hook
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
 from oodbench.random_numbers import content_keys, hashed, mix, uniform
@@ -341,7 +341,8 @@ class Probe:
     def _run(self) -> ForwardPass | Exception:
         try:
             until = None if self._until is None else self.classifier.layer_names[self._until]
-            return shared_pass(self.classifier, self._images, self._signals, until)
+            with contained():
+                return shared_pass(self.classifier, self._images, self._signals, until)
         except Exception as error:
             return error
 

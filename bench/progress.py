@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from oodbench.errors import one_line
+
 
 class Progress:
     """Prints nothing: the default of the Python interface."""
@@ -40,7 +42,7 @@ class Lines(Progress):
         self._done += units
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -71,12 +73,12 @@ def terminal_progress() -> Iterator[Progress]:
                 live.update(task, total=(live.tasks[0].total or 0) + units)
 
             def stage(self, title: str) -> None:
-                live.update(task, description=escape(title))
+                live.update(task, description=escape(one_line(title)))
 
             def advance(self, units: float) -> None:
                 live.advance(task, units)
 
             def say(self, line: str) -> None:
-                live.console.print(escape(line), highlight=False)
+                live.console.print(escape(one_line(line)), highlight=False)
 
         yield Live()

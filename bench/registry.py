@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import entrypoints
 
-from oodbench.errors import OodbenchError, UsageError, contained, reason
+from oodbench.errors import OodbenchError, UsageError, contained, one_line, reason
 
 FAMILIES = ("detectors", "datasets", "models")
 
@@ -88,7 +88,8 @@ def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
             parser.read_string(distribution.read_text("entry_points.txt") or "")
             lines = parser.items(group) if group in parser else []
         except (configparser.Error, UnicodeDecodeError) as error:
-            warnings.warn(f"{name}: its entry_points.txt cannot be read ({reason(error)}); reinstall {name}", stacklevel=3)
+            why = f"{name}: its entry_points.txt cannot be read ({reason(error)}); reinstall {name}"
+            warnings.warn(one_line(why), stacklevel=3)
             continue
         owner = entrypoints.Distribution(name, distribution.version)
         for point, target in lines:
@@ -171,7 +172,7 @@ def find(family: str, name: str) -> Record:
         raise UsageError(known[name].error)
     for claim in known.values():
         if claim.name == name and claim.error:
-            warnings.warn(f"{claim.error}; the built-in is used", stacklevel=2)
+            warnings.warn(one_line(f"{claim.error}; the built-in is used"), stacklevel=2)
     return known[name]
 
 

@@ -24,6 +24,11 @@ def shortened(text: Any, length: int = 40) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def spreadsheet(text: str) -> str:
+    """The text, after an apostrophe if a spreadsheet would read it as a formula, as OWASP advises."""
+    return f"'{text}" if text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def encodable(text: str, encoding: str) -> str:
     """The text unchanged if the encoding has all its characters, otherwise in ASCII as far as there are similar ones."""
     try:
@@ -34,7 +39,8 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def encodable_json(text: str, encoding: str) -> str:
-    """The same JSON, with non-ASCII escaped if the encoding lacks a character."""
+    """The same JSON, with terminal controls and lone surrogates escaped, and all but ASCII where the encoding lacks one."""
+    text = re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

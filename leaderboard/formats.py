@@ -42,7 +42,8 @@ def render(
     Args:
         frame: what ``Results.frame()`` gives, several of them concatenated, or what ``gather`` gives.
         format: ``table`` (a terminal of ``width`` columns; None: as wide as need be), ``md`` (GitHub), ``tex`` (needs the
-            packages booktabs and graphicx), ``csv`` or ``json`` (a list of objects; an unknown value is null, never NaN).
+            packages booktabs and graphicx), ``csv`` (texts that a spreadsheet would read as formulas begin with an
+            apostrophe) or ``json`` (a list of objects; an unknown value is null, never NaN).
         metric: which figure the tables for people show; csv and json hold all.
         top: show only the best rows of each protocol, this many, and the controls; csv and json hold all.
         notes: what else stands below the tables for people.
@@ -70,7 +71,7 @@ def render(
 def _csv(frame: pd.DataFrame) -> str:
     table = _typed(frame)
     for name in TEXTS:
-        plain = {text: escape.plain(text) for text in table[name].dropna().unique()}
+        plain = {text: escape.spreadsheet(escape.plain(text)) for text in table[name].dropna().unique()}
         table[name] = table[name].map(plain, na_action="ignore")
     return table.to_csv(index=False, lineterminator="\n")
 
@@ -79,7 +80,7 @@ def _json(frame: pd.DataFrame) -> str:
     table = _typed(frame).replace([math.inf, -math.inf], None).astype(object)
     known = table.where(table.notna(), None)
     rows = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in known.to_dict("records")]
-    return "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n"
+    return escape.encodable_json("[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n", "utf-8")
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,10 @@ from oodbench.commands.common import (
     add_plugins,
     check_names,
     find_in_working_folder,
+    only_results,
     read_parameters_of,
 )
-from oodbench.errors import OodbenchError, UsageError
+from oodbench.errors import OodbenchError, UsageError, one_line
 
 
 def check(
@@ -45,15 +46,16 @@ def check(
     if family == "detectors":
         check_names([name], [], [], {name: parameters})
     outcomes = []
-    for outcome in conformance.check(name, family, parameters=parameters, data=data):
-        outcomes.append(outcome)
-        if not as_json:
-            print(f"{outcome.outcome}  {outcome.check:22} {outcome.reason}", flush=True)
+    with only_results() as output:
+        for outcome in conformance.check(name, family, parameters=parameters, data=data):
+            outcomes.append(outcome)
+            if not as_json:
+                print(f"{outcome.outcome}  {outcome.check:22} {one_line(outcome.reason)}", file=output, flush=True)
     if as_json:
         print(json.dumps([{"name": name, "family": family, **outcome._asdict()} for outcome in outcomes], indent=1))
     else:
         counts = [sum(outcome.outcome == kind for outcome in outcomes) for kind in ("pass", "fail", "skip")]
-        print("{}: {} checks passed, {} failed, {} skipped".format(name, *counts))
+        print("{}: {} checks passed, {} failed, {} skipped".format(one_line(name), *counts))
     if any(outcome.outcome == "fail" for outcome in outcomes):
         raise typer.Exit(1)
     if unread := [outcome for outcome in outcomes if (outcome.check, outcome.outcome) == ("loads", "skip")]:

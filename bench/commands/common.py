@@ -3,13 +3,15 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from oodbench.datasets.name import FOLDER, base_of
-from oodbench.errors import UsageError
+from oodbench.errors import UsageError, contained, no_exit
 
 _debug = False
 
@@ -48,7 +50,8 @@ def add_plugins(targets: list[str]) -> list[str]:
     """Register ``module:Class`` detectors for this process and return their names."""
     from oodbench import registry
 
-    return [registry.add_plugin(target) for target in targets]
+    with only_results():
+        return [registry.add_plugin(target) for target in targets]
 
 
 def check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
@@ -105,6 +108,17 @@ def read_parameters_of(detector: str, given: list[str]) -> dict[str, Any]:
     return found.get(detector, {})
 
 
+@contextmanager
+def only_results() -> Iterator[TextIO]:
+    """Give standard output, for results only: within this context, what plug-ins print goes to standard error.
+
+    Nor can they end the process: whatever does so raises an error.
+    """
+    output = sys.stdout
+    with contained(), no_exit(), redirect_stdout(sys.stderr):
+        yield output
+
+
 def terminal_width() -> int:
     return shutil.get_terminal_size((160, 50)).columns
 
@@ -116,8 +130,9 @@ def print_text(text: str) -> None:
     print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")
 
 
-def print_json(text: str) -> None:
-    """Print JSON, flushed; what standard output cannot encode is escaped."""
+def print_json(text: str, output: TextIO | None = None) -> None:
+    """Print JSON on standard output, flushed; what it cannot encode is escaped."""
     from oodbench.leaderboard import escape
 
-    print(escape.encodable_json(text, sys.stdout.encoding or "utf-8"), flush=True)
+    output = output or sys.stdout
+    print(escape.encodable_json(text, output.encoding or "utf-8"), file=output, flush=True)

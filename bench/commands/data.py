@@ -51,6 +51,7 @@ def list_data(
         for item, row in zip(items, rows, strict=True)
     ]
     headers = ["name", "state", "official images", "download", "on disk", "how to get it"]
+    table = [[one_line(text) for text in row] for row in table]
     print(tabulate(table, headers, "simple", colalign=("left", "left", "left", "right", "right", "left")))
     print(f"\nData root: {root.absolute()}")
 
@@ -266,7 +267,7 @@ def transfers() -> Iterator[Transfers]:
         class Live(Transfers):
             def stage(self, title: str) -> None:
                 super().stage(title)
-                live.reset(task, total=None, description=escape(title))
+                live.reset(task, total=None, description=escape(one_line(title)))
 
             def expect(self, units: float) -> None:
                 super().expect(units)

@@ -17,6 +17,7 @@ from oodbench.commands.common import (
     check_names,
     check_seed,
     find_in_working_folder,
+    only_results,
     read_parameters_of,
 )
 from oodbench.errors import UsageError
@@ -61,7 +62,7 @@ def fit(
     from oodbench.models.device import resolve_device
     from oodbench.progress import terminal_progress
 
-    with terminal_progress() as progress:
+    with only_results(), terminal_progress() as progress:
         fitted = thresholds.fit(
             detector,
             model=model,

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import UsageError
+from oodbench.errors import UsageError, one_line
 
 
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     format: Annotated[
-        Literal["table", "md", "csv", "json", "tex"], typer.Option(help="csv and json hold one row per cell.")
+        Literal["table", "md", "csv", "json", "tex"],
+        typer.Option(help="csv and json hold one row per cell; csv puts an apostrophe before texts that look like formulas."),
     ] = "table",
     top: Annotated[
         int | None,
@@ -30,7 +31,7 @@ def leaderboard(
     from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
-    folders = [RunFolder(path, lambda why: print(f"oodbench: {why}", file=sys.stderr)) for path in runs]
+    folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
     for folder in folders:
         folder.manifest()  # raises where another version wrote it
     frame, notes = gather(folders)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from oodbench.commands.common import Debug, debugging, print_json, print_text, terminal_width
+from oodbench.commands.common import Debug, debugging, only_results, print_json, print_text, terminal_width
 
 GAP = 2  # blanks between columns
 SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
@@ -26,9 +26,12 @@ def list_names(
     else:
         from oodbench import registry
 
-        found = registry.records(family).values()
+        found = list(registry.records(family).values())
         rows = []
-        for record in (registry.check(r) for r in found) if check else found:
+        if check:
+            with only_results():
+                found = [registry.check(record) for record in found]
+        for record in found:
             row = {"name": record.name, "summary": record.summary}
             if family == "detectors":
                 row |= {"parameters": record.parameters, "learns_from": record.learns_from}
@@ -47,8 +50,10 @@ def list_names(
 
 def _print_rows(rows: list[dict[str, Any]], family: str) -> None:
     """Columns that have something in them, aligned: whole lines for a pipe, lines that fit for a terminal."""
+    from oodbench.leaderboard import escape
+
     columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
-    whole = {name: [name.replace("_", " "), *(str(row[name] or "") for row in rows)] for name in columns}
+    whole = {name: [name.replace("_", " "), *(escape.plain(row[name] or "") for row in rows)] for name in columns}
     table = fit(whole, terminal_width()) if sys.stdout.isatty() else whole
     widths = [max(map(len, texts)) for texts in table.values()]
     for place, line in enumerate(zip(*table.values(), strict=True)):

@@ -15,6 +15,7 @@ from oodbench.commands.common import (
     check_device,
     check_names,
     find_in_working_folder,
+    only_results,
     print_text,
     read_parameters,
     terminal_width,
@@ -48,6 +49,10 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Fail a detector if one call, such as of a batch, takes longer."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
@@ -85,11 +90,12 @@ def run(
     from oodbench.progress import terminal_progress
 
     if dry_run:
-        for line in plan(chosen, data=data, out=out, limit=limit):
-            print(line)
+        with only_results():
+            lines = plan(chosen, data=data, out=out, limit=limit)
+        print(*lines, sep="\n")
         return
     sweep_cache()
-    with terminal_progress() as progress:
+    with only_results(), terminal_progress() as progress:
         folder = run_suite(
             chosen,
             weights=weights,
@@ -101,6 +107,7 @@ def run(
             limit=limit,
             fresh=fresh,
             progress=progress,
+            cell_timeout=cell_timeout,
         )
     _print_results(folder)
     print(folder.path)

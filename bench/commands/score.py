@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -18,6 +18,7 @@ from oodbench.commands.common import (
     add_plugins,
     check_device,
     find_in_working_folder,
+    only_results,
     print_json,
 )
 from oodbench.errors import MissingData
@@ -53,15 +54,6 @@ def score(
     from oodbench.inference.fitted import load_fitted
     from oodbench.inference.score_files import ANOMALOUS, score_files
 
-    fitted = load_fitted(
-        file,
-        weights=weights,
-        weights_key=weights_key,
-        data=data,
-        device=device,
-        batch_size=batch_size,
-        trust_model=trust_model,
-    )
     unreadable = anomalous = count = 0
 
     def counted() -> Iterable["Row"]:
@@ -72,26 +64,39 @@ def score(
             anomalous += row.verdict == ANOMALOUS
             yield row
 
-    _print_rows(counted(), format)
+    with only_results() as output:
+        fitted = load_fitted(
+            file,
+            weights=weights,
+            weights_key=weights_key,
+            data=data,
+            device=device,
+            batch_size=batch_size,
+            trust_model=trust_model,
+        )
+        _print_rows(counted(), format, output)
     note = f"{anomalous:,} of {count:,} images are anomalous: their score is above {fitted.threshold:.6g}"
     print(note + (f"; {unreadable:,} cannot be read" if unreadable else ""), file=sys.stderr)
     if unreadable:
         raise typer.Exit(1)
 
 
-def _print_rows(rows: Iterable["Row"], format: Format) -> None:
-    """Print only rows on standard output; csv and json are written row by row."""
+def _print_rows(rows: Iterable["Row"], format: Format, output: TextIO) -> None:
+    """Print only rows; csv and json are written row by row."""
     if format == "json":
         for row in rows:
-            print_json(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False))
+            print_json(json.dumps(row._asdict(), ensure_ascii=False, allow_nan=False), output)
     elif format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        from oodbench.leaderboard import escape
+
+        writer = csv.writer(output, lineterminator="\n")
         writer.writerow(["path", "score", "verdict", "reason"])
         for row in rows:
-            writer.writerow(["" if value is None else value for value in row])
-            sys.stdout.flush()
+            score = "" if row.score is None else row.score
+            writer.writerow([escape.spreadsheet(row.path), score, row.verdict or "", escape.spreadsheet(row.reason)])
+            output.flush()
     else:
         from tabulate import tabulate
 
         table = [[row.path, "–" if row.score is None else f"{row.score:.6g}", row.verdict or f"– {row.reason}"] for row in rows]
-        print(tabulate(table, ["path", "score", "verdict"], "simple", disable_numparse=True))
+        print(tabulate(table, ["path", "score", "verdict"], "simple", disable_numparse=True), file=output)

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from oodbench.commands.common import Data, Debug, Device, check_device, check_names, check_seed, find_in_working_folder
+from oodbench.commands.common import (
+    Data,
+    Debug,
+    Device,
+    check_device,
+    check_names,
+    check_seed,
+    find_in_working_folder,
+    only_results,
+)
 from oodbench.datasets.name import parse_unchanged
 
 
@@ -31,14 +40,15 @@ def train(
     from oodbench.datasets.load import load_dataset
     from oodbench.models import train as training
 
-    training.train(
-        model,
-        load_dataset(dataset, data=data, split="train", size=size),
-        out=out,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=learning_rate,
-        device=device,
-        seed=seed,
-    )
+    with only_results():
+        training.train(
+            model,
+            load_dataset(dataset, data=data, split="train", size=size),
+            out=out,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=learning_rate,
+            device=device,
+            seed=seed,
+        )
     print(out)

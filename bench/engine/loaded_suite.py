@@ -24,6 +24,7 @@ from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.passes import around_call
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -84,7 +85,8 @@ class LoadedSuite:
         self.broken: dict[str, Exception] = {}
         for name in suite.detectors:
             try:
-                self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
+                with around_call.get()(name):
+                    self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
             except UsageError:
                 raise
             except Exception as error:
@@ -319,7 +321,7 @@ def _sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
     _check_variants(name, detector)
     _check_signals(name, detector)
     try:
-        json.dumps(detector.parameters(), allow_nan=False)
+        json.dumps([detector.parameters(), detector.non_default()], allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise BadData(
             f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"

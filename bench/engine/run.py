@@ -16,13 +16,13 @@ import torch
 from oodbench import protocols
 from oodbench.datasets.name import parse
 from oodbench.detector import Detector
-from oodbench.engine import costs, timing
+from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import CannotWrite, reason
+from oodbench.errors import CannotWrite, contained, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -45,13 +45,15 @@ def run(
     fresh: bool = False,
     measure_costs: bool = True,
     progress: Progress | None = None,
+    cell_timeout: float | None = None,
 ) -> RunFolder:
     """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
     progress = progress or Progress()
     target = resolve_device(device)
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
-    with folder.locked(progress.say, fresh), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with contained(), no_exit(), folder.locked(progress.say, fresh), same, calls.watched(progress, cell_timeout):
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
         loaded.load_model(weights, target, weights_key)
@@ -104,7 +106,8 @@ def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    return [*lines, _counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets))]
+    lines.append(_counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)))
+    return [one_line(line) for line in lines]
 
 
 class _Run:
@@ -153,7 +156,8 @@ class _Run:
             if test_set.images is not None and rows:
                 self.progress.stage(f"{test_set.name}: {len(test_set.images):,} images")
                 try:
-                    self._run_set(test_set, test_set.images, rows)
+                    with contained():
+                        self._run_set(test_set, test_set.images, rows)
                 except CannotWrite:
                     raise
                 except Exception as error:  # an image that is only decoded now

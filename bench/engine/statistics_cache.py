@@ -14,7 +14,7 @@ from oodbench import passes
 from oodbench.batching import pieces_of
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
-from oodbench.errors import ChangedNetwork
+from oodbench.errors import ChangedNetwork, TooSlow
 from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
 
@@ -27,7 +27,7 @@ class StatisticsCache:
 
     first: rows that come in separate batches (the validation rows), because the other rows may never need the same settings.
     signals: what the probes keep ready; the same for every pass over this set.
-    guard: of the network; on_changed: receives each detector that changed the network, and the error.
+    guard: of the network; on_changed: receives each detector that changed the network or took too long, and the error.
     on_batch: receives the work of each batch, in forward passes of one image.
     spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
     """
@@ -98,7 +98,7 @@ class StatisticsCache:
 
     def _fail(self, detector: Detector, error: Exception) -> None:
         self.failures[detector] = error
-        if isinstance(error, ChangedNetwork):
+        if isinstance(error, ChangedNetwork | TooSlow):
             self._on_changed(detector, error)
 
     def _known(self, detector: Detector, setting: Setting, row: int) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
+from oodbench.errors import contained
 from oodbench.forward.guard import Guard
 from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
@@ -122,7 +123,7 @@ def _bare_seconds(classifier: Classifier | None, images: Tensor) -> float | None
     if classifier is None:
         return None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), contained():
             return _time(partial(classifier, images), images.device)
     except Exception:  # a third party's forward may raise anything
         return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
+from oodbench.errors import contained
 
 PLAIN = (bool, int, float, str, bytes)
 DEVICES = ("cpu", "cuda")  # where autocast is on or off
@@ -69,7 +70,7 @@ class Guard:
             ]
         self._ignored: set[str] = set()
         if classifier is not None and images is not None:
-            with suppress(Exception), torch.no_grad():  # which detectors report
+            with suppress(Exception), contained(), torch.no_grad():  # which detectors report
                 classifier(images.to(classifier.device, classifier.dtype))
             self.ignore_changes()
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,21 @@ def test_names_that_are_no_text_or_would_move_the_cursor(fit, images):
     assert rows[-1]["path"].endswith(r"\udcff\x1b[2J,\n.png")
     assert rows[-1]["verdict"] in ("ok", "anomalous")
     assert r"\udcfe.png is not an image" in rows[-2]["reason"]
+
+
+def test_csv_holds_no_formula(fit, images):
+    shutil.copy(images / "c.png", images / "=1+1.png")
+    (images / "-2.png").write_text("no image")
+    done = run("score", fit[1], "=1+1.png", "-2.png", "--format", "csv", cwd=images)
+    assert done.returncode == 2  # an option
+    done = run("score", fit[1], "--format", "csv", "--", "=1+1.png", "-2.png", "c.png", cwd=images)
+    first, second, third = csv.DictReader(io.StringIO(done.stdout))
+    assert [row["path"] for row in (first, second, third)] == ["'=1+1.png", "'-2.png", "c.png"]
+    assert first["score"] == third["score"]
+    assert float(first["score"]) < 0  # a number, not a text
+    assert second["reason"].startswith("'-2.png ")
+    done = run("score", fit[1], "--format", "json", "--", "=1+1.png", cwd=images)
+    assert json.loads(done.stdout)["path"] == "=1+1.png"
 
 
 def test_a_reader_that_has_enough_is_no_error(fit, images):

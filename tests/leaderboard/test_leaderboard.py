@@ -270,6 +270,18 @@ def test_csv_reads_back_at_full_precision():
     assert (rows[1]["auroc"], rows[1]["level"], rows[1]["reason"]) == ("", "", 'a "b", c')
 
 
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", '=HYPERLINK("http://x","y")'])
+def test_csv_holds_no_formula(formula):
+    names = {"model": formula, "in_distribution": formula}
+    rows = [cell(formula, formula, -0.5, **names), cell("a", "b", None, status="failed", reason=formula)]
+    first, second = csv.DictReader(io.StringIO(render(frame(*rows), "csv")))
+    shown = f"'{formula.strip()}"
+    assert [first[name] for name in ("model", "in_distribution", "detector", "dataset")] == [shown] * 4
+    assert second["reason"] == shown
+    assert (first["auroc"], second["detector"]) == ("-0.5", "a")
+    assert json.loads(render(frame(*rows), "json"))[0]["detector"] == formula
+
+
 HOSTILE = "x|y\n\x1b[31m`*_$&%#{}~^\\<b>\u202e"
 
 

@@ -1,0 +1,169 @@
+"""What plug-ins print or do to the process never spoils what a command prints on standard output, nor its exit code."""
+
+import csv
+import io
+import json
+import textwrap
+
+import pytest
+from new_process import oodbench, python
+from PIL import Image
+
+PLUGIN = """
+    import sys
+    from os import _exit
+
+    import torch
+
+    import oodbench
+
+    print("NOISE of an import")
+
+
+    class Loud(oodbench.Detector):
+        "Minus the mean of the pixels, with many words."
+
+        def __init__(self):
+            print("NOISE of a constructor")
+
+        def check(self, classifier):
+            print("NOISE of a check")
+
+        def observe(self, probe):
+            sys.stdout.write("NOISE of a batch\\n")
+
+        def finish(self):
+            self.seen_ = torch.ones(1)
+
+        def statistics(self, probe):
+            print("NOISE of statistics")
+            return -probe.images.mean((1, 2, 3)) - probe.logits[:, 0] * 0
+
+
+    class Leaves(Loud):
+        "Would end the process as if all were well."
+
+        def statistics(self, probe):
+            _exit(0)
+
+
+    class Red(Loud):
+        "Has names that a terminal, a spreadsheet or a file would choke on."
+
+        variants = ("\\x1b[31mred", "\\udce9\\x9b31m", "=1+1")
+
+        def statistics(self, probe):
+            return torch.stack([-probe.images.mean((1, 2, 3))] * 4, 1)
+
+        def probabilities(self, probe):
+            raise ValueError("\\x1b]0;title\\x07\\ud800")
+
+
+    class Net(torch.nn.Sequential):
+        def forward(self, images):
+            print("NOISE of a network")
+            return super().forward(images)
+
+
+    def build():
+        return Net(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+    """
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loud")
+    (folder / "loud_for_a_test.py").write_text(textwrap.dedent(PLUGIN))
+    (folder / "leaving_for_a_test.py").write_text("import os\nos._exit(0)\n")
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    return folder
+
+
+INSTALLED = "import sys; sys.path.append(sys.argv.pop(1)); from oodbench.cli import main; main()"
+
+
+def harmless(text):
+    """Whether a terminal shows the text and does nothing else."""
+    return all(character.isprintable() or character == "\n" for character in text)
+
+
+def plugin(name):
+    return ["--plugin", f"loud_for_a_test:{name}"]
+
+
+OPTIONS = ["--detector", "pixels", "--dataset", "photos", "--protocol", "unsupervised", "--limit", 30]
+
+
+def test_run(folder):
+    done = oodbench("run", *OPTIONS, *plugin("Loud"), "--model", "loud_for_a_test:build", "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "NOISE" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "run"
+    for what in ("an import", "a constructor", "a check", "a batch", "statistics", "a network"):
+        assert f"NOISE of {what}\n" in done.stderr
+    planned = oodbench("run", *OPTIONS, *plugin("Loud"), "--dry-run", cwd=folder)
+    assert "detector  loud: unsupervised" in planned.stdout
+    assert "NOISE" not in planned.stdout
+
+
+def test_check(folder):
+    done = oodbench("check", *plugin("Loud"), "--json", cwd=folder)
+    assert {row["name"] for row in json.loads(done.stdout)} == {"loud"}
+    assert "NOISE" in done.stderr
+
+
+def test_fit_and_score(folder):
+    options = [*plugin("Loud"), "--model", "loud_for_a_test:build"]
+    done = oodbench("fit", "loud", *options, "--dataset", "digits", "--out", "loud", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("threshold ")
+    assert "NOISE" not in done.stdout
+    for form in ("csv", "json"):
+        done = oodbench("score", "loud", "a.png", *plugin("Loud"), "--trust-model", "--format", form, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (row,) = csv.DictReader(io.StringIO(done.stdout)) if form == "csv" else map(json.loads, done.stdout.splitlines())
+        assert row["path"] == "a.png"
+
+
+def test_list(folder):
+    (folder / "loud-1.dist-info").mkdir()
+    (folder / "loud-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1\n")
+    (folder / "loud-1.dist-info" / "entry_points.txt").write_text(
+        "[oodbench.detectors]\nloud = loud_for_a_test:Loud\nleaving = leaving_for_a_test:Any\n\x1b[31m = red:Red\n"
+        "msp\x1b[31m = red:Red\n[oodbench.datasets]\n\x1b[31m = red:load\n"
+    )
+    done = python(INSTALLED, folder, "list", "detectors", "--check", "--json")
+    assert done.returncode == 1
+    errors = {row["name"]: row["error"] for row in json.loads(done.stdout)}
+    assert errors["loud"] == ""
+    assert "raised SystemExit(0), which would end the process" in errors["leaving"]
+    for arguments in (["list", "detectors"], ["list", "datasets"], ["data", "list"]):
+        done = python(INSTALLED, folder, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "[31m" in done.stdout
+        assert harmless(done.stdout + done.stderr)
+
+
+def test_hostile_names(folder):
+    harmful = ["run", *OPTIONS, *plugin("Red"), "--out", "red"]
+    planned = oodbench(*harmful, "--dry-run", cwd=folder)
+    assert r"detector  red:\x1b[31mred: unsupervised" in planned.stdout
+    done = oodbench(*harmful, cwd=folder)
+    assert done.returncode == 1
+    assert r"red: ValueError: \x1b]0;title\x07\ud800" in done.stderr
+    assert harmless(planned.stdout + done.stdout + done.stderr)
+    for form in ("table", "md", "csv", "json", "tex"):
+        done = oodbench("leaderboard", "red", "--format", form, "--out", f"table.{form}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert harmless((folder / f"table.{form}").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    assert {row["detector"] for row in rows} == {"pixels", "red", "red:\x1b[31mred", "red:\udce9\x9b31m", "red:=1+1"}
+
+
+def test_a_process_cannot_be_left(folder):
+    done = oodbench("run", *OPTIONS, *plugin("Leaves"), "--out", "left", cwd=folder)
+    assert done.returncode == 1
+    assert "1 cell failed (leaves): RuntimeError: raised SystemExit(0), which would end the process" in done.stdout
+    done = oodbench("run", "--plugin", "leaving_for_a_test:Any", cwd=folder)
+    assert done.returncode == 2
+    assert "--plugin leaving_for_a_test:Any cannot be imported: RuntimeError: raised SystemExit(0)" in done.stderr
