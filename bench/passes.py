@@ -49,24 +49,33 @@ def raise_it(detector: "Detector", error: Exception) -> None:
 @contextmanager
 def turn(detector: "Detector", probe: Probe | None, guard: Guard | None = None) -> Iterator[None]:
     """One call of a detector, which may read what it declared. With ``guard``, raises ChangedNetwork if it changes that."""
+    failure: Exception | None = None
     try:
         reading = nullcontext() if probe is None else probe.read_by(detector.declared_signals)
         with contained(), around_call.get()(detector.name), reading:
             yield
-    except TooSlow:
-        if probe is not None:
+    except Exception as error:
+        failure = error
+        if probe is not None and isinstance(error, TooSlow):
             probe.forget()  # what others share may be half computed
-        raise
-    finally:
-        changed = guard.restore() if guard is not None else []
-        if changed:
-            if probe is not None:
-                probe.forget()
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise ChangedNetwork(
-                f"it changes the network that all detectors share ({', '.join(changed[:3])}{more}); let it change a copy"
-                " (copy.deepcopy)"
-            )
+    try:
+        require_unchanged(guard)
+    except ChangedNetwork as change:
+        if probe is not None:
+            probe.forget()
+        raise change from failure
+    if failure is not None:
+        raise failure
+
+
+def require_unchanged(guard: Guard | None) -> None:
+    """Undo what changed since the guard was made. Raises ChangedNetwork if something did."""
+    if guard is not None and (changed := guard.restore()):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ChangedNetwork(
+            f"it changes what all detectors share ({', '.join(changed[:3])}{more}); let it change a copy of the network"
+            " (copy.deepcopy)"
+        )
 
 
 def _isolated(once: Callable[[Guard | None], tuple[T, Errors]], guard: Guard | None, on_error: OnError) -> T:

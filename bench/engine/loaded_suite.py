@@ -24,7 +24,7 @@ from oodbench.errors import BadData, Unsuitable, UsageError, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
-from oodbench.passes import around_call
+from oodbench.passes import around_call, require_unchanged
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -83,10 +83,13 @@ class LoadedSuite:
         self._to_attack: list[tuple[LoadedTestSet, TestSet]] = []
         self.detectors: dict[str, Detector] = {}
         self.broken: dict[str, Exception] = {}
+        self.guard = Guard(None)
         for name in suite.detectors:
             try:
                 with around_call.get()(name):
-                    self.detectors[name] = _sound_detector(name, suite.parameters.get(name, {}))
+                    detector = _sound_detector(name, suite.parameters.get(name, {}))
+                require_unchanged(self.guard)
+                self.detectors[name] = detector
             except UsageError:
                 raise
             except Exception as error:
@@ -122,7 +125,6 @@ class LoadedSuite:
         self.source: LoadedTestSet | None = None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
-        self.guard = Guard(None)
         self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
 

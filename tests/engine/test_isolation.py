@@ -118,6 +118,13 @@ class DefaultDtype(Plugin):
         return super().statistics(probe)
 
 
+class DtypeOfItsOwn(Plugin):
+    """Makes float64 the default dtype when it is built."""
+
+    def __init__(self):
+        torch.set_default_dtype(torch.float64)
+
+
 class Probabilities(Plugin):
     """Changes weights where it is asked for probabilities."""
 
@@ -129,7 +136,8 @@ class Probabilities(Plugin):
 CHANGES = {
     TrainingMode: "training", Scales: "conv1.weight", ScalesAtTheEnd: "linear.weight", Trains: "linear.bias",
     Halves: "conv1.weight", Hooks: "linear._forward_hooks", Patches: "forward", Unfreezes: "conv1.weight",
-    LateAndFailing: "bn1.running_mean", DefaultDtype: "torch's default dtype", Probabilities: "linear.weight",
+    LateAndFailing: "bn1.running_mean", DefaultDtype: "torch's default dtype", DtypeOfItsOwn: "torch's default dtype",
+    Probabilities: "linear.weight",
 }  # fmt: skip
 
 
@@ -206,7 +214,7 @@ def test_what_changes_the_network_fails_alone(kind, register, alone, tmp_path):
     assert of_others(folder) == alone
     own = [record for record in folder.records() if record.detector == "plugin"]
     assert {record.status for record in own} == {"failed"}
-    assert all("it changes the network that all detectors share" in record.reason for record in own)
+    assert all("it changes what all detectors share" in record.reason for record in own)
     assert all(CHANGES[kind] in record.reason for record in own)
     assert torch.get_default_dtype() == torch.float32
     frame = folder.frame()
