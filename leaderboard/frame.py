@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from oodbench.leaderboard.aggregate import COLUMNS
-from oodbench.leaderboard.notes import DRAWN_ONCE, REMARKS
+from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import Costs, RunFolder
 from oodbench.results.records import DetectionRecord, cost_key
@@ -56,12 +56,15 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
 
 def _remark(record: DetectionRecord) -> str:
     """Why there are no figures, or what a reader must know of them: hyper-parameters that are not defaults, calibration on
-    images that the network was trained on, networks of its own that one seed gave. Semicolons separate remarks."""
+    images that the network was trained on, networks of its own that one seed gave, tested images that look like known
+    ones. Semicolons separate remarks."""
     if record.status != "ok":
         return record.reason
     changes = ", ".join(f"{name} {value} (default {default})" for name, (value, default) in record.non_default.items())
     seen = "calibrated on training images, which the network has seen" if record.calibrated_on == "training" else ""
-    return REMARKS.join(filter(None, (changes, seen, DRAWN_ONCE if record.drawn_once else "")))
+    drawn = DRAWN_ONCE if record.drawn_once else ""
+    alike = f"{record.look_alikes} {LOOK_ALIKES}" if record.look_alikes else ""
+    return REMARKS.join(filter(None, (changes, seen, drawn, alike)))
 
 
 def _figures(calibration: CalibrationRecord | None) -> dict[str, float]:

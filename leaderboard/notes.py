@@ -18,6 +18,7 @@ from oodbench.leaderboard.labels import label, labelled
 
 REMARKS = "; "  # stands between the remarks of one row
 DRAWN_ONCE = "networks trained or drawn once, from the run's seed: other seeds give other figures"
+LOOK_ALIKES = "tested images look like images that it learnt from, or like in-distribution images"  # after their number
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
 PROBABILITIES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # what tables call them
 NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of an attack's changes, in pixel units of [0, 1]
@@ -170,6 +171,7 @@ def _remarks(cells: pd.DataFrame) -> list[Note]:
     remarked = labelled(with_seeds[(cells["status"] == "ok") & cells["reason"].fillna("").ne("")])
     single = remarked.assign(reason=remarked["reason"].str.split(REMARKS)).explode("reason")
     single = single[single["one_seed"] | (single["reason"] != DRAWN_ONCE)]  # figures of several seeds show their spread
+    single = single[~single["reason"].str.endswith(LOOK_ALIKES)]  # these have a note of their own, by set
     by_remark = single.groupby("reason", sort=False)["detector"]
     return [Remark(tuple(sorted(of.unique())), str(remark)) for remark, of in by_remark]
 

@@ -16,7 +16,7 @@ from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot, un
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import FACTS
 from oodbench.leaderboard.labels import labelled
-from oodbench.leaderboard.notes import DRAWN_ONCE, Cue, Missing, Remark, table_notes
+from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, Cue, Missing, Remark, table_notes
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
 from oodbench.results.records import cost_key
@@ -178,6 +178,13 @@ def test_what_one_seed_gave_is_noted_where_no_spread_shows_it(folder):
     of_one = [row("gradcon", reason=DRAWN_ONCE), row("duq", reason=f"k 2 (default 1); {DRAWN_ONCE}", protocol="transfer")]
     assert remarks(of_two) == []
     assert remarks(of_two + of_one) == [Remark(("duq", "gradcon"), DRAWN_ONCE), Remark(("duq",), "k 2 (default 1)")]
+
+
+def test_look_alikes_stand_in_each_row_and_below_the_tables_by_set(folder):
+    found = folder([record("msp", look_alikes=60), record("knn")]).frame()
+    assert found.reason.tolist() == [f"60 {LOOK_ALIKES}", ""]
+    text = render(found, width=None)
+    assert LOOK_ALIKES not in text
 
 
 def test_a_variant_costs_what_its_detector_costs(folder):
