@@ -1,7 +1,10 @@
 """What the product writes: a run folder, a fitted file and the files of its cache."""
 
 import os
+from functools import partial
 from pathlib import Path
+
+from trial import forked
 
 import oodbench
 from oodbench.inference import thresholds
@@ -22,9 +25,16 @@ def run(folder: Path) -> RunFolder:
     return RunFolder(results.path)
 
 
-def everything(folder: Path) -> None:
-    """The run in ``run``, a fitted file ``fitted.safetensors``, and what both left in ``cache``."""
+def everything(folder: Path) -> oodbench.Classifier:
+    """The run in ``run``, a fitted file ``fitted.safetensors``, and what both left in ``cache``; returns the network."""
     os.environ["OODBENCH_CACHE"] = str(folder / "cache")
+    made = forked(partial(_write, folder), seconds=600, megabytes=8192)  # its threads would not survive the forks to come
+    if made.fault:
+        raise RuntimeError(made.fault)
+    return oodbench.load_model("resnet8-digits")
+
+
+def _write(folder: Path) -> None:
     run(folder)
     fitted = thresholds.fit("mahalanobis-fe", model="resnet8-digits", dataset="digits")
     fitted.save(folder / "fitted.safetensors")
