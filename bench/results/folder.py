@@ -42,7 +42,7 @@ ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run 
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=BaseModel)
 Costs = dict[str, dict[str, float | None]]
-NO_MANIFEST = "restore it from a copy, or start over with --fresh"  # remedies
+NO_MANIFEST = "restore it from a copy, or choose another folder with --out"  # remedies
 NO_COSTS = "`oodbench run` measures costs again"
 
 
@@ -92,7 +92,7 @@ class RunFolder:
         if type(version) is not int or version not in (VERSION_1, SCHEMA_VERSION):
             raise BadData(
                 f"{self.path / 'run.json'} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
-                " use a newer oodbench, or run again with --fresh"
+                " use a newer oodbench, or choose another folder with --out"
             )
         return self._validated(Manifest, found | {"schema_version": SCHEMA_VERSION}, "run.json", NO_MANIFEST)
 
@@ -169,7 +169,7 @@ class RunFolder:
         if (self.path / "run.json").exists():
             self.manifest()
         elif self._pass_files() or has_cells(self.path):
-            raise BadData(f"{self.path} holds records but no run.json; restore that file, or start over with --fresh")
+            raise BadData(f"{self.path} holds records but no run.json; restore that file, or choose another folder with --out")
         try:
             self.costs()
         except BadData as error:

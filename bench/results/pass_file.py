@@ -103,7 +103,7 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
     if content["schema_version"] != SCHEMA_VERSION:
         raise BadData(
             f"{path} has schema version {content['schema_version']}, and this oodbench reads {SCHEMA_VERSION};"
-            " use a newer oodbench, or run again with --fresh"
+            " use a newer oodbench, or choose another folder with --out"
         )
     common = content["common"]
     return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]

@@ -39,7 +39,7 @@ def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]
             with safe_open(path, "np") as file:
                 header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
                 if header.get("schema_version") != VERSION_1:
-                    raise BadData(f"{path} has schema version {header.get('schema_version')}; run again with --fresh")
+                    raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
                 arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
             yield _record(header, arrays), arrays
         except pass_file.FILE_ERRORS as error:

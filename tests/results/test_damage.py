@@ -143,7 +143,8 @@ def test_damaged_costs_leave_the_figures(folder, content, monkeypatch, capsys):
     assert len(rows) == len(list(folder.records()))
     assert {row["ms_per_image"] for row in rows} == {None}
     assert printed.err.startswith(f"oodbench: {costs} ")
-    assert printed.err.endswith("; `oodbench run` measures costs again; until then they are left out\n")
+    remedy = "`oodbench run` measures costs again" if content else "replace it with one, or remove it"
+    assert printed.err.endswith(f"; {remedy}; until then they are left out\n")
     assert printed.err.count("\n") == 1
 
 
@@ -167,12 +168,12 @@ def test_deeply_nested_json_is_one_line(folder, name):
     [
         (
             {"settings": None},
-            r"\(settings: Input should be a valid dictionary\); restore it from a copy, or start over with --f",
+            r"\(settings: Input should be a valid dictionary\); restore it from a copy, or choose another",
         ),
         ({"suite": [1]}, r"\(suite: Input should be a valid dictionary\); restore"),
         ({"provenance": "x"}, r"\(provenance: Input should be a valid dictionary\); restore"),
         ({"more": 1}, r"\(more: Extra inputs are not permitted\); restore"),
-        ({"schema_version": 3}, "has schema version 3, and this oodbench reads up to 2; use a newer oodbench, or run again"),
+        ({"schema_version": 3}, "has schema version 3, and this oodbench reads up to 2; use a newer oodbench, or choose another folder"),
         ({"schema_version": True}, "has schema version True, and"),
         ({"schema_version": [2]}, r"has schema version \[2\], and"),
         (
@@ -235,7 +236,7 @@ def test_fresh_deletes_what_was_set_aside(folder):
 
 def test_records_without_run_json_are_refused(folder):
     (folder.path / "run.json").unlink()
-    with pytest.raises(BadData, match=r"holds records but no run.json; restore that file, or start over with --fresh"):
+    with pytest.raises(BadData, match=r"holds records but no run.json; restore that file, or choose another folder"):
         run(folder.path, seed=1)
     run(folder.path, detectors=["msp"], seed=1, fresh=True)
     assert {(record.row, record.seed) for record in folder.records()} == {("msp", 1)}

@@ -420,7 +420,7 @@ def test_hostile_json_is_one_line(folder):
         '{"schema_version": 2, "settings": {}, "x": 1}',
     ):
         (folder.path / "run.json").write_text(content)
-        with pytest.raises(BadData, match=r"run.json .*--fresh|schema version None"):
+        with pytest.raises(BadData, match=r"run.json .*--out|schema version None"):
             folder.manifest()
     (folder.path / "costs.json").write_text('{"x": 3}')
     with pytest.raises(
