@@ -74,7 +74,8 @@ class Detector:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.__hash__ = object.__hash__  # type: ignore[method-assign]  # a dataclass keeps it: detectors of equal values differ
+        # Passes keep what belongs to a detector in dicts. A dataclass compares by value, and would have no hash without this.
+        cls.__hash__ = object.__hash__  # type: ignore[method-assign]
         code_hash.remember(cls.__module__)
 
     def check(self, classifier: Classifier | None) -> None:

@@ -276,7 +276,6 @@ def statistics(
         errors: Errors = {}
         device = classifier.device if classifier else torch.device("cpu")
         work = pass_equivalents(jobs, classifier)
-        twins = images.clean if isinstance(images, ImageSet) else None
         for piece, batch in batches(images, classifier, pieces, workers):
             base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
             probe = Probe(classifier, batch, signals, clean=base)
