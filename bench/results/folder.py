@@ -13,7 +13,6 @@
 There is no index: the records of 100,000 cells are read from their files in seconds, so there is nothing to keep in step.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,53 +21,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
-from oodbench.results import pass_file
-from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
-from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
+from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, try_lock, visible, write_atomically
+from oodbench.results import json_files, pass_file
+from oodbench.results.json_files import Costs, Manifest
+from oodbench.results.records import DetectionRecord
+from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate
 
-CHECKSUM = "sha256"  # in run.json and costs.json
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 FOLDERS = ("passes", "shared", "aside", CELLS)
 ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
-Kind = TypeVar("Kind", bound=BaseModel)
-Costs = dict[str, dict[str, float | None]]
 NO_MANIFEST = "restore it from a copy, or choose another folder with --out"  # remedies
-NO_COSTS = "`oodbench run` measures costs again"
-
-
-class Manifest(BaseModel):
-    """What run.json says. All records of a folder share ``settings``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    settings: dict[str, Any]
-    suite: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-
-
-class Cost(BaseModel):
-    """What a detector costs at a setting."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    ms_per_image: float
-    overhead: float | None
-    peak_memory_mb: float | None
-
-
-class AllCosts(RootModel[dict[str, Cost]]):
-    """What costs.json says, by ``cost_key``."""
 
 
 class RunFolder:
@@ -87,14 +57,7 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """What run.json says. Raises BadData for a damaged file, or one of a newer schema version."""
-        found = self._read_json("run.json", NO_MANIFEST)
-        version = found.get("schema_version")
-        if type(version) is not int or version not in (VERSION_1, SCHEMA_VERSION):
-            raise BadData(
-                f"{self.path / 'run.json'} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
-                " use a newer oodbench, or choose another folder with --out"
-            )
-        return self._validated(Manifest, found | {"schema_version": SCHEMA_VERSION}, "run.json", NO_MANIFEST)
+        return json_files.read_manifest(self.path / "run.json", NO_MANIFEST)
 
     def records(self) -> Iterator[DetectionRecord]:
         """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
@@ -117,8 +80,7 @@ class RunFolder:
     def costs(self) -> Costs:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
         try:
-            found = self._read_json("costs.json", NO_COSTS) if (self.path / "costs.json").exists() else {}
-            return self._validated(AllCosts, found, "costs.json", NO_COSTS).model_dump()
+            return json_files.read_costs(self.path / "costs.json") if (self.path / "costs.json").exists() else {}
         except BadData as error:
             if self._without_costs is None:
                 raise
@@ -228,7 +190,7 @@ class RunFolder:
                         " choose another folder with --out, or start over with --fresh"
                     )
             own = before | own
-        self._write_json("run.json", Manifest(settings=own, **about).model_dump(mode="json"))
+        json_files.write(self.path / "run.json", Manifest(settings=own, **about).model_dump(mode="json"))
 
     def finished(self, record: DetectionRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
@@ -298,7 +260,7 @@ class RunFolder:
 
     def write_costs(self, costs: Costs) -> None:
         """Write costs.json."""
-        self._write_json("costs.json", costs)
+        json_files.write(self.path / "costs.json", costs)
 
     def write_severity(self, picture: bytes) -> Path:
         """Write the picture of the severity curves and return its path."""
@@ -326,36 +288,6 @@ class RunFolder:
     def _set_aside(self, path: Path) -> Path:
         """Move a file to ``aside``, under a name that is free there."""
         return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
-
-    def _validated(self, kind: type[Kind], found: dict[str, Any], name: str, remedy: str) -> Kind:
-        own = {key: value for key, value in found.items() if key != CHECKSUM}
-        if found.get(CHECKSUM) not in (None, _checksum(own)):  # None where an earlier oodbench wrote it
-            raise BadData(f"{self.path / name} is damaged, or was edited; {remedy}")
-        try:
-            return kind.model_validate(own)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadData(f"{self.path / name} is not what oodbench writes ({where}: {first['msg']}); {remedy}") from error
-
-    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
-        try:
-            require_regular(self.path / name)
-            found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
-        if not isinstance(found, dict):
-            raise BadData(f"{self.path / name} is not what oodbench writes; {remedy}")
-        return found
-
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        whole = {**value, CHECKSUM: _checksum(value)}
-        write_atomically(self.path / name, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
-
-
-def _checksum(value: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON values, however they are laid out in the file."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
