@@ -64,7 +64,7 @@ def run(
         if benign and "unsupervised" not in suite.protocols:
             progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
-            folder.clear()
+            folder.clear(progress.say)
         current = _Run(loaded, folder, progress)
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,11 @@ from typing import IO, Any
 import numpy as np
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, try_lock, visible, write_atomically
+from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible, write_atomically
 from oodbench.results import json_files, pass_file
 from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord
-from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate
+from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
 
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
@@ -80,12 +81,16 @@ class RunFolder:
     def costs(self) -> Costs:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
         try:
-            return json_files.read_costs(self.path / "costs.json") if (self.path / "costs.json").exists() else {}
+            return self._costs()
         except BadData as error:
             if self._without_costs is None:
                 raise
             self._without_costs(f"{reason(error)}; until then they are left out")
             return {}
+
+    def _costs(self) -> Costs:
+        path = self.path / "costs.json"
+        return json_files.read_costs(path) if os.path.lexists(path) else {}
 
     # Writing
 
@@ -105,7 +110,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
         try:
             for name in FOLDERS:
-                require_no_link(self.path / name)
+                require_own_folder(self.path / name)
             self.passes_path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")  # held until the run ends
         except OSError as error:
@@ -115,7 +120,7 @@ class RunFolder:
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for path in (self.path / parent).glob(f".{stem}.*"):
-                    if HALF_WRITTEN.fullmatch(path.name):
+                    if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                         path.unlink()
             self._written = {}
             if not fresh:
@@ -132,12 +137,13 @@ class RunFolder:
             self.manifest()
         elif self._pass_files() or has_cells(self.path):
             raise BadData(f"{self.path} holds records but no run.json; restore that file, or choose another folder with --out")
-        try:
-            self.costs()
-        except BadData as error:
-            say(f"{reason(error)} (moved to {self._set_aside(self.path / 'costs.json')})")
+        for name, check in {"costs.json": self._costs, SEVERITY: lambda: require_own_file(self.path / SEVERITY)}.items():
+            try:
+                check()
+            except BadData as error:
+                say(f"{reason(error)} (moved to {self._set_aside(self.path / name)})")
         migrate(self.path, self._pass_file, say)
-        available = self._checked_arrays(self.shared_path, say) if self.shared_path.exists() else set()
+        available = self._checked_arrays(self.shared_path, say) if os.path.lexists(self.shared_path) else set()
         for path in self._pass_files():
             names = self._checked_arrays(path, say)
             if not path.exists():
@@ -166,13 +172,32 @@ class RunFolder:
             say(f"{reason(error)} (moved to {self._set_aside(path)})")
             return set()
 
-    def clear(self) -> None:
-        """Delete what a run wrote, and nothing else."""
-        names = (f"{CELLS}/*.safetensors", f"aside/{CELLS}.*/*.safetensors", "aside/*.[0-9]*.safetensors", "aside/costs.*.json")
-        old = [path for name in names for path in visible(self.path, name) if not path.parent.is_symlink()]
-        last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
-        for path in [*self._pass_files(), self.shared_path, *old, *last]:
-            path.unlink(missing_ok=True)
+    def clear(self, say: Say = lambda line: None) -> None:
+        """Delete what a run wrote, and nothing else: what has the name of such a file but is none moves to ``aside``."""
+        passes, costs = pass_file.read_records, json_files.read_costs
+        checks: list[tuple[str, Callable[[Path], object]]] = [
+            ("aside/*.[0-9]*.safetensors", passes),
+            ("aside/costs.*.json", costs),
+            (f"aside/{CELLS}.*/*.safetensors", read_cell),
+            ("passes/*.safetensors", self._records_of),
+            (f"shared/{SHARED}", passes),
+            (f"{CELLS}/*.safetensors", read_cell),
+            ("costs.json", costs),
+            (SEVERITY, require_own_file),
+            ("run.json", lambda _: self.manifest()),  # without it, records are nobody's
+        ]
+        for pattern, check in checks:
+            for path in visible(self.path, pattern) if "*" in pattern else [self.path / pattern]:
+                if path.parent.is_symlink() or not os.path.lexists(path):
+                    continue
+                try:
+                    require_own_file(path)
+                    check(path)
+                except BadData as error:
+                    if not pattern.startswith("aside/"):
+                        say(f"{reason(error)} (moved to {self._set_aside(path)})")
+                else:
+                    path.unlink()
         self._written = {}
 
     def check_settings(self, settings: Mapping[str, Any], **about: Any) -> None:

@@ -9,6 +9,7 @@ Floats that single precision holds exactly are stored in it.
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
 from collections import Counter
@@ -45,7 +46,8 @@ def file_stem(name: str) -> str:
 def free_path(path: Path) -> Path:
     """``stem.0.suffix`` beside ``path``, or the next number that is free; the folder is made."""
     path.parent.mkdir(exist_ok=True)
-    return next(p for n in range(10**6) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(10**6))
+    return next(one for one in numbered if not os.path.lexists(one))  # a link that leads nowhere takes its name too
 
 
 def hash_of(array: np.ndarray) -> str:

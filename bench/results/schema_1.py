@@ -31,19 +31,24 @@ def has_cells(folder: Path) -> bool:
 
 def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]]]:
     """The cells of a run folder as records, in order of file name, each with its arrays by role."""
+    for path in visible(folder / CELLS, "*.safetensors"):
+        yield read_cell(path)
+
+
+def read_cell(path: Path) -> tuple[DetectionRecord, dict[str, np.ndarray]]:
+    """One cell as a record, with its arrays by role. Raises BadData for a damaged file, or one that is no cell."""
     from safetensors import safe_open
 
-    for path in visible(folder / CELLS, "*.safetensors"):
-        try:
-            require_regular(path)
-            with safe_open(path, "np") as file:
-                header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
-                if header.get("schema_version") != VERSION_1:
-                    raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
-                arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
-            yield _record(header, arrays), arrays
-        except pass_file.FILE_ERRORS as error:
-            raise BadData(f"{path} is damaged, or not a cell of oodbench; delete it and run again") from error
+    try:
+        require_regular(path)
+        with safe_open(path, "np") as file:
+            header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
+            if header.get("schema_version") != VERSION_1:
+                raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
+            arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
+        return _record(header, arrays), arrays
+    except pass_file.FILE_ERRORS as error:
+        raise BadData(f"{path} is damaged, or not a cell of oodbench; delete it and run again") from error
 
 
 def migrate(folder: Path, pass_file_of: Callable[[str], Path], say: Callable[[str], None]) -> None:

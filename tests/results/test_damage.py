@@ -1,21 +1,24 @@
 """Run folders that were killed, renamed or edited: nothing is lost that is whole, and nothing stays that is not."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from heard import Heard
 from run_folders import figures, files
+from safetensors.numpy import save_file
 
 import oodbench
 from oodbench import cli
 from oodbench.errors import BadData, CannotWrite
 from oodbench.progress import Progress
 from oodbench.results import schema_1
-from oodbench.results.folder import RunFolder
+from oodbench.results.folder import SHARED, RunFolder
 from oodbench.results.recompute import recompute
 from oodbench.results.records import cost_key
 
@@ -226,12 +229,113 @@ def test_a_new_folder_may_hold_what_file_managers_add(tmp_path, name):
 
 
 def test_fresh_deletes_what_was_set_aside(folder):
+    """The records of ``photos`` that lost their arrays are whole; the costs may be anybody's file, so they stay."""
     (folder.path / "costs.json").write_text("{")
-    (folder.passes_path / "photos.safetensors").write_bytes(b"")
+    folder.shared_path.unlink()
     run(folder.path, detectors=["msp"])
-    assert [name for name in files(folder) if name.startswith("aside/")]
+    aside = {name for name in files(folder) if name.startswith("aside/")}
+    assert aside == {"aside/costs.0.json", "aside/digits-heldout.0.safetensors", "aside/photos.0.safetensors"}
     run(folder.path, detectors=["msp"], fresh=True)
-    assert not [name for name in files(folder) if name.startswith("aside/")]
+    assert [name for name in files(folder) if name.startswith("aside/")] == ["aside/costs.0.json"]
+
+
+def theirs(path: Path, kind: str, elsewhere: Path) -> None:
+    """Put something there that oodbench did not write."""
+    path.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+        (path / "thesis").write_text("three years")
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    elif kind == "tensors":
+        save_file({"weight": np.zeros(3)}, path)
+    else:
+        path.write_text("three years")
+
+
+READ = ["passes/photos.safetensors", "passes/mine.safetensors", f"shared/{SHARED}", "cells/x.safetensors", "costs.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product([*READ, "run.json"], ["file", "tensors", "folder", "link"]),
+        *itertools.product(["severity.png"], ["folder", "link"]),  # a file is nobody else's: each run writes it anew
+    ],
+)
+def test_fresh_moves_aside_what_no_run_wrote(folder, name, kind, tmp_path):
+    path, told = folder.path / name, Heard()
+    theirs(path, kind, tmp_path / "nowhere")
+    before = path.read_bytes() if path.is_file() else None
+    with folder.locked(fresh=True):
+        folder.clear(told.say)
+    moved = folder.path / "aside" / f"{path.stem}.0{path.suffix}"
+    assert not os.path.lexists(path)
+    assert moved.is_dir() == (kind == "folder")
+    assert moved.is_symlink() == (kind == "link")
+    assert before is None or moved.read_bytes() == before
+    (line,) = told.lines
+    assert line.startswith(f"{path} ")
+    assert line.endswith(f"(moved to {moved})")
+    assert not list(folder.records())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("name", ["costs.0.json", "photos.0.safetensors", "cells.0/x.safetensors"])
+def test_fresh_leaves_in_aside_what_no_run_wrote(folder, name, kind, tmp_path):
+    path = folder.path / "aside" / name
+    path.parent.mkdir(parents=True)
+    theirs(path, kind, tmp_path / "nowhere")
+    with folder.locked(fresh=True):
+        folder.clear()
+    assert os.path.lexists(path)
+    assert not list(folder.records())
+
+
+@pytest.mark.parametrize("name", ["photos.0.safetensors", "photos.1.safetensors"])
+def test_a_link_that_leads_nowhere_takes_its_name_in_aside(folder, name, tmp_path):
+    """Damaged files were once written through it, or took its place."""
+    (folder.path / "aside").mkdir()
+    (folder.path / "aside" / "photos.0.safetensors").touch()
+    link = folder.path / "aside" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "nowhere")
+    folder.shared_path.unlink()  # copies the records to aside
+    run(folder.path)
+    assert os.readlink(link) == str(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["costs.json", "severity.png", f"shared/{SHARED}", "passes/photos.safetensors"])
+def test_a_link_that_leads_nowhere_is_set_aside_and_not_replaced(folder, name, tmp_path):
+    before, path, told = figures(folder), folder.path / name, Heard()
+    theirs(path, "link", tmp_path / "nowhere")
+    run(folder.path, told, measure_costs=True)
+    moved = folder.path / "aside" / f"{path.stem}.0{path.suffix}"
+    assert moved.is_symlink()
+    assert [line for line in told.lines if line.startswith(f"{path} ") or line.startswith(f"no such file: {path}")]
+    assert not path.is_symlink()
+    assert not (tmp_path / "nowhere").exists()
+    assert figures(folder) == before
+
+
+@pytest.mark.parametrize("name", ["passes", "shared", "aside", "cells"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_file_in_place_of_a_folder_is_named(folder, name, fresh):
+    if (folder.path / name).exists():
+        shutil.rmtree(folder.path / name)
+    (folder.path / name).write_text("three years")
+    with pytest.raises(BadData, match=f"{name} is not a folder; move it elsewhere"):
+        folder.locked(fresh=fresh).__enter__()
+
+
+def test_a_folder_with_the_name_of_a_half_written_file_stays(folder):
+    (folder.passes_path / ".photos.safetensors.y2abcdef").mkdir()
+    run(folder.path)
+    assert (folder.passes_path / ".photos.safetensors.y2abcdef").is_dir()
 
 
 def test_records_without_run_json_are_refused(folder):
