@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import UsageError, one_line
+from oodbench.errors import one_line
 
 
 def leaderboard(
@@ -25,15 +25,14 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
-    if missing := [path for path in runs if not (path / "run.json").exists()]:
-        raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
-    from oodbench.leaderboard.formats import render
-    from oodbench.leaderboard.gather import gather
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
     for folder in folders:
-        folder.manifest()  # raises where another version wrote it
+        folder.manifest()  # raises where it is damaged or missing, or another version wrote it
+    from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.gather import gather
+
     frame, notes = gather(folders)
     if plot is not None:
         from oodbench.leaderboard.severity_plot import draw

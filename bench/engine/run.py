@@ -140,7 +140,7 @@ class _Run:
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, suite=self.suite.model_dump(mode="json"), provenance=about)
+        folder.check_settings(shared, progress.say, suite=self.suite.model_dump(mode="json"), provenance=about)
 
     def run_sets(self, estimate: bool) -> None:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""

@@ -39,7 +39,8 @@ ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini"
 FOLDERS = ("passes", "shared", "aside", CELLS)
 ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
-NO_MANIFEST = "restore it from a copy, or choose another folder with --out"  # remedies
+RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies
+RESTORE = "restore run.json from a copy, or choose another folder with --out"
 
 
 class RunFolder:
@@ -53,12 +54,20 @@ class RunFolder:
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
+        self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
+        self._lost = ""  # why run.json does not hold them
 
     # Reading
 
     def manifest(self) -> Manifest:
-        """What run.json says. Raises BadData for a damaged file, or one of a newer schema version."""
-        return json_files.read_manifest(self.path / "run.json", NO_MANIFEST)
+        """What run.json says. Raises BadData for a damaged file or one of a newer schema version, and UsageError for none."""
+        path = self.path / "run.json"
+        remedy = RESTORE if has_cells(self.path) else RUN_AGAIN
+        if os.path.lexists(path):
+            return json_files.read_manifest(path, remedy)
+        if self._pass_files() or has_cells(self.path):
+            raise BadData(f"{self.path} holds records but no run.json; {remedy}")
+        raise UsageError(f"{self.path} is no run folder (it has no run.json); name one that `oodbench run` wrote")
 
     def records(self) -> Iterator[DetectionRecord]:
         """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
@@ -104,10 +113,8 @@ class RunFolder:
         Raises BadData for a folder of a newer schema version or with a link in place of a folder or of the lock, UsageError
         for a folder with something else in it, and OodbenchError where it is held or cannot be written.
         """
-        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
-        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
-        if "run.json" not in there and strangers:
-            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+        if not os.path.lexists(self.path / "run.json"):
+            self._refuse_strangers()
         try:
             for name in FOLDERS:
                 require_own_folder(self.path / name)
@@ -122,7 +129,7 @@ class RunFolder:
                 for path in (self.path / parent).glob(f".{stem}.*"):
                     if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                         path.unlink()
-            self._written = {}
+            self._written, self._settings, self._lost = {}, {}, ""
             if not fresh:
                 self._open(say)
             yield
@@ -133,16 +140,22 @@ class RunFolder:
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""
         assert self._written is not None
-        if (self.path / "run.json").exists():
-            self.manifest()
-        elif self._pass_files() or has_cells(self.path):
-            raise BadData(f"{self.path} holds records but no run.json; restore that file, or choose another folder with --out")
+        if os.path.lexists(self.path / "run.json") or self._pass_files() or has_cells(self.path):
+            try:
+                self._settings = self.manifest().settings
+            except json_files.NewerVersion:
+                raise
+            except BadData as error:
+                self._settings, self._lost = self._settings_of_records(), reason(error)
+                self._refuse_strangers()
+                if not self._settings and not os.path.lexists(self.path / "run.json"):
+                    raise BadData(f"{self.path} holds no file of a run that can be read; {RESTORE}") from error
         for name, check in {"costs.json": self._costs, SEVERITY: lambda: require_own_file(self.path / SEVERITY)}.items():
             try:
                 check()
             except BadData as error:
                 say(f"{reason(error)} (moved to {self._set_aside(self.path / name)})")
-        migrate(self.path, self._pass_file, say)
+        migrate(self.path, self._pass_file, self._settings, say)
         available = self._checked_arrays(self.shared_path, say) if os.path.lexists(self.shared_path) else set()
         for path in self._pass_files():
             names = self._checked_arrays(path, say)
@@ -155,12 +168,34 @@ class RunFolder:
             for record in whole:
                 self._written.setdefault(record.set_name, {})[record.place] = record
 
+    def _refuse_strangers(self) -> None:
+        """Raise UsageError for a folder with something else in it, unless records show that it is a run's."""
+        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
+        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
+        if strangers and not self._settings_of_records():
+            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+
+    def _settings_of_records(self) -> dict[str, Any]:
+        """The settings of all records, as their files say. Raises BadData where some do not, or say different things."""
+        found: dict[str, Any] = {}
+        for path in [*self._pass_files(), *visible(self.path / CELLS, "*.safetensors")]:
+            try:
+                own = pass_file.read_settings(path) if path.parent == self.passes_path else {}
+            except BadData:
+                continue  # set aside later
+            if not own:
+                raise BadData(f"{path} does not say which settings it is of, and run.json is damaged or missing; {RESTORE}")
+            for name, value in own.items():
+                if found.setdefault(name, value) != value:
+                    raise BadData(f"{path} is of a run with {name} = {value}, others of one with {found[name]}; {RESTORE}")
+        return found
+
     def _drop_records(self, path: Path, whole: list[DetectionRecord], lost: int, say: Say) -> None:
         """Leave only the whole records in a file: nobody can compute the figures of the others again."""
         aside = pass_file.free_path(self.path / "aside" / path.name)
         shutil.copyfile(path, aside)
         wanted = {hash for record in whole for hash in record.arrays.values()}
-        pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)))
+        pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)), self._settings)
         say(f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); running their detectors restores them")
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
@@ -200,22 +235,27 @@ class RunFolder:
                     path.unlink()
         self._written = {}
 
-    def check_settings(self, settings: Mapping[str, Any], **about: Any) -> None:
+    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: Any) -> None:
         """Write run.json, or check that a run with the same settings is there already.
+
+        Where run.json is damaged or missing, the settings that the records' files hold decide. The damaged one is moved to
+        ``aside`` and reported.
 
         Raises UsageError that names the first setting that differs.
         """
+        assert self._written is not None, "the folder is not locked"
         own: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
-        if (self.path / "run.json").exists():
-            before = self.manifest().settings
-            for name, value in own.items():
-                if name in before and before[name] != value:
-                    raise UsageError(
-                        f"{self.path} holds a run with {name} = {before[name]}, not {value};"
-                        " choose another folder with --out, or start over with --fresh"
-                    )
-            own = before | own
-        json_files.write(self.path / "run.json", Manifest(settings=own, **about).model_dump(mode="json"))
+        before, path = self._settings, self.path / "run.json"
+        for name, value in own.items():
+            if name in before and before[name] != value:
+                raise UsageError(
+                    f"{self.path} holds a run with {name} = {before[name]}, not {value};"
+                    " choose another folder with --out, or start over with --fresh"
+                )
+        self._settings = before | own
+        if self._lost:
+            say(f"{self._lost} (moved to {self._set_aside(path)})" if os.path.lexists(path) else self._lost)
+        json_files.write(path, Manifest(settings=self._settings, **about).model_dump(mode="json"))
 
     def finished(self, record: DetectionRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
@@ -264,7 +304,7 @@ class RunFolder:
         stored = pass_file.read_arrays(path) if path.exists() else {}
         common = pass_file.array_names(self.shared_path) if self.shared_path.exists() else set()
         own = {hash: array for hash, array in (stored | dict(arrays)).items() if hash in wanted - common}
-        pass_file.write(path, list(merged.values()), own)
+        pass_file.write(path, list(merged.values()), own, self._settings)
         self._written[name] = merged
         return kept
 
