@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import one_line
+from oodbench.errors import UsageError, one_line
 
 
 def leaderboard(
@@ -25,6 +25,8 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
+    if strange := [path for path in runs if not any((path / name).exists() for name in ("run.json", "passes", "cells"))]:
+        raise UsageError(f"{strange[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]

@@ -60,14 +60,11 @@ class RunFolder:
     # Reading
 
     def manifest(self) -> Manifest:
-        """What run.json says. Raises BadData for a damaged file or one of a newer schema version, and UsageError for none."""
-        path = self.path / "run.json"
-        remedy = RESTORE if has_cells(self.path) else RUN_AGAIN
-        if os.path.lexists(path):
-            return json_files.read_manifest(path, remedy)
-        if self._pass_files() or has_cells(self.path):
-            raise BadData(f"{self.path} holds records but no run.json; {remedy}")
-        raise UsageError(f"{self.path} is no run folder (it has no run.json); name one that `oodbench run` wrote")
+        """What run.json says. Raises BadData for a damaged or missing file, or one of a newer schema version."""
+        path, remedy = self.path / "run.json", RESTORE if has_cells(self.path) else RUN_AGAIN
+        if not os.path.lexists(path):
+            raise BadData(f"{self.path} has no run.json; {remedy}")
+        return json_files.read_manifest(path, remedy)
 
     def records(self) -> Iterator[DetectionRecord]:
         """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""

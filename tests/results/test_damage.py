@@ -454,9 +454,9 @@ def test_records_without_run_json_bring_it_back(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1
-    says = f"{folder.path} holds records but no run.json; `oodbench run` with the same options and --out writes it again"
+    says = f"{folder.path} has no run.json; `oodbench run` with the same options and --out writes it again"
     assert capsys.readouterr().err == f"oodbench: {says}\n"
-    with pytest.raises(BadData, match=r"holds records but no run\.json"):
+    with pytest.raises(BadData, match=r"has no run\.json"):
         Results(folder.path).frame()
     run(folder.path, told)
     assert says in told.lines
