@@ -1,5 +1,6 @@
 """The Python interface of whole runs: ``oodbench.run`` and what it returns."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,20 @@ if TYPE_CHECKING:
 
 
 class Results(RunFolder):
-    """The run folder of a finished run, with its results as a DataFrame."""
+    """The run folder of a finished run, with its results as a DataFrame.
+
+    Where costs.json is damaged, costs are left out with a warning.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, lambda why: warnings.warn(why, stacklevel=5))  # the line that asks for the frame
 
     def frame(self) -> "pd.DataFrame":
-        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``."""
+        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``.
+
+        Raises BadData if run.json is damaged or missing: the settings of the records are not known then.
+        """
+        self.manifest()
         return frame_of(self)[list(COLUMNS)]
 
 

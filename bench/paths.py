@@ -79,6 +79,13 @@ def require_no_link(path: Path) -> None:
         raise BadData(f"{path} is a link to {os.readlink(path)}, and oodbench writes nothing through it; remove the link")
 
 
+def require_own_folder(path: Path) -> None:
+    """Raise BadData for anything but a folder where oodbench keeps a folder of its own; it may be missing."""
+    require_no_link(path)
+    if path.exists() and not path.is_dir():
+        raise BadData(f"{path} is not a folder; move it elsewhere")
+
+
 def require_own_file(path: Path) -> None:
     """Raise BadData for anything but a regular file where oodbench keeps a file of its own; it may be missing."""
     require_no_link(path)

@@ -34,6 +34,10 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
+class UntrustedModel(UsageError):
+    """The model of a suite file is code, which the file may not name unless it is trusted."""
+
+
 class TestSet(BaseModel):
     """One set to tell from the in-distribution set; ``levels`` expands to one set per level, ``name@level``.
 
@@ -141,8 +145,8 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
 
     ``trust_model``: whether a file outside the working folder may name a model ``module:function``, which a run imports.
 
-    Raises UsageError for an unknown name, for an invalid suite file, naming the wrong key, and for a model that is not
-    trusted. Parameters are for detectors that the suite lists.
+    Raises UsageError for an unknown name and for an invalid suite file, naming the wrong key, and UntrustedModel for a model
+    that is not trusted. Parameters are for detectors that the suite lists.
     """
     if str(name).endswith(".toml"):
         path = Path(name)
@@ -166,7 +170,7 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
             listing = f"its detectors are {', '.join(suite.detectors)}"
             raise UsageError(f"suite {name}: parameters: {unknown('detector', detector, suite.detectors, listing)}")
     if suite.model and imports_code(suite.model) and not (trust_model or _below_working_folder(Path(name))):
-        raise UsageError(
+        raise UntrustedModel(
             f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you trust"
             " the file, use --trust-model (in Python trust_model=True), or copy it here"
         )

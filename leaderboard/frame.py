@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
-from oodbench.results.folder import Costs, RunFolder
+from oodbench.results.folder import RunFolder
+from oodbench.results.json_files import Costs
 from oodbench.results.records import DetectionRecord, cost_key
 
 # What a table says beside its figures, one value per record. Facts are JSON text, empty where there are none.

@@ -25,15 +25,16 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
-    if missing := [path for path in runs if not (path / "run.json").exists()]:
-        raise UsageError(f"{missing[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
-    from oodbench.leaderboard.formats import render
-    from oodbench.leaderboard.gather import gather
+    if strange := [path for path in runs if not any((path / name).exists() for name in ("run.json", "passes", "cells"))]:
+        raise UsageError(f"{strange[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
     for folder in folders:
-        folder.manifest()  # raises where another version wrote it
+        folder.manifest()  # raises where it is damaged or missing, or another version wrote it
+    from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.gather import gather
+
     frame, notes = gather(folders)
     if plot is not None:
         from oodbench.leaderboard.severity_plot import draw

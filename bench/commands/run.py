@@ -21,6 +21,7 @@ from oodbench.commands.common import (
     terminal_width,
 )
 from oodbench.datasets.name import parse
+from oodbench.errors import reason
 
 LINES = 45  # that a run ends with, at most
 
@@ -67,9 +68,16 @@ def run(
 
     The last line is the run folder. Exits with 1 if a cell failed or the run could not start.
     """
-    from oodbench.suite import load_suite
+    from oodbench.suite import UntrustedModel, load_suite
 
-    chosen = load_suite(suite, trust_model=trust_model or dry_run or model is not None)
+    fails = []
+    try:
+        chosen = load_suite(suite, trust_model=trust_model or model is not None)
+    except UntrustedModel as error:
+        if not dry_run:
+            raise
+        fails = [reason(error)]
+        chosen = load_suite(suite, trust_model=True)  # a plan imports no model
     find_in_working_folder(*plugin, model or chosen.model or "")
     detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
     chosen = chosen.override(
@@ -91,7 +99,7 @@ def run(
 
     if dry_run:
         with only_results():
-            lines = plan(chosen, data=data, out=out, limit=limit)
+            lines = plan(chosen, weights=weights, data=data, out=out, limit=limit, fails=fails)
         print(*lines, sep="\n")
         return
     sweep_cache()

@@ -6,7 +6,7 @@ is not a number become records with a status and a reason.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import CannotWrite, contained, no_exit, one_line, reason
+from oodbench.errors import CannotWrite, OodbenchError, contained, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -64,7 +64,7 @@ def run(
         if benign and "unsupervised" not in suite.protocols:
             progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
-            folder.clear()
+            folder.clear(progress.say)
         current = _Run(loaded, folder, progress)
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)
@@ -79,13 +79,32 @@ def default_folder(suite: Suite) -> Path:
     return Path("runs") / (suite.name or "suite")
 
 
-def plan(suite: Suite, *, data: str | Path | None = None, out: str | Path | None = None, limit: int | None = None) -> list[str]:
-    """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written."""
+def plan(
+    suite: Suite,
+    *,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    fails: Sequence[str] = (),
+) -> list[str]:
+    """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written.
+
+    ``fails``: why the run would fail, as far as the caller knows; missing weights are added.
+    """
+    from oodbench.models.load import check_weights
+
     loaded = LoadedSuite(suite, Progress(), data=data, limit=limit)
     loaded.load_test_sets(Progress())
+    if suite.model is not None:
+        try:
+            check_weights(suite.model, weights, data)
+        except OodbenchError as error:
+            fails = [*fails, reason(error)]
     lines = [
         f"{suite.name}: {suite.title}",
         f"model     {suite.model or 'none'}",
+        *(f"fails     {why}" for why in fails),
         f"folder    {out or default_folder(suite)}",
         f"fit on    {suite.in_distribution} ({suite.train_split}), {len(loaded.train):,} images",
         f"inside    {suite.in_distribution} ({suite.test_split}), {len(loaded.in_distribution):,} images",
@@ -140,7 +159,7 @@ class _Run:
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, suite=self.suite.model_dump(mode="json"), provenance=about)
+        folder.check_settings(shared, progress.say, suite=self.suite.model_dump(mode="json"), provenance=about)
 
     def run_sets(self, estimate: bool) -> None:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""

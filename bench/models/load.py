@@ -54,7 +54,7 @@ def load_model(
     that is malicious, truncated or from another network.
     """
     target = resolve_device(device)
-    path = Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
+    path = _found(name, weights, data)
     if path is None and name == DIGITS:
         path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
     if path is None and weights_key is not None:
@@ -72,6 +72,19 @@ def load_model(
             f"{name} has no weights ({files.places(name, data)[0]} does not exist): using random weights", stacklevel=2
         )
     return classifier.to(target)
+
+
+def check_weights(name: str, weights: str | Path | None, data: str | Path | None) -> None:
+    """Raise what ``load_model(..., require_weights=True)`` raises for missing weights, and load nothing."""
+    if (path := _found(name, weights, data)) is not None:
+        files.require_there(path)
+    elif name != DIGITS and not brings_weights(name):
+        raise files.missing(name, data)
+
+
+def _found(name: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
+    """The weights file: the given one, or the first place where there is one."""
+    return Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
 
 
 def _trained_on_digits(progress: bool) -> Path:

@@ -45,6 +45,13 @@ def missing(name: str, data: str | Path | None) -> MissingData:
     return MissingData(f"{where}; give --weights FILE, or train them: oodbench train {name} --dataset SET --out {looked[0]}")
 
 
+def require_there(path: Path) -> None:
+    """Raise MissingData if there is no weights file at the path, and BadData for anything but a regular file."""
+    if not path.exists():
+        raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
+    require_regular(path)
+
+
 def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a checkpoint that ``torch.load`` reads with ``weights_only=True``.
 
@@ -54,9 +61,7 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     published name and another SHA-256, and for one that has changed since ``write`` wrote it; ``written_here`` says that it
     did, so that a file without a digest is damaged too.
     """
-    if not path.exists():
-        raise MissingData(f"weights file {path} does not exist; check the path, or leave out --weights")
-    require_regular(path)
+    require_there(path)
     _verify(path)
     _require_unpacked(path)
     found: Any

@@ -13,62 +13,34 @@
 There is no index: the records of 100,000 cells are read from their files in seconds, so there is nothing to keep in step.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
-from oodbench.results import pass_file
-from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
-from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
+from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible, write_atomically
+from oodbench.results import json_files, pass_file
+from oodbench.results.json_files import Costs, Manifest
+from oodbench.results.records import DetectionRecord
+from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
 
-CHECKSUM = "sha256"  # in run.json and costs.json
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 FOLDERS = ("passes", "shared", "aside", CELLS)
 ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
-Kind = TypeVar("Kind", bound=BaseModel)
-Costs = dict[str, dict[str, float | None]]
-NO_MANIFEST = "restore it from a copy, or choose another folder with --out"  # remedies
-NO_COSTS = "`oodbench run` measures costs again"
-
-
-class Manifest(BaseModel):
-    """What run.json says. All records of a folder share ``settings``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    settings: dict[str, Any]
-    suite: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-
-
-class Cost(BaseModel):
-    """What a detector costs at a setting."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    ms_per_image: float
-    overhead: float | None
-    peak_memory_mb: float | None
-
-
-class AllCosts(RootModel[dict[str, Cost]]):
-    """What costs.json says, by ``cost_key``."""
+RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies
+RESTORE = "restore run.json from a copy, or choose another folder with --out"
 
 
 class RunFolder:
@@ -82,19 +54,17 @@ class RunFolder:
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
+        self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
+        self._lost = ""  # why run.json does not hold them
 
     # Reading
 
     def manifest(self) -> Manifest:
-        """What run.json says. Raises BadData for a damaged file, or one of a newer schema version."""
-        found = self._read_json("run.json", NO_MANIFEST)
-        version = found.get("schema_version")
-        if type(version) is not int or version not in (VERSION_1, SCHEMA_VERSION):
-            raise BadData(
-                f"{self.path / 'run.json'} has schema version {version}, and this oodbench reads up to {SCHEMA_VERSION};"
-                " use a newer oodbench, or choose another folder with --out"
-            )
-        return self._validated(Manifest, found | {"schema_version": SCHEMA_VERSION}, "run.json", NO_MANIFEST)
+        """What run.json says. Raises BadData for a damaged or missing file, or one of a newer schema version."""
+        path, remedy = self.path / "run.json", RESTORE if has_cells(self.path) else RUN_AGAIN
+        if not os.path.lexists(path):
+            raise BadData(f"{self.path} has no run.json; {remedy}")
+        return json_files.read_manifest(path, remedy)
 
     def records(self) -> Iterator[DetectionRecord]:
         """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
@@ -117,13 +87,16 @@ class RunFolder:
     def costs(self) -> Costs:
         """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
         try:
-            found = self._read_json("costs.json", NO_COSTS) if (self.path / "costs.json").exists() else {}
-            return self._validated(AllCosts, found, "costs.json", NO_COSTS).model_dump()
+            return self._costs()
         except BadData as error:
             if self._without_costs is None:
                 raise
             self._without_costs(f"{reason(error)}; until then they are left out")
             return {}
+
+    def _costs(self) -> Costs:
+        path = self.path / "costs.json"
+        return json_files.read_costs(path) if os.path.lexists(path) else {}
 
     # Writing
 
@@ -137,13 +110,11 @@ class RunFolder:
         Raises BadData for a folder of a newer schema version or with a link in place of a folder or of the lock, UsageError
         for a folder with something else in it, and OodbenchError where it is held or cannot be written.
         """
-        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
-        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
-        if "run.json" not in there and strangers:
-            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+        if not os.path.lexists(self.path / "run.json"):
+            self._refuse_strangers()
         try:
             for name in FOLDERS:
-                require_no_link(self.path / name)
+                require_own_folder(self.path / name)
             self.passes_path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")  # held until the run ends
         except OSError as error:
@@ -153,9 +124,9 @@ class RunFolder:
             for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
                 parent, _, stem = name.rpartition("/")
                 for path in (self.path / parent).glob(f".{stem}.*"):
-                    if HALF_WRITTEN.fullmatch(path.name):
+                    if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                         path.unlink()
-            self._written = {}
+            self._written, self._settings, self._lost = {}, {}, ""
             if not fresh:
                 self._open(say)
             yield
@@ -166,16 +137,23 @@ class RunFolder:
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""
         assert self._written is not None
-        if (self.path / "run.json").exists():
-            self.manifest()
-        elif self._pass_files() or has_cells(self.path):
-            raise BadData(f"{self.path} holds records but no run.json; restore that file, or choose another folder with --out")
-        try:
-            self.costs()
-        except BadData as error:
-            say(f"{reason(error)} (moved to {self._set_aside(self.path / 'costs.json')})")
-        migrate(self.path, self._pass_file, say)
-        available = self._checked_arrays(self.shared_path, say) if self.shared_path.exists() else set()
+        if os.path.lexists(self.path / "run.json") or self._pass_files() or has_cells(self.path):
+            try:
+                self._settings = self.manifest().settings
+            except json_files.NewerVersion:
+                raise
+            except BadData as error:
+                self._settings, self._lost = self._settings_of_records(), reason(error)
+                self._refuse_strangers()
+                if not self._settings and not os.path.lexists(self.path / "run.json"):
+                    raise BadData(f"{self.path} holds no file of a run that can be read; {RESTORE}") from error
+        for name, check in {"costs.json": self._costs, SEVERITY: lambda: require_own_file(self.path / SEVERITY)}.items():
+            try:
+                check()
+            except BadData as error:
+                say(f"{reason(error)} (moved to {self._set_aside(self.path / name)})")
+        migrate(self.path, self._pass_file, self._settings, say)
+        available = self._checked_arrays(self.shared_path, say) if os.path.lexists(self.shared_path) else set()
         for path in self._pass_files():
             names = self._checked_arrays(path, say)
             if not path.exists():
@@ -187,12 +165,34 @@ class RunFolder:
             for record in whole:
                 self._written.setdefault(record.set_name, {})[record.place] = record
 
+    def _refuse_strangers(self) -> None:
+        """Raise UsageError for a folder with something else in it, unless records show that it is a run's."""
+        there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
+        strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
+        if strangers and not self._settings_of_records():
+            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+
+    def _settings_of_records(self) -> dict[str, Any]:
+        """The settings of all records, as their files say. Raises BadData where some do not, or say different things."""
+        found: dict[str, Any] = {}
+        for path in [*self._pass_files(), *visible(self.path / CELLS, "*.safetensors")]:
+            try:
+                own = pass_file.read_settings(path) if path.parent == self.passes_path else {}
+            except BadData:
+                continue  # set aside later
+            if not own:
+                raise BadData(f"{path} does not say which settings it is of, and run.json is damaged or missing; {RESTORE}")
+            for name, value in own.items():
+                if found.setdefault(name, value) != value:
+                    raise BadData(f"{path} is of a run with {name} = {value}, others of one with {found[name]}; {RESTORE}")
+        return found
+
     def _drop_records(self, path: Path, whole: list[DetectionRecord], lost: int, say: Say) -> None:
         """Leave only the whole records in a file: nobody can compute the figures of the others again."""
         aside = pass_file.free_path(self.path / "aside" / path.name)
         shutil.copyfile(path, aside)
         wanted = {hash for record in whole for hash in record.arrays.values()}
-        pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)))
+        pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)), self._settings)
         say(f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); running their detectors restores them")
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
@@ -204,31 +204,55 @@ class RunFolder:
             say(f"{reason(error)} (moved to {self._set_aside(path)})")
             return set()
 
-    def clear(self) -> None:
-        """Delete what a run wrote, and nothing else."""
-        names = (f"{CELLS}/*.safetensors", f"aside/{CELLS}.*/*.safetensors", "aside/*.[0-9]*.safetensors", "aside/costs.*.json")
-        old = [path for name in names for path in visible(self.path, name) if not path.parent.is_symlink()]
-        last = (self.path / name for name in ("costs.json", SEVERITY, "run.json"))  # without run.json, records are nobody's
-        for path in [*self._pass_files(), self.shared_path, *old, *last]:
-            path.unlink(missing_ok=True)
+    def clear(self, say: Say = lambda line: None) -> None:
+        """Delete what a run wrote, and nothing else: what has the name of such a file but is none moves to ``aside``."""
+        passes, costs = pass_file.read_records, json_files.read_costs
+        checks: list[tuple[str, Callable[[Path], object]]] = [
+            ("aside/*.[0-9]*.safetensors", passes),
+            ("aside/costs.*.json", costs),
+            (f"aside/{CELLS}.*/*.safetensors", read_cell),
+            ("passes/*.safetensors", self._records_of),
+            (f"shared/{SHARED}", passes),
+            (f"{CELLS}/*.safetensors", read_cell),
+            ("costs.json", costs),
+            (SEVERITY, require_own_file),
+            ("run.json", lambda _: self.manifest()),  # without it, records are nobody's
+        ]
+        for pattern, check in checks:
+            for path in visible(self.path, pattern) if "*" in pattern else [self.path / pattern]:
+                if path.parent.is_symlink() or not os.path.lexists(path):
+                    continue
+                try:
+                    require_own_file(path)
+                    check(path)
+                except BadData as error:
+                    if not pattern.startswith("aside/"):
+                        say(f"{reason(error)} (moved to {self._set_aside(path)})")
+                else:
+                    path.unlink()
         self._written = {}
 
-    def check_settings(self, settings: Mapping[str, Any], **about: Any) -> None:
+    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: Any) -> None:
         """Write run.json, or check that a run with the same settings is there already.
+
+        Where run.json is damaged or missing, the settings that the records' files hold decide. The damaged one is moved to
+        ``aside`` and reported.
 
         Raises UsageError that names the first setting that differs.
         """
+        assert self._written is not None, "the folder is not locked"
         own: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
-        if (self.path / "run.json").exists():
-            before = self.manifest().settings
-            for name, value in own.items():
-                if name in before and before[name] != value:
-                    raise UsageError(
-                        f"{self.path} holds a run with {name} = {before[name]}, not {value};"
-                        " choose another folder with --out, or start over with --fresh"
-                    )
-            own = before | own
-        self._write_json("run.json", Manifest(settings=own, **about).model_dump(mode="json"))
+        before, path = self._settings, self.path / "run.json"
+        for name, value in own.items():
+            if name in before and before[name] != value:
+                raise UsageError(
+                    f"{self.path} holds a run with {name} = {before[name]}, not {value};"
+                    " choose another folder with --out, or start over with --fresh"
+                )
+        self._settings = before | own
+        if self._lost:
+            say(f"{self._lost} (moved to {self._set_aside(path)})" if os.path.lexists(path) else self._lost)
+        json_files.write(path, Manifest(settings=self._settings, **about).model_dump(mode="json"))
 
     def finished(self, record: DetectionRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
@@ -277,7 +301,7 @@ class RunFolder:
         stored = pass_file.read_arrays(path) if path.exists() else {}
         common = pass_file.array_names(self.shared_path) if self.shared_path.exists() else set()
         own = {hash: array for hash, array in (stored | dict(arrays)).items() if hash in wanted - common}
-        pass_file.write(path, list(merged.values()), own)
+        pass_file.write(path, list(merged.values()), own, self._settings)
         self._written[name] = merged
         return kept
 
@@ -298,7 +322,7 @@ class RunFolder:
 
     def write_costs(self, costs: Costs) -> None:
         """Write costs.json."""
-        self._write_json("costs.json", costs)
+        json_files.write(self.path / "costs.json", costs)
 
     def write_severity(self, picture: bytes) -> Path:
         """Write the picture of the severity curves and return its path."""
@@ -326,36 +350,6 @@ class RunFolder:
     def _set_aside(self, path: Path) -> Path:
         """Move a file to ``aside``, under a name that is free there."""
         return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
-
-    def _validated(self, kind: type[Kind], found: dict[str, Any], name: str, remedy: str) -> Kind:
-        own = {key: value for key, value in found.items() if key != CHECKSUM}
-        if found.get(CHECKSUM) not in (None, _checksum(own)):  # None where an earlier oodbench wrote it
-            raise BadData(f"{self.path / name} is damaged, or was edited; {remedy}")
-        try:
-            return kind.model_validate(own)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadData(f"{self.path / name} is not what oodbench writes ({where}: {first['msg']}); {remedy}") from error
-
-    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
-        try:
-            require_regular(self.path / name)
-            found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
-        if not isinstance(found, dict):
-            raise BadData(f"{self.path / name} is not what oodbench writes; {remedy}")
-        return found
-
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        whole = {**value, CHECKSUM: _checksum(value)}
-        write_atomically(self.path / name, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
-
-
-def _checksum(value: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON values, however they are laid out in the file."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:

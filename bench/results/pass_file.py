@@ -1,14 +1,15 @@
 """One file of a run folder: the records of one pass over a set, and the arrays that they are computed from.
 
 A safetensors file. The tensor ``records`` holds the records as compressed JSON, in which the most frequent value of each
-field is written once; the metadata hold a checksum of that text. Each array is named by the hash of its content, so equal
-arrays are stored once, and a damaged one does not match its name.
+field is written once, and the settings of their run; the metadata hold a checksum of that text. Each array is named by the
+hash of its content, so equal arrays are stored once, and a damaged one does not match its name.
 Floats that single precision holds exactly are stored in it.
 """
 
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
 from collections import Counter
@@ -45,7 +46,8 @@ def file_stem(name: str) -> str:
 def free_path(path: Path) -> Path:
     """``stem.0.suffix`` beside ``path``, or the next number that is free; the folder is made."""
     path.parent.mkdir(exist_ok=True)
-    return next(p for n in range(10**6) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(10**6))
+    return next(one for one in numbered if not os.path.lexists(one))  # a link that leads nowhere takes its name too
 
 
 def hash_of(array: np.ndarray) -> str:
@@ -56,14 +58,18 @@ def hash_of(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def write(path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the file whole or not at all."""
+def write(
+    path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write the file whole or not at all. ``settings``: those of run.json, so that the records outlive it."""
     from safetensors.numpy import save
 
     dumped = [record.model_dump(mode="json") for record in records]
     common = {name: _most_common([one[name] for one in dumped]) for name in (dumped[0] if dumped else ())}
     own = [{name: value for name, value in one.items() if value != common[name]} for one in dumped]
-    content = {"schema_version": SCHEMA_VERSION, "common": common, "records": own}
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "common": common, "records": own}
+    if settings:
+        content["settings"] = json.dumps(settings, sort_keys=True)  # as text: most readers need not parse it
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
     stored = {name: _packed(array) for name, array in arrays.items()} | {TEXT: np.frombuffer(zlib.compress(text), np.uint8)}
     write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest()}))
@@ -73,6 +79,12 @@ def read_records(path: Path) -> list[DetectionRecord]:
     """The records, without reading an array. Raises BadData for a damaged file, or one of another schema version."""
     with _opened(path) as file:
         return _records(file, path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that the records belong to; empty where an earlier oodbench wrote it. Raises BadData."""
+    with _opened(path) as file:
+        return dict(finite_json(_content(file, path).get("settings", "{}")))
 
 
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> Arrays:
@@ -96,6 +108,12 @@ def array_names(path: Path) -> set[str]:
 
 
 def _records(file: Any, path: Path) -> list[DetectionRecord]:
+    content = _content(file, path)
+    common = content["common"]
+    return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+
+
+def _content(file: Any, path: Path) -> dict[str, Any]:
     text = _inflated(file.get_tensor(TEXT).tobytes(), path)
     if (file.metadata() or {}).get("oodbench") != hashlib.sha256(text).hexdigest():
         raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
@@ -105,8 +123,7 @@ def _records(file: Any, path: Path) -> list[DetectionRecord]:
             f"{path} has schema version {content['schema_version']}, and this oodbench reads {SCHEMA_VERSION};"
             " use a newer oodbench, or choose another folder with --out"
         )
-    common = content["common"]
-    return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+    return dict(content)
 
 
 def finite_json(text: str | bytes) -> Any:

@@ -4,7 +4,7 @@ Version 1 did not store what intervals are clustered by, nor the code of detecto
 run computes those that it needs again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,27 @@ def has_cells(folder: Path) -> bool:
 
 def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]]]:
     """The cells of a run folder as records, in order of file name, each with its arrays by role."""
+    for path in visible(folder / CELLS, "*.safetensors"):
+        yield read_cell(path)
+
+
+def read_cell(path: Path) -> tuple[DetectionRecord, dict[str, np.ndarray]]:
+    """One cell as a record, with its arrays by role. Raises BadData for a damaged file, or one that is no cell."""
     from safetensors import safe_open
 
-    for path in visible(folder / CELLS, "*.safetensors"):
-        try:
-            require_regular(path)
-            with safe_open(path, "np") as file:
-                header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
-                if header.get("schema_version") != VERSION_1:
-                    raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
-                arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
-            yield _record(header, arrays), arrays
-        except pass_file.FILE_ERRORS as error:
-            raise BadData(f"{path} is damaged, or not a cell of oodbench; delete it and run again") from error
+    try:
+        require_regular(path)
+        with safe_open(path, "np") as file:
+            header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
+            if header.get("schema_version") != VERSION_1:
+                raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
+            arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator
+        return _record(header, arrays), arrays
+    except pass_file.FILE_ERRORS as error:
+        raise BadData(f"{path} is damaged, or not a cell of oodbench; delete it and run again") from error
 
 
-def migrate(folder: Path, pass_file_of: Callable[[str], Path], say: Callable[[str], None]) -> None:
+def migrate(folder: Path, pass_file_of: Callable[[str], Path], settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Turn the cells of schema version 1 into pass files, and delete them once these are written and read back."""
     if not has_cells(folder):
         return
@@ -57,7 +62,7 @@ def migrate(folder: Path, pass_file_of: Callable[[str], Path], say: Callable[[st
         arrays.setdefault(record.set_name, {}).update({record.arrays[role]: found[role] for role in record.arrays})
     for name, of_set in records.items():
         path = pass_file_of(name)
-        pass_file.write(path, of_set, arrays[name])
+        pass_file.write(path, of_set, arrays[name], settings)
         if pass_file.read_records(path) != of_set or pass_file.read_arrays(path).keys() != arrays[name].keys():
             raise BadData(f"{path} does not read as it was written; choose another folder with --out")
     # Moved in one step, so that a killed migration leaves either all cells or none.

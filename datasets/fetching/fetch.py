@@ -216,7 +216,7 @@ def _put(source: Path, target: Path, unpacked: Path) -> None:
 def _move_aside(path: Path, progress: Progress) -> None:
     """Rename a file that would be used in preference to the fetched one. It may be the user's own work, so it is kept."""
     free = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.count())
-    aside = next(other for other in free if not other.exists())
+    aside = next(other for other in free if not os.path.lexists(other))  # a link that leads nowhere stays
     os.replace(path, aside)
     progress.say(f"{path} would be used instead of the fetched file; it is renamed to {aside.name}")
 

@@ -127,6 +127,22 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--model", "resnet18"], "no weights for resnet18: looked for"),
+        (["--weights", "none.pth"], "weights file none.pth does"),
+    ],
+)
+def test_dry_run_says_that_weights_are_missing(tmp_path, options, why):
+    command = ["run", *options, "--detector", "msp", "--dataset", "photos", "--limit", 30, "--data", tmp_path]
+    planned, done = oodbench(*command, "--dry-run", cwd=tmp_path), oodbench(*command, cwd=tmp_path)
+    (line,) = [line for line in planned.stdout.splitlines() if line.startswith("fails")]
+    assert why in line
+    assert (planned.returncode, done.returncode) == (0, 1)
+    assert done.stderr.splitlines()[-1] == f"oodbench: {line.removeprefix('fails').strip()}"
+
+
 def test_a_plugin_from_the_working_folder(tmp_path):
     (tmp_path / "brightness.py").write_text(
         textwrap.dedent('''
@@ -366,8 +382,13 @@ def test_a_suite_from_elsewhere_runs_its_code_only_when_told(tmp_path):
     for more in ([], ["--model", "resnet8-digits"], ["--dry-run"]):
         done = oodbench("run", "../mine.toml", *options, *more, cwd=here)
         assert done.returncode == (0 if more else 2), done.stderr
-        assert more or "mymodel:flat is code, which a suite outside the working folder may not name" in done.stderr
+        says = "mymodel:flat is code, which a suite outside the working folder may not name"
+        assert more or says in done.stderr
+        assert ("--dry-run" in more) == (f"\nfails     suite ../mine.toml: model: {says}" in done.stdout)
         assert not (here / "imported").exists()
+    for trusted in (["--trust-model"], ["--model", "resnet8-digits"]):
+        assert "\nfails" not in oodbench("run", "../mine.toml", *options, *trusted, "--dry-run", cwd=here).stdout
+    assert not (here / "imported").exists()
     done = oodbench("run", "../mine.toml", *options, "--trust-model", "--fresh", cwd=here)
     assert done.returncode == 0, done.stderr
     assert (here / "imported").exists()

@@ -486,12 +486,17 @@ def test_nothing_is_deleted_through_a_link(folder, tmp_path, name):
 
 def test_a_fresh_start_deletes_from_aside_only_what_a_run_moved_there(folder, tmp_path):
     aside, elsewhere = folder.path / "aside", tmp_path / "elsewhere"
-    moved = [aside / "photos.0.safetensors", aside / "costs.12.json", aside / "cells.0" / "x.safetensors"]
-    moved.append(folder.path / "cells" / "x.safetensors")
-    mine = [aside / "thesis.safetensors", aside / "kept" / "photos.0.safetensors", elsewhere / "x.safetensors"]
-    for path in moved + mine:
+    cell = next((SCHEMA_1 / "cells").iterdir())
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"x": {"ms_per_image": 1.0, "overhead": null, "peak_memory_mb": null}}')
+    records = shutil.copy(folder.passes_path / "digits-heldout.safetensors", tmp_path)
+    moved = {aside / "photos.0.safetensors": records, aside / "costs.12.json": costs, aside / "cells.0" / "x.safetensors": cell}
+    moved[folder.path / "cells" / "x.safetensors"] = cell
+    mine = {aside / "thesis.safetensors": records, aside / "kept" / "photos.0.safetensors": records}
+    mine[elsewhere / "x.safetensors"] = cell
+    for path, content in (moved | mine).items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        shutil.copy(content, path)
     (aside / "cells.1").symlink_to(elsewhere)
     with folder.locked(fresh=True):
         folder.clear()

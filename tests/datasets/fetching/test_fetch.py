@@ -120,6 +120,8 @@ def test_weights_of_ones_own_are_moved_aside_by_force_alone(server, tmp_path):
     (tmp_path / "m").mkdir()
     own = tmp_path / "m" / "net.safetensors"
     own.write_bytes(b"broken off")
+    link = tmp_path / "m" / "net.safetensors.old1"
+    link.symlink_to("nowhere")
     with pytest.raises(
         OodbenchError, match=r"net\.safetensors exists and is not the whole set .*truncated\); move it.*--force"
     ):
@@ -129,7 +131,8 @@ def test_weights_of_ones_own_are_moved_aside_by_force_alone(server, tmp_path):
         assert fetch(item, tmp_path, force=True, patience=QUICK) == ["net.th"]
         assert item.survey(tmp_path) == ("present", [])
         own.write_bytes(f"another {time_}".encode())
-    assert names(tmp_path) == ["m/net.safetensors", "m/net.safetensors.old", "m/net.safetensors.old1", "m/net.th"]
+    assert names(tmp_path) == ["m/net.safetensors", "m/net.safetensors.old", "m/net.safetensors.old2", "m/net.th"]
+    assert link.is_symlink()
     own.unlink()
     (tmp_path / "m" / "net.th").write_bytes(BODY[:1000])  # truncated
     assert item.survey(tmp_path)[0] == "partial"
