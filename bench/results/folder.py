@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_no_link, require_regular, try_lock, visible, write_atomically
+from oodbench.paths import HALF_WRITTEN, open_lock, read_small, require_no_link, try_lock, visible, write_atomically
 from oodbench.results import pass_file
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 from oodbench.results.schema_1 import CELLS, VERSION_1, cells, has_cells, migrate
@@ -340,8 +340,7 @@ class RunFolder:
 
     def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
         try:
-            require_regular(self.path / name)
-            found = pass_file.finite_json((self.path / name).read_text(encoding="utf-8"))
+            found = pass_file.finite_json(read_small(self.path / name).decode())
         except (OSError, ValueError, RecursionError) as error:
             raise BadData(f"{self.path / name} cannot be read ({error}); {remedy}") from error
         if not isinstance(found, dict):

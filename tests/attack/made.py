@@ -25,6 +25,14 @@ def run(folder: Path) -> RunFolder:
     return RunFolder(results.path)
 
 
+def fitted(folder: Path) -> None:
+    """The fitted file alone."""
+    os.environ["OODBENCH_CACHE"] = str(folder / "cache")
+    made = forked(partial(_fit, folder), seconds=600, megabytes=8192)
+    if made.fault:
+        raise RuntimeError(made.fault)
+
+
 def everything(folder: Path) -> oodbench.Classifier:
     """The run in ``run``, a fitted file ``fitted.safetensors``, and what both left in ``cache``; returns the network."""
     os.environ["OODBENCH_CACHE"] = str(folder / "cache")
@@ -36,8 +44,12 @@ def everything(folder: Path) -> oodbench.Classifier:
 
 def _write(folder: Path) -> None:
     run(folder)
-    fitted = thresholds.fit("mahalanobis-fe", model="resnet8-digits", dataset="digits")
-    fitted.save(folder / "fitted.safetensors")
+    _fit(folder)
+
+
+def _fit(folder: Path) -> None:
+    found = thresholds.fit("mahalanobis-fe", model="resnet8-digits", dataset="digits")
+    found.save(folder / "fitted.safetensors")
 
 
 def figures(folder: RunFolder) -> dict:
