@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trial import forked
 
@@ -21,7 +22,12 @@ OPTIONS = {
 
 def run(folder: Path) -> RunFolder:
     """A small run through every stage: training, fitting, attacking, all protocols, costs."""
-    results = oodbench.run("digits", out=folder / "run", **OPTIONS)
+    return digits(folder, **OPTIONS)
+
+
+def digits(folder: Path, **options: Any) -> RunFolder:
+    """A run of one stage, in ``run``."""
+    results = oodbench.run("digits", out=folder / "run", **options)
     return RunFolder(results.path)
 
 

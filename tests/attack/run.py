@@ -6,7 +6,8 @@ Run it from the root of a checkout with the test tools installed (Linux only):
     .venv/bin/python tests/attack/run.py --only flips --seed 1
     .venv/bin/python tests/attack/run.py --share 0.01          # a hundredth of each
 
-    kills     runs are killed at random moments: no damaged file, and the resumed run has the figures of an undisturbed one
+    kills     runs, trainings, fits and downloads are killed at random moments: nothing damaged is taken for whole, and what is
+              done again ends as if undisturbed (the docstring of kills.py lists the stages)
     flips     one bit of a file that the product wrote: it is noticed, or it changes nothing
     files     files of results, settings and weights are mutated: read, or refused in one line, in bounded time and memory
     readers   the same for the files of data sets (tests/datasets/test_fuzz_readers.py)

@@ -10,7 +10,7 @@ if sys.platform != "linux":
     pytest.skip("the attacks read /proc", allow_module_level=True)
 
 
-@pytest.mark.parametrize(("attack", "share"), [("kills", "0.02"), ("flips", "0.02"), ("files", "0.02"), ("bombs", "0.2")])
+@pytest.mark.parametrize(("attack", "share"), [("kills", "0.06"), ("flips", "0.02"), ("files", "0.02"), ("bombs", "0.2")])
 def test_a_small_part_survives(attack, share):
     command = [sys.executable, "tests/attack/run.py", "--only", attack, "--share", share]
     root = Path(__file__).resolve().parents[2]
