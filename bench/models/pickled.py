@@ -30,6 +30,7 @@ GROWING = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_wrapper_subclass": "a tensor without storage",
 }
+PUT, GET, CALL = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET"), ("REDUCE", "NEWOBJ")  # the only ones torch.load follows
 MOST_SHARED = 8  # names of one value: tied weights, and several names of one state dict
 COPYING = ("_codecs.encode", "builtins.set", "collections.Counter", "collections.OrderedDict", "torch.Size")
 
@@ -106,10 +107,13 @@ def _check_archive(stream: IO[bytes]) -> None:
 
 
 def _check_instructions(stream: IO[bytes], pickles: int = 1) -> None:
-    """Check the instructions of pickles, one after the other, without following them."""
+    """Check the instructions of pickles, one after the other, without following them.
+
+    A call that copies its argument matters where this comes from the memo: each such call takes six bytes.
+    """
     count = copies = 0
     for _ in range(pickles):
-        names: dict[int, str] = {}  # functions in the memo
+        names: dict[Any, str] = {}  # functions in the memo
         called: list[bool] = []  # for each function whose arguments follow, whether it copies them
         copying = 0  # how many of these do
         name = ""  # of the function that was put on the stack last
@@ -117,23 +121,26 @@ def _check_instructions(stream: IO[bytes], pickles: int = 1) -> None:
             count += 1
             if count > MOST_INSTRUCTIONS:
                 raise Unbounded(f"has more than {MOST_INSTRUCTIONS:,} pickle instructions; {REMEDY}")
-            if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            if opcode.name in PUT:
                 names[argument] = name
                 continue
-            name = ""
+            name = names.get(argument, "") if opcode.name in GET else ""
             if opcode.name == "GLOBAL":
-                name = argument.replace(" ", ".").replace("__builtin__", "builtins")  # its name in Python 2, which pickles keep
-                if grows := GROWING.get(name, "a sparse tensor" if name.startswith("torch.sparse.") else ""):
-                    raise Unbounded(f"holds {grows}, whose size has no bound; {REMEDY}")
+                name = _function(str(argument))
+            if name:
                 called.append(name in COPYING)
                 copying += called[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET"):
-                if name := names.get(argument, ""):
-                    called.append(name in COPYING)
-                    copying += called[-1]
-                else:  # a value in the memo may be long; others take as many bytes as they have
-                    copies += copying > 0
-            elif opcode.name in ("REDUCE", "NEWOBJ") and called:
+            elif opcode.name in GET:
+                copies += copying > 0
+            elif opcode.name in CALL and called:
                 copying -= called.pop()
         if copies * (length := stream.tell()) > MOST_COPIED:
             raise Unbounded(f"has {copies:,} calls that may copy {length:,} bytes each; {REMEDY}")
+
+
+def _function(argument: str) -> str:
+    """The dotted name of a function, as torch.load finds it. Raises Unbounded for one whose result has no bound."""
+    name = argument.replace(" ", ".").replace("__builtin__", "builtins")  # its name in Python 2, which pickles keep
+    if grows := GROWING.get(name, "a sparse tensor" if name.startswith("torch.sparse.") else ""):
+        raise Unbounded(f"holds {grows}, whose size has no bound; {REMEDY}")
+    return name
