@@ -32,7 +32,7 @@ GROWING = {
 }
 PUT, GET, CALL = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET"), ("REDUCE", "NEWOBJ")  # the only ones torch.load follows
 MOST_SHARED = 8  # names of one value: tied weights, and several names of one state dict
-COPYING = ("_codecs.encode", "builtins.set", "collections.Counter", "collections.OrderedDict", "torch.Size")
+COPYING = ("_codecs.encode", "builtins.set", "collections.Counter", "collections.OrderedDict", "torch.Size", "Tensor")
 
 
 class Unbounded(ValueError):
@@ -128,7 +128,7 @@ def _check_instructions(stream: IO[bytes], pickles: int = 1) -> None:
             if opcode.name == "GLOBAL":
                 name = _function(str(argument))
             if name:
-                called.append(name in COPYING)
+                called.append(name.endswith(COPYING))
                 copying += called[-1]
             elif opcode.name in GET:
                 copies += copying > 0

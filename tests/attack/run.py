@@ -38,7 +38,7 @@ import kills
 from trial import Row, table
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"kills": 50, "flips": 300, "files": 4_000, "readers": 6_000, "bombs": 40, "zoo": 1}
+TIMES = {"kills": 50, "flips": 300, "files": 4_000, "readers": 6_000, "bombs": 41, "zoo": 1}
 READERS, ZOO = ["tests/datasets/test_fuzz_readers.py"], ["tests/engine/test_isolation.py", "tests/engine/test_third_party.py"]
 
 
