@@ -19,6 +19,7 @@ from oodbench.errors import BadData, CannotWrite, OodbenchError
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
 HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")  # names that write_atomically gives to files before it renames them
 DEVICES = Path("/dev")
+MOST_TEXT = 2**24  # bytes of a file of text; parsed, it takes up to thirty times as many
 DAY = 24 * 60 * 60  # seconds
 _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
@@ -71,6 +72,14 @@ def require_regular(path: Path) -> None:
     """Raise BadData for a pipe, a device or a folder in place of a file, because reading it may never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise BadData(f"{path} is not a regular file; replace it with one, or remove it")
+
+
+def read_small(path: Path) -> bytes:
+    """The content of a file of text. Raises BadData for one of more than ``MOST_TEXT`` bytes, or as ``require_regular``."""
+    require_regular(path)
+    if (size := path.stat().st_size) > MOST_TEXT:
+        raise BadData(f"{path} has {size:,} bytes, more than {MOST_TEXT:,} for a file of text; shorten it, or name another")
+    return path.read_bytes()
 
 
 def require_no_link(path: Path) -> None:

@@ -19,6 +19,7 @@ import entrypoints
 
 from oodbench.errors import OodbenchError, UsageError, contained, one_line, reason
 
+MOST_SHOWN = 100  # characters of a name in a message
 FAMILIES = ("detectors", "datasets", "models")
 
 
@@ -188,7 +189,8 @@ def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} '{name}'{hint} ({listing})"
+    shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…"
+    return f"unknown {what} '{shown}'{hint} ({listing})"
 
 
 def load(family: str, name: str) -> Any:

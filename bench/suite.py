@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from oodbench.datasets.name import canonical, parse
 from oodbench.errors import UsageError
 from oodbench.models import imports_code
-from oodbench.paths import require_regular
+from oodbench.paths import read_small
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
@@ -152,8 +152,7 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
         path = Path(name)
         if not path.exists():
             raise UsageError(f"suite file {path} does not exist")
-        require_regular(path)
-        text, stem = path.read_text(encoding="utf-8-sig", errors="replace"), path.stem
+        text, stem = read_small(path).decode("utf-8-sig", "replace"), path.stem
     elif str(name) in suite_names():
         text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)
     else:

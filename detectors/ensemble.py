@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,9 +14,9 @@ from oodbench.detector import Detector
 from oodbench.detectors import _training
 from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
-from oodbench.models.build import build
+from oodbench.models.build import build, outline
 from oodbench.models.train import Training
 from oodbench.probe import Probe
 from oodbench.progress import Progress
@@ -120,12 +121,26 @@ class Ensemble(Detector):
                 networks = (
                     (copy.deepcopy(classifier) for _ in range(self.members - 1))
                     if isinstance(self.members, int)
-                    else (build(name, classes) for name in self.members)
+                    else self._by_name(self.members, classes)
                 )
                 self._networks = _training.filled(networks, self.weights_)
             for network in self._networks:
                 _training.place_like(network, classifier)
             return self._networks
+
+    def _by_name(self, names: list[str], classes: int) -> Iterator[Classifier]:
+        """New networks. A fitted file may name any, so shapes are compared with its weights before a network is built."""
+        start = 0
+        for name in names:
+            if (shapes := outline(name, classes)) is not None:
+                wanted = [value.shape for value in shapes.module.state_dict().values()]
+                if wanted != [weight.shape for weight in self.weights_[start : start + len(wanted)]]:
+                    raise BadData(_training.OTHERS)
+                start += len(wanted)
+            network = build(name, classes)
+            if shapes is None:
+                start += len(network.module.state_dict())
+            yield network
 
 
 def _refuse_code(members: list[str]) -> None:

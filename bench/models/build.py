@@ -40,6 +40,20 @@ def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifie
     return classifier
 
 
+def outline(name: str, num_classes: int | None = None) -> Classifier | None:
+    """The network of this name with shapes but no values, which takes no memory; None if only building it tells its shapes.
+
+    Compare it with a file before the network is built: the largest ones take gigabytes.
+    """
+    if brings_weights(name):
+        return None
+    try:
+        with torch.device("meta"):
+            return build(name, num_classes)
+    except NotImplementedError:  # it computes its shapes with tensors: RegNets of torchvision
+        return None
+
+
 def _timm(name: str, num_classes: int) -> Classifier:
     """Normalisation and head come from timm's configuration of the network."""
     try:

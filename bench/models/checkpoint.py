@@ -10,6 +10,7 @@ import torch
 
 from oodbench import state
 from oodbench.errors import BadData, UsageError, reason
+from oodbench.models import pickled
 from oodbench.paths import require_regular
 
 SCHEMA_VERSION = 1
@@ -48,7 +49,8 @@ class Checkpoint:
             content = memoryview(self.path.read_bytes())
             if content[:SIZE] != hashlib.sha256(content[SIZE:]).digest():
                 raise BadData("its content does not match its digest")
-            found = torch.load(io.BytesIO(content[SIZE:]), map_location=device, weights_only=True)
+            found = pickled.load(io.BytesIO(content[SIZE:]), device)
+            pickled.require_stored(pickled.every_tensor(found), len(content))
             settings, epochs, states = found["settings"], int(found["epochs"]), found["states"]
             other = [name for name, value in self._settings.items() if settings.get(name) != value]
         except Exception as error:  # a malicious file may raise any error

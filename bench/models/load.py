@@ -15,7 +15,7 @@ from oodbench import paths
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.models import weights as files
-from oodbench.models.build import brings_weights, build
+from oodbench.models.build import brings_weights, build, outline
 from oodbench.models.device import resolve_device
 
 __all__ = ["load_model", "resolve_device"]
@@ -59,13 +59,19 @@ def load_model(
         path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
     if path is None and weights_key is not None:
         raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give --weights too")
-    classifier = build(name, num_classes)
     if path is not None:
-        state = files.part_for(files.read(path), classifier.module, name, path, weights_key)
-        if (classes := files.other_classes(state, classifier.module)) is not None:
-            classifier = build(name, classes)
+        found = files.read(path)
+        network = outline(name, num_classes) or build(name, num_classes)
+        state = files.part_for(found, network.module, name, path, weights_key)
+        if (classes := files.other_classes(state, network.module)) is not None:
+            num_classes, network = classes, outline(name, classes) or network
+        if network.device.type == "meta":
+            files.require_fit(state, network.module, name, path)
+        classifier = build(name, num_classes)
         files.put(state, classifier.module, name, path)
-    elif name in files.PUBLISHED or (require_weights and not brings_weights(name)):
+        return classifier.to(target)
+    classifier = build(name, num_classes)
+    if name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)
     elif not brings_weights(name):
         warnings.warn(

@@ -1,11 +1,8 @@
 """Weights files: where they are searched, how they are read, and whether they fit. Never a bare pickle."""
 
 import hashlib
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from oodbench import paths
 from oodbench.errors import BadData, MissingData, UsageError
+from oodbench.models import pickled
 from oodbench.models.published import PUBLISHED
 from oodbench.paths import require_regular
 from oodbench.registry import unknown
@@ -63,7 +61,6 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     """
     require_there(path)
     _verify(path)
-    _require_unpacked(path)
     found: Any
     digest: str | None = None
     try:
@@ -74,23 +71,18 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
                 digest = (file.metadata() or {}).get(DIGEST)
         else:
-            with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
-                warnings.simplefilter("ignore")
-                found = torch.load(path, map_location="cpu", weights_only=True)
+            found = pickled.load(path)
+        tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
+        pickled.require_stored(tensors.items(), path.stat().st_size)
+    except pickled.Unbounded as error:
+        raise BadData(f"{path} {error}") from error
     except Exception as error:  # a malicious or truncated file may raise any error
         raise BadData(
             f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); download it again, or give a"
             " .safetensors file or a state dict that torch.load(weights_only=True) reads"
         ) from error
-    tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
     if not tensors:
         raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
-    for name, value in tensors.items():
-        if value.device.type != "cpu" or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise BadData(
-                f"{path} holds fewer values of {name} than its shape {tuple(value.shape)} needs, as after expand(); save a copy"
-                " of the tensor (clone()) if you trust the file"
-            )
     if (digest is None and written_here) or (digest is not None and digest != digest_of(found)):
         raise BadData(f"{path} is damaged: its content does not match its digest; restore it from a copy, or train it again")
     return tensors
@@ -162,19 +154,6 @@ def _verify(path: Path) -> None:
                 )
 
 
-def _require_unpacked(path: Path) -> None:
-    """Raise BadData for an archive that holds more bytes than the file, up to a thousand times as many.
-
-    ``torch.load`` would unpack it; ``torch.save`` does not compress.
-    """
-    with suppress(zipfile.BadZipFile, OSError):  # read and refused by others
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                size = sum(part.file_size for part in archive.infolist())
-            if size > path.stat().st_size:
-                raise BadData(f"{path} is compressed, and holds {size:,} bytes; save it with torch.save, if you trust the file")
-
-
 def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """The number of classes in ``state`` if it differs: the length of the last weight that differs only in its first axis.
 
@@ -190,7 +169,16 @@ def other_classes(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
 
 
 def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:
-    """Copy ``state``, read from ``path``, into the module of model ``name``. Raises BadData that lists what does not fit."""
+    """Copy ``state``, read from ``path``, into the module of model ``name``. Raises as ``require_fit``."""
+    require_fit(state, module, name, path)
+    module.load_state_dict(dict(state), strict=False)
+
+
+def require_fit(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -> None:
+    """Raise BadData that lists what of ``state``, read from ``path``, does not fit the module of model ``name``.
+
+    Heads that the file may lack are removed from the module. Its values are not read.
+    """
     if name.startswith("torchvision:"):
         _drop_auxiliary_heads(state, module)
     wanted = module.state_dict()
@@ -215,7 +203,6 @@ def put(state: Mapping[str, Tensor], module: nn.Module, name: str, path: Path) -
         ][:3]
     if faults:
         raise BadData(f"{path} does not fit {name}: it {'; '.join(faults)}; give the weights of {name}, or another --model")
-    module.load_state_dict(dict(state), strict=False)
 
 
 def _drop_auxiliary_heads(state: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData
-from oodbench.paths import require_regular, write_atomically
+from oodbench.paths import read_small, write_atomically
 from oodbench.results.pass_file import finite_json
 from oodbench.results.records import SCHEMA_VERSION
 from oodbench.results.schema_1 import VERSION_1
@@ -74,8 +74,7 @@ def write(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        require_regular(path)
-        found = finite_json(path.read_text(encoding="utf-8"))
+        found = finite_json(read_small(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise BadData(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(found, dict):

@@ -23,13 +23,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from oodbench.errors import BadData
-from oodbench.paths import require_regular, write_atomically
+from oodbench.paths import MOST_TEXT, require_regular, write_atomically
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 RECORDS = {"detection": DetectionRecord}  # by task
 TEXT = "records"
-MOST_TEXT = 2**28  # bytes of a file's records; those of 50 detectors take some 50,000
 # What a file that is no such file makes its readers raise.
 FILE_ERRORS = (
     SafetensorError, ValidationError, zlib.error, LookupError, ValueError, TypeError, AttributeError, RecursionError, OSError,
@@ -142,7 +141,8 @@ def _inflated(data: bytes, path: Path) -> bytes:
     inflating = zlib.decompressobj()
     text = inflating.decompress(data, MOST_TEXT)
     if not inflating.eof:
-        raise BadData(f"{path} is damaged (its records); run again, and they are computed again")
+        why = f"is damaged, or its records take more than {MOST_TEXT:,} bytes"
+        raise BadData(f"{path} {why}; run again, and they are computed again")
     return text
 
 

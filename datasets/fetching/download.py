@@ -26,7 +26,7 @@ import urllib3
 from oodbench import __version__
 from oodbench.datasets.fetching.expected_files import digest_of
 from oodbench.errors import BadData, OodbenchError, UsageError
-from oodbench.paths import require_own_file
+from oodbench.paths import read_small, require_own_file
 from oodbench.progress import Progress
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP states worth a retry
@@ -331,8 +331,8 @@ def _cut(part: Path, size: int) -> None:
 
 def _read_note(note: Path) -> dict[str, Any]:
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing or incomplete: the checksum of the whole file decides
+        found = json.loads(read_small(note).decode())
+    except (OSError, ValueError, RecursionError, OodbenchError):  # missing or damaged: the checksum of the whole file decides
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trial import forked
 
@@ -21,8 +22,21 @@ OPTIONS = {
 
 def run(folder: Path) -> RunFolder:
     """A small run through every stage: training, fitting, attacking, all protocols, costs."""
-    results = oodbench.run("digits", out=folder / "run", **OPTIONS)
+    return digits(folder, **OPTIONS)
+
+
+def digits(folder: Path, **options: Any) -> RunFolder:
+    """A run of one stage, in ``run``."""
+    results = oodbench.run("digits", out=folder / "run", **options)
     return RunFolder(results.path)
+
+
+def fitted(folder: Path) -> None:
+    """The fitted file alone."""
+    os.environ["OODBENCH_CACHE"] = str(folder / "cache")
+    made = forked(partial(_fit, folder), seconds=600, megabytes=8192)
+    if made.fault:
+        raise RuntimeError(made.fault)
 
 
 def everything(folder: Path) -> oodbench.Classifier:
@@ -36,8 +50,12 @@ def everything(folder: Path) -> oodbench.Classifier:
 
 def _write(folder: Path) -> None:
     run(folder)
-    fitted = thresholds.fit("mahalanobis-fe", model="resnet8-digits", dataset="digits")
-    fitted.save(folder / "fitted.safetensors")
+    _fit(folder)
+
+
+def _fit(folder: Path) -> None:
+    found = thresholds.fit("mahalanobis-fe", model="resnet8-digits", dataset="digits")
+    found.save(folder / "fitted.safetensors")
 
 
 def figures(folder: RunFolder) -> dict:

@@ -6,10 +6,12 @@ Run it from the root of a checkout with the test tools installed (Linux only):
     .venv/bin/python tests/attack/run.py --only flips --seed 1
     .venv/bin/python tests/attack/run.py --share 0.01          # a hundredth of each
 
-    kills     runs are killed at random moments: no damaged file, and the resumed run has the figures of an undisturbed one
+    kills     runs, trainings, fits and downloads are killed at random moments: nothing damaged is taken for whole, and what is
+              done again ends as if undisturbed (the docstring of kills.py lists the stages)
     flips     one bit of a file that the product wrote: it is noticed, or it changes nothing
     files     files of results, settings and weights are mutated: read, or refused in one line, in bounded time and memory
     readers   the same for the files of data sets (tests/datasets/test_fuzz_readers.py)
+    bombs     small files that ask for much time or memory: refused in one line that names the bound, under a memory limit
     zoo       plug-ins that misbehave: they fail alone (tests/engine)
 
 It prints what did not survive, then a table, and exits with status 1 if anything did not. pytest does not collect this file;
@@ -27,13 +29,16 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: a pool of threads would not survive a fork
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "helpers"))  # what the attacks share with the tests
+
+import bombs
 import files
 import flips
 import kills
 from trial import Row, table
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"kills": 50, "flips": 300, "files": 4_000, "readers": 6_000, "zoo": 1}
+TIMES = {"kills": 50, "flips": 300, "files": 4_000, "readers": 6_000, "bombs": 41, "zoo": 1}
 READERS, ZOO = ["tests/datasets/test_fuzz_readers.py"], ["tests/engine/test_isolation.py", "tests/engine/test_third_party.py"]
 
 
@@ -64,6 +69,7 @@ def main() -> int:
         "flips": lambda n: flips.attack(n, options.seed),
         "files": lambda n: files.attack(n, options.seed),
         "readers": lambda n: by_pytest("readers", READERS, each=max(25, n // 60), OODBENCH_FUZZ=str(max(25, n // 60))),
+        "bombs": lambda n: bombs.attack(n, options.seed),
         "zoo": lambda n: by_pytest("zoo", ZOO),
     }
     rows = []

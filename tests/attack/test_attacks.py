@@ -10,9 +10,9 @@ if sys.platform != "linux":
     pytest.skip("the attacks read /proc", allow_module_level=True)
 
 
-@pytest.mark.parametrize("attack", ["kills", "flips", "files"])
-def test_a_small_part_survives(attack):
-    command = [sys.executable, "tests/attack/run.py", "--only", attack, "--share", "0.02"]
+@pytest.mark.parametrize(("attack", "share"), [("kills", "0.06"), ("flips", "0.02"), ("files", "0.02"), ("bombs", "0.2")])
+def test_a_small_part_survives(attack, share):
+    command = [sys.executable, "tests/attack/run.py", "--only", attack, "--share", share]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

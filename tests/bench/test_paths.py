@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from oodbench.errors import BadData, OodbenchError
-from oodbench.paths import cache_root, data_root, open_lock, require_regular, sweep_cache, try_lock, write_atomically
+from oodbench.paths import (
+    cache_root,
+    data_root,
+    open_lock,
+    read_small,
+    require_regular,
+    sweep_cache,
+    try_lock,
+    write_atomically,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +184,12 @@ def test_a_forked_process_does_not_hold_a_lock(tmp_path):
     finally:
         os.close(ended)
         os.waitpid(child, 0)
+
+
+def test_a_file_of_text_beyond_all_measure_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"x" * 10)
+    assert read_small(path) == b"x" * 10
+    os.truncate(path, 2**40)  # sparse: no space on the disk
+    with pytest.raises(BadData, match=r"a\.json has 1,099,511,627,776 bytes, more than 16,777,216 for a file of text; shorten"):
+        read_small(path)

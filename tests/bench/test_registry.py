@@ -120,6 +120,12 @@ def test_builtin_names_are_reserved(install):
     assert "'msp' of thief 3.1 uses a name that is reserved" in registry.records("detectors")["msp (thief)"].error
 
 
+def test_a_long_name_is_shown_in_part():
+    with pytest.raises(UsageError) as raised:
+        registry.find("detectors", "9" * 5000)
+    assert str(raised.value) == f"unknown detector '{'9' * 100}…' (oodbench list detectors)"
+
+
 def test_unknown_names_suggest():
     with pytest.raises(UsageError, match=r"^unknown detector 'mps'; did you mean 'msp'\? \(oodbench list detectors\)$"):
         registry.find("detectors", "mps")

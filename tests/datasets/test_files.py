@@ -10,6 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from hostile import jpeg_of
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from scipy.io import savemat
@@ -304,14 +305,6 @@ def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):
     (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat"]}, protocol=2))
     with pytest.raises(BadData, match="changes a function"):
         load_dataset("cifar10", data=tmp_path)
-
-
-def jpeg_of(scans, **options):
-    """A progressive JPEG whose last scan is repeated until it has this many."""
-    stream = io.BytesIO()
-    Image.new("RGB", (24, 16), (9, 99, 199)).save(stream, "JPEG", progressive=True, **options)
-    before, scan, last = stream.getvalue().rpartition(b"\xff\xda")
-    return before + (scan + last[:-2]) * (scans - before.count(scan)) + last[-2:]
 
 
 def test_a_jpeg_of_too_many_scans_is_not_decoded(tmp_path, monkeypatch):

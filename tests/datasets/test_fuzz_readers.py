@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import element
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -410,10 +411,6 @@ def test_headers_of_arrays_of_any_kind(layouts):
         path.write_bytes(whole)
 
     check()
-
-
-def element(kind, data):
-    return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
 
 
 def test_arrays_of_matlab_that_claim_anything(layouts):

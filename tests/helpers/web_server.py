@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,6 +24,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.body, self.script, self.asked, self.released = BODY, [], [], threading.Event()
+        self.usual = good  # how it serves after the end of the script
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):  # a client that hangs up is part of the tests
@@ -35,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append((self.path, dict(self.headers)))
         self.close_connection = True
-        (self.server.script.pop(0) if self.server.script else good)(self, self.server.body)
+        (self.server.script.pop(0) if self.server.script else self.server.usual)(self, self.server.body)
 
     def log_message(self, *_):
         pass
@@ -78,6 +80,19 @@ def cut(count):
         begin, status, headers = begin_of(handler, body)
         handler.start(status, Content_Length=len(body) - begin, **headers)
         handler.wfile.write(body[begin : begin + count])
+
+    return serve
+
+
+def slowly(pause):
+    """Waits before each piece."""
+
+    def serve(handler, body):
+        begin, status, headers = begin_of(handler, body)
+        handler.start(status, Content_Length=len(body) - begin, **headers)
+        for place in range(begin, len(body), 2**16):
+            time.sleep(pause)
+            handler.wfile.write(body[place : place + 2**16])
 
     return serve
 

@@ -288,7 +288,7 @@ def test_an_ensemble_of_a_file_has_no_more_members_than_weights(members, fitted,
     monkeypatch.setattr(ensemble, "build", network)
     with pytest.raises(BadData, match=r"does not hold what ensemble needs \(the fitted networks have another architecture"):
         load_fitted(rewritten(tmp_path / "file", forge))
-    assert len(made) == 3  # two have weights
+    assert len(made) == (3 if members == 10**9 else 2)  # two have weights; what a name stands for is known without building it
 
 
 @pytest.mark.parametrize("size", [[4096, 4096], [1025, 1024]])

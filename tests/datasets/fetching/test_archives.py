@@ -2,15 +2,14 @@
 
 import contextlib
 import gzip
-import io
 import os
 import re
 import stat
 import tarfile
-import warnings
 import zipfile
 
 import pytest
+from hostile import overlapping, tar_of, zip_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,27 +18,6 @@ from oodbench.datasets.fetching.archives import Limits, unpack
 from oodbench.errors import BadData, OodbenchError
 
 FILES = {"set/a.txt": b"first", "set/deep/b.txt": b"second" * 1000, "set/empty": b"", "other/c": b"third"}
-
-
-def tar_of(*members, mode="w"):
-    """Bytes of a tar with members (name or TarInfo, content)."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for member, content in members:
-            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
-            if info.isreg():
-                info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def zip_of(*members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about duplicate names, which are what a test is about
-        for member, content in members:
-            archive.writestr(member, content)
-    return buffer.getvalue()
 
 
 def special(name, kind, target="target"):
@@ -185,13 +163,7 @@ def test_a_zip_that_states_less_than_it_holds(tmp_path):
 
 def test_a_bomb_of_overlapping_members(tmp_path):
     """Many entries of the directory point to one member."""
-    once = zip_of(("set/0000", bytes(1_000_000)))
-    start = once.index(b"PK\x01\x02")
-    entry = once[start : once.index(b"PK\x05\x06")]
-    entries = b"".join(entry.replace(b"set/0000", b"set/%04d" % i) for i in range(100))
-    end = b"PK\x05\x06" + bytes(4) + (100).to_bytes(2, "little") * 2 + len(entries).to_bytes(4, "little")
-    content = once[:start] + entries + end + start.to_bytes(4, "little") + bytes(2)
-    assert re.search("it unpacks to more than", refusal(tmp_path, content, limits=Limits(any_ratio=10_000_000)))
+    assert re.search("it unpacks to more than", refusal(tmp_path, overlapping(1_000_000), limits=Limits(any_ratio=10_000_000)))
 
 
 def test_a_header_that_states_a_gigabyte_is_not_read(tmp_path):

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from hostile import array_of, element, mat, mat_bomb
 from scipy.io import loadmat, savemat
 
 from oodbench.datasets.formats.mat_file import read_arrays
@@ -26,28 +27,6 @@ def test_arrays_are_those_that_scipy_reads(tmp_path, compressed, kind, shape):
     for name, array in found.items():
         assert array.dtype == expected[name].dtype
         assert np.array_equal(array, expected[name])
-
-
-def element(kind, data, order="<"):
-    return struct.pack(f"{order}II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
-
-
-def small(kind, data, order="<"):
-    """Up to 4 bytes, packed into the tag."""
-    return struct.pack(f"{order}I", len(data) << 16 | kind) + data.ljust(4, b"\0")
-
-
-def array_of(values, name=b"X", order="<", kind=9, stored=2, dimensions=None, flags=0):
-    shape = values.shape if dimensions is None else dimensions
-    body = element(6, struct.pack(f"{order}II", kind | flags, 0), order)
-    body += element(5, struct.pack(f"{order}{len(shape)}i", *shape), order)
-    body += (small(1, name, order) if len(name) <= 4 else element(1, name, order)) + element(stored, values.tobytes("F"), order)
-    return body
-
-
-def mat(*elements, order="<"):
-    mark = b"IM" if order == "<" else b"MI"
-    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(f"{order}H", 0x0100) + mark + b"".join(elements)
 
 
 def squeezed(body):
@@ -126,13 +105,8 @@ def test_a_flipped_bit_in_a_compressed_array_is_noticed(tmp_path):
 
 def test_a_bomb_stays_small(tmp_path):
     """A small file that inflates to 64 MB: refused for its claim, or no more of it is inflated than requested."""
-    packer = zlib.compressobj()
-    zeros = b"\0" * 2**20
-    claimed = array_of(np.zeros((0, 1), np.uint8), dimensions=(2**26, 1))[:-8] + struct.pack("<II", 2, 2**26)
-    body = packer.compress(struct.pack("<II", 14, 2**26) + claimed)
-    packed = body + b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
     path = tmp_path / "a.mat"
-    path.write_bytes(mat(struct.pack("<II", 15, len(packed)) + packed))
+    path.write_bytes(mat_bomb())
     assert path.stat().st_size < 2**18
     tracemalloc.start()
     for limits in (LIMITS, {"y": 1}):
