@@ -144,11 +144,9 @@ def test_train(folder):
     assert "NOISE of a child in a network" in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_a_closed_stream_takes_no_output(folder, closed):
-    code = (
-        f"import os; os.close({1 if closed == 'stdout' else 2}); import sys; sys.{closed} = sys.__{closed}__ = None; {COMMAND}"
-    )
+@pytest.mark.parametrize(("closed", "number"), [("stdout", 1), ("stderr", 2)])
+def test_a_closed_stream_takes_no_output(folder, closed, number):
+    code = f"import os, sys; os.close({number}); sys.{closed} = sys.__{closed}__ = None; {COMMAND}"
     done = python(code, "check", *plugin("Loud"), "--json", cwd=folder)
     if closed == "stderr":
         assert {row["name"] for row in json.loads(done.stdout)} == {"loud"}
