@@ -73,7 +73,8 @@ def run(
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
-        cell_timeout: seconds that one call of a detector may take; a detector that takes longer fails. None: no limit.
+        cell_timeout: seconds that one call of a detector, data set or network may take, such as for one batch; one that
+            takes longer fails. None: no limit.
 
     Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
     """

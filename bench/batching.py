@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, OodbenchError, reason
+from oodbench.errors import BadData, OodbenchError, TooSlow, around_call, reason
 from oodbench.image_set import Images, ImageSet
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
@@ -84,7 +84,8 @@ def batches(
             stored = stored.to(device)
         source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
     else:
-        source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda")
+        name = images.name if isinstance(images, ImageSet) else "images"
+        source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda", name=name)
     for piece, batch in zip(pieces, source, strict=True):
         yield piece, as_floats(batch, device, dtype)
 
@@ -108,7 +109,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def decoded_batches(
-    images: Images, pieces: Sequence[np.ndarray], workers: int = 0, pin_memory: bool = False
+    images: Images, pieces: Sequence[np.ndarray], workers: int = 0, pin_memory: bool = False, name: str = "images"
 ) -> Iterator[Tensor]:
     """uint8 (len(piece), C, H, W) for the rows of each piece, in order; with 0 workers in this process.
 
@@ -123,10 +124,19 @@ def decoded_batches(
         worker_init_fn=_end_with_parent,
     )
     try:
-        for batch in loader:
+        source = iter(loader)
+        while True:
+            with around_call.get()(f"reading images of {name}"):
+                batch = next(source, None)
+            if batch is None:
+                break
             if isinstance(batch, OodbenchError):
                 raise batch
             yield batch
+    except TooSlow:
+        if workers:
+            source._shutdown_workers()  # type: ignore[attr-defined]  # now, because the error's traceback keeps them
+        raise
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise

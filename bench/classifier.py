@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import BadData, OodbenchError, Unsuitable, contained, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, reason
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
@@ -76,7 +76,8 @@ class Classifier(nn.Module):
         """Images (N, C, H, W), floats in [0, 1], to logits (N, classes)."""
         if self.mean is not None and self.std is not None:
             images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
-        return self.module(images)
+        with around_call.get()(f"one forward pass of {self.name}"):
+            return self.module(images)
 
     @property
     def head(self) -> nn.Linear:

@@ -89,16 +89,33 @@ class _Errors(io.TextIOWrapper):
 def _prepare_streams() -> None:
     """Put streams in place that all is printed through: what they cannot encode is escaped, and what they refuse explained."""
     codecs.register_error("similar", escape.similar)
-    for name, kind in (("stdout", _Output), ("stderr", _Errors)):
+    for name, kind in (("stderr", _Errors), ("stdout", _Output)):
         stream = getattr(sys, name)
-        if stream is None:  # closed, as by ``>&-``: a file that refuses all writes takes its place
-            refusing = open(os.open(os.devnull, os.O_RDONLY), "wb")  # noqa: SIM115  # it stays open
-            setattr(sys, name, kind(refusing, "utf-8", "similar"))
+        if stream is None:  # closed, as by ``>&-``: a file that refuses all writes takes its place, or for errors loses them
+            empty = os.open(os.devnull, os.O_RDONLY if kind is _Output else os.O_WRONLY)
+            buffer = open(_apart(empty) if kind is _Output else empty, "wb", closefd=False)  # noqa: SIM115  # it stays open
+            setattr(sys, name, kind(buffer, "utf-8", "similar"))
         elif stream is getattr(sys, f"__{name}__"):
             buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-            setattr(sys, name, kind(stream.buffer, stream.encoding, "similar", **buffering))
+            buffer = stream.buffer
+            if kind is _Output:
+                stream.flush()
+                size = 0 if stream.write_through else -1
+                buffer = open(_apart(stream.fileno()), "wb", size, closefd=False)  # noqa: SIM115  # it stays open
+            setattr(sys, name, kind(buffer, stream.encoding, "similar", **buffering))
         elif isinstance(stream, io.TextIOWrapper):  # a caller's
             stream.reconfigure(errors="similar")
+
+
+def _apart(descriptor: int) -> int:
+    """Return a copy of standard output's descriptor, for results. The descriptor itself then leads to standard error.
+
+    So what C code and child processes of plug-ins print, also when this process ends, never gets among the results.
+    """
+    copy = os.dup(descriptor)
+    with suppress(OSError):  # there is no standard error
+        os.dup2(2, descriptor)
+    return copy
 
 
 def _finish_output() -> None:
@@ -108,6 +125,9 @@ def _finish_output() -> None:
     except (OSError, OodbenchError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+    finally:
+        if isinstance(sys.stdout, _Output):
+            sys.stdout = sys.stderr  # for what plug-ins print when the process exits
 
 
 @contextmanager

@@ -5,8 +5,12 @@ The command line prints these without a traceback (unless ``--debug``) and exits
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from typing import NoReturn
+
+# What a run does around each call that may hang, such as "one call of knn"; it may raise TooSlow unless ``ends=False``.
+around_call = ContextVar[Callable[..., AbstractContextManager[None]]]("around_call", default=lambda what, **_: nullcontext())
 
 
 class OodbenchError(Exception):
@@ -41,7 +45,7 @@ class ChangedNetwork(BadData):
 
 
 class TooSlow(OodbenchError):
-    """A call of a detector took longer than the run allows; it has no figures in this run."""
+    """A call of a detector, data set or network took longer than the run allows."""
 
 
 class Unsuitable(OodbenchError):

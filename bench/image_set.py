@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from oodbench.errors import BadData, contained
+from oodbench.errors import BadData, around_call, contained
 from oodbench.results.facts import AttackRecord
 
 KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign")
@@ -108,7 +108,7 @@ class ImageSet:
         """The images of these rows, uint8 (len(rows), C, H, W), decoded if necessary."""
         if isinstance(self.images, Tensor):
             return self.images[torch.as_tensor(rows)]
-        with contained():
+        with contained(), around_call.get()(f"reading images of {self.name}"):
             return self.images[[int(r) for r in rows]]
 
     def select(self, rows: Tensor) -> "ImageSet":

@@ -2,15 +2,14 @@
 
 A run, ``Detector.fit`` and ``oodbench fit`` share them. A detector that fails is reported to ``on_error`` and left out. A
 run gives a ``guard``: if the network has changed after a pass, the pass is done again, watching each detector, and those that
-change the network fail.
+change the network fail. TooSlow of the network or of a set ends the pass for all.
 
 Memory does not grow with the number of images, except for what a detector keeps and its statistics.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, ChangedNetwork, TooSlow, contained
+from oodbench.errors import BadData, ChangedNetwork, TooSlow, around_call, contained
 from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
@@ -38,8 +37,6 @@ OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
 Errors = dict["Detector", Exception]
 T = TypeVar("T")
-# What a run does around each call of the detector of this name; it may raise TooSlow.
-around_call = ContextVar[Callable[[str], AbstractContextManager[None]]]("around_call", default=lambda name: nullcontext())
 
 
 def raise_it(detector: "Detector", error: Exception) -> None:
@@ -52,7 +49,7 @@ def turn(detector: "Detector", probe: Probe | None, guard: Guard | None = None) 
     failure: Exception | None = None
     try:
         reading = nullcontext() if probe is None else probe.read_by(detector.declared_signals)
-        with contained(), around_call.get()(detector.name), reading:
+        with contained(), around_call.get()(f"one call of {detector.name}"), reading:
             yield
     except Exception as error:
         failure = error
@@ -336,6 +333,8 @@ def probabilities(
             with probe.mode():
                 try:
                     network += [probe.softmax.cpu().numpy()] if gives else []
+                except TooSlow:
+                    raise
                 except Exception:  # reported by the detectors that read the network
                     gives, network = False, []
                 if guard is not None:
@@ -362,6 +361,8 @@ def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> Ba
         require_finite_logits(probe.logits, images, rows, probe.classifier.name)
     except BadData as error:
         return error
+    except TooSlow:
+        raise
     except Exception:  # reported by the detectors that read the network
         return None
     return None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.classifier import HALF, Classifier
-from oodbench.errors import BadData, Unsuitable, contained
+from oodbench.errors import BadData, TooSlow, Unsuitable, contained
 from oodbench.forward.hooks import hook
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
 from oodbench.random_numbers import content_keys, hashed, mix, uniform
@@ -322,7 +322,7 @@ class Probe:
     def forward(self) -> None:
         """Run the network now, so that its time is not charged to one detector; otherwise it runs when first needed.
 
-        What the network raises is raised when a detector reads something of the network.
+        What the network raises is raised when a detector reads something of the network, except TooSlow.
         """
         self._once("forward", self._run)
 
@@ -343,6 +343,8 @@ class Probe:
             until = None if self._until is None else self.classifier.layer_names[self._until]
             with contained():
                 return shared_pass(self.classifier, self._images, self._signals, until)
+        except TooSlow:
+            raise
         except Exception as error:
             return error
 

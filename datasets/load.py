@@ -22,7 +22,7 @@ from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, contained, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason
 from oodbench.image_set import Changed, Images, ImageSet
 from oodbench.paths import data_root
 from oodbench.progress import Progress
@@ -86,7 +86,11 @@ def original(
         raise UsageError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS:,}")
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
-    images = _uniform(as_loaded(parsed, data_root(data), split), size, resize, workers, progress)
+    # One call reads a whole set, which may take long: ours are only named.
+    ours = parsed.base == FOLDER or registry.find("datasets", parsed.base).distribution == "oodbench"
+    with around_call.get()(f"loading {parsed.original}", ends=not ours):
+        loaded = as_loaded(parsed, data_root(data), split)
+    images = _uniform(loaded, size, resize, workers, progress)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
         images = without_classes(images, left_out)
     elif parsed.wanted_class:

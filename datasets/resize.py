@@ -32,7 +32,7 @@ def decoded(images: Images, workers: int, progress: Progress, name: str = "image
     result = torch.empty(tuple(images.shape), dtype=torch.uint8)
     step = max(1, CHUNK // max(1, result[:1].numel()))
     pieces = [np.arange(start, min(start + step, len(images))) for start in range(0, len(images), step)]
-    for piece, batch in zip(pieces, decoded_batches(images, pieces, workers if many else 0), strict=True):
+    for piece, batch in zip(pieces, decoded_batches(images, pieces, workers if many else 0, name=name), strict=True):
         result[int(piece[0]) : int(piece[-1]) + 1] = batch
         if many:
             progress.advance(len(piece))

@@ -1,10 +1,10 @@
 """What the commands share: common options, and checks of names before torch is imported."""
 
 import json
-import shutil
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -13,6 +13,7 @@ import typer
 from oodbench.datasets.name import FOLDER, base_of
 from oodbench.errors import UsageError, contained, no_exit
 
+WIDTH = 160  # characters a line of a pipe or a file
 _debug = False
 
 
@@ -112,7 +113,8 @@ def read_parameters_of(detector: str, given: list[str]) -> dict[str, Any]:
 def only_results() -> Iterator[TextIO]:
     """Give standard output, for results only: within this context, what plug-ins print goes to standard error.
 
-    Nor can they end the process: whatever does so raises an error.
+    Nor can they end the process: whatever does so raises an error. What C code and child processes print goes to standard
+    error throughout (``oodbench.cli``).
     """
     output = sys.stdout
     with contained(), no_exit(), redirect_stdout(sys.stderr):
@@ -120,7 +122,13 @@ def only_results() -> Iterator[TextIO]:
 
 
 def terminal_width() -> int:
-    return shutil.get_terminal_size((160, 50)).columns
+    """Columns of standard output's terminal, or ``$COLUMNS``; ``WIDTH`` for other files."""
+    with suppress(ValueError):  # no number
+        if (columns := int(os.environ.get("COLUMNS", 0))) > 0:
+            return columns
+    with suppress(OSError):  # no terminal
+        return os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH
+    return WIDTH
 
 
 def print_text(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oodbench.commands.common import Data, Debug, debugging, print_json
+from oodbench.commands.common import Data, Debug, debugging, only_results, print_json
 from oodbench.datasets.fetching import catalogue
 from oodbench.datasets.fetching.expected_files import faults as faults_of
 from oodbench.errors import OodbenchError, one_line, reason
@@ -194,7 +194,8 @@ def _unreadable_sets(item: catalogue.Item, root: Path) -> Iterator[str]:
     for name in item.parts or (item.name,):
         for split in sorted(splits):
             try:
-                count = len(as_loaded(parse(name), root, split))
+                with only_results():
+                    count = len(as_loaded(parse(name), root, split))
             except OodbenchError as error:
                 yield reason(error)
                 continue

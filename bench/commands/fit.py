@@ -78,7 +78,7 @@ def fit(
             seed=seed,
             progress=progress,
         )
-    fitted.save(out)
+        fitted.save(out)
     alarms, cost = fitted.about.false_alarms, fitted.cost
     times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
     print(

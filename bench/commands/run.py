@@ -52,7 +52,7 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
     cell_timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Fail a detector if one call, such as of a batch, takes longer."),
+        typer.Option(metavar="SECONDS", help="Fail a detector, set or network if one call, such as for a batch, takes longer."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[

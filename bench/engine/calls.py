@@ -1,4 +1,4 @@
-"""Watches the calls of detectors in a run: names a detector that takes long, and ends a call that exceeds the run's limit."""
+"""Watches the calls of detectors, sets and networks in a run: names a slow one, and ends one that exceeds the limit."""
 
 import signal
 import threading
@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from oodbench.errors import TooSlow, UsageError
-from oodbench.passes import around_call
+from oodbench.errors import TooSlow, UsageError, around_call
 from oodbench.progress import Progress
 
-SLOW = 30.0  # seconds of one call after which its detector is named
+SLOW = 30.0  # seconds of one call after which it is named
 AGAIN = 1.0  # seconds until code that catches the end of its call is ended again
 LONGEST = 10**6  # seconds that a timer takes on every system
 
 
 class _Late(BaseException):
-    """Raised in the code of a detector; not an Exception, which that code may catch."""
+    """Raised in third-party code; not an Exception, which that code may catch."""
 
 
 @contextmanager
 def watched(progress: Progress, limit: float | None) -> Iterator[None]:
-    """Within this context, say which detector computes if one call takes ``SLOW`` seconds, and end a call after ``limit``.
+    """Within this context, name a call that takes ``SLOW`` seconds, and end it after ``limit``.
 
     Raises UsageError for a limit that is no number of seconds, and where a call cannot be ended: on systems without timers,
     and outside the main thread.
@@ -47,20 +46,20 @@ def watched(progress: Progress, limit: float | None) -> Iterator[None]:
 class _Calls:
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
-        self._current: tuple[str, float] | None = None  # the detector that computes, and since when
+        self._current: tuple[str, float, bool] | None = None  # what runs, since when, and whether the limit ends it
 
     @contextmanager
-    def one(self, name: str) -> Iterator[None]:
-        """One call of a detector. Raises TooSlow if it exceeds the limit."""
+    def one(self, what: str, ends: bool = True) -> Iterator[None]:
+        """One call, such as "one call of knn". Raises TooSlow if it ``ends`` with the limit and exceeds it."""
         if self._current is not None:  # part of the call that is already watched
             yield
             return
-        self._current = name, time.monotonic()
+        self._current = what, time.monotonic(), ends
         try:
-            if self._limit is None:
+            if self._limit is None or not ends:
                 yield
             else:
-                with _ended_after(self._limit):
+                with _ended_after(self._limit, what):
                     yield
         finally:
             self._current = None
@@ -71,11 +70,12 @@ class _Calls:
             current = self._current
             if current is not None and current is not named and time.monotonic() - current[1] >= SLOW:
                 named = current
-                progress.say(f"{current[0]}: one call has taken {SLOW:g} s so far; --cell-timeout SECONDS ends such calls")
+                hint = "; --cell-timeout SECONDS ends such calls" if current[2] else ""
+                progress.say(f"{current[0]} has taken {SLOW:g} s so far{hint}")
 
 
 @contextmanager
-def _ended_after(limit: float) -> Iterator[None]:
+def _ended_after(limit: float, what: str) -> Iterator[None]:
     armed, late = True, False
 
     def end(*_: Any) -> None:
@@ -101,4 +101,4 @@ def _ended_after(limit: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     if late:
-        raise TooSlow(f"one call took longer than {limit:g} s (--cell-timeout); allow more, or let it do less per batch")
+        raise TooSlow(f"{what} took longer than {limit:g} s (--cell-timeout); allow more, or let it do less at once")

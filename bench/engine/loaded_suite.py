@@ -20,11 +20,11 @@ from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, parse, parse_unchanged
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, Unsuitable, UsageError, reason
+from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
-from oodbench.passes import around_call, require_unchanged
+from oodbench.passes import require_unchanged
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -86,7 +86,7 @@ class LoadedSuite:
         self.guard = Guard(None)
         for name in suite.detectors:
             try:
-                with around_call.get()(name):
+                with around_call.get()(f"building {name}"):
                     detector = _sound_detector(name, suite.parameters.get(name, {}))
                 require_unchanged(self.guard)
                 self.detectors[name] = detector

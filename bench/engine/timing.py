@@ -15,7 +15,7 @@ from torch import Tensor
 from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
-from oodbench.errors import contained
+from oodbench.errors import TooSlow, contained
 from oodbench.forward.guard import Guard
 from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
@@ -125,6 +125,8 @@ def _bare_seconds(classifier: Classifier | None, images: Tensor) -> float | None
     try:
         with torch.inference_mode(), contained():
             return _time(partial(classifier, images), images.device)
+    except TooSlow:
+        raise
     except Exception:  # a third party's forward may raise anything
         return None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
-from oodbench.errors import OodbenchError, Unsuitable, reason
+from oodbench.errors import OodbenchError, TooSlow, Unsuitable, reason
 from oodbench.forward.channels import channels_first
 from oodbench.forward.hooks import hook
 from oodbench.gradients import Recording
@@ -60,6 +60,8 @@ def shared_pass(classifier: Classifier, images: Tensor, signals: frozenset[str],
     for kept in _subsets(needed):
         try:
             made = _run(classifier, images, signals - needed | kept, until)
+        except TooSlow:
+            raise
         except Exception as error:  # a third party's forward may raise anything
             if not kept:
                 raise

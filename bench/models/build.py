@@ -12,7 +12,7 @@ from torch import nn
 
 from oodbench import models, registry
 from oodbench.classifier import Classifier
-from oodbench.errors import OodbenchError, UsageError, contained, reason
+from oodbench.errors import OodbenchError, UsageError, around_call, contained, reason
 
 DEFAULT_CLASSES = 10
 
@@ -35,7 +35,8 @@ def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifie
         elif colon and source == "torchvision":
             classifier = _torchvision(inner, num_classes or DEFAULT_CLASSES)
         else:
-            classifier = _call(name, _resolve(name) if colon else registry.load("models", name), num_classes)
+            with around_call.get()(f"building {name}", ends=brings_weights(name)):
+                classifier = _call(name, _resolve(name) if colon else registry.load("models", name), num_classes)
     classifier.name = name
     return classifier
 

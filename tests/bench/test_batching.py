@@ -49,7 +49,7 @@ def test_decoding_gives_the_same_by_any_number_of_workers(fitted, monkeypatch, w
 def test_a_small_set_starts_no_process_and_says_nothing(fitted, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        resize, "decoded_batches", lambda i, p, workers: asked.append(workers) or decoded_batches(i, p, workers)
+        resize, "decoded_batches", lambda i, p, workers, name: asked.append(workers) or decoded_batches(i, p, workers)
     )
     heard = Heard()
     assert len(decoded(fitted, 2, heard)) == COUNT

@@ -3,13 +3,19 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 import textwrap
 
 import pytest
-from new_process import oodbench, python
+from new_process import COMMAND, oodbench, python
 from PIL import Image
 
 PLUGIN = """
+    import atexit
+    import ctypes
+    import os
+    import subprocess
     import sys
     from os import _exit
 
@@ -17,26 +23,37 @@ PLUGIN = """
 
     import oodbench
 
-    print("NOISE of an import")
+
+    def noise(of):
+        print("NOISE of", of)
+        os.write(1, f"NOISE of a descriptor in {of}\\n".encode())
+        if sys.__stdout__:  # it is not closed
+            sys.__stdout__.write(f"NOISE past the stream in {of}\\n")
+        subprocess.run(["echo", "NOISE of a child in", of], check=True)
+
+
+    noise("an import")
+    ctypes.CDLL(None).printf(b"NOISE of C, which writes it when the process exits\\n")
+    atexit.register(noise, "an exit")
 
 
     class Loud(oodbench.Detector):
         "Minus the mean of the pixels, with many words."
 
         def __init__(self):
-            print("NOISE of a constructor")
+            noise("a constructor")
 
         def check(self, classifier):
-            print("NOISE of a check")
+            noise("a check")
 
         def observe(self, probe):
-            sys.stdout.write("NOISE of a batch\\n")
+            noise("a batch")
 
         def finish(self):
             self.seen_ = torch.ones(1)
 
         def statistics(self, probe):
-            print("NOISE of statistics")
+            noise("statistics")
             return -probe.images.mean((1, 2, 3)) - probe.logits[:, 0] * 0
 
 
@@ -61,12 +78,17 @@ PLUGIN = """
 
     class Net(torch.nn.Sequential):
         def forward(self, images):
-            print("NOISE of a network")
+            noise("a network")
             return super().forward(images)
 
 
     def build():
         return Net(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+
+
+    def load(root, split):
+        noise("a loader")
+        return oodbench.ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), name="blank")
     """
 
 
@@ -99,11 +121,40 @@ def test_run(folder):
     assert done.returncode == 0, done.stderr
     assert "NOISE" not in done.stdout
     assert done.stdout.splitlines()[-1] == "run"
-    for what in ("an import", "a constructor", "a check", "a batch", "statistics", "a network"):
-        assert f"NOISE of {what}\n" in done.stderr
+    for what in ("an import", "a constructor", "a check", "a batch", "statistics", "a network", "an exit"):
+        for how in ("", "a descriptor in ", "a child in "):
+            assert f"NOISE of {how}{what}\n" in done.stderr
     planned = oodbench("run", *OPTIONS, *plugin("Loud"), "--dry-run", cwd=folder)
     assert "detector  loud: unsupervised" in planned.stdout
     assert "NOISE" not in planned.stdout
+
+
+def test_what_the_process_writes_when_it_exits(folder):
+    command = [sys.executable, "-c", COMMAND, "check", *plugin("Leaves"), "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert {row["name"] for row in json.loads(done.stdout)} == {"leaves"}
+    for what in ("of C", "of an exit", "past the stream in an import"):
+        assert f"NOISE {what}" in done.stderr
+
+
+def test_train(folder):
+    options = ["--dataset", "digits", "--epochs", "1", "--out", "trained.safetensors"]
+    done = oodbench("train", "loud_for_a_test:build", *options, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, "trained.safetensors\n"), done.stderr
+    assert "NOISE of a child in a network" in done.stderr
+
+
+@pytest.mark.parametrize(("closed", "number"), [("stdout", 1), ("stderr", 2)])
+def test_a_closed_stream_takes_no_output(folder, closed, number):
+    code = f"import os, sys; os.close({number}); sys.{closed} = sys.__{closed}__ = None; {COMMAND}"
+    done = python(code, "check", *plugin("Loud"), "--json", cwd=folder)
+    if closed == "stderr":
+        assert {row["name"] for row in json.loads(done.stdout)} == {"loud"}
+        assert done.stderr == ""
+    else:
+        assert done.stdout == ""
+        assert "oodbench: cannot write to standard output: it is closed" in done.stderr
+        assert "NOISE of a descriptor in statistics" in done.stderr
 
 
 def test_check(folder):
@@ -130,7 +181,7 @@ def test_list(folder):
     (folder / "loud-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1\n")
     (folder / "loud-1.dist-info" / "entry_points.txt").write_text(
         "[oodbench.detectors]\nloud = loud_for_a_test:Loud\nleaving = leaving_for_a_test:Any\n\x1b[31m = red:Red\n"
-        "msp\x1b[31m = red:Red\n[oodbench.datasets]\n\x1b[31m = red:load\n"
+        "msp\x1b[31m = red:Red\n[oodbench.datasets]\n\x1b[31m = red:load\nblank = loud_for_a_test:load\n"
     )
     done = python(INSTALLED, folder, "list", "detectors", "--check", "--json")
     assert done.returncode == 1
@@ -142,6 +193,10 @@ def test_list(folder):
         assert done.returncode == 0, done.stderr
         assert "[31m" in done.stdout
         assert harmless(done.stdout + done.stderr)
+    done = python(INSTALLED, folder, "data", "verify", "blank")
+    assert done.stdout.startswith("blank: ")
+    assert "NOISE" not in done.stdout
+    assert "NOISE of a child in a loader" in done.stderr
 
 
 def test_hostile_names(folder):
