@@ -132,6 +132,12 @@ def records(family: str) -> dict[str, Record]:
     return found
 
 
+def patterns(family: str) -> dict[str, Record]:
+    """What stands for many names of a family, such as ``timm:NAME``: to list, not to find."""
+    table = getattr(importlib.import_module(f"oodbench.{family}"), "PATTERNS", {})
+    return {name: Record(family, name, *entry) for name, entry in table.items()}
+
+
 def add_plugin(target: str, family: str = "detectors") -> str:
     """Register ``module:Class`` for this process and return its name: ``Class.name``, or the class name in lower case.
 
@@ -187,8 +193,12 @@ def check_parameters(name: str, given: Iterable[str], known: Iterable[str]) -> N
 
 def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    of_case = {one.lower(): one for one in known}
+    near = [of_case[match] for match in difflib.get_close_matches(name.lower(), of_case, n=1, cutoff=0.6)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(names := [part.strip() for part in name.split(",")]) > 1 and {*names} <= {*known}:
+        hint = f"; repeat the option ({' '.join(f'--{what} {one}' for one in names)}); in a suite, give {names}"
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…"
     return f"unknown {what} '{shown}'{hint} ({listing})"
 

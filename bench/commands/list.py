@@ -31,6 +31,8 @@ def list_names(
         if check:
             with only_results():
                 found = [registry.check(record) for record in found]
+        else:
+            found += registry.patterns(family).values()
         for record in found:
             row = {"name": record.name, "summary": record.summary}
             if family == "detectors":

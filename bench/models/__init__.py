@@ -14,6 +14,13 @@ def imports_code(name: str) -> bool:
     return bool(colon) and source not in ("timm", "torchvision")
 
 
+PATTERNS = {  # names that stand for many networks
+    "timm:NAME": Entry("", "Any network of timm, with your weights, such as timm:resnet18", "https://huggingface.co/docs/timm"),
+    "torchvision:NAME": Entry(
+        "", "Any classifier of torchvision, with your weights", "https://docs.pytorch.org/vision/stable/models.html"
+    ),
+    "module:function": Entry("", "Your own function of a module; it returns a Classifier or a torch.nn.Module"),
+}
 TABLE = {
     "resnet20-cifar10": Entry("oodbench.models.cifar_resnet:resnet20", "CIFAR-10 ResNet-20, published weights", _HE),
     "resnet32-cifar10": Entry("oodbench.models.cifar_resnet:resnet32", "CIFAR-10 ResNet-32, published weights", _HE),

@@ -174,6 +174,12 @@ def test_a_plugin_from_the_working_folder(tmp_path):
             2,
             "'gradcon:recon' is a row of gradcon, not a detector; use 'gradcon'",
         ),
+        (["run", "--detector", "KNN"], 2, "unknown detector 'KNN'; did you mean 'knn'?"),
+        (
+            ["run", "--detector", "msp, knn"],
+            2,
+            "unknown detector 'msp, knn'; repeat the option (--detector msp --detector knn); in a suite, give ['msp', 'knn']",
+        ),
         (["run", "digit"], 2, "did you mean 'digits'?"),
         (["run", "nowhere.toml"], 2, "suite file nowhere.toml does not exist"),
         (["run", "--param", "knn.k"], 2, "--param takes DETECTOR.NAME=VALUE, not 'knn.k'"),
@@ -257,6 +263,8 @@ def test_list_as_text_and_as_json(family):
     assert done.returncode == 0
     assert rows
     assert all(row["name"] in done.stdout and row["summary"] for row in rows)
+    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH"]}.get(family, [])
+    assert [row["name"] for row in rows][-len(patterns) or len(rows) :] == patterns
 
 
 def test_list_fits_a_terminal_and_pipes_whole_lines():
@@ -310,7 +318,7 @@ def test_list_check_imports_every_builtin():
         ["check", "enregy"],
         ["check", "knn", "--param", "knn.kk=3"],
         ["fit", "enregy", "--dataset", "digits", "--out", "f"],
-        ["fit", "--help"],
+        ["fit", "-h"],
         ["score", "nowhere", "image.png"],
         ["train", "resnet", "--dataset", "digits", "--out", "w.safetensors"],
     ],
