@@ -8,6 +8,7 @@ import io
 import pickletools
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,7 +56,8 @@ def load(file: Path | io.BytesIO, device: torch.device | str = "cpu") -> Any:
         stream.seek(0)
         with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
             warnings.simplefilter("ignore")
-            return torch.load(stream, map_location=device, weights_only=True)
+            with torch.serialization.safe_globals([Namespace]):  # arguments of a training script: only attributes
+                return torch.load(stream, map_location=device, weights_only=True)
 
 
 def require_stored(tensors: Iterable[tuple[str, Tensor]], size: int) -> None:

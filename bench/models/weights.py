@@ -82,7 +82,9 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
             " .safetensors file or a state dict that torch.load(weights_only=True) reads"
         ) from error
     if not tensors:
-        raise BadData(f"{path} is not a state dict; save the module's state_dict() itself")
+        keys = (_first(map(str, found)) or "nothing") if isinstance(found, Mapping) else ""
+        there = f"it has {keys}" if keys else f"it is a {type(found).__name__}"
+        raise BadData(f"{path} holds no weights ({there}); save the module's state_dict(), alone or in a dict")
     if (digest is None and written_here) or (digest is not None and digest != digest_of(found)):
         raise BadData(f"{path} is damaged: its content does not match its digest; restore it from a copy, or train it again")
     return tensors

@@ -208,10 +208,10 @@ def test_a_truncated_file_is_refused(suffix, keep, tmp_path):
         load_model("resnet8-digits", cut)
 
 
-@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}])
-def test_what_is_no_state_dict_is_refused(value, tmp_path):
+@pytest.mark.parametrize(("value", "there"), [([1, 2], "it is a list"), ({"epoch": 3}, "it has epoch"), ({}, "it has nothing")])
+def test_a_file_without_weights_is_refused(value, there, tmp_path):
     torch.save(value, tmp_path / "odd.pt")
-    with pytest.raises(BadData, match=r"odd\.pt is not a state dict"):
+    with pytest.raises(BadData, match=rf"odd\.pt holds no weights \({there}\)"):
         load_model("resnet8-digits", tmp_path / "odd.pt")
 
 

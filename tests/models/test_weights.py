@@ -3,6 +3,7 @@
 import sys
 import types
 import zipfile
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -42,7 +43,11 @@ WRAPPED = {
     "compiled in DataParallel": lambda state: {"model": under("module.", compiled(state))},
     "moving average": averaged,
     "nothing else": lambda state: {"ema": {"module": state}},
-    "timm": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"state": {0: {"n": torch.ones(1)}}}},
+    "timm": lambda state: {
+        "epoch": 3, "state_dict": state, "args": Namespace(lr=0.1), "optimizer": {"state": {0: {"n": torch.ones(1)}}},
+    },
+    "PyTorch's tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: torch.ones(3)}}},
+    "kuangliu": lambda state: {"net": under("module.", state), "acc": 93.0, "epoch": 3},
     "Lightning": lambda state: {
         "pytorch-lightning_version": "2.4.0",
         "state_dict": under("network.", state) | {"loss.weight": torch.ones(3), "metric.total": torch.ones(1)},
