@@ -4,13 +4,19 @@ The command line prints these without a traceback (unless ``--debug``) and exits
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 # What a run does around each call that may hang, such as "one call of knn"; it may raise TooSlow unless ``ends=False``.
 around_call = ContextVar[Callable[..., AbstractContextManager[None]]]("around_call", default=lambda what, **_: nullcontext())
+
+
+MOST_TEXT = 2000  # characters of an error's text that are kept; our own are shorter
+EXEC = ("execv", "execve")  # all of os.exec* call one of these
 
 
 class OodbenchError(Exception):
@@ -61,35 +67,43 @@ def contained() -> Iterator[None]:
     """Turn what third-party code raises to end the process, such as SystemExit, into an error that fails it alone, and return
     to the working folder, which relative paths are relative to.
 
-    Ctrl-C still ends the process.
+    Ctrl-C still ends the process. A process that the code forked ends here: it must not go on beside this one.
     """
-    folder = _working_folder()
+    folder, process = _working_folder(), os.getpid()
     try:
         yield
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise RuntimeError(f"raised {_text(repr, error)}, which would end the process") from error
     finally:
+        if os.getpid() != process:
+            os._exit(1)
         if folder is not None and _working_folder() != folder:
             os.chdir(folder)
 
 
 @contextmanager
 def no_exit() -> Iterator[None]:
-    """Within this context ``os._exit``, which no code notices, raises SystemExit, except in processes forked from this one."""
-    leave, process = os._exit, os.getpid()
+    """Within this context ``os._exit`` and ``os.exec*``, which no code notices, raise SystemExit.
 
-    def raise_instead(status: int) -> NoReturn:
+    Processes forked from this one may call them.
+    """
+    process, places = os.getpid(), [(module, name) for module in (os, sys.modules[os.name]) for name in ("_exit", *EXEC)]
+    before = [(module, name, getattr(module, name)) for module, name in places]
+
+    def raise_instead(leave: Callable[..., NoReturn], *arguments: Any) -> NoReturn:
         if os.getpid() != process:
-            leave(status)
-        raise SystemExit(status)
+            leave(*arguments)
+        raise SystemExit(arguments[0])
 
-    os._exit = raise_instead
+    for module, name, leave in before:
+        setattr(module, name, partial(raise_instead, leave))
     try:
         yield
     finally:
-        os._exit = leave
+        for module, name, leave in before:
+            setattr(module, name, leave)
 
 
 def _working_folder() -> str | None:
@@ -117,5 +131,6 @@ def one_line(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """One line for a table or a terminal: oodbench's messages unchanged, other errors prefixed with their type."""
-    text = one_line(" ".join(_text(str, error).split())) or "no message"
+    text = _text(str, error)
+    text = one_line(" ".join(text[:MOST_TEXT].split())) + "…" * (len(text) > MOST_TEXT) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"

@@ -1,5 +1,6 @@
 """Notices what a detector changed of the network that all detectors share, and undoes it."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,9 +28,39 @@ def _set_global_hooks(before: Sequence[dict[int, Any]]) -> None:
         hooks.update(content)
 
 
+FUNCTIONS = {  # of torch, that networks and detectors call
+    space: [name for name, value in vars(space).items() if callable(value)]
+    for space in (torch, torch.nn.functional, torch.Tensor)
+}
+
+
+def _functions() -> list[dict[str, Any]]:
+    return [{name: vars(space).get(name) for name in names} for space, names in FUNCTIONS.items()]
+
+
+def _set_functions(before: Sequence[dict[str, Any]]) -> None:
+    for space, functions in zip(FUNCTIONS, before, strict=True):
+        for name, function in functions.items():
+            if vars(space).get(name) is not function:
+                setattr(space, name, function)
+
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == torch.device("cpu") else device)  # a set one costs time at each call
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
 # What else all detectors share: how to read it, and how to set it.
-TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "the umask": (_umask, os.umask),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (torch.get_default_device, _set_device),
+    "torch's functions": (_functions, _set_functions),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "torch's autocast": (lambda: [torch.is_autocast_enabled(device) for device in DEVICES], _set_autocast),
@@ -51,7 +82,7 @@ class Guard:
         named = [] if classifier is None else list(classifier.named_modules())
         self._modules = [(name, module, _attributes(module)) for name, module in named]
         kinds = {kind for _, module in named for kind in type(module).mro() if issubclass(kind, nn.Module)}
-        self._forwards = {kind: vars(kind).get("forward") for kind in kinds}  # None where a class inherits it
+        self._kinds = [(kind, _methods(kind)) for kind in kinds]
         self._scripted = [  # a TorchScript module keeps these out of its own dict
             (_joined(name, leaf), module, leaf, value)
             for name, module in named
@@ -93,13 +124,16 @@ class Guard:
                     if content is not None:
                         value.clear()
                         value.update(content)
-        for kind, forward in self._forwards.items():
-            if vars(kind).get("forward") is not forward:
-                attributes.append(f"{kind.__name__}.forward")
-                if forward is None:
-                    del kind.forward
+        for kind, methods in self._kinds:
+            now = _methods(kind)
+            for key in now.keys() | methods.keys():
+                if now.get(key) is methods.get(key):
+                    continue
+                attributes.append(f"{kind.__name__}.{key}")
+                if key in methods:
+                    setattr(kind, key, methods[key])
                 else:
-                    kind.forward = forward
+                    delattr(kind, key)
         for name, module, leaf, original in self._scripted:
             if getattr(module, leaf) is not original:
                 attributes.append(name)
@@ -127,6 +161,11 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None
         for name, value in vars(module).items()
         if value is None or isinstance(value, (dict, tuple, *PLAIN)) or callable(value)
     }
+
+
+def _methods(kind: type) -> dict[str, Any]:
+    """What the class itself defines, not what it inherits."""
+    return {name: value for name, value in vars(kind).items() if callable(value)}
 
 
 def _same(now: Any, value: Any, content: dict[Any, Any] | None) -> bool:

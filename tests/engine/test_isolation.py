@@ -1,5 +1,7 @@
 """A detector that changes what others share fails alone, and their figures are those of a run without it."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -133,11 +135,45 @@ class Probabilities(Plugin):
         return probe.softmax
 
 
+class PatchesTorch(Plugin):
+    """Replaces a function that networks call."""
+
+    def statistics(self, probe):
+        torch.nn.functional.relu = lambda x, inplace=False: x
+        return super().statistics(probe)
+
+
+class PatchesItsClass(Plugin):
+    """Replaces what a class inherits."""
+
+    def statistics(self, probe):
+        kind = type(probe.classifier)
+        kind.__call__ = lambda self, images: super(kind, self).__call__(1 - images)
+        return super().statistics(probe)
+
+
+class DefaultDevice(Plugin):
+    """Makes a device without values the default device."""
+
+    def statistics(self, probe):
+        torch.set_default_device("meta")
+        return super().statistics(probe)
+
+
+class Umask(Plugin):
+    """Hides files that are created from now on."""
+
+    def statistics(self, probe):
+        os.umask(0o777)
+        return super().statistics(probe)
+
+
 CHANGES = {
     TrainingMode: "training", Scales: "conv1.weight", ScalesAtTheEnd: "linear.weight", Trains: "linear.bias",
     Halves: "conv1.weight", Hooks: "linear._forward_hooks", Patches: "forward", Unfreezes: "conv1.weight",
     LateAndFailing: "bn1.running_mean", DefaultDtype: "torch's default dtype", DtypeOfItsOwn: "torch's default dtype",
-    Probabilities: "linear.weight",
+    Probabilities: "linear.weight", PatchesTorch: "torch's functions", PatchesItsClass: "Classifier.__call__",
+    DefaultDevice: "torch's default device", Umask: "the umask",
 }  # fmt: skip
 
 

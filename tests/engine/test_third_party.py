@@ -76,6 +76,10 @@ TROUBLE = {  # name: (body of the class, why it has no figures)
     "constructor": ("def __init__(self): raise SystemExit", "raised SystemExit()"),
     "os-exit": ("def statistics(self, probe): os._exit(0)", "raised SystemExit(0), which would end the process"),
     "os-exit-check": ("def check(self, classifier): os._exit(0)", "raised SystemExit(0), which would end the process"),
+    "posix-exit": ("def statistics(self, probe): sys.modules[os.name]._exit(0)", "raised SystemExit(0)"),
+    "exec": ("def statistics(self, probe): os.execlp('true', 'true')", "which would end the process"),
+    "generator": ("def statistics(self, probe): raise GeneratorExit", "raised GeneratorExit(), which would end the process"),
+    "long": ("def statistics(self, probe): raise ValueError('A' * 30_000_000)", "ValueError: AAA"),
     "no-text": ("def statistics(self, probe): raise Speechless", "Speechless: Speechless (its str() raises TypeError)"),
     "no-repr": (
         "def finish(self): raise SpeechlessStop\n        def observe(self, probe): pass",
@@ -146,6 +150,18 @@ def test_a_set_that_exits_fails_alone(tmp_path, trouble, monkeypatch):
         load_dataset("theirs")
     frame = oodbench.run("digits", detectors=["msp"], datasets=["theirs", "photos"], limit=40, out=tmp_path / "run").frame()
     assert frame.set_index("dataset").status.to_dict() == {"theirs": "failed", "photos": "ok"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_that_a_detector_forks_ends_with_its_call(tmp_path):
+    (tmp_path / "ended").touch()
+    with contained():
+        child = os.fork()
+    if not child:  # it got out
+        (tmp_path / "ended").unlink()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (tmp_path / "ended").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
