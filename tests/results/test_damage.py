@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -287,12 +286,16 @@ def test_records_that_do_not_say_their_settings_need_run_json(folder):
         (folder.path / "run.json").write_bytes(kept)
 
 
+def interrupted(path, value):
+    raise KeyboardInterrupt
+
+
 def test_a_run_that_is_killed_while_it_writes_run_json_again_is_resumed(folder, monkeypatch):
     settings, before = folder.manifest().settings, figures(folder)
     (folder.path / "run.json").write_text("{")
     (folder.path / "notes.txt").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("oodbench.results.json_files.write", lambda path, value: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("oodbench.results.json_files.write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(folder.path)
     assert not (folder.path / "run.json").exists()
