@@ -6,14 +6,14 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from oodbench import registry, state
+from oodbench import registry, standalone, state
 from oodbench.batching import as_images, pieces_of
 from oodbench.classifier import Classifier
 from oodbench.datasets.resize import FILTERS, LARGEST
@@ -87,8 +87,16 @@ class About(_Part):
     provenance: dict[str, Any]
 
 
+class Judgement(NamedTuple):
+    """What ``Fitted.judge`` gives, one row per image."""
+
+    scores: np.ndarray  # float64 (N,), higher = more anomalous
+    flagged: np.ndarray  # bool (N,): whether each score is above the threshold
+    logits: np.ndarray | None  # float64 (N, classes); None for a detector that only reads images
+
+
 class Fitted:
-    """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W).
+    """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W), and ``fitted.judge(images)`` the logits too.
 
     detector, classifier: compute the scores; classifier is None for a detector that only reads images.
     about: everything the file holds besides the detector.
@@ -118,19 +126,24 @@ class Fitted:
         Images (N, 1 or 3, H, W): uint8 of any size, resized as in training, or floats in [0, 1] of the input size; grey
         images are repeated to three channels. Raises BadData for others.
         """
+        return self.judge(images)[:2]
+
+    def judge(self, images: Tensor | ImageSet | np.ndarray) -> Judgement:
+        """Scores and flags of the same images, with the network's logits of the pass that gives the scores."""
         images = as_images(images)
         pieces = pieces_of(np.arange(len(images)), self.batch_size)
-        scores = [self._score(images.read(rows) if isinstance(images, ImageSet) else images[rows]) for rows in pieces]
-        joined = np.concatenate(scores)
-        return joined, joined > self.threshold
+        found = [self._judge(images.read(rows) if isinstance(images, ImageSet) else images[rows]) for rows in pieces]
+        scores = np.concatenate([part for part, _ in found])
+        logits = [part for _, part in found if part is not None]
+        return Judgement(scores, scores > self.threshold, np.concatenate(logits) if logits else None)
 
-    def _score(self, images: Tensor) -> np.ndarray:
+    def _judge(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         fitting = (
             torch.stack([fit_size(i, self.about.input.size, self.about.input.resize) for i in images.cpu()])
             if images.dtype == torch.uint8
             else self._as_they_are(images)
         )
-        return self.detector.score(self.classifier, fitting, batch_size=self.batch_size)
+        return standalone.scores_and_logits(self.detector, self.classifier, fitting, batch_size=self.batch_size)
 
     def _as_they_are(self, images: Tensor) -> Tensor:
         height, width = self.about.input.size
