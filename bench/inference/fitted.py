@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from oodbench import registry, standalone, state
@@ -22,17 +22,14 @@ from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.inference.false_alarms import FalseAlarms, HeldOut, Part
 from oodbench.models import imports_code
 
 SCHEMA_VERSION = 1
 MOST_PIXELS = 2**20  # of an image, which decides the memory that a network takes; a file that asks for more must be trusted
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Input(_Part):
+class Input(Part):
     """The format that images are converted to before the network: RGB, of this size (H, W)."""
 
     size: tuple[int, int]
@@ -40,7 +37,7 @@ class Input(_Part):
     channels: int = Field(default=3, ge=3, le=3)
 
 
-class Model(_Part):
+class Model(Part):
     """The network: its name, its weights file and the part of it that was read, and the hashes of both."""
 
     name: str
@@ -50,19 +47,7 @@ class Model(_Part):
     weights_hash: str
 
 
-class FalseAlarms(_Part):
-    """Shares of flagged in-distribution images: the requested maximum, and the share measured on other held-out images."""
-
-    asked: float = Field(gt=0, lt=1)
-    drawn_from: int  # number of held-out images used to set the threshold
-    measured: float  # share of flagged images among other held-out images
-    measured_low: float  # exact 95 % interval of Clopper and Pearson
-    measured_high: float
-    measured_on: int
-    exceeds: bool = False  # whether the whole interval is above the requested share
-
-
-class Training(_Part):
+class Training(Part):
     """The training images that it was fitted on."""
 
     dataset: str
@@ -74,7 +59,7 @@ class Training(_Part):
     seed: int
 
 
-class About(_Part):
+class About(Part):
     """Everything the file holds besides the detector: see docs/inference.md."""
 
     schema_version: int = SCHEMA_VERSION
@@ -85,6 +70,7 @@ class About(_Part):
     training: Training
     cost: dict[str, float | None]
     provenance: dict[str, Any]
+    held_out: HeldOut | None = None  # None in files of older versions, whose threshold cannot be moved
 
 
 class Judgement(NamedTuple):
@@ -111,8 +97,11 @@ class Fitted:
         return self.about.threshold
 
     @property
-    def false_alarms(self) -> float:
-        """The requested maximum share of flagged in-distribution images; ``about`` has the measured share."""
+    def false_alarms(self) -> float | None:
+        """The requested maximum share of flagged in-distribution images; ``about`` has the measured share.
+
+        None for a threshold that was given to ``with_threshold``.
+        """
         return self.about.false_alarms.asked
 
     @property
@@ -153,6 +142,29 @@ class Fitted:
                 f" (3, {height}, {width})"
             )
         return images.expand(-1, 3, -1, -1)
+
+    def with_threshold(self, threshold: float) -> "Fitted":
+        """The same detector with this threshold, whose false alarms are measured on held-out images."""
+        if not np.isfinite(threshold):
+            raise UsageError(f"threshold = {threshold:g}; give a finite number")
+        return self._moved(float(threshold), self._held_out().at_threshold(threshold))
+
+    def with_false_alarms(self, rate: float) -> "Fitted":
+        """The same detector with the threshold that ``oodbench fit --false-alarms RATE`` would set, without a new fit."""
+        return self._moved(*self._held_out().at_rate(rate))
+
+    def _moved(self, threshold: float, alarms: FalseAlarms) -> "Fitted":
+        about = self.about.model_copy(update={"threshold": threshold, "false_alarms": alarms})
+        return Fitted(self.detector, self.classifier, about, self.batch_size)
+
+    def _held_out(self) -> HeldOut:
+        if self.about.held_out is None:
+            name = self.detector.name
+            raise UsageError(
+                f"{name}: its threshold cannot be moved, because an older oodbench, which wrote its file, kept no scores of"
+                " held-out images; fit it again"
+            )
+        return self.about.held_out
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a JSON header; ``oodbench.load_fitted`` reads it."""
