@@ -153,6 +153,17 @@ class Fitted:
         """The same detector with the threshold that ``oodbench fit --false-alarms RATE`` would set, without a new fit."""
         return self._moved(*self._held_out().at_rate(rate))
 
+    def export(self) -> torch.nn.Module:
+        """A plain module for ``torch.export`` and ONNX: images (N, 3, H, W), floats in [0, 1] of the input size, to float64
+        scores (N,) and logits (N, classes). A score above its ``threshold`` is flagged.
+
+        It holds a copy of the network, on its device. Raises Unsuitable for a detector that reads more than logits and
+        features, or that ``torch.export`` does not take.
+        """
+        from oodbench.inference.export import exported
+
+        return exported(self.detector, self.classifier, self.about.input.size, self.threshold)
+
     def _moved(self, threshold: float, alarms: FalseAlarms) -> "Fitted":
         about = self.about.model_copy(update={"threshold": threshold, "false_alarms": alarms})
         return Fitted(self.detector, self.classifier, about, self.batch_size)
