@@ -29,6 +29,9 @@ class Exported(nn.Module):
     A score above ``threshold`` is flagged.
     """
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, classifier: Classifier, scoring: "Scoring", threshold: float) -> None:
         super().__init__()
         self.network = copy.deepcopy(classifier.module)
@@ -52,7 +55,7 @@ class Exported(nn.Module):
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and features; logits twice for a detector that reads no features."""
         images = images.to(self.dtype)
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
         given = self.network(images)
         return (given[:, : self.classes], given[:, self.classes :]) if self.classes else (given, given)
