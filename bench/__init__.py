@@ -13,6 +13,7 @@ _PUBLIC = {
     "Detector": "oodbench.detector:Detector",
     "ImageSet": "oodbench.image_set:ImageSet",
     "Source": "oodbench.image_set:Source",
+    "Monitor": "oodbench.inference.monitor:Monitor",
     "OodbenchError": "oodbench.errors:OodbenchError",
     "Probe": "oodbench.probe:Probe",
     "evaluate": "oodbench.metrics:evaluate",
@@ -28,6 +29,7 @@ __all__ = [
     "Classifier",
     "Detector",
     "ImageSet",
+    "Monitor",
     "OodbenchError",
     "Probe",
     "Source",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from oodbench.errors import OodbenchError
     from oodbench.image_set import ImageSet, Source
     from oodbench.inference.fitted import load_fitted
+    from oodbench.inference.monitor import Monitor
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe

@@ -255,13 +255,15 @@ def statistics(
     on_batch: OnBatch = lambda n: None,
     guard: Guard | None = None,
     on_error: OnError = raise_it,
+    logits: list[np.ndarray] | None = None,
 ) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
     """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
 
     Returns float64 statistics (total rows, S, D) by detector, and seconds by detector: its own work and an equal share of
     the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
     finite. ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
-    arithmetic of a larger group.
+    arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
+    a pass with a ``guard`` does not take.
     """
     signals = signals_of(list(jobs)) if signals is None else signals
     twins = images.clean if isinstance(images, ImageSet) else None
@@ -294,6 +296,8 @@ def statistics(
                         errors[detector] = error
                         continue
                     seconds[detector] += time.perf_counter() - start + shared
+                if logits is not None and parts:
+                    logits.append(probe.logits.cpu().numpy())
             if not parts:
                 break
             on_batch(len(piece) * work)

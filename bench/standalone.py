@@ -91,13 +91,21 @@ def score(
     detector: "Detector", classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
 ) -> np.ndarray:
     """``Detector.score``: one pass at the head's setting. Raises BadData for scores that are not finite."""
+    return scores_and_logits(detector, classifier, images, batch_size=batch_size)[0]
+
+
+def scores_and_logits(
+    detector: "Detector", classifier: Classifier | None, images: Tensor | ImageSet | np.ndarray, *, batch_size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``score``, and the logits of the same pass, float64 (N, classes); None for a detector that only reads images."""
     images = as_images(images)
     detector.require_fitted()
     head = detector.head
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
     pieces = pieces_of(np.arange(len(images)), batch_size)
+    logits: list[np.ndarray] | None = [] if classifier is not None and detector.reads_network else None
     with _alone(detector, classifier, images):
-        found = passes.statistics({detector: [setting]}, classifier, images, pieces)[0][detector]
+        found = passes.statistics({detector: [setting]}, classifier, images, pieces, logits=logits)[0][detector]
     with np.errstate(all="ignore"):  # overflow is reported below
         scores = head.score(detector.columns_of(found))
     if bad := int((~np.isfinite(scores)).sum()):
@@ -105,7 +113,7 @@ def score(
             f"{bad} of {len(scores)} scores of {detector.name or type(detector).__name__} are not finite (NaN or infinity),"
             " although its statistics are, so its head is broken; fit it again"
         )
-    return scores
+    return scores, None if logits is None else np.concatenate(logits)
 
 
 def lock_of(detector: "Detector", classifier: Classifier | None) -> AbstractContextManager[Any]:

@@ -55,7 +55,8 @@ class KNN(Detector):
     def _nearest(self, features: Tensor, ks: list[int]) -> list[Tensor]:
         """Rows of the bank, (N,) for each k: the k-th largest similarity of each feature (N, d), block by block of the bank."""
         # Search once per k: among equal values topk's choice depends on k, and must not depend on the grid.
-        nothing = features.new_empty(len(features), 0), torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
+        count = features.shape[0]  # not len(), which torch.export takes for a constant
+        nothing = features.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64, device=features.device)
         found = dict.fromkeys(ks, nothing)
         for start in range(0, len(self.bank_), BLOCK):
             similar = features @ self.bank_[start : start + BLOCK].T  # (N, block)

@@ -83,7 +83,7 @@ def fit(
     times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
     print(
         f"threshold     {fitted.threshold:.6g}, from {alarms.drawn_from:,} held-out images\n"
-        f"false alarms  at most {alarms.asked:.2%} requested; {alarms.measured:.2%} measured on {alarms.measured_on:,} other"
+        f"false alarms  at most {false_alarms:.2%} requested; {alarms.measured:.2%} measured on {alarms.measured_on:,} other"
         f" held-out images (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
         f"cost          {cost['ms_per_image']:.3g} ms per image{times}\n"
         f"{out}"

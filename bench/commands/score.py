@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ from oodbench.commands.common import (
     only_results,
     print_json,
 )
-from oodbench.errors import MissingData
+from oodbench.errors import MissingData, UsageError
 
 if TYPE_CHECKING:
     from oodbench.inference.score_files import Row
@@ -33,6 +34,10 @@ def score(
     file: Annotated[Path, typer.Argument(help="File written by `oodbench fit`.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of image files.")],
     format: Annotated[Format, typer.Option(help="Output format; `json` writes one object per line.")] = "table",
+    threshold: Annotated[float | None, typer.Option(help="Flag scores above this threshold instead of the file's.")] = None,
+    false_alarms: Annotated[
+        float | None, typer.Option(help="Flag at most this share of new in-distribution images instead of the file's.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model, if it has moved.")] = None,
     weights_key: WeightsKey = None,
     trust_model: Annotated[
@@ -47,6 +52,12 @@ def score(
 ) -> None:
     """Print path, score and verdict (`ok` or `anomalous`) of each image. Exits with 1 if an image cannot be read."""
     check_device(device)
+    if threshold is not None and false_alarms is not None:
+        raise UsageError("--threshold and --false-alarms both set the threshold; give one of them")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold is {threshold:g}; give a finite number")
+    if false_alarms is not None and not 0 < false_alarms < 1:
+        raise UsageError(f"--false-alarms is {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     if not file.exists():
         raise MissingData(f"no such file: {file}; make one with oodbench fit")
     find_in_working_folder(*plugin, ":" if trust_model else "")
@@ -74,6 +85,10 @@ def score(
             batch_size=batch_size,
             trust_model=trust_model,
         )
+        if threshold is not None:
+            fitted = fitted.with_threshold(threshold)
+        elif false_alarms is not None:
+            fitted = fitted.with_false_alarms(false_alarms)
         _print_rows(counted(), format, output)
     note = f"{anomalous:,} of {count:,} images are anomalous: their score is above {fitted.threshold:.6g}"
     print(note + (f"; {unreadable:,} cannot be read" if unreadable else ""), file=sys.stderr)

@@ -6,14 +6,14 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from oodbench import registry, state
+from oodbench import registry, standalone, state
 from oodbench.batching import as_images, pieces_of
 from oodbench.classifier import Classifier
 from oodbench.datasets.resize import FILTERS, LARGEST
@@ -22,17 +22,14 @@ from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.inference.false_alarms import FalseAlarms, HeldOut, Part
 from oodbench.models import imports_code
 
 SCHEMA_VERSION = 1
 MOST_PIXELS = 2**20  # of an image, which decides the memory that a network takes; a file that asks for more must be trusted
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Input(_Part):
+class Input(Part):
     """The format that images are converted to before the network: RGB, of this size (H, W)."""
 
     size: tuple[int, int]
@@ -40,7 +37,7 @@ class Input(_Part):
     channels: int = Field(default=3, ge=3, le=3)
 
 
-class Model(_Part):
+class Model(Part):
     """The network: its name, its weights file and the part of it that was read, and the hashes of both."""
 
     name: str
@@ -50,19 +47,7 @@ class Model(_Part):
     weights_hash: str
 
 
-class FalseAlarms(_Part):
-    """Shares of flagged in-distribution images: the requested maximum, and the share measured on other held-out images."""
-
-    asked: float = Field(gt=0, lt=1)
-    drawn_from: int  # number of held-out images used to set the threshold
-    measured: float  # share of flagged images among other held-out images
-    measured_low: float  # exact 95 % interval of Clopper and Pearson
-    measured_high: float
-    measured_on: int
-    exceeds: bool = False  # whether the whole interval is above the requested share
-
-
-class Training(_Part):
+class Training(Part):
     """The training images that it was fitted on."""
 
     dataset: str
@@ -74,7 +59,7 @@ class Training(_Part):
     seed: int
 
 
-class About(_Part):
+class About(Part):
     """Everything the file holds besides the detector: see docs/inference.md."""
 
     schema_version: int = SCHEMA_VERSION
@@ -85,10 +70,19 @@ class About(_Part):
     training: Training
     cost: dict[str, float | None]
     provenance: dict[str, Any]
+    held_out: HeldOut | None = None  # None in files of older versions, whose threshold cannot be moved
+
+
+class Judgement(NamedTuple):
+    """What ``Fitted.judge`` gives, one row per image."""
+
+    scores: np.ndarray  # float64 (N,), higher = more anomalous
+    flagged: np.ndarray  # bool (N,): whether each score is above the threshold
+    logits: np.ndarray | None  # float64 (N, classes); None for a detector that only reads images
 
 
 class Fitted:
-    """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W).
+    """``fitted(images)`` gives (scores, flagged) of images (N, C, H, W), and ``fitted.judge(images)`` the logits too.
 
     detector, classifier: compute the scores; classifier is None for a detector that only reads images.
     about: everything the file holds besides the detector.
@@ -103,8 +97,11 @@ class Fitted:
         return self.about.threshold
 
     @property
-    def false_alarms(self) -> float:
-        """The requested maximum share of flagged in-distribution images; ``about`` has the measured share."""
+    def false_alarms(self) -> float | None:
+        """The requested maximum share of flagged in-distribution images; ``about`` has the measured share.
+
+        None for a threshold that was given to ``with_threshold``.
+        """
         return self.about.false_alarms.asked
 
     @property
@@ -118,19 +115,24 @@ class Fitted:
         Images (N, 1 or 3, H, W): uint8 of any size, resized as in training, or floats in [0, 1] of the input size; grey
         images are repeated to three channels. Raises BadData for others.
         """
+        return self.judge(images)[:2]
+
+    def judge(self, images: Tensor | ImageSet | np.ndarray) -> Judgement:
+        """Scores and flags of the same images, with the network's logits of the pass that gives the scores."""
         images = as_images(images)
         pieces = pieces_of(np.arange(len(images)), self.batch_size)
-        scores = [self._score(images.read(rows) if isinstance(images, ImageSet) else images[rows]) for rows in pieces]
-        joined = np.concatenate(scores)
-        return joined, joined > self.threshold
+        found = [self._judge(images.read(rows) if isinstance(images, ImageSet) else images[rows]) for rows in pieces]
+        scores = np.concatenate([part for part, _ in found])
+        logits = [part for _, part in found if part is not None]
+        return Judgement(scores, scores > self.threshold, np.concatenate(logits) if logits else None)
 
-    def _score(self, images: Tensor) -> np.ndarray:
+    def _judge(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         fitting = (
             torch.stack([fit_size(i, self.about.input.size, self.about.input.resize) for i in images.cpu()])
             if images.dtype == torch.uint8
             else self._as_they_are(images)
         )
-        return self.detector.score(self.classifier, fitting, batch_size=self.batch_size)
+        return standalone.scores_and_logits(self.detector, self.classifier, fitting, batch_size=self.batch_size)
 
     def _as_they_are(self, images: Tensor) -> Tensor:
         height, width = self.about.input.size
@@ -140,6 +142,40 @@ class Fitted:
                 f" (3, {height}, {width})"
             )
         return images.expand(-1, 3, -1, -1)
+
+    def with_threshold(self, threshold: float) -> "Fitted":
+        """The same detector with this threshold, whose false alarms are measured on held-out images."""
+        if not np.isfinite(threshold):
+            raise UsageError(f"threshold = {threshold:g}; give a finite number")
+        return self._moved(float(threshold), self._held_out().at_threshold(threshold))
+
+    def with_false_alarms(self, rate: float) -> "Fitted":
+        """The same detector with the threshold that ``oodbench fit --false-alarms RATE`` would set, without a new fit."""
+        return self._moved(*self._held_out().at_rate(rate))
+
+    def export(self) -> torch.nn.Module:
+        """A plain module for ``torch.export`` and ONNX: images (N, 3, H, W), floats in [0, 1] of the input size, to float64
+        scores (N,) and logits (N, classes). A score above its ``threshold`` is flagged.
+
+        It holds a copy of the network, on its device. Raises Unsuitable for a detector that reads more than logits and
+        features, or that ``torch.export`` does not take.
+        """
+        from oodbench.inference.export import exported
+
+        return exported(self.detector, self.classifier, self.about.input.size, self.threshold)
+
+    def _moved(self, threshold: float, alarms: FalseAlarms) -> "Fitted":
+        about = self.about.model_copy(update={"threshold": threshold, "false_alarms": alarms})
+        return Fitted(self.detector, self.classifier, about, self.batch_size)
+
+    def _held_out(self) -> HeldOut:
+        if self.about.held_out is None:
+            name = self.detector.name
+            raise UsageError(
+                f"{name}: its threshold cannot be moved, because an older oodbench, which wrote its file, kept no scores of"
+                " held-out images; fit it again"
+            )
+        return self.about.held_out
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a JSON header; ``oodbench.load_fitted`` reads it."""

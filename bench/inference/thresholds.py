@@ -20,11 +20,11 @@ from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.image_set import ImageSet
-from oodbench.inference.fitted import About, FalseAlarms, Fitted, Input, Model, Training, sha256_of
+from oodbench.inference.false_alarms import HeldOut, rank_of
+from oodbench.inference.fitted import About, Fitted, Input, Model, Training, sha256_of
 from oodbench.progress import Progress
 from oodbench.results.provenance import provenance
 
-CONFIDENCE = 0.95
 BATCH_SIZE = 128
 
 
@@ -95,8 +95,8 @@ def fit(
         raise BadData(
             f"all scores of {detector} are {scores[0]:g}, up to rounding, so they separate nothing; choose another detector"
         )
-    threshold = threshold_of(scores[thresholding], false_alarms)
-    measured = _measured(scores[measuring], threshold, false_alarms, len(thresholding))
+    kept = HeldOut(thresholding=scores[thresholding].tolist(), measuring=scores[measuring].tolist())
+    threshold, measured = kept.at_rate(false_alarms)
     if measured.exceeds:
         progress.say(
             f"{detector} flags more than the {false_alarms:.2%} requested: {measured.measured:.2%} of {measured.measured_on:,}"
@@ -122,30 +122,9 @@ def fit(
             ),
             cost=_cost(made, classifier, held_out),
             provenance=provenance(str(classifier.device if classifier else "cpu")),
+            held_out=kept,
         ),
     )
-
-
-def threshold_of(scores: np.ndarray, share: float) -> float:
-    """The smallest of the scores (n,) that a new exchangeable image exceeds with a probability of at most ``share``.
-
-    It is the k-th largest, k = ⌊share · (n + 1)⌋. The new score exceeds the k-th largest of the others only if it is among
-    the k largest of all n + 1, which has probability k / (n + 1), or less with ties: the rank of split conformal
-    prediction (Vovk et al. 2005). This is the mean over draws of held-out images; the rate for the threshold of one draw
-    is above or below it. Raises UsageError if k is 0.
-    """
-    return float(np.sort(scores)[len(scores) - rank_of(len(scores), share)])
-
-
-def rank_of(count: int, share: float) -> int:
-    """Rank (1 = largest) of the threshold among ``count`` held-out scores. Raises UsageError if the rate is too small."""
-    rank = int(np.floor(share * (count + 1) + 1e-9))  # .29 · 100 is a little less than 29
-    if rank < 1:
-        raise UsageError(
-            f"{count:,} held-out images are too few for a false-alarm rate of {share:g}; ask for at least"
-            f" {np.ceil(1e6 / (count + 1)) / 1e6:g}, or hold out at least {2 * (int(np.ceil(1 / share - 1e-9)) - 1):,} images"
-        )
-    return rank
 
 
 def _made(detector: str, parameters: Mapping[str, Any]) -> Detector:
@@ -187,22 +166,6 @@ def _halves(images: ImageSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two random, stratified halves."""
     order = protocols.stratified_order(len(images), _labels(images), seed)
     return order[::2], order[1::2]
-
-
-def _measured(scores: np.ndarray, threshold: float, asked: float, drawn_from: int) -> FalseAlarms:
-    from scipy.stats import binomtest
-
-    flagged = int((scores > threshold).sum())
-    interval = binomtest(flagged, len(scores)).proportion_ci(CONFIDENCE)
-    return FalseAlarms(
-        asked=asked,
-        drawn_from=drawn_from,
-        measured=flagged / len(scores),
-        measured_low=float(interval.low),
-        measured_high=float(interval.high),
-        measured_on=len(scores),
-        exceeds=bool(interval.low > asked),
-    )
 
 
 def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -> dict[str, float | None]:

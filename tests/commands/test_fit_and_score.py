@@ -111,6 +111,34 @@ def test_what_cannot_be_read_is_a_row_with_a_reason(fit, images):
     assert "no such file" in table.stdout
 
 
+def test_score_moves_the_threshold(fit, images):
+    fitted = oodbench.load_fitted(fit[1])
+    for options, moved in (
+        (["--threshold", -15.5], fitted.with_threshold(-15.5)),
+        (["--false-alarms", 0.5], fitted.with_false_alarms(0.5)),
+    ):
+        done = run("score", fit[1], images, "--format", "json", *options)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["verdict"] == "anomalous" for row in rows] == [row["score"] > moved.threshold for row in rows]
+        assert f"their score is above {moved.threshold:.6g}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--threshold", 1, "--false-alarms", 0.1], "both set the threshold; give one of them"),
+        (["--threshold", "nan"], "--threshold is nan; give a finite number"),
+        (["--false-alarms", 2], "--false-alarms is 2; give a share between 0 and 1"),
+    ],
+)
+def test_thresholds_that_cannot_be_set(fit, images, options, says):
+    done = run("score", fit[1], images, *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+
+
 def test_only_regular_files_are_opened(fit, images):
     os.mkfifo(images / "b" / "pipe.png")
     os.mkfifo(images / "pipe")

@@ -14,7 +14,7 @@ import oodbench
 from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet
-from oodbench.inference import thresholds
+from oodbench.inference import false_alarms, thresholds
 from oodbench.inference.fitted import load_fitted
 from oodbench.progress import Progress
 
@@ -31,9 +31,9 @@ def test_the_threshold_is_the_smallest_that_keeps_the_share(scores, share):
     among = round(share * 100) * (len(scores) + 1)  # the share of n + 1, exact, in hundredths
     if among < 100:
         with pytest.raises(UsageError, match="are too few for a false-alarm rate"):
-            thresholds.threshold_of(scores, share)
+            false_alarms.threshold_of(scores, share)
         return
-    found = thresholds.threshold_of(scores, share)
+    found = false_alarms.threshold_of(scores, share)
     assert found in scores
     assert ((scores > found).sum() + 1) * 100 <= among  # the new one too
     for lower in [value for value in np.unique(scores) if value < found]:
@@ -46,7 +46,7 @@ def test_whichever_of_the_images_is_the_new_one_the_rate_is_kept_exactly(scores,
     if round(share * 100) * len(scores) < 100:
         return
     rest = [np.delete(scores, place) for place in range(len(scores))]
-    flagged = sum(score > thresholds.threshold_of(others, share) for score, others in zip(scores, rest, strict=True))
+    flagged = sum(score > false_alarms.threshold_of(others, share) for score, others in zip(scores, rest, strict=True))
     assert flagged * 100 <= round(share * 100) * len(scores)
 
 
@@ -54,7 +54,7 @@ def test_whichever_of_the_images_is_the_new_one_the_rate_is_kept_exactly(scores,
 def test_new_images_are_flagged_at_most_as_often_as_asked(images, share):
     random = np.random.default_rng(0)
     draws = 20_000
-    found = np.array([thresholds.threshold_of(random.random(images), share) for _ in range(draws)])
+    found = np.array([false_alarms.threshold_of(random.random(images), share) for _ in range(draws)])
     rates = 1 - found  # of new scores, uniform in [0, 1]
     error = rates.std() / draws**0.5
     assert rates.mean() <= share + 3 * error
@@ -62,7 +62,7 @@ def test_new_images_are_flagged_at_most_as_often_as_asked(images, share):
 
 
 def test_29_of_100_is_29():
-    assert thresholds.threshold_of(np.arange(99.0), 0.29) == 70  # 0.29 · 100 is 28.999999999999996
+    assert false_alarms.threshold_of(np.arange(99.0), 0.29) == 70  # 0.29 · 100 is 28.999999999999996
 
 
 def test_a_rate_that_so_few_images_cannot_tell():
@@ -72,9 +72,9 @@ def test_a_rate_that_so_few_images_cannot_tell():
         r" or hold out at least 1,998",
     ):
         thresholds.fit("pixels", **PIXELS, false_alarms=0.001)
-    assert thresholds.rank_of(289, 0.003449) == thresholds.rank_of(999, 0.001) == thresholds.rank_of(19, 0.05) == 1
+    assert false_alarms.rank_of(289, 0.003449) == false_alarms.rank_of(999, 0.001) == false_alarms.rank_of(19, 0.05) == 1
     with pytest.raises(UsageError, match=r"ask for at least 0.001002, or hold out at least 1,998 images"):
-        thresholds.rank_of(998, 0.001)
+        false_alarms.rank_of(998, 0.001)
     with pytest.raises(UsageError, match="give a share between 0 and 1"):
         thresholds.fit("pixels", **PIXELS, false_alarms=5)
 
@@ -224,15 +224,15 @@ def test_halves_are_disjoint_and_hold_everything(sets):
 
 def test_the_measured_rate_has_an_exact_interval():
     scores = np.arange(1.0, 21.0)
-    found = thresholds._measured(scores, 18, 0.05, 30)
+    found = false_alarms.measured(scores, 18, 0.05, 30)
     assert (found.asked, found.drawn_from, found.measured, found.measured_on) == (0.05, 30, 2 / 20, 20)
     # Clopper and Pearson: P(X >= 2 | low) = P(X <= 2 | high) = 2.5 % of 20 draws.
     low, high = found.measured_low, found.measured_high
     assert 1 - (1 - low) ** 20 - 20 * low * (1 - low) ** 19 == pytest.approx(0.025)
     assert (1 - high) ** 20 + 20 * high * (1 - high) ** 19 + 190 * high**2 * (1 - high) ** 18 == pytest.approx(0.025)
     assert not found.exceeds
-    assert not thresholds._measured(scores, 18, low, 30).exceeds
-    assert thresholds._measured(scores, 18, low - 1e-9, 30).exceeds
+    assert not false_alarms.measured(scores, 18, low, 30).exceeds
+    assert false_alarms.measured(scores, 18, low - 1e-9, 30).exceeds
 
 
 @pytest.mark.parametrize("chooses", [False, True])
