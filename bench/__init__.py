@@ -1,4 +1,4 @@
-"""oodbench: how well does a detector know that a network does not know?
+"""oodbench measures how well out-of-distribution detectors know that a network does not know.
 
 The names below are the public interface; each is imported on first use, so that the command line starts quickly.
 """
