@@ -16,6 +16,7 @@ import new_process
 import pytest
 import typer
 
+import oodbench
 from oodbench import cli
 from oodbench.datasets import TABLE as DATASETS
 from oodbench.datasets import corruptions
@@ -24,6 +25,7 @@ from oodbench.detectors import TABLE as DETECTORS
 from oodbench.heads import HEADS
 from oodbench.image_set import KINDS
 from oodbench.leaderboard import COLUMNS
+from oodbench.leaderboard.formats import render
 from oodbench.models import TABLE as MODELS
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
@@ -49,6 +51,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot f
 
 DRIVER = r"""
 import importlib, json, os, re, shlex, subprocess, sys, traceback
+import oodbench
 from oodbench import cli
 
 def run(command):
@@ -309,3 +312,20 @@ def test_prose_lines_are_short(page):
     """Under 120 characters outside tables and code, so that a change shows as the lines that it changes."""
     prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")] == []
+
+
+def test_a_run_gives_the_figures_of_the_readme(tmp_path):
+    """On any machine, because the network's weights come with oodbench."""
+    detectors = ["gram", "mahalanobis-fe", "vim", "mahalanobis-v", "pixels"]
+    options = {"detectors": detectors, "protocols": ["unsupervised"], "measure_costs": False}
+    results = oodbench.run("digits", out=tmp_path / "run", **options)
+    text = render(results.frame(), "md")
+    _, _, *found = table_rows(text[text.index("| detector") :].partition("\n\n")[0])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, _, *shown = table_rows(readme.partition("<!-- digits: best -->")[2].partition("<!-- /digits -->")[0])
+    kinds = slice(1, head.index("benign"))
+    of_run = {row[0]: [float(figure) for figure in row[2:][: kinds.stop - 1]] for row in found if row[1] == "unsupervised"}
+    of_readme = {row[0]: [float(figure) for figure in row[kinds]] for row in shown if row[0] in of_run}
+    assert len(of_readme) == len(detectors)
+    for name, figures in of_readme.items():
+        assert of_run[name] == pytest.approx(figures, abs=0.2), name

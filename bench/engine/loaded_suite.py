@@ -141,7 +141,6 @@ class LoadedSuite:
                 data=self.data,
                 device=str(device),
                 require_weights=True,
-                progress=False,
             )
             first = self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255
             try:

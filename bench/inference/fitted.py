@@ -285,7 +285,7 @@ def _rebuilt(
 ) -> Classifier:
     """The network named in the file."""
     from oodbench.models.build import brings_weights
-    from oodbench.models.load import DIGITS, load_model
+    from oodbench.models.load import load_model
     from oodbench.models.weights import missing, places
 
     if imports_code(model.name) and not trust_model:
@@ -297,11 +297,11 @@ def _rebuilt(
         weights = model.weights
         if sha256_of(Path(weights)) != model.weights_sha256:
             raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
-    trained = weights is not None or model.name == DIGITS or any(place.exists() for place in places(model.name, data))
+    trained = weights is not None or any(place.exists() for place in places(model.name, data))
     if not trained and not brings_weights(model.name):  # before a network is built, which may be of any size
         raise missing(model.name, data)
     key = weights_key or model.weights_key
-    return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True, progress=False)
+    return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True)
 
 
 def sha256_of(path: Path) -> str:

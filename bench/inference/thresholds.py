@@ -72,9 +72,7 @@ def fit(
     if model is not None:
         progress.stage(f"loading {model}")
         path = _weights_file(model, weights, data)
-        classifier = load_model(
-            model, weights, weights_key=weights_key, data=data, device=device, require_weights=True, progress=False
-        )
+        classifier = load_model(model, weights, weights_key=weights_key, data=data, device=device, require_weights=True)
         classifier.check(train.read(range(min(2, len(train)))) / 255)
         about_model = Model(
             name=model,

@@ -1,27 +1,15 @@
 """``load_model``: from a name and optional weights to a Classifier."""
 
-import hashlib
-import json
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from oodbench import paths
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, UsageError, reason
+from oodbench.errors import UsageError
 from oodbench.models import weights as files
 from oodbench.models.build import brings_weights, build, outline
 from oodbench.models.device import resolve_device
 
 __all__ = ["load_model", "resolve_device"]
-
-DIGITS = "resnet8-digits"
-DIGITS_RECIPE: dict[str, Any] = {"epochs": 16, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "seed": 0}
 
 
 def load_model(
@@ -32,7 +20,6 @@ def load_model(
     num_classes: int | None = None,
     device: str = "cpu",
     require_weights: bool = False,
-    progress: bool | None = None,
     weights_key: str | None = None,
 ) -> Classifier:
     """Load a classifier by name; it takes images (N, C, H, W), floats in [0, 1], and returns logits (N, classes).
@@ -41,13 +28,13 @@ def load_model(
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
             ``module:function``, which returns a Classifier or a module with its own weights.
         weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one; by default
-            ``<data>/models/NAME.safetensors`` (a colon in a name becomes a dash), or the authors' file there.
+            ``<data>/models/NAME.safetensors`` (a colon in a name becomes a dash), the authors' file there, or the file that
+            comes with oodbench.
         data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
         num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
             the same each time. The ``*-cifar10`` models always need their weights.
-        progress: whether to show a bar while ``resnet8-digits`` trains itself; by default on a terminal.
         weights_key: which part of a checkpoint to read, such as ``state_dict_ema``; needed where several parts fit.
 
     Raises UsageError for an unknown name, device or key, MissingData for missing weights, and BadData for a weights file
@@ -55,8 +42,6 @@ def load_model(
     """
     target = resolve_device(device)
     path = _found(name, weights, data)
-    if path is None and name == DIGITS:
-        path = _trained_on_digits(sys.stderr.isatty() if progress is None else progress)
     if path is None and weights_key is not None:
         raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give --weights too")
     if path is not None:
@@ -84,44 +69,10 @@ def check_weights(name: str, weights: str | Path | None, data: str | Path | None
     """Raise what ``load_model(..., require_weights=True)`` raises for missing weights, and load nothing."""
     if (path := _found(name, weights, data)) is not None:
         files.require_there(path)
-    elif name != DIGITS and not brings_weights(name):
+    elif not brings_weights(name):
         raise files.missing(name, data)
 
 
 def _found(name: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
     """The weights file: the given one, or the first place where there is one."""
     return Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
-
-
-def _trained_on_digits(progress: bool) -> Path:
-    """The weights file of ``resnet8-digits`` in the cache; trained on the embedded digits if it is missing or damaged."""
-    from oodbench.datasets.load import load_dataset
-    from oodbench.models.train import train
-
-    digits = load_dataset("digits", split="train")
-    recipe = json.dumps({**DIGITS_RECIPE, "images": digits.fingerprint}, sort_keys=True)
-    path = paths.cache_root() / "models" / f"{DIGITS}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
-    if path.exists():
-        try:
-            files.read(path, written_here=True)
-        except BadData as error:
-            warnings.warn(f"{reason(error).partition(';')[0]}; training it again now", stacklevel=3)
-        else:
-            return path
-    with _one_thread():
-        train(DIGITS, digits, out=path, device="cpu", resume=False, progress=progress, **DIGITS_RECIPE)
-    return path
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train on the CPU with one thread, so that the weights do not depend on the GPU or the number of free cores.
-
-    This costs no time: layers this small gain nothing from a second thread, and wait long for it on a busy machine.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -17,18 +17,19 @@ from oodbench.paths import require_regular
 from oodbench.registry import unknown
 from oodbench.state import digest_of, write_atomically
 
+SHIPPED = {"resnet8-digits": Path(__file__).with_name("resnet8-digits.safetensors")}  # docs/model.md has its recipe
 COMPILED = "_orig_mod."  # what torch.compile adds to names
 DIGEST = "oodbench_sha256"  # entry of a file's metadata
 DEPTH = 4  # levels of nesting that are read
 
 
 def places(name: str, data: str | Path | None) -> list[Path]:
-    """Where the weights of a model are searched, in order: ``<data>/models/NAME.safetensors``, the authors' file."""
+    """Where weights are searched, in order: ``<data>/models/NAME.safetensors``, the authors' file, and beside this module."""
     folder = paths.data_root(data) / "models"
     files = [name.replace(":", "-").replace("/", "-") + ".safetensors"]
     if name in PUBLISHED:
         files.append(PUBLISHED[name].file)
-    return [folder / file for file in files]
+    return [*(folder / file for file in files), *([SHIPPED[name]] if name in SHIPPED else ())]
 
 
 def missing(name: str, data: str | Path | None) -> MissingData:

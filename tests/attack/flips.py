@@ -68,7 +68,7 @@ def readers(folder: Path, network: oodbench.Classifier) -> dict[str, Callable[[P
         "fitted.safetensors": lambda path: [array.tobytes() for array in oodbench.load_fitted(path, network)(images)],
         "cache/prepared/*": lambda path: _plain(state.load(path)),
         "cache/adversarial/*/*": lambda path: _plain(state.load(path)),
-        "cache/models/*": lambda path: _plain(weights.read(path)),
+        "net.safetensors": lambda path: _plain(weights.read(path)),
     }
 
 

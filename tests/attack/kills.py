@@ -2,7 +2,7 @@
 
 Each stage is killed on its own, so that short ones are hit too; of fifty kills, the stages get as many as ``STAGES`` says:
 
-    run         a whole run: the network and a detector are trained, sets attacked, detectors fitted, all protocols, costs
+    run         a whole run: a detector is trained, sets attacked, detectors fitted, all protocols, costs
     network     the training of a network, with its checkpoints
     detector    the training of a detector, and its file in ``prepared``
     attack      attacked sets, and their files in ``adversarial``
@@ -61,7 +61,6 @@ class Stage(NamedTuple):
     kills: int  # of fifty
     work: Callable[[Path], Any]
     before: Callable[[Path], Any] = lambda place: None
-    trained: bool = True  # whether the cache holds the network before
 
 
 def attack(times: int, seed: int) -> Row:
@@ -74,12 +73,8 @@ def attack(times: int, seed: int) -> Row:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder, _served() as url:
         os.environ["OODBENCH_ATTACK_URL"] = url
-        trained = Path(folder, "trained")
-        forked(partial(_begun, trained, lambda place: oodbench.load_model("resnet8-digits")), seconds=600, megabytes=8192)
         for name in dict.fromkeys(chosen):
             tried, base, whole = chosen.count(name), Path(folder, "base"), Path(folder, "whole")
-            if STAGES[name].trained:
-                shutil.copytree(trained, base)
             begun = forked(partial(_begun, base, STAGES[name].before), seconds=600, megabytes=8192)
             shutil.copytree(base, whole)
             expected = forked(partial(_in, whole, STAGES[name].work), seconds=600, megabytes=8192)
@@ -143,7 +138,7 @@ def _check(place: Path) -> None:
             folder.arrays(record)
     for path in chain(place.glob("cache/prepared/*.safetensors"), place.glob("cache/adversarial/*/*.safetensors")):
         state.load(path)
-    for path in chain(place.glob("cache/models/*.safetensors"), place.glob("net.safetensors")):
+    for path in place.glob("net.safetensors"):
         weights.read(path, written_here=True)
     for path in place.glob("fitted.safetensors"):
         state.load(path)
@@ -258,12 +253,12 @@ def _served() -> Iterator[str]:
 
 
 STAGES = {
-    "run": Stage(18, _run, trained=False),
+    "run": Stage(18, _run),
     "network": Stage(4, _network),
     "detector": Stage(3, _detector),
     "attack": Stage(3, _attack),
     "costs": Stage(4, _costs, before=_uncosted),
     "picture": Stage(3, _picture, before=_levels),
     "fit": Stage(5, _fit, before=_images),
-    "download": Stage(10, _download, trained=False),
+    "download": Stage(10, _download),
 }

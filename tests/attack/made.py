@@ -9,6 +9,7 @@ from trial import forked
 
 import oodbench
 from oodbench.inference import thresholds
+from oodbench.models import weights
 from oodbench.results.folder import RunFolder
 
 DETECTORS = ["msp", "mahalanobis-fe", "duq", "purview"]
@@ -40,12 +41,15 @@ def fitted(folder: Path) -> None:
 
 
 def everything(folder: Path) -> oodbench.Classifier:
-    """The run in ``run``, a fitted file ``fitted.safetensors``, and what both left in ``cache``; returns the network."""
+    """The run in ``run``, a fitted file ``fitted.safetensors``, what both left in ``cache``, and the network, which is
+    returned, in ``net.safetensors``."""
     os.environ["OODBENCH_CACHE"] = str(folder / "cache")
     made = forked(partial(_write, folder), seconds=600, megabytes=8192)  # its threads would not survive the forks to come
     if made.fault:
         raise RuntimeError(made.fault)
-    return oodbench.load_model("resnet8-digits")
+    network = oodbench.load_model("resnet8-digits")
+    weights.write(folder / "net.safetensors", network.module)
+    return network
 
 
 def _write(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import pickle
 import sys
-import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import oodbench
-from oodbench import paths, registry
+from oodbench import registry
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
 from oodbench.models import TABLE, weights
 from oodbench.models.build import build
@@ -34,6 +34,7 @@ PARAMETERS = {
     "densenet-bc-100-12": 769_162,
     "resnet8-digits": 75_290,
 }
+WEIGHTS_HASH = "e6d7fb1191ca3e79"  # of resnet8-digits
 CHANNELS = {
     "resnet20-cifar10": [16, 16, 32, 64],
     "resnet18": [64, 64, 128, 256, 512],
@@ -96,33 +97,27 @@ def test_published_weights_load_and_classify(depth, data_root):
     assert accuracy(classifier, test.select(torch.arange(400))) > 0.89
 
 
-def test_digits_trains_itself_once_and_well(monkeypatch):
-    first = load_model("resnet8-digits", progress=False)
-    assert accuracy(first, oodbench.load_dataset("digits", split="test")) > 0.95
-    monkeypatch.setattr("oodbench.models.train.train", lambda *_, **__: pytest.fail("trained again"))
-    assert load_model("resnet8-digits").weights_hash == first.weights_hash
+def test_the_weights_for_digits_come_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "none"))
+    found = load_model("resnet8-digits", require_weights=True)
+    assert accuracy(found, oodbench.load_dataset("digits", split="test")) > 0.95
+    assert found.weights_hash == WEIGHTS_HASH, "the figures in README.md and docs/ are of other weights"
+    assert not (tmp_path / "none").exists()
 
 
-def test_a_flipped_byte_in_the_cached_model_never_changes_it(monkeypatch):
+def test_a_flipped_byte_in_the_packaged_weights_never_changes_the_network(tmp_path, monkeypatch):
     state = load_model("resnet8-digits").module.state_dict()
-    (path,) = (paths.cache_root() / "models").glob("resnet8-digits-*.safetensors")
-    whole, trainings = path.read_bytes(), []
-    monkeypatch.setattr("oodbench.models.train.train", lambda *_, out, **__: trainings.append(out) or out.write_bytes(whole))
-    for content in flipped(whole):
+    whole, loaded = weights.SHIPPED["resnet8-digits"].read_bytes(), 0
+    path = tmp_path / "copy.safetensors"
+    monkeypatch.setitem(weights.SHIPPED, "resnet8-digits", path)
+    contents = list(flipped(whole))
+    for content in contents:
         path.write_bytes(content)
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
+        with suppress(BadData):
             found = load_model("resnet8-digits").module.state_dict()
-        assert all(torch.equal(found[name], value) for name, value in state.items())
-        if path.read_bytes() == whole:
-            (told,) = heard
-            assert str(told.message).startswith(f"{path} ")
-            assert str(told.message).endswith("; training it again now")
-        path.write_bytes(whole)
-    assert len(trainings) > 50
-    save_file(load_file(path), path)  # without its digest
-    with pytest.warns(UserWarning, match="is damaged: its content does not match its digest; training it again now"):
-        load_model("resnet8-digits")
+            assert all(torch.equal(found[name], value) for name, value in state.items())
+            loaded += 1
+    assert loaded < len(contents) - 50
 
 
 def test_weights_that_train_wrote_are_refused_if_they_have_changed(tmp_path):
