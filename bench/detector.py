@@ -192,7 +192,7 @@ class Detector:
         if values.dim() not in (1, 2) or len(values) != len(probe) or values.numel() % (len(probe) * len(self.settings)):
             raise BadData(
                 f"statistics(probe) gave shape {tuple(values.shape)} for {len(probe)} images and"
-                f" {len(self.settings)} settings; it must return (N,) or (N, D)"
+                f" {len(self.settings)} setting{'s' * (len(self.settings) != 1)}; it must return (N,) or (N, D)"
             )
         grouped = values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
         if self.variants and grouped.shape[2] != 1 + len(self.variants):

@@ -26,7 +26,7 @@ def leaderboard(
 ) -> None:
     """Print the leaderboard of one or more runs."""
     if strange := [path for path in runs if not any((path / name).exists() for name in ("run.json", "passes", "cells"))]:
-        raise UsageError(f"{strange[0]} is no run folder (it has no run.json); name one that `oodbench run` wrote")
+        raise UsageError(f"{strange[0]} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]

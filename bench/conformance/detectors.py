@@ -348,7 +348,10 @@ def _same(found: np.ndarray, wanted: np.ndarray, rtol: float, what: str) -> None
     require(found.shape == wanted.shape, f"{what}: {found.shape} scores instead of {wanted.shape}")
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        raise Failed(f"{what}, {bad.sum()} of {bad.size} scores differ, that of image {row} by {np.max(far[row]):.3g}")
+        allowed = (
+            f"; at most {rtol:g} of their size and spread is allowed (if it is rounding, compute in float64)" if rtol else ""
+        )
+        raise Failed(f"{what}, {bad.sum()} of {bad.size} scores differ, that of image {row} by {np.max(far[row]):.3g}{allowed}")
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -23,7 +23,7 @@ class _Late(BaseException):
 def watched(progress: Progress, limit: float | None) -> Iterator[None]:
     """Within this context, name a call that takes ``SLOW`` seconds, and end it after ``limit``.
 
-    Raises UsageError for a limit that is no number of seconds, and where a call cannot be ended: on systems without timers,
+    Raises UsageError for a limit that is not a number of seconds, and where a call cannot be ended: on systems without timers,
     and outside the main thread.
     """
     if limit is not None:

@@ -17,7 +17,7 @@ from oodbench.errors import BadData, OodbenchError, reason
 from oodbench.inference.fitted import Fitted
 
 OK, ANOMALOUS = "ok", "anomalous"
-# Images of formats that are not read: in a folder they get a row with the reason, where other files are no images.
+# Images of formats that are not read: in a folder they get a row with the reason, where other files are not images.
 UNREAD_SUFFIXES = frozenset(
     {".avif", ".dds", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpx", ".jxl", ".mpo", ".pcx", ".pfm"}
     | {".psd", ".sgi", ".svg", ".tga", ".xbm"}

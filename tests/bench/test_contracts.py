@@ -184,7 +184,7 @@ def test_settings_are_computed_within_a_context_only():
     ("output", "message"),
     [
         (np.zeros(40), r"statistics\(probe\) gave ndarray; it must return a tensor"),
-        (torch.tensor(1.0), r"gave shape \(\) for 40 images and 1 settings; it must return \(N,\) or \(N, D\)"),
+        (torch.tensor(1.0), r"gave shape \(\) for 40 images and 1 setting; it must return \(N,\) or \(N, D\)"),
         (torch.zeros(39), r"gave shape \(39,\) for 40 images"),
         (torch.zeros(40, 2, 2), r"gave shape \(40, 2, 2\) for 40 images"),
         (torch.full((40,), torch.nan), "40 of 40 images have scores that are not finite .NaN or infinity., the first in row 0"),

@@ -104,6 +104,11 @@ class FitsOnOthers(Sound):
 CHEATS = [
     ("validation", CalibratesInSecret, "a detector that learns from probe.held_out sets calibrates = True"),
     ("batch-size", ScoresByLargeCompany, "in one batch among 200 others, 60 of 60 scores differ"),
+    (
+        "batch-size",
+        ScoresByLargeCompany,
+        "; at most 0.0001 of their size and spread is allowed (if it is rounding, compute in float64)",
+    ),
     ("no-pass-of-its-own", RunsTheNetwork, "ran the whole network outside the probe"),
     ("no-pass-of-its-own", RunsItWhileItObserves, "ran module.conv1 outside the probe"),
     ("no-pass-of-its-own", RunsItInALoss, "ran module.conv1 outside the probe"),
