@@ -7,9 +7,10 @@ from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from oodbench import registry
 from oodbench.datasets.name import canonical, parse
 from oodbench.errors import UsageError
 from oodbench.models import imports_code
@@ -19,6 +20,7 @@ from oodbench.registry import unknown
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+ALL = "all"  # in place of a detector's name
 MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
 SetName = Annotated[str, AfterValidator(canonical)]
 
@@ -83,6 +85,12 @@ class Suite(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     sets: list[TestSet] = Field(min_length=1)
 
+    @field_validator("detectors", mode="before")
+    @classmethod
+    def _each_detector(cls, value: Any) -> Any:
+        value = [ALL] if value == ALL else value
+        return _each(value) if isinstance(value, list) else value
+
     def each_set(self) -> dict[str, TestSet]:
         """All sets by full name, one per level, in order, including a set that only transfer reads."""
         return {one.name: one for several in self.sets for one in several.each()}
@@ -108,7 +116,7 @@ class Suite(BaseModel):
         from a set that the suite does not list, and for parameters of a detector that does not run.
         """
         known = {one.name: one for one in self.sets} | self.each_set()
-        run = list(dict.fromkeys(detectors or self.detectors))
+        run = list(dict.fromkeys(_each(detectors or self.detectors)))
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
@@ -132,6 +140,12 @@ class Suite(BaseModel):
                 given["sets"].append(known[self.transfer_from].model_copy(update={"tested": False}))
         given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
         return _validated(self.model_copy(update=given).model_dump(), self.name)
+
+
+def _each(detectors: Sequence[str]) -> list[str]:
+    """The names, with ``all`` replaced by every detector that is available."""
+    available = [name for name, record in registry.records("detectors").items() if not record.error] if ALL in detectors else []
+    return [name for one in detectors for name in (available if one == ALL else [one])]
 
 
 def suite_names() -> list[str]:

@@ -54,6 +54,7 @@ def run(
         float | None,
         typer.Option(metavar="SECONDS", help="Fail a detector, set or network if one call, such as for a batch, takes longer."),
     ] = None,
+    no_costs: Annotated[bool, typer.Option("--no-costs", help="Measure no standalone costs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
@@ -66,7 +67,7 @@ def run(
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard.
 
-    The last line is the run folder. Exits with 1 if a cell failed or the run could not start.
+    The last line is the run folder. Exits with 1 if a cell failed, if all were skipped, or if the run could not start.
     """
     from oodbench.suite import UntrustedModel, load_suite
 
@@ -115,6 +116,7 @@ def run(
             limit=limit,
             fresh=fresh,
             progress=progress,
+            measure_costs=not no_costs,
             cell_timeout=cell_timeout,
         )
     _print_results(folder)
@@ -125,7 +127,7 @@ def run(
         for cell in folder.records()
         if cell.detector in chosen.detectors and (cell.dataset, cell.level) in asked and cell.protocol in chosen.protocols
     }
-    if "failed" in statuses or (strict and "skipped" in statuses):
+    if "failed" in statuses or "ok" not in statuses or (strict and "skipped" in statuses):
         raise typer.Exit(1)
 
 

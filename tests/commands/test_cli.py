@@ -111,6 +111,31 @@ def test_missing_sets_are_listed_and_strict_minds_them(tmp_path):
     assert strict.returncode == 1
 
 
+def test_a_run_that_measures_nothing_exits_with_1(tmp_path):
+    done = oodbench("run", "--detector", "msp", "--dataset", "folder:none", "--data", tmp_path, "--out", tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert str(tmp_path / "none") in done.stdout
+
+
+def test_costs_are_left_out_on_request(tmp_path):
+    options = ["--limit", 20, "--detector", "msp", "--dataset", "photos", "--out", tmp_path / "run"]
+    assert oodbench("run", *options, "--no-costs").returncode == 0
+    assert not (tmp_path / "run" / "costs.json").exists()
+    assert oodbench("run", *options).returncode == 0
+    assert (tmp_path / "run" / "costs.json").exists()
+    assert oodbench("run", *options, "--no-costs").returncode == 0
+    assert (tmp_path / "run" / "costs.json").exists()
+
+
+def test_all_stands_for_every_detector(tmp_path):
+    (tmp_path / "mine.toml").write_text('in_distribution = "digits"\ndetectors = "all"\n[[sets]]\nname = "photos"\n')
+    for options in (["digits", "--detector", "all"], ["mine.toml"]):
+        done = oodbench("run", *options, "--dry-run", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        named = {line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith("detector ")}
+        assert named >= set(DETECTORS)
+
+
 @pytest.mark.parametrize("dataset", ["curetsr/Haze@3+pgd", "folder:./none/"])
 def test_strict_minds_every_form_of_a_name(tmp_path, dataset):
     """An attack on a part at a level, and other spellings of a folder, once did not count."""
