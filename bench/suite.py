@@ -145,7 +145,7 @@ class Suite(BaseModel):
 def _each(detectors: Sequence[str]) -> list[str]:
     """The names, with ``all`` replaced by every detector that is available."""
     available = [name for name, record in registry.records("detectors").items() if not record.error] if ALL in detectors else []
-    return [name for one in detectors for name in (available if one == ALL else [one])]
+    return list(dict.fromkeys(name for one in detectors for name in (available if one == ALL else [one])))
 
 
 def suite_names() -> list[str]:

@@ -133,7 +133,7 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         if "--detector" not in line and ".toml" not in line:  # a suite's parameters want its detectors
             line += " --detector msp --detector pixels"
         if "--dataset" not in line and ".toml" in line:
-            line += " --dataset photos"
+            line += " --dataset digits+fgsm"  # which all detectors take
         elif "--dataset" not in line:
             line += " --dataset cifar100" if "cifar10" in line else " --dataset photos --dataset digits+noise"
     return line

@@ -177,6 +177,7 @@ def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -
 
 def _weights_file(model: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
     """The weights file that ``load_model`` reads, if it is one that the user put there."""
-    from oodbench.models.weights import places
+    from oodbench.models.weights import SHIPPED, places
 
-    return Path(weights) if weights is not None else next((p for p in places(model, data) if p.exists()), None)
+    own = (place for place in places(model, data) if place.exists() and place not in SHIPPED.values())
+    return Path(weights) if weights is not None else next(own, None)
