@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -90,6 +90,7 @@ class _Errors(io.TextIOWrapper):
 def _prepare_streams() -> None:
     """Put streams in place that all is printed through: what they cannot encode is escaped, and what they refuse explained."""
     codecs.register_error("similar", escape.similar)
+    buffer: BinaryIO
     for name, kind in (("stderr", _Errors), ("stdout", _Output)):
         stream = getattr(sys, name)
         if stream is None:  # closed, as by ``>&-``: a file that refuses all writes takes its place, or for errors loses them
