@@ -7,7 +7,7 @@ import copy
 import io
 from contextlib import redirect_stderr
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError, Unsuitable, contained, reason
 from oodbench.heads import Identity
+from oodbench.probe import Probe
 from oodbench.state import fitted_state
 
 READS = frozenset({"logits", "features"})
@@ -80,7 +81,7 @@ class Scoring(nn.Module):
         read = {"logits": wide, "softmax": wide.softmax(1), "prediction": wide.argmax(1), "classifier": self.classifier}
         if "features" in self.detector.declared_signals:
             read["features"] = features
-        values: Tensor = self.detector.statistics(_Read(**read)).double()  # type: ignore[arg-type]
+        values = self.detector.statistics(cast(Probe, _Read(**read))).double()
         return values[:, 0] if values.dim() == 2 else values
 
 

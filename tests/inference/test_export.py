@@ -53,7 +53,9 @@ def test_onnx_takes_it(name, images, tmp_path):
     fitted = thresholds.fit(name, **FIT)
     torch.onnx.export(fitted.export(), (images[:3],), tmp_path / "it.onnx", dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "it.onnx")
-    close(session.run(None, {session.get_inputs()[0].name: images.numpy()}), fitted.judge(images))
+    scores, logits = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert (scores.dtype, logits.dtype) == (np.float64, np.float32)
+    close((scores, logits), fitted.judge(images))
 
 
 def test_the_network_itself_is_left_alone(images):
