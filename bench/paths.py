@@ -17,7 +17,8 @@ from typing import IO
 from oodbench.errors import BadData, CannotWrite, OodbenchError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
-HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")  # names that write_atomically gives to files before it renames them
+PART = ".oodbench-part"  # ends the names that write_atomically gives to files before it renames them; no one else's do
+HALF_WRITTEN = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(PART)}")
 DEVICES = Path("/dev")
 MOST_TEXT = 2**24  # bytes of a file of text; parsed, it takes up to thirty times as many
 DAY = 24 * 60 * 60  # seconds
@@ -164,7 +165,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         if _is_device(path):
             raise OSError(errno.EINVAL, "it is a device")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=PART, delete=False) as file:
             try:
                 file.write(data)
                 file.flush()

@@ -104,12 +104,13 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch
 def test_what_killed_processes_left_in_the_cache_goes_after_a_day(tmp_path, monkeypatch):
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path))
     sweep_cache()  # an empty one
-    half = [f"{folder}/.x.safetensors.a1_b2c3d" for folder in ("models", "prepared", "adversarial/digits+pgd-0")]
+    half = [f"{folder}/.x.safetensors.a1_b2c3d.oodbench-part" for folder in ("models", "prepared", "adversarial/digits+pgd-0")]
     others = [
         "prepared/x.safetensors",
         "prepared/.x.safetensors.swp",
-        "mine/.x.safetensors.a1_b2c3d",
-        "prepared/.folder.abcdefgh/x",
+        "mine/.x.safetensors.a1_b2c3d.oodbench-part",
+        "models/.resnet20.original",
+        "prepared/.folder.abcdefgh.oodbench-part/x",
     ]
     for name in [*half, *others]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -229,11 +229,17 @@ def test_arrays_of_a_damaged_file_are_refused(folder):
 
 def test_half_written_files_go(folder):
     leftovers = [
-        folder.path / ".run.json.x_abcdef",
-        folder.passes_path / ".photos.safetensors.y2abcdef",
-        folder.path / "shared" / ".in-distribution.safetensors.zabcdef3",
+        folder.path / ".run.json.x_abcdef.oodbench-part",
+        folder.passes_path / ".photos.safetensors.y2abcdef.oodbench-part",
+        folder.path / "shared" / ".in-distribution.safetensors.zabcdef3.oodbench-part",
     ]
-    others = [folder.path / ".run.json.swp", folder.passes_path / ".photos.safetensors.swp", folder.passes_path / ".git.d"]
+    others = [
+        folder.path / ".run.json.swp",
+        folder.path / ".run.json.original",
+        folder.passes_path / ".notes.markdown",
+        folder.passes_path / ".photos.safetensors.swp",
+        folder.passes_path / ".git.d",
+    ]
     for path in leftovers + others:
         path.touch()
     run(folder.path)
@@ -468,7 +474,11 @@ def test_a_system_without_locks_is_reported(folder, monkeypatch):
 def test_nothing_is_deleted_through_a_link(folder, tmp_path, name):
     theirs = tmp_path / "theirs" / "cells.0" / "theirs.safetensors"
     theirs.parent.mkdir(parents=True)
-    for path in (theirs, tmp_path / "theirs" / "theirs.safetensors", tmp_path / "theirs" / ".theirs.safetensors.abcd1234"):
+    for path in (
+        theirs,
+        tmp_path / "theirs" / "theirs.safetensors",
+        tmp_path / "theirs" / ".theirs.safetensors.abcd1234.oodbench-part",
+    ):
         path.write_text("theirs")
     before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*") if path.is_file()}
     if (folder.path / name).exists():
@@ -519,9 +529,9 @@ def test_a_pipe_in_place_of_a_file_is_named(folder, name):
     path = folder.path / name
     path.unlink(missing_ok=True)
     readers = {"run.json": folder.manifest, "costs.json": folder.costs}
-    says, heard = f"{path} is not a regular file; replace it with one, or remove it", Heard()
+    says, heard = f"{path} is not a regular file", Heard()
     with pipe_at(path):
-        with pytest.raises(BadData, match=says):
+        with pytest.raises(BadData, match=f"{says}; replace it with one, or remove it"):
             readers.get(name, lambda: pass_file.read_records(path))()
         if name != "run.json":
             with folder.locked(heard.say):
