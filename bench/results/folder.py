@@ -55,7 +55,7 @@ class RunFolder:
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
         self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
-        self._lost = ""  # why run.json does not hold them
+        self._lost: BadData | None = None  # why run.json does not hold them
 
     # Reading
 
@@ -126,7 +126,7 @@ class RunFolder:
                 for path in (self.path / parent).glob(f".{stem}.*"):
                     if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                         path.unlink()
-            self._written, self._settings, self._lost = {}, {}, ""
+            self._written, self._settings, self._lost = {}, {}, None
             if not fresh:
                 self._open(say)
             yield
@@ -143,7 +143,7 @@ class RunFolder:
             except json_files.NewerVersion:
                 raise
             except BadData as error:
-                self._settings, self._lost = self._settings_of_records(), reason(error)
+                self._settings, self._lost = self._settings_of_records(), error
                 self._refuse_strangers()
                 if not self._settings and not os.path.lexists(self.path / "run.json"):
                     raise BadData(f"{self.path} holds no file of a run that can be read; {RESTORE}") from error
@@ -151,7 +151,7 @@ class RunFolder:
             try:
                 check()
             except BadData as error:
-                say(f"{reason(error)} (moved to {self._set_aside(self.path / name)})")
+                self._replace(self.path / name, error, say)
         migrate(self.path, self._pass_file, self._settings, say)
         available = self._checked_arrays(self.shared_path, say) if os.path.lexists(self.shared_path) else set()
         for path in self._pass_files():
@@ -201,7 +201,7 @@ class RunFolder:
             self._records_of(path)
             return set(pass_file.read_arrays(path))
         except BadData as error:
-            say(f"{reason(error)} (moved to {self._set_aside(path)})")
+            self._replace(path, error, say)
             return set()
 
     def clear(self, say: Say = lambda line: None) -> None:
@@ -227,7 +227,7 @@ class RunFolder:
                     check(path)
                 except BadData as error:
                     if not pattern.startswith("aside/"):
-                        say(f"{reason(error)} (moved to {self._set_aside(path)})")
+                        self._replace(path, error, say)
                 else:
                     path.unlink()
         self._written = {}
@@ -251,7 +251,10 @@ class RunFolder:
                 )
         self._settings = before | own
         if self._lost:
-            say(f"{self._lost} (moved to {self._set_aside(path)})" if os.path.lexists(path) else self._lost)
+            if os.path.lexists(path):
+                self._replace(path, self._lost, say)
+            else:
+                say(f"{_cause(self._lost)}; it is written again")
         json_files.write(path, Manifest(settings=self._settings, **about).model_dump(mode="json"))
 
     def finished(self, record: DetectionRecord) -> bool:
@@ -347,9 +350,18 @@ class RunFolder:
     def _pass_file(self, set_name: str) -> Path:
         return self.passes_path / f"{pass_file.file_stem(set_name)}.safetensors"
 
+    def _replace(self, path: Path, why: BadData, say: Say) -> None:
+        """Move a file aside, and say why. Not the error's remedy: this run follows it, or the file is no longer there."""
+        say(f"{_cause(why)} (moved to {self._set_aside(path)})")
+
     def _set_aside(self, path: Path) -> Path:
         """Move a file to ``aside``, under a name that is free there."""
         return Path(shutil.move(path, pass_file.free_path(self.path / "aside" / path.name)))
+
+
+def _cause(error: BadData) -> str:
+    """An error's message without its remedy."""
+    return reason(error).rsplit("; ", 1)[0]
 
 
 def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
