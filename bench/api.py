@@ -40,10 +40,10 @@ def run(
     *,
     model: str | None = None,
     weights: str | Path | None = None,
-    detectors: Sequence[str] | None = None,
+    detectors: str | Sequence[str] | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
-    datasets: Sequence[str] | None = None,
-    protocols: Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
+    protocols: str | Sequence[str] | None = None,
     data: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -62,7 +62,8 @@ def run(
 
     Args:
         suite: the name of a suite in the package, a TOML file, or a ``Suite``.
-        model, detectors, datasets, protocols, seed, batch_size: replace what the suite says.
+        model, detectors, datasets, protocols, seed, batch_size: replace what the suite says. One name or several; the
+            detector ``all`` stands for every detector.
         weights: the model's weights file; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.

@@ -88,8 +88,7 @@ class Suite(BaseModel):
     @field_validator("detectors", mode="before")
     @classmethod
     def _each_detector(cls, value: Any) -> Any:
-        value = [ALL] if value == ALL else value
-        return _each(value) if isinstance(value, list) else value
+        return _each(value) if value == ALL or isinstance(value, list) else value
 
     def each_set(self) -> dict[str, TestSet]:
         """All sets by full name, one per level, in order, including a set that only transfer reads."""
@@ -103,10 +102,10 @@ class Suite(BaseModel):
         self,
         *,
         model: str | None = None,
-        detectors: Sequence[str] | None = None,
+        detectors: str | Sequence[str] | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
-        datasets: Sequence[str] | None = None,
-        protocols: Sequence[str] | None = None,
+        datasets: str | Sequence[str] | None = None,
+        protocols: str | Sequence[str] | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
     ) -> "Suite":
@@ -120,14 +119,16 @@ class Suite(BaseModel):
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
-        for protocol in protocols or ():
+        protocols = _names(protocols or ())
+        for protocol in protocols:
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
-        asked = {one.name: one for name in map(canonical, datasets or ()) for one in known.get(name, TestSet(name=name)).each()}
+        wanted = [known.get(name, TestSet(name=name)) for name in map(canonical, _names(datasets or ()))]
+        asked = {one.name: one for several in wanted for one in several.each()}
         changes: dict[str, Any] = {
             "model": model,
             "sets": list(asked.values()),
-            "protocols": list(dict.fromkeys(protocols or ())),
+            "protocols": list(dict.fromkeys(protocols)),
             "seed": seed,
             "batch_size": batch_size,
         }
@@ -142,10 +143,16 @@ class Suite(BaseModel):
         return _validated(self.model_copy(update=given).model_dump(), self.name)
 
 
-def _each(detectors: Sequence[str]) -> list[str]:
-    """The names, with ``all`` replaced by every detector that is available."""
+def _each(detectors: str | Sequence[str]) -> list[str]:
+    """The names, with ``all``, alone or among them, replaced by every detector that is available."""
+    detectors = _names(detectors)
     available = [name for name, record in registry.records("detectors").items() if not record.error] if ALL in detectors else []
     return list(dict.fromkeys(name for one in detectors for name in (available if one == ALL else [one])))
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    """The names as a list; a text is one name, not its letters."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def suite_names() -> list[str]:

@@ -119,11 +119,11 @@ def plan(
     if loaded.source is not None:
         lines.append(f"transfer  learns from {loaded.source.name}")
     for name in suite.detectors:
-        fails = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
+        broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
         protocols_of: dict[str, list[str]] = {}
         for row in loaded.rows_of(name):
             protocols_of.setdefault(row.name, []).append(row.protocol)
-        lines += [f"detector  {row}: {', '.join(some)}{fails}" for row, some in protocols_of.items()]
+        lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
     lines.append(_counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)))
     return [one_line(line) for line in lines]

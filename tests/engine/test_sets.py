@@ -13,6 +13,7 @@ from oodbench import metrics, passes, registry
 from oodbench.batching import pieces_of
 from oodbench.datasets.load import load_dataset
 from oodbench.datasets.name import parse
+from oodbench.detectors import TABLE as DETECTORS
 from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
@@ -23,7 +24,7 @@ from oodbench.inference import thresholds
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.progress import Progress
-from oodbench.suite import Suite, TestSet
+from oodbench.suite import Suite, TestSet, load_suite
 
 FILTERED = {"eps": 0.2, "filtered": True, "noise_std": 0.05}
 
@@ -529,3 +530,10 @@ def test_a_folder_names_the_key_of_the_suite_that_changed(tmp_path, before, afte
     key = next(iter(before | after))
     with pytest.raises(UsageError, match=f"holds a run with {key} = "):
         oodbench.run(base.model_copy(update=after), **options)
+
+
+def test_a_text_is_one_name_and_not_its_letters(tmp_path):
+    options = {"detectors": "msp", "datasets": "photos", "protocols": "unsupervised", "limit": 20, "measure_costs": False}
+    (record,) = oodbench.run("digits", out=tmp_path / "run", **options).records()
+    assert (record.detector, record.dataset, record.protocol) == ("msp", "photos", "unsupervised")
+    assert set(load_suite("digits").override(detectors="all").detectors) >= set(DETECTORS)
