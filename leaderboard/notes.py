@@ -204,7 +204,8 @@ def _look_alikes(frame: pd.DataFrame, run: str) -> list[Note]:
     notes: list[Note] = []
     by_protocol: Any = alike.groupby("protocol", sort=False)
     for protocol, of in by_protocol:
-        images = [(int(count), int(tested)) for count, tested in zip(of["look_alikes"], of["n_in"] + of["n_out"], strict=True)]
+        tested = of["n_out"] + (0 if protocol == "unsupervised" else of["n_in"])  # only anomalous images are compared there
+        images = [(int(count), int(of_all)) for count, of_all in zip(of["look_alikes"], tested, strict=True)]
         names = [_set_name(dataset, level) for dataset, level in zip(of["dataset"], of["level"], strict=True)]
         notes.append(LookAlikes(tuple(names), protocol, tuple(images), run))
     return notes
