@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 around_call = ContextVar[Callable[..., AbstractContextManager[None]]]("around_call", default=lambda what, **_: nullcontext())
 
 
-MOST_TEXT = 2000  # characters of an error's text that are kept; our own are shorter
+LONGEST_REASON = 2000  # characters of an error's text that are kept; our own are shorter
 EXEC = ("execv", "execve")  # all of os.exec* call one of these
 
 
@@ -132,5 +132,5 @@ def one_line(text: str) -> str:
 def reason(error: BaseException) -> str:
     """One line for a table or a terminal: oodbench's messages unchanged, other errors prefixed with their type."""
     text = _text(str, error)
-    text = one_line(" ".join(text[:MOST_TEXT].split())) + "…" * (len(text) > MOST_TEXT) or "no message"
+    text = one_line(" ".join(text[:LONGEST_REASON].split())) + "…" * (len(text) > LONGEST_REASON) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"

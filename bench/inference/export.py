@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from oodbench import standalone
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
-from oodbench.errors import OodbenchError, Unsuitable, contained, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, contained, reason
 from oodbench.heads import Identity
 from oodbench.probe import Probe
 from oodbench.state import fitted_state
@@ -50,6 +50,8 @@ class Exported(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not images.is_floating_point():
+            raise BadData(f"images are {images.dtype}; give floats in [0, 1] of the input size")
         logits, features = self.read(images)
         return self.scoring(logits, features), logits
 

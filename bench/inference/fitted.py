@@ -145,12 +145,14 @@ class Fitted:
 
     def with_threshold(self, threshold: float) -> "Fitted":
         """The same detector with this threshold, whose false alarms are measured on held-out images."""
-        if not np.isfinite(threshold):
-            raise UsageError(f"threshold = {threshold:g}; give a finite number")
+        if not _is_number(threshold) or not np.isfinite(threshold):
+            raise UsageError(f"threshold = {threshold}; give a finite number")
         return self._moved(float(threshold), self._held_out().at_threshold(threshold))
 
     def with_false_alarms(self, rate: float) -> "Fitted":
         """The same detector with the threshold that ``oodbench fit --false-alarms RATE`` would set, without a new fit."""
+        if not _is_number(rate):
+            raise UsageError(f"false alarms = {rate}; give a share between 0 and 1, such as 0.05")
         return self._moved(*self._held_out().at_rate(rate))
 
     def export(self) -> torch.nn.Module:
@@ -284,9 +286,7 @@ def _rebuilt(
     trust_model: bool,
 ) -> Classifier:
     """The network named in the file."""
-    from oodbench.models.build import brings_weights
-    from oodbench.models.load import load_model
-    from oodbench.models.weights import missing, places
+    from oodbench.models.load import check_weights, load_model
 
     if imports_code(model.name) and not trust_model:
         raise UsageError(
@@ -297,11 +297,13 @@ def _rebuilt(
         weights = model.weights
         if sha256_of(Path(weights)) != model.weights_sha256:
             raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
-    trained = weights is not None or any(place.exists() for place in places(model.name, data))
-    if not trained and not brings_weights(model.name):  # before a network is built, which may be of any size
-        raise missing(model.name, data)
+    check_weights(model.name, weights, data)  # before a network is built, which may be of any size
     key = weights_key or model.weights_key
     return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def sha256_of(path: Path) -> str:

@@ -12,6 +12,8 @@ from oodbench.inference.false_alarms import interval
 from oodbench.inference.fitted import Fitted
 
 CONFIDENCE = 0.99
+REMEDY = "give the second result of fitted(images), bool (N,)"
+MOST_IMAGES = 10**8  # of a window; each takes a byte or more
 
 
 class Report(NamedTuple):
@@ -52,8 +54,8 @@ class Monitor:
     """
 
     def __init__(self, fitted: Fitted, window: int = 1000, confidence: float = CONFIDENCE) -> None:
-        if window < 1:
-            raise UsageError(f"window = {window}; give a whole number of at least 1")
+        if type(window) is not int or not 1 <= window <= MOST_IMAGES:
+            raise UsageError(f"window = {window}; give a whole number from 1 to {MOST_IMAGES:,}")
         if not 0 < confidence < 1:
             raise UsageError(f"confidence = {confidence:g}; give a number between 0 and 1, such as {CONFIDENCE:g}")
         alarms = fitted.about.false_alarms
@@ -66,9 +68,12 @@ class Monitor:
 
     def add(self, flagged: bool | np.bool_ | np.ndarray | Iterable[bool]) -> None:
         """Add the flags of new images: one, or (N,) as ``fitted(images)`` gives them. Raises BadData for other values."""
-        flags = np.atleast_1d(np.asarray(flagged if isinstance(flagged, bool | np.bool_ | np.ndarray) else list(flagged)))
+        try:
+            flags = np.atleast_1d(np.asarray(list(flagged) if isinstance(flagged, Iterable) else flagged))
+        except (TypeError, ValueError) as error:
+            raise BadData(f"flags are a {type(flagged).__name__}; {REMEDY}") from error
         if flags.size and (flags.dtype != np.bool_ or flags.ndim != 1):
-            raise BadData(f"flags are {flags.dtype} {flags.shape}; give the second result of fitted(images), bool (N,)")
+            raise BadData(f"flags are {flags.dtype} {flags.shape}; {REMEDY}")
         with self._lock:
             self._last.extend(flags.tolist())
 

@@ -177,7 +177,8 @@ def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -
 
 def _weights_file(model: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
     """The weights file that ``load_model`` reads, if it is one that the user put there."""
-    from oodbench.models.weights import SHIPPED, places
+    from oodbench.models.load import weights_path
+    from oodbench.models.weights import SHIPPED
 
-    own = (place for place in places(model, data) if place.exists() and place not in SHIPPED.values())
-    return Path(weights) if weights is not None else next(own, None)
+    path = weights_path(model, weights, data)
+    return None if path in SHIPPED.values() else path

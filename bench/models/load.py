@@ -41,7 +41,7 @@ def load_model(
     that is malicious, truncated or from another network.
     """
     target = resolve_device(device)
-    path = _found(name, weights, data)
+    path = weights_path(name, weights, data)
     if path is None and weights_key is not None:
         raise UsageError(f"weights key {weights_key}: {name} is built without a weights file; give --weights too")
     if path is not None:
@@ -67,12 +67,12 @@ def load_model(
 
 def check_weights(name: str, weights: str | Path | None, data: str | Path | None) -> None:
     """Raise what ``load_model(..., require_weights=True)`` raises for missing weights, and load nothing."""
-    if (path := _found(name, weights, data)) is not None:
+    if (path := weights_path(name, weights, data)) is not None:
         files.require_there(path)
     elif not brings_weights(name):
         raise files.missing(name, data)
 
 
-def _found(name: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
-    """The weights file: the given one, or the first place where there is one."""
+def weights_path(name: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
+    """The weights file: the given one, or the first that exists of those that ``load_model`` looks for; None if none does."""
     return Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)

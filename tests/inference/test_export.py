@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import oodbench
-from oodbench.errors import Unsuitable
+from oodbench.errors import BadData, Unsuitable
 from oodbench.inference import thresholds
 from oodbench.inference.export import exported
 
@@ -56,6 +56,11 @@ def test_onnx_takes_it(name, images, tmp_path):
     scores, logits = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     assert (scores.dtype, logits.dtype) == (np.float64, np.float32)
     close((scores, logits), fitted.judge(images))
+
+
+def test_images_must_be_floats(images):
+    with pytest.raises(BadData, match=r"images are torch.uint8; give floats in \[0, 1\] of the input size"):
+        thresholds.fit("msp", **FIT).export()((images * 255).to(torch.uint8))
 
 
 def test_the_network_itself_is_left_alone(images):

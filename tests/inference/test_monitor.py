@@ -103,10 +103,12 @@ def test_threads_share_a_monitor():
 
 
 def test_what_it_does_not_take():
-    for flags in (np.zeros(3), np.zeros((2, 2), dtype=bool), [0.5, 1.5]):
+    judged = ([0.1, 0.2], [True, False], [[1, 2], [3, 4]])
+    for flags in (np.zeros(3), np.zeros((2, 2), dtype=bool), [0.5, 1.5], 1, None, judged):
         with pytest.raises(BadData, match="give the second result of fitted"):
             oodbench.Monitor(promise()).add(flags)
-    with pytest.raises(UsageError, match="window = 0; give a whole number"):
-        oodbench.Monitor(promise(), window=0)
+    for window in (0, 2.5, True, 10**12):
+        with pytest.raises(UsageError, match=f"window = {window}; give a whole number"):
+            oodbench.Monitor(promise(), window=window)
     with pytest.raises(UsageError, match="confidence = 95; give a number between 0 and 1"):
         oodbench.Monitor(promise(), confidence=95)

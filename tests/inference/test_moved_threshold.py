@@ -55,10 +55,16 @@ def test_a_moved_threshold_is_saved(fitted, digits, tmp_path):
     np.testing.assert_array_equal(again(digits)[1], moved(digits)[1])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_threshold_must_be_finite(fitted, value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "3", None, True])
+def test_a_threshold_must_be_a_finite_number(fitted, value):
     with pytest.raises(UsageError, match="give a finite number"):
         fitted.with_threshold(value)
+
+
+@pytest.mark.parametrize("value", ["0.05", None, True])
+def test_a_rate_must_be_a_number(fitted, value):
+    with pytest.raises(UsageError, match=f"false alarms = {value}; give a share between 0 and 1"):
+        fitted.with_false_alarms(value)
 
 
 @pytest.mark.parametrize(("rate", "says"), [(0, "between 0 and 1"), (1, "between 0 and 1"), (0.001, "ask for at least")])
