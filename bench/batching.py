@@ -144,7 +144,7 @@ def decoded_batches(
 
 
 def _end_with_parent(worker: int) -> None:
-    """Let Linux end this process with its parent, also a killed one; elsewhere PyTorch does so after some seconds."""
+    """Let Linux end this process with its parent, even a killed one; elsewhere PyTorch does so after some seconds."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

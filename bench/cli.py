@@ -112,7 +112,7 @@ def _prepare_streams() -> None:
 def _apart(descriptor: int) -> int:
     """Return a copy of standard output's descriptor, for results. The descriptor itself then leads to standard error.
 
-    So what C code and child processes of plug-ins print, also when this process ends, never gets among the results.
+    So what C code and child processes of plug-ins print, even when this process ends, never gets among the results.
     """
     copy = os.dup(descriptor)
     with suppress(OSError):  # there is no standard error

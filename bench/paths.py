@@ -84,7 +84,7 @@ def read_small(path: Path) -> bytes:
 
 
 def require_no_link(path: Path) -> None:
-    """Raise BadData for a link where oodbench writes or deletes, because what it leads to may belong to something else."""
+    """Raise BadData for a link where oodbench writes or deletes, because its target may belong to something else."""
     if path.is_symlink():
         raise BadData(f"{path} is a link to {os.readlink(path)}, and oodbench writes nothing through it; remove the link")
 

@@ -349,7 +349,7 @@ def _same(found: np.ndarray, wanted: np.ndarray, rtol: float, what: str) -> None
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         allowed = (
-            f"; at most {rtol:g} of their size and spread is allowed (if it is rounding, compute in float64)" if rtol else ""
+            f"; the tolerance is {rtol:g} times their size and spread (if it is rounding, compute in float64)" if rtol else ""
         )
         raise Failed(f"{what}, {bad.sum()} of {bad.size} scores differ, that of image {row} by {np.max(far[row]):.3g}{allowed}")
 

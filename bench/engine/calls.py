@@ -101,4 +101,4 @@ def _ended_after(limit: float, what: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     if late:
-        raise TooSlow(f"{what} took longer than {limit:g} s (--cell-timeout); allow more, or let it do less at once")
+        raise TooSlow(f"{what} took longer than {limit:g} s (--cell-timeout); allow more, or make it do less per call")

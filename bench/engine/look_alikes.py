@@ -122,7 +122,7 @@ def _sizes_and_filters(height: int, width: int) -> Iterator[tuple[Tensor, Tensor
 
 @cache
 def _line(pixels: int, saved: int, resample: Resampling | None) -> Tensor:
-    """What a line of pixels becomes if it is saved at another length, read at its own, and made a thumbnail: (≤ 16, pixels)."""
+    """The matrix that resizes a line to ``saved`` pixels, back, and to a thumbnail: (≤ 16, pixels)."""
     line = np.eye(pixels, dtype=np.float32)
     if resample is None:
         line = line[np.arange(saved) * pixels // saved]

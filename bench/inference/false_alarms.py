@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 
 
 class Part(BaseModel):
-    """A part of a file's header, in which nothing unknown may stand."""
+    """A part of a file's header, in which unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -17,7 +17,7 @@ class Part(BaseModel):
 class FalseAlarms(Part):
     """Shares of flagged in-distribution images: the requested maximum, and the share measured on other held-out images."""
 
-    asked: float | None = Field(gt=0, lt=1)  # None for a threshold that was given, not asked for by its rate
+    asked: float | None = Field(gt=0, lt=1)  # None if the threshold was set directly
     drawn_from: int  # number of held-out images used to set the threshold
     measured: float  # share of flagged images among other held-out images
     measured_low: float  # exact 95 % interval of Clopper and Pearson

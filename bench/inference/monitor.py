@@ -34,7 +34,7 @@ class Report(NamedTuple):
         verdict = "drift" if self.drift else "no drift"
         return (
             f"{verdict}: {self.rate:.2%} of the last {self.images:,} images are flagged (interval {self.low:.2%} to"
-            f" {self.high:.2%}); promised are {self.promised_low:.2%} to {self.promised_high:.2%}"
+            f" {self.high:.2%}); promised: {self.promised_low:.2%} to {self.promised_high:.2%}"
         )
 
 
@@ -45,10 +45,10 @@ class Monitor:
     the rate measured on held-out images. There is drift if the exact binomial interval of Clopper and Pearson (1934) of
     the last images lies wholly above or wholly below that range. Both intervals have the same confidence, so a report on
     images like the held-out ones says drift with a probability of at most about 1 − confidence. Reports are not corrected
-    for how often one asks.
+    for how often they are requested.
 
     Args:
-        fitted: whose promise is watched.
+        fitted: the fitted detector to watch.
         window: number of last images that count.
         confidence: of both intervals.
     """
@@ -78,7 +78,7 @@ class Monitor:
             self._last.extend(flags.tolist())
 
     def report(self) -> Report:
-        """The state now; ``str`` of it is one line for a log."""
+        """Return the current state; ``str(report)`` is one line for a log."""
         with self._lock:
             images, flagged = len(self._last), sum(self._last)
         low, high = interval(flagged, images, self.confidence) if images else (0.0, 1.0)

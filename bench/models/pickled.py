@@ -1,4 +1,4 @@
-"""Reads PyTorch's pickled files with bounds: ``torch.load(weights_only=True)`` runs no code, but 2 kB may take all memory.
+"""Reads PyTorch's pickled files with bounds. ``torch.load(weights_only=True)`` runs no code, but 2 kB can use all memory.
 
 Before it follows a file's instructions, they are counted and searched for what grows; afterwards the tensors may claim no more
 bytes than the file has.

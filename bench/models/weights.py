@@ -57,8 +57,8 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     Tensors in nested dicts are named by all keys, joined by dots: ``state_dict.module.conv1.weight``.
 
     Raises MissingData if there is no file, and BadData for a malicious, truncated or other file, for a file with a
-    published name and another SHA-256, and for one that has changed since ``write`` wrote it; ``written_here`` says that it
-    did, so that a file without a digest is damaged too.
+    published name and another SHA-256, and for one that has changed since ``write`` wrote it. ``written_here``: the file must
+    have a digest.
     """
     require_there(path)
     _verify(path)

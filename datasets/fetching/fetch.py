@@ -223,7 +223,7 @@ def _move_aside(path: Path, progress: Progress) -> None:
 
 @contextmanager
 def _alone(lock: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process fetches this file. The lock ends with its process, also a killed one."""
+    """Wait until no other process fetches this file. The lock ends with its process, even a killed one."""
     with open_lock(lock) as file:
         try:
             if not try_lock(file):

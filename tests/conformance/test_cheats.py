@@ -107,7 +107,7 @@ CHEATS = [
     (
         "batch-size",
         ScoresByLargeCompany,
-        "; at most 0.0001 of their size and spread is allowed (if it is rounding, compute in float64)",
+        "; the tolerance is 0.0001 times their size and spread (if it is rounding, compute in float64)",
     ),
     ("no-pass-of-its-own", RunsTheNetwork, "ran the whole network outside the probe"),
     ("no-pass-of-its-own", RunsItWhileItObserves, "ran module.conv1 outside the probe"),

@@ -114,7 +114,7 @@ def test_a_detector_that_hangs_fails_alone(run, monkeypatch, kind, doing):
     (own,) = (record for place, record in found.items() if "slow" in place)
     assert (own["status"], own["reason"]) == (
         "failed",
-        f"{doing} slow took longer than 4 s (--cell-timeout); allow more, or let it do less at once",
+        f"{doing} slow took longer than 4 s (--cell-timeout); allow more, or make it do less per call",
     )
     assert {p: r for p, r in found.items() if "slow" not in p} == figures(run("without", kind, detectors=OTHERS))
     assert signal.getsignal(signal.SIGALRM) is before
@@ -138,7 +138,7 @@ def test_a_set_that_hangs_fails_alone(run, monkeypatch, kind, workers, doing):
     found = figures(run("with", kind, "datasets", cell_timeout=3.0, progress=heard, **options))
     assert time.monotonic() - start < 50
     own = [record for place, record in found.items() if "slow" in place]
-    late = f"{doing} took longer than 3 s (--cell-timeout); allow more, or let it do less at once"
+    late = f"{doing} took longer than 3 s (--cell-timeout); allow more, or make it do less per call"
     assert [(record["status"], record["reason"]) for record in own] == [("failed", late)] * 3
     assert heard.lines.count(f"{doing} has taken 0.5 s so far; --cell-timeout SECONDS ends such calls") == 1
     assert f"slow: {late}" in heard.lines
