@@ -133,7 +133,7 @@ def records(family: str) -> dict[str, Record]:
 
 
 def patterns(family: str) -> dict[str, Record]:
-    """What stands for many names of a family, such as ``timm:NAME``: to list, not to find."""
+    """Placeholders for many names, such as ``timm:NAME``: listed, but not looked up."""
     table = getattr(importlib.import_module(f"oodbench.{family}"), "PATTERNS", {})
     return {name: Record(family, name, *entry) for name, entry in table.items()}
 
@@ -197,7 +197,7 @@ def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     of_case = {one.lower(): one for one in known}
     near = [of_case[match] for match in difflib.get_close_matches(name.lower(), of_case, n=1, cutoff=0.6)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if len(names := [part.strip() for part in name.split(",")]) > 1 and {*names} <= {*known}:
+    if len(names := [part.strip() for part in name.split(",")]) > 1 and {*names} & {*known}:
         hint = f"; repeat the option ({' '.join(f'--{what} {one}' for one in names)}); in a suite, give {names}"
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…"
     return f"unknown {what} '{shown}'{hint} ({listing})"

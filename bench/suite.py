@@ -88,7 +88,7 @@ class Suite(BaseModel):
     @field_validator("detectors", mode="before")
     @classmethod
     def _each_detector(cls, value: Any) -> Any:
-        return _each(value) if value == ALL or isinstance(value, list) else value
+        return _each(value) if isinstance(value, str | list) else value
 
     def each_set(self) -> dict[str, TestSet]:
         """All sets by full name, one per level, in order, including a set that only transfer reads."""

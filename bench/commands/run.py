@@ -33,7 +33,9 @@ def run(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model: safetensors or a state dict.")] = None,
     weights_key: WeightsKey = None,
-    detector: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this detector; repeat for several.")] = [],  # noqa: B006
+    detector: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Run only this detector, or all; repeat for several.")
+    ] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this set; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[

@@ -170,7 +170,9 @@ class RunFolder:
         there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if strangers and not self._settings_of_records():
-            raise UsageError(f"{self.path} is not a run folder and holds {strangers[0]}; name a new folder with --out")
+            damaged = os.path.lexists(self.path / "run.json") and self._pass_files()
+            whose = "holds no file of a run that can be read, but" if damaged else "is not a run folder and holds"
+            raise UsageError(f"{self.path} {whose} {strangers[0]}; name a new folder with --out")
 
     def _settings_of_records(self) -> dict[str, Any]:
         """The settings of all records, as their files say. Raises BadData where some do not, or say different things."""
@@ -181,10 +183,11 @@ class RunFolder:
             except BadData:
                 continue  # set aside later
             if not own:
-                raise BadData(f"{path} does not say which settings it is of, and run.json is damaged or missing; {RESTORE}")
+                raise BadData(f"{path} does not contain its settings, and run.json is damaged or missing; {RESTORE}")
             for name, value in own.items():
                 if found.setdefault(name, value) != value:
-                    raise BadData(f"{path} is of a run with {name} = {value}, others of one with {found[name]}; {RESTORE}")
+                    whose = f"belongs to a run with {name} = {value}, but other files to one with {found[name]}"
+                    raise BadData(f"{path} {whose}; {RESTORE}")
         return found
 
     def _drop_records(self, path: Path, whole: list[DetectionRecord], lost: int, say: Say) -> None:
@@ -205,7 +208,7 @@ class RunFolder:
             return set()
 
     def clear(self, say: Say = lambda line: None) -> None:
-        """Delete what a run wrote, and nothing else: what has the name of such a file but is none moves to ``aside``."""
+        """Delete what a run wrote, and nothing else. A file of that name that oodbench did not write moves to ``aside``."""
         passes, costs = pass_file.read_records, json_files.read_costs
         checks: list[tuple[str, Callable[[Path], object]]] = [
             ("aside/*.[0-9]*.safetensors", passes),

@@ -272,8 +272,8 @@ def test_records_that_do_not_say_their_settings_need_run_json(folder):
     path = folder.passes_path / "photos.safetensors"
     records, arrays, settings = pass_file.read_records(path), pass_file.read_arrays(path), folder.manifest().settings
     for own, why in (
-        ({}, "does not say which settings it is of"),
-        (settings | {"seed": 1}, "is of a run with seed = 1, others"),
+        ({}, "does not contain its settings"),
+        (settings | {"seed": 1}, "belongs to a run with seed = 1, but other files to one with 0"),
     ):
         pass_file.write(path, records, arrays, own)
         run(folder.path)  # run.json decides
@@ -312,6 +312,16 @@ def test_a_damaged_run_json_among_other_files_is_nobodys(tmp_path):
     with pytest.raises(UsageError, match=r"is not a run folder and holds thesis\.tex; name a new folder with --out"):
         run(tmp_path)
     assert (tmp_path / "run.json").read_text() == "three years"
+
+
+def test_a_run_of_which_nothing_can_be_read_is_not_taken_for_something_else(folder):
+    for path in (folder.path / "run.json", *folder.passes_path.glob("*")):
+        path.write_text("{")
+    (folder.path / "notes.txt").touch()
+    before = files(folder)
+    with pytest.raises(UsageError, match=r"holds no file of a run that can be read, but notes\.txt; name a new folder"):
+        run(folder.path)
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize("name", ["._NAME", ".DS_Store", "Thumbs.db", "desktop.ini"])
