@@ -26,7 +26,7 @@ ENDING = ("SIGTERM", "SIGHUP")  # from a batch system or container, and from a t
 REPEATED = 2  # seconds in which the same signal counts once: ``timeout`` and batch systems may send it twice
 
 app = typer.Typer(
-    help="Benchmark out-of-distribution detectors: how well does a detector know that a network does not know?",
+    help="Benchmark out-of-distribution detectors: how well do they recognise inputs that a network does not know?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -5,6 +5,7 @@ The command line prints these without a traceback (unless ``--debug``) and exits
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -89,6 +90,7 @@ def no_exit() -> Iterator[None]:
 
     Processes forked from this one may call them.
     """
+    # ``os`` has these from the module of the system, ``posix`` or ``nt``, which code can import too.
     process, places = os.getpid(), [(module, name) for module in (os, sys.modules[os.name]) for name in ("_exit", *EXEC)]
     before = [(module, name, getattr(module, name)) for module, name in places]
 
@@ -127,6 +129,18 @@ def one_line(text: str) -> str:
     """The text on one line, safe to print: names from outside may hold line breaks or terminal control characters."""
     shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
     return "".join(shown)
+
+
+def traceback_lines(error: Exception) -> list[str]:
+    """The traceback of an error, safe to print; none where nothing failed, but is missing or does not suit."""
+    if isinstance(error, MissingData | Unsuitable):
+        return []
+    return [one_line(line) for line in "".join(traceback.format_exception(error)).splitlines()]
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 image``, ``1,200 images``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def reason(error: BaseException) -> str:

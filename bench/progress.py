@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from oodbench.errors import one_line
+from oodbench.errors import one_line, reason, traceback_lines
 
 
 class Progress:
     """Prints nothing: the default of the Python interface."""
+
+    tracebacks = False  # whether ``fail`` prints them
 
     def expect(self, units: float) -> None:
         """Add to the expected total work, in the units of ``advance``."""
@@ -22,6 +24,12 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a permanent line."""
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Print a permanent line that says what has no result and why, and with ``tracebacks`` where it failed."""
+        self.say(f"{what}: {reason(error)}")
+        for line in traceback_lines(error) if self.tracebacks else ():
+            self.say(line)
 
 
 class Lines(Progress):

@@ -106,4 +106,4 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise BadData(f"no such file: {path}; check the path") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
-        raise BadData(f"{path} is no oodbench file, or damaged ({error}); name another, or make it again") from error
+        raise BadData(f"{path} is not an oodbench file, or is damaged ({error}); name another, or make it again") from error

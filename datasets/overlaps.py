@@ -53,7 +53,7 @@ OVERLAPS = {  # (set, in-distribution set)
 
 
 def shared_classes(name: str, selection: str) -> dict[str, str] | None:
-    """The classes that ``name:selection`` leaves out, or None if it is no such selection."""
+    """The classes that ``name:selection`` leaves out, or None if it is not such a selection."""
     found = (overlap.classes for (of, _), overlap in OVERLAPS.items() if (of, overlap.selection) == (name, selection))
     return next(found, None)
 

@@ -1,6 +1,8 @@
 """``oodbench check``: conformance of any detector or data set, built-in or third-party."""
 
 import json
+import sys
+from collections import Counter
 from typing import Annotated, Literal
 
 import typer
@@ -11,11 +13,12 @@ from oodbench.commands.common import (
     Parameters,
     add_plugins,
     check_names,
+    debugging,
     find_in_working_folder,
     only_results,
     read_parameters_of,
 )
-from oodbench.errors import OodbenchError, UsageError, one_line
+from oodbench.errors import OodbenchError, UsageError, counted, one_line, traceback_lines
 
 
 def check(
@@ -45,18 +48,28 @@ def check(
     parameters = read_parameters_of(name, param)
     if family == "detectors":
         check_names([name], [], [], {name: parameters})
-    outcomes = []
+    outcomes: list[conformance.Outcome] = []
+    repeated = Counter[str]()  # by reason, skips that say what an earlier one said
     with only_results() as output:
-        for outcome in conformance.check(name, family, parameters=parameters, data=data):
+        for outcome in conformance.check(name, family, parameters=parameters, data=data, on_error=_show_traceback):
+            again = outcome.outcome == "skip" and outcome.reason in {one.reason for one in outcomes}
             outcomes.append(outcome)
-            if not as_json:
+            repeated.update([outcome.reason] if again else [])
+            if not as_json and not again:
                 print(f"{outcome.outcome}  {outcome.check:22} {one_line(outcome.reason)}", file=output, flush=True)
     if as_json:
         print(json.dumps([{"name": name, "family": family, **outcome._asdict()} for outcome in outcomes], indent=1))
     else:
+        for reason, count in repeated.items():
+            print(f"skip  {counted(count, 'more check'):22} {one_line(reason)}")
         counts = [sum(outcome.outcome == kind for outcome in outcomes) for kind in ("pass", "fail", "skip")]
-        print("{}: {} checks passed, {} failed, {} skipped".format(one_line(name), *counts))
+        print("{}: {} passed, {} failed, {} skipped".format(one_line(name), counted(counts[0], "check"), *counts[1:]))
     if any(outcome.outcome == "fail" for outcome in outcomes):
         raise typer.Exit(1)
     if unread := [outcome for outcome in outcomes if (outcome.check, outcome.outcome) == ("loads", "skip")]:
         raise OodbenchError(f"{name} was not checked: {unread[0].reason}")
+
+
+def _show_traceback(check: str, error: Exception) -> None:
+    if debugging():
+        print(f"{check}:", *traceback_lines(error), sep="\n", file=sys.stderr)

@@ -122,7 +122,10 @@ def only_results() -> Iterator[TextIO]:
 
 
 def terminal_width() -> int:
-    """Columns of standard output's terminal, or ``$COLUMNS``; ``WIDTH`` for other files."""
+    """Columns of standard output's terminal, or ``$COLUMNS``; ``WIDTH`` for other files.
+
+    Not ``shutil.get_terminal_size``: it asks ``sys.__stdout__``, whose descriptor leads to standard error here.
+    """
     with suppress(ValueError):  # no number
         if (columns := int(os.environ.get("COLUMNS", 0))) > 0:
             return columns

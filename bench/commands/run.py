@@ -14,6 +14,7 @@ from oodbench.commands.common import (
     add_plugins,
     check_device,
     check_names,
+    debugging,
     find_in_working_folder,
     only_results,
     print_text,
@@ -107,6 +108,7 @@ def run(
         return
     sweep_cache()
     with only_results(), terminal_progress() as progress:
+        progress.tracebacks = debugging()
         folder = run_suite(
             chosen,
             weights=weights,

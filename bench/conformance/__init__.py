@@ -1,5 +1,6 @@
 """Checks whether a detector or a data set, built-in or third-party, fulfils its contract."""
 
+from oodbench.conformance.outcomes import Outcome
 from oodbench.conformance.run import check, family_of
 
-__all__ = ["check", "family_of"]
+__all__ = ["Outcome", "check", "family_of"]

@@ -22,7 +22,7 @@ from oodbench.conformance.task import easy_shift, extreme_images, trained_classi
 from oodbench.conformance.watch import other_randomness
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
-from oodbench.errors import NotFitted, Unsuitable
+from oodbench.errors import NotFitted, Unsuitable, counted
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.paths import separate_cache
@@ -63,7 +63,7 @@ def contract(subject: Subject) -> str:
         require(all((listed.summary, listed.source, listed.learns_from)), "its row in the table has empty fields")
         require(listed.parameters.split() == list(parameters), f"the table lists '{listed.parameters}', not {list(parameters)}")
     graph = "; declares no signals, so every pass keeps a graph" if detector.signals is None else ""
-    return f"{_count(len(parameters), 'parameter')}{graph}"
+    return f"{counted(len(parameters), 'parameter')}{graph}"
 
 
 def fits_and_scores(subject: Subject) -> str:
@@ -147,7 +147,7 @@ def classifier_untouched(subject: Subject) -> str:
 def no_pass_of_its_own(subject: Subject) -> str:
     """The network runs only through the probe: own passes of a detector are not shared and not part of any cost."""
     ran = subject.watched.own_passes
-    where = f"ran {ran[0]} outside the probe, {_count(len(ran), 'call')} in total" if ran else ""
+    where = f"ran {ran[0]} outside the probe, {counted(len(ran), 'call')} in total" if ran else ""
     require(not ran, f"{where}; use the probe, with the signals declared")
     return "the network ran only through the probe"
 
@@ -209,7 +209,7 @@ def save_and_load(subject: Subject) -> str:
         require(wanted == found, f"fitted state {sorted(wanted ^ found)} differs after loading")
         scores = detector.score(subject.classifier, INSIDE)
         _same(loaded.score(subject.classifier, INSIDE), scores, 0, f"saved and loaded{what}")
-    return f"{_count(len(state.fitted_state(subject.fitted)), 'attribute')} of fitted state"
+    return f"{counted(len(state.fitted_state(subject.fitted)), 'attribute')} of fitted state"
 
 
 def finite(subject: Subject) -> str:
@@ -287,11 +287,12 @@ def statistics(subject: Subject) -> str:
         require(own.dim() == 2 and len(own) == len(INSIDE), f"probabilities are {tuple(own.shape)}, not (N, classes)")
         sound = bool((own >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
         require(sound, "probabilities are negative, or do not sum to 1")
-    return f"{_count(width, 'column')}, {_count(len(settings), 'setting')}{'' if own is None else ', own probabilities'}"
+    return f"{counted(width, 'column')}, {counted(len(settings), 'setting')}{'' if own is None else ', own probabilities'}"
 
 
 def asks_to_be_fitted(subject: Subject) -> str:
     """A detector that learns raises NotFitted when it is asked for scores before it is fitted."""
+    subject.fitted  # noqa: B018  # skipped where a fit does not help either
     detector = subject.make()
     if not (detector.observes or detector.prepares or HEADS[detector.unsupervised_head].calibrates):
         detector.score(subject.classifier, INSIDE)
@@ -361,10 +362,6 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_equal(*pair) for pair in zip(one, other, strict=True))
     return type(one) is type(other) and bool(one == other)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _uint8(images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def check(
     *,
     parameters: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    on_error: Callable[[str, Exception], None] = lambda check, error: None,
 ) -> Iterator[Outcome]:
     """The outcome of each check of a detector or data set, one after another.
 
@@ -32,6 +33,7 @@ def check(
         family: ``detectors`` or ``datasets``; by default the one that has this name.
         parameters: hyper-parameters of a detector, in place of its defaults and of those that shorten training.
         data: the data root.
+        on_error: called with the name of each check that fails, and its error.
 
     Raises UsageError for a name that is in neither family or in both.
     """
@@ -42,16 +44,20 @@ def check(
 
         with paths.separate_cache(data):
             subject = detectors.subject(name, parameters or {})
-            yield from run(detectors.CHECKS, subject)
+            yield from run(detectors.CHECKS, subject, on_error)
     else:
         from oodbench.conformance import datasets
 
         if parameters:
             raise UsageError(f"{name} is a data set, which has no parameters; leave out --param")
-        yield from run(datasets.CHECKS, datasets.Subject(name, data))
+        yield from run(datasets.CHECKS, datasets.Subject(name, data), on_error)
 
 
-def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Iterator[Outcome]:
+def run(
+    checks: Mapping[str, Callable[[Subject], str]],
+    subject: Subject,
+    on_error: Callable[[str, Exception], None] = lambda check, error: None,
+) -> Iterator[Outcome]:
     """The finding of each check."""
     for name, does in checks.items():
         try:
@@ -60,10 +66,9 @@ def run(checks: Mapping[str, Callable[[Subject], str]], subject: Subject) -> Ite
             yield Outcome(name, "pass", found)
         except Skipped as error:
             yield Outcome(name, "skip", str(error))
-        except Failed as error:
-            yield Outcome(name, "fail", str(error))
         except Exception as error:  # third-party code may raise any error
-            yield Outcome(name, "fail", reason(error))
+            on_error(name, error)
+            yield Outcome(name, "fail", str(error) if isinstance(error, Failed) else reason(error))
 
 
 def family_of(name: str) -> Family:

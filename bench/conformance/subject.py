@@ -57,7 +57,9 @@ class Subject:
         try:
             return detector, detector.score(self.classifier, INSIDE)
         except Exception as error:  # also Unsuitable: it computed statistics, so the network suits it
-            return Failed(reason(error))
+            failed = Failed(reason(error))
+            failed.__cause__ = error
+            return failed
 
     @property
     def fitted(self) -> Detector:

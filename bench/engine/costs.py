@@ -10,7 +10,7 @@ from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.statistics_cache import merged
-from oodbench.errors import reason
+from oodbench.errors import counted
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import cost_key
@@ -57,8 +57,7 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
                 learnt = protocols.validation_size(size, loaded.suite.learnt_share)
                 seconds[detector.name] += learnt * (grid[detector] - alone[detector])
     if alone:
-        sets = "1 set" if len(work) == 1 else f"{len(work)} sets"
-        progress.say(f"{sets} will take about {timing.format_breakdown(seconds)}")
+        progress.say(f"{counted(len(work), 'set')} will take about {timing.format_breakdown(seconds)}")
 
 
 def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
@@ -84,6 +83,6 @@ def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
         images,
         guard=loaded.guard,
         on_step=lambda: progress.advance(timing.BATCH_SIZE),
-        on_error=lambda detector, error: progress.say(f"{detector.name}: no cost is reported: {reason(error)}"),
+        on_error=lambda detector, error: progress.fail(f"{detector.name}: no cost is reported", error),
     )
     folder.write_costs(costs | measured)

@@ -52,7 +52,7 @@ class Fitting:
     def break_(self, detector: Detector, error: Exception) -> None:
         """Note why this detector can have no figures."""
         self.broken[detector.name] = error
-        self.progress.say(f"{detector.name}: {reason(error)}")
+        self.progress.fail(detector.name, error)
 
     def fit(self, names: Iterable[str]) -> None:
         """Fit the detectors of these names that are not fitted yet, in one pass over the training images."""
@@ -87,7 +87,7 @@ class Fitting:
             if network is not None:
                 self.probabilities[""] = calibration.per_image(network, labels)
         except BadData as error:  # a network of other classes than the set's
-            self.progress.say(f"no accuracy or calibration is reported: {reason(error)}")
+            self.progress.fail("no accuracy or calibration is reported", error)
             return
         for detector, values in found.items():
             try:

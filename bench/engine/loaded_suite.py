@@ -94,7 +94,7 @@ class LoadedSuite:
                 raise
             except Exception as error:
                 self.broken[name] = error
-                progress.say(f"{name}: {reason(error)}")
+                progress.fail(name, error)
         # Before anything long, so that a wrong name is reported now.
         inside = parse_unchanged(suite.in_distribution, f", and list {suite.in_distribution} among the sets")
         for one in suite.each_set().values():
@@ -244,7 +244,7 @@ class LoadedSuite:
             raise
         except Exception as error:
             test_set.error = error
-            progress.say(f"{one.name}: {reason(error)}")
+            progress.fail(one.name, error)
             return test_set
         test_set.kind = kind or images.kind
         if parsed.attack:
@@ -278,7 +278,7 @@ class LoadedSuite:
             raise
         except Exception as error:
             test_set.error = error
-            progress.say(f"{one.name}: {reason(error)}")
+            progress.fail(one.name, error)
         else:
             test_set.images = changed
 

@@ -22,7 +22,7 @@ from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
-from oodbench.errors import CannotWrite, OodbenchError, contained, no_exit, one_line, reason
+from oodbench.errors import CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
 from oodbench.progress import Progress
@@ -102,17 +102,18 @@ def plan(
         except OodbenchError as error:
             fails = [*fails, reason(error)]
     lines = [
-        f"{suite.name}: {suite.title}",
+        f"{suite.name}: {suite.title}" if suite.title else suite.name,
         f"model     {suite.model or 'none'}",
         *(f"fails     {why}" for why in fails),
         f"folder    {out or default_folder(suite)}",
-        f"fit on    {suite.in_distribution} ({suite.train_split}), {len(loaded.train):,} images",
-        f"inside    {suite.in_distribution} ({suite.test_split}), {len(loaded.in_distribution):,} images",
+        f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train), 'image')}",
+        f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
     ]
     if loaded.validation is not None:
-        lines.insert(-1, f"calibrate {suite.in_distribution} ({suite.test_split}), {len(loaded.validation):,} images set apart")
+        count = counted(len(loaded.validation), "image")
+        lines.insert(-1, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
     for test_set in loaded.test_sets:
-        found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{len(test_set.images or ()):,} images"
+        found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
         if parse(test_set.name).attack and not test_set.error:
             found += f", to be attacked against {suite.model}" if suite.model else ", skipped: there is no network to attack"
         lines.append(f"outside   {test_set.name} ({test_set.kind}), {found}")
@@ -125,7 +126,7 @@ def plan(
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    lines.append(_counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets)))
+    lines.append(counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell"))
     return [one_line(line) for line in lines]
 
 
@@ -173,7 +174,7 @@ class _Run:
                 costs.say_estimate(self.fitting, present, self.progress)
         for test_set, rows in work:
             if test_set.images is not None and rows:
-                self.progress.stage(f"{test_set.name}: {len(test_set.images):,} images")
+                self.progress.stage(f"{test_set.name}: {counted(len(test_set.images), 'image')}")
                 try:
                     with contained():
                         self._run_set(test_set, test_set.images, rows)
@@ -181,13 +182,13 @@ class _Run:
                     raise
                 except Exception as error:  # an image that is only decoded now
                     test_set.error = error
-                    self.progress.say(f"{test_set.name}: {reason(error)}")
+                    self.progress.fail(test_set.name, error)
             if test_set.error and rows:
                 self._write([self.recorder.without_figures(test_set, row, test_set.error) for row in rows], [])
         for name, count in self.folder.outdated(self.recorder.code).items():
             self.progress.say(
-                f"{name}: {_counted(count)} of its earlier code left, on sets, protocols or variants that are not in this run;"
-                " run them too, or start over with --fresh"
+                f"{name}: {counted(count, 'cell')} of its earlier code left, on sets, protocols or variants that are not in"
+                " this run; run them too, or start over with --fresh"
             )
         if estimate and self.spent:
             self.progress.say(f"the detectors took {timing.format_breakdown(self.spent)}")
@@ -207,9 +208,9 @@ class _Run:
                     void[_what_changed(before, records[row])] += 1
             work.append((test_set, missing))
         if done:
-            self.progress.say(f"Resuming {self.folder.path}: {_counted(done)} already done")
+            self.progress.say(f"Resuming {self.folder.path}: {counted(done, 'cell')} already done")
         for why, count in void.items():
-            self.progress.say(f"{why}: computing {_counted(count)} again")
+            self.progress.say(f"{why}: computing {counted(count, 'cell')} again")
         return work
 
     def _open(self, names: Collection[str]) -> None:
@@ -258,7 +259,7 @@ class _Run:
                     continue
                 except Exception as error:
                     trial = error
-                    self.progress.say(f"{row.name} on {test_set.name}: {reason(error)}")
+                    self.progress.fail(f"{row.name} on {test_set.name}", error)
             without.append(self.recorder.without_figures(test_set, row, trial))
         self._write(without, found)
 
@@ -268,7 +269,7 @@ class _Run:
         records = [*(one.record for one in found), *without]
         kept = self.folder.write(records, own, shared, self.progress.say)
         for why, count in Counter(record.reason for record in kept).items():
-            self.progress.say(f"{records[0].set_name}: {why}; keeping the existing result of {_counted(count)}")
+            self.progress.say(f"{records[0].set_name}: {why}; keeping the existing result of {counted(count, 'cell')}")
 
 
 def _what_changed(before: DetectionRecord, now: DetectionRecord) -> str:
@@ -285,7 +286,3 @@ def _no_row(suite: Suite) -> str:
     """Why a detector has no row."""
     asked = " or ".join(suite.protocols)
     return f"no row under {asked}, where only detectors that learn from a shift have one; add --protocol unsupervised"
-
-
-def _counted(cells: int) -> str:
-    return "1 cell" if cells == 1 else f"{cells} cells"

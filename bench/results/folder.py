@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from oodbench.errors import BadData, OodbenchError, UsageError, reason
+from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
 from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible, write_atomically
 from oodbench.results import json_files, pass_file
 from oodbench.results.json_files import Costs, Manifest
@@ -196,7 +196,7 @@ class RunFolder:
         shutil.copyfile(path, aside)
         wanted = {hash for record in whole for hash in record.arrays.values()}
         pass_file.write(path, whole, pass_file.read_arrays(path, wanted & pass_file.array_names(path)), self._settings)
-        say(f"{path.name}: {lost} cells lack arrays and are void (copied to {aside}); running their detectors restores them")
+        say(f"{path.name}: dropped {counted(lost, 'cell')} without arrays (copied to {aside}); run the detectors again")
 
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
         """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""

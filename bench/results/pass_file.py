@@ -29,7 +29,7 @@ from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 RECORDS = {"detection": DetectionRecord}  # by task
 TEXT = "records"
-# What a file that is no such file makes its readers raise.
+# What its readers raise for another file.
 FILE_ERRORS = (
     SafetensorError, ValidationError, zlib.error, LookupError, ValueError, TypeError, AttributeError, RecursionError, OSError,
 )  # fmt: skip
@@ -147,7 +147,7 @@ def _inflated(data: bytes, path: Path) -> bytes:
 
 
 def _most_common(values: list[Any]) -> Any:
-    """The value that most records share; of values that are no dictionary keys, by their JSON text."""
+    """The value that most records share; of values that cannot be dictionary keys, by their JSON text."""
     counts = Counter(json.dumps(value, sort_keys=True) for value in values)
     return json.loads(counts.most_common(1)[0][0])
 

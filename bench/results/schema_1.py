@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oodbench.errors import BadData
+from oodbench.errors import BadData, counted
 from oodbench.paths import require_regular, visible
 from oodbench.results import pass_file
 from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
@@ -36,7 +36,7 @@ def cells(folder: Path) -> Iterator[tuple[DetectionRecord, dict[str, np.ndarray]
 
 
 def read_cell(path: Path) -> tuple[DetectionRecord, dict[str, np.ndarray]]:
-    """One cell as a record, with its arrays by role. Raises BadData for a damaged file, or one that is no cell."""
+    """One cell as a record, with its arrays by role. Raises BadData for a damaged file, or one that is not a cell."""
     from safetensors import safe_open
 
     try:
@@ -73,7 +73,7 @@ def migrate(folder: Path, pass_file_of: Callable[[str], Path], settings: Mapping
     with suppress(OSError):  # something else is in there
         old.rmdir()
         old.parent.rmdir()
-    say(f"{folder}: {sum(map(len, records.values()))} cells of an older oodbench were migrated")
+    say(f"{folder}: migrated {counted(sum(map(len, records.values())), 'cell')} of an older oodbench")
 
 
 def _record(cell: dict[str, Any], arrays: dict[str, np.ndarray]) -> DetectionRecord:

@@ -53,7 +53,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder`` that hold images, sorted by name; others are no classes."""
+    """Return the folders in ``folder`` that hold images, sorted by name; others are not classes."""
     return [path for path in subfolders(folder) if next(image_names(path), None)]
 
 

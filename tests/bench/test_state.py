@@ -93,7 +93,7 @@ def written(tmp_path) -> bytes:
 def test_truncated_files_are_refused(tmp_path, size):
     path = tmp_path / "cut"
     path.write_bytes(written(tmp_path)[:size])
-    with pytest.raises(BadData, match="cut is no oodbench file, or damaged") as raised:
+    with pytest.raises(BadData, match="cut is not an oodbench file, or is damaged") as raised:
         state.load(path)
     assert "\n" not in str(raised.value)
 
@@ -148,7 +148,7 @@ def test_a_changed_value_is_noticed(tmp_path, change):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(BadData, match="other is no oodbench file"):
+    with pytest.raises(BadData, match="other is not an oodbench file"):
         state.load(path)
 
 

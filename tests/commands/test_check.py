@@ -93,3 +93,56 @@ def test_a_set_that_is_missing_is_not_sound(tmp_path, name, says):
     done = oodbench_check(name, "--data", tmp_path)
     assert done.returncode == 1
     assert says in done.stderr
+
+
+BROKEN = '''
+import oodbench
+
+
+class Undeclared(oodbench.Detector):
+    """Norm of the features."""
+
+    signals = ("logits",)
+
+    def statistics(self, probe):
+        return probe.features.norm(dim=1)
+
+
+class Looks(Undeclared):
+    """Looks something up."""
+
+    def statistics(self, probe):
+        return look_up("missing")
+
+
+def look_up(key):
+    return {}[key]
+'''
+
+
+def test_checks_that_cannot_run_are_said_once(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = oodbench_check("--plugin", "broken:Undeclared", cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line.split(maxsplit=2)[:2] for line in lines[:3]] == [
+        ["pass", "contract"],
+        ["fail", "fits-and-scores"],
+        ["skip", "deterministic"],
+    ]
+    rest = len(CHECKS) - 3
+    assert lines[3:] == [
+        f"skip  {f'{rest} more checks':22} could not be fitted",
+        f"undeclared: 1 check passed, 1 failed, {rest + 1} skipped",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["run", "--detector", "msp", "--dataset", "photos", "--no-costs"]])
+def test_debug_shows_where_a_plugin_failed(tmp_path, arguments):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    arguments = [*arguments, "--plugin", "broken:Looks"]
+    plain, debugged = (new_process.oodbench(*arguments, *more, cwd=tmp_path) for more in ([], ["--debug"]))
+    assert (plain.returncode, debugged.returncode) == (1, 1)
+    assert "Traceback" not in plain.stderr
+    assert 'broken.py", line 22, in look_up\n    return {}[key]\n' in debugged.stderr
+    assert "Traceback" not in plain.stdout + debugged.stdout

@@ -277,7 +277,7 @@ BROKEN = [
     ("classifier-untouched", LeavesAHook, "_forward_hooks"),
     ("labels-unseen", Peeks, "with true labels"),
     ("save-and-load", Forgets, "saved and loaded"),
-    ("save-and-load", Pickles, "no oodbench file"),
+    ("save-and-load", Pickles, "not an oodbench file"),
     ("save-and-load", UnsavableState, "cannot store fitted state"),
     ("finite", DividesByZero, "3 of 9 images have scores that are not finite"),
     ("easy-shift", UpsideDown, "is higher = more anomalous?"),

@@ -408,7 +408,7 @@ def test_a_flipped_byte_is_refused_in_one_line(file, digits):
             np.testing.assert_array_equal(found(digits.images[:9])[0], whole(digits.images[:9])[0])
     assert len(told) > 50
     for line in told:
-        assert line.startswith(f"{file} is no oodbench file, or damaged (")
+        assert line.startswith(f"{file} is not an oodbench file, or is damaged (")
         assert line.endswith("; name another, or make it again")
         assert "\n" not in line
 
@@ -417,7 +417,7 @@ def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
     whole = file.read_bytes()
     for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        with pytest.raises(BadData, match="is no oodbench file, or damaged"):
+        with pytest.raises(BadData, match="is not an oodbench file, or is damaged"):
             load_fitted(file)
 
     class Evil:
@@ -426,7 +426,7 @@ def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
 
     for write in (lambda: file.write_bytes(pickle.dumps(Evil())), lambda: torch.save({"x": Evil()}, file)):
         write()
-        with pytest.raises(BadData, match="is no oodbench file"):
+        with pytest.raises(BadData, match="is not an oodbench file"):
             load_fitted(file)
     assert not (tmp_path / "evil").exists()
     with pytest.raises(BadData, match="no such file"):

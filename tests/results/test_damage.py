@@ -84,11 +84,11 @@ def test_records_without_arrays_go_even_if_their_detector_is_not_run(folder):
     run(folder.path, told, detectors=["msp"], datasets=["photos"])
     left = list(folder.records())
     assert all(recompute(folder, record).metrics == record.metrics for record in left)
-    assert "digits-heldout.safetensors: 4 cells lack arrays and are void" in " ".join(told.lines)
+    assert "digits-heldout.safetensors: dropped 4 cells without arrays" in " ".join(told.lines)
     assert (folder.path / "aside" / "digits-heldout.0.safetensors").exists()
     told = Heard()
     run(folder.path, told)
-    assert not [line for line in told.lines if "lack arrays" in line]
+    assert not [line for line in told.lines if "without arrays" in line]
     assert figures(folder) == before
 
 

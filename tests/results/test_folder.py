@@ -401,7 +401,7 @@ def test_schema_1_is_migrated_by_a_run_that_computes_what_it_needs_again(tmp_pat
         if record.status == "ok":
             for role in found.arrays.keys() - {"in_base", "out_base"}:  # version 1 did not store these
                 np.testing.assert_array_equal(folder.arrays(found)[role], arrays[role])
-    assert [line for line in told.lines if "23 cells of an older oodbench were migrated" in line]
+    assert [line for line in told.lines if "migrated 23 cells of an older oodbench" in line]
     with pytest.raises(BadData, match="does not store what its figures need"):
         recompute(folder, after["photos", "msp", "unsupervised"])
 
