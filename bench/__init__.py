@@ -22,6 +22,7 @@ _PUBLIC = {
     "load_fitted": "oodbench.inference.fitted:load_fitted",
     "load_model": "oodbench.models.load:load_model",
     "run": "oodbench.api:run",
+    "verify": "oodbench.results.verify:verify",
 }
 _SUBPACKAGES = ("datasets", "detectors", "gradients", "leaderboard", "models")
 
@@ -45,6 +46,7 @@ __all__ = [
     "load_model",
     "models",
     "run",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe
+    from oodbench.results.verify import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -38,6 +38,7 @@ PAGE_OF = {
     "run": "run.md",
     "list": "run.md",
     "leaderboard": "results.md",
+    "verify": "verify.md",
     "train": "model.md",
     "check": "detector.md",
     "fit": "inference.md",

@@ -71,8 +71,8 @@ class RunFolder:
         if has_cells(self.path):  # schema version 1; nothing else is there before it is migrated
             yield from (record for record, _ in cells(self.path))
             return
-        for path in self._pass_files():
-            yield from self._records_of(path)
+        for path in self.pass_files():
+            yield from self.records_of(path)
 
     def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""
@@ -137,7 +137,7 @@ class RunFolder:
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""
         assert self._written is not None
-        if os.path.lexists(self.path / "run.json") or self._pass_files() or has_cells(self.path):
+        if os.path.lexists(self.path / "run.json") or self.pass_files() or has_cells(self.path):
             try:
                 self._settings = self.manifest().settings
             except json_files.NewerVersion:
@@ -154,11 +154,11 @@ class RunFolder:
                 self._replace(self.path / name, error, say)
         migrate(self.path, self._pass_file, self._settings, say)
         available = self._checked_arrays(self.shared_path, say) if os.path.lexists(self.shared_path) else set()
-        for path in self._pass_files():
+        for path in self.pass_files():
             names = self._checked_arrays(path, say)
             if not path.exists():
                 continue
-            records = self._records_of(path)
+            records = self.records_of(path)
             whole = [record for record in records if set(record.arrays.values()) <= names | available]
             if len(whole) < len(records):
                 self._drop_records(path, whole, len(records) - len(whole), say)
@@ -170,14 +170,14 @@ class RunFolder:
         there = {*os.listdir(self.path)} if os.path.isdir(self.path) else set()  # none where the name is too long to exist
         strangers = sorted(name for name in there - {*ENTRIES} if not ADDED_BY_SYSTEMS.fullmatch(name))
         if strangers and not self._settings_of_records():
-            damaged = os.path.lexists(self.path / "run.json") and self._pass_files()
+            damaged = os.path.lexists(self.path / "run.json") and self.pass_files()
             whose = "holds no file of a run that can be read, but" if damaged else "is not a run folder and holds"
             raise UsageError(f"{self.path} {whose} {strangers[0]}; name a new folder with --out")
 
     def _settings_of_records(self) -> dict[str, Any]:
         """The settings of all records, as their files say. Raises BadData where some do not, or say different things."""
         found: dict[str, Any] = {}
-        for path in [*self._pass_files(), *visible(self.path / CELLS, "*.safetensors")]:
+        for path in [*self.pass_files(), *visible(self.path / CELLS, "*.safetensors")]:
             try:
                 own = pass_file.read_settings(path) if path.parent == self.passes_path else {}
             except BadData:
@@ -201,7 +201,7 @@ class RunFolder:
     def _checked_arrays(self, path: Path, say: Say) -> set[str]:
         """The names of the arrays of a file that is whole; a damaged one is moved aside, and none."""
         try:
-            self._records_of(path)
+            self.records_of(path)
             return set(pass_file.read_arrays(path))
         except BadData as error:
             self._replace(path, error, say)
@@ -214,7 +214,7 @@ class RunFolder:
             ("aside/*.[0-9]*.safetensors", passes),
             ("aside/costs.*.json", costs),
             (f"aside/{CELLS}.*/*.safetensors", read_cell),
-            ("passes/*.safetensors", self._records_of),
+            ("passes/*.safetensors", self.records_of),
             (f"shared/{SHARED}", passes),
             (f"{CELLS}/*.safetensors", read_cell),
             ("costs.json", costs),
@@ -337,10 +337,10 @@ class RunFolder:
 
     # Files
 
-    def _pass_files(self) -> list[Path]:
+    def pass_files(self) -> list[Path]:
         return visible(self.passes_path, "*.safetensors")
 
-    def _records_of(self, path: Path) -> list[DetectionRecord]:
+    def records_of(self, path: Path) -> list[DetectionRecord]:
         """The records of a pass file. Raises BadData where they are another set's, as in a file that was copied or renamed."""
         records = pass_file.read_records(path)
         for name in {record.set_name for record in records}:

@@ -68,8 +68,18 @@ def read_costs(path: Path) -> Costs:
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
     """Write the file, with its checksum, whole or not at all."""
-    whole = {**value, CHECKSUM: _checksum(value)}
-    write_atomically(path, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
+    write_atomically(path, _text({**value, CHECKSUM: _checksum(value)}))
+
+
+def is_canonical(path: Path) -> bool:
+    """Whether the bytes of a file that can be read are those that ``write`` writes, checksum included."""
+    text = read_small(path)
+    found = finite_json(text.decode())
+    return CHECKSUM in found and text == _text(found)
+
+
+def _text(whole: Mapping[str, Any]) -> bytes:
+    return json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:

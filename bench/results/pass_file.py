@@ -29,6 +29,7 @@ from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 RECORDS = {"detection": DetectionRecord}  # by task
 TEXT = "records"
+STORED = "stored"  # the compressed text's checksum, in the metadata: some bits of it decompress to the same text
 # What its readers raise for another file.
 FILE_ERRORS = (
     SafetensorError, ValidationError, zlib.error, LookupError, ValueError, TypeError, AttributeError, RecursionError, OSError,
@@ -71,7 +72,7 @@ def write(
         content["settings"] = json.dumps(settings, sort_keys=True)  # as text: most readers need not parse it
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
     stored = {name: _packed(array) for name, array in arrays.items()} | {TEXT: np.frombuffer(zlib.compress(text), np.uint8)}
-    write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest()}))
+    write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest(), STORED: _digest(stored[TEXT])}))
 
 
 def read_records(path: Path) -> list[DetectionRecord]:
@@ -104,6 +105,25 @@ def array_names(path: Path) -> set[str]:
     """The names of the arrays that the file holds."""
     with _opened(path) as file:
         return set(file.keys()) - {TEXT}
+
+
+def require_layout(path: Path) -> None:
+    """Raise BadData unless the file is laid out as ``write`` lays it out, to the byte.
+
+    Together with the checksums of arrays, which ``read_arrays`` checks, this notices any byte that changed.
+    """
+    with _opened(path) as file:
+        _content(file, path)
+        text = file.get_tensor(TEXT)
+        with path.open("rb") as whole:
+            header = whole.read(int.from_bytes(whole.read(8), "little")).decode()
+        packed = json.dumps(json.loads(header), ensure_ascii=False, separators=(",", ":"))
+        if text.dtype != np.uint8 or header.rstrip(" ") != packed or (file.metadata() or {}).get(STORED) != _digest(text):
+            raise BadData(f"{path} is not laid out as this oodbench writes it: it was edited, or an older one wrote it")
+
+
+def _digest(stored: np.ndarray) -> str:
+    return hashlib.sha256(stored.tobytes()).hexdigest()
 
 
 def _records(file: Any, path: Path) -> list[DetectionRecord]:

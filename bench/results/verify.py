@@ -1,0 +1,297 @@
+"""Verifies a run folder: computes every figure again from the stored scores, and names what disagrees.
+
+Needs neither the data nor the network. What is checked: that each file is what oodbench wrote, to the byte; that records say
+what their folder and their file name say; that splits do not overlap; that counts add up; and that figures follow from scores.
+"""
+
+import json
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from oodbench.errors import BadData, UsageError, counted, one_line, reason
+from oodbench.paths import require_own_file
+from oodbench.progress import Progress
+from oodbench.results import json_files, pass_file
+from oodbench.results.folder import FOLDERS, SEVERITY, RunFolder
+from oodbench.results.recompute import NOT_STORED, figures_of
+from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
+from oodbench.results.schema_1 import has_cells
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TOLERANCE = 1e-9  # of a figure, which another processor may round otherwise
+LEARNT, TESTED = ("in_fit", "in_choose", "out_fit", "out_choose"), ("in_test", "out_test")
+KINDS = {"in_scores": "f", "out_scores": "f", "in_base": "i", "out_base": "i", "in_noisy": "b"}  # of numbers, by role
+KINDS |= dict.fromkeys(SPLIT_ROLES, "i")
+SIDES = {"in": "in-distribution", "out": "anomalous"}
+PROBABILITIES = ("probabilities", "network_probabilities")
+NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration")
+# What a record takes over from the settings of its run, which are in run.json.
+SETTINGS = {"model": "model", "in_distribution": "in_distribution", "seed": "seed", "weights_hash": "weights",
+            "train_fingerprint": "training images"}  # fmt: skip
+
+
+class Verification(NamedTuple):
+    """What ``verify`` found.
+
+    Attributes:
+        path: the run folder.
+        records: number of records.
+        figures: number of records whose figures were computed again.
+        problems: what disagrees, one line each.
+    """
+
+    path: Path
+    records: int
+    figures: int
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing disagrees."""
+        return not self.problems
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> Verification:
+    """Compute every figure of a run again from its stored scores, and compare all that the folder says with itself.
+
+    Figures must agree within 1e-9. ``aside`` is not part of the run and is not read.
+
+    Raises UsageError for a folder that no run wrote.
+    """
+    folder, progress = RunFolder(path), progress or Progress()
+    if not any(os.path.lexists(folder.path / name) for name in ("run.json", *FOLDERS)):
+        raise UsageError(f"{folder.path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
+    problems: list[str] = []
+    settings: Mapping[str, Any] = {}
+    with _caught(problems):
+        settings = folder.manifest().settings
+        _require_layout(folder.path / "run.json")
+    with _caught(problems):
+        if folder.costs():
+            _require_layout(folder.path / "costs.json")
+    with _caught(problems):
+        _require_picture(folder.path / SEVERITY)
+    shared: dict[str, np.ndarray] = {}
+    with _caught(problems):
+        if os.path.lexists(folder.shared_path):
+            pass_file.require_layout(folder.shared_path)
+            shared = pass_file.read_arrays(folder.shared_path)
+    if has_cells(folder.path):
+        problems.append(f"{folder.path} was written by an older oodbench, which did not store what figures need; run it again")
+    files: dict[Path, list[DetectionRecord]] = {}
+    for file in folder.pass_files():
+        with _caught(problems):
+            files[file] = folder.records_of(file)
+    records = [record for of_file in files.values() for record in of_file]
+    problems += _across(records)
+    sources = {record.set_name: record for record in records if record.protocol == "per-shift" and record.status == "ok"}
+    progress.stage("computing figures again from their scores")
+    progress.expect(len(records))
+
+    def one(file: Path) -> list[str]:
+        found = list(_of_file(file, files[file], shared, settings, sources))
+        progress.advance(len(files[file]))
+        return found
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy computes outside Python's lock
+        for found in threads.map(one, files):
+            problems += found
+    figures = sum(record.status == "ok" for record in records)
+    return Verification(folder.path, len(records), figures, list(map(one_line, problems)))
+
+
+@contextmanager
+def _caught(problems: list[str]) -> Iterator[None]:
+    """Note a damaged file as a problem, and go on."""
+    try:
+        yield
+    except (BadData, OSError) as error:
+        problems.append(reason(error))
+
+
+def _require_layout(path: Path) -> None:
+    if not json_files.is_canonical(path):
+        raise BadData(f"{path} is not laid out as oodbench writes it, so it was edited")
+
+
+def _require_picture(path: Path) -> None:
+    """Raise BadData for a picture whose checksums do not match, which PNG has one of for each of its parts."""
+    if not os.path.lexists(path):
+        return
+    require_own_file(path)
+    content, at, kind = path.read_bytes(), len(PNG), b""
+    while kind != b"IEND":
+        size, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        part, sum_ = content[at + 4 : at + 8 + size], content[at + 8 + size : at + 12 + size]
+        if not content.startswith(PNG) or len(sum_) < 4 or zlib.crc32(part) != int.from_bytes(sum_):
+            raise BadData(f"{path} is damaged; the next run draws it again")
+        at += 12 + size
+    if at != len(content):
+        raise BadData(f"{path} holds more than a picture; the next run draws it again")
+
+
+def _of_file(
+    path: Path,
+    records: list[DetectionRecord],
+    shared: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    sources: Mapping[str, DetectionRecord],
+) -> Iterator[str]:
+    """What is wrong with the file of one set, and with its records."""
+    try:
+        pass_file.require_layout(path)
+        stored, told = pass_file.read_arrays(path), pass_file.read_settings(path)
+    except BadData as error:
+        yield reason(error)
+        return
+    if other := [name for name, value in told.items() if name not in settings or settings[name] != value]:
+        yield f"{path} belongs to a run with other settings than run.json ({', '.join(sorted(other)[:3])})"
+    if strays := stored.keys() - {name for record in records for name in record.arrays.values()}:
+        yield f"{path} holds arrays that no record uses ({', '.join(sorted(strays)[:3])})"
+    if len({record.place for record in records}) < len(records):
+        yield f"{path} holds two records of one detector under one protocol"
+    if len({record.fingerprint for record in records} - {""}) > 1:
+        yield f"{path} holds records of images that differ"
+    arrays = {**shared, **stored}
+    for record in records:
+        found = [*_disagreements(record, settings), *_wrong(record, arrays, sources)]
+        yield from (f"{record.row} on {record.set_name} ({record.protocol}): {what}" for what in found)
+
+
+def _wrong(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> list[str]:
+    """What is wrong with the arrays and the figures of a record."""
+    if record.status != "ok":
+        given = [name for name in NO_FIGURES if getattr(record, name) is not None]
+        return [f"is {record.status}, but has {', '.join(given) or 'arrays'}"] if given or record.arrays else []
+    if record.scoring_version == NOT_STORED:
+        return ["an older oodbench did not store what its figures need; run it again"]
+    if lost := sorted(role for role, name in record.arrays.items() if name not in arrays):
+        return [f"lacks the arrays of {', '.join(lost)}"]
+    own = {role: arrays[name] for role, name in record.arrays.items()}
+    try:
+        return list(_structure(record, own)) or list(_split(record, own, sources)) or list(_figures(record, own))
+    except Exception as error:  # whatever else somebody may have stored
+        return [f"its figures cannot be computed ({reason(error)})"]
+
+
+def _disagreements(record: DetectionRecord, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Where a record contradicts the settings of its run, or itself."""
+    for field, name in SETTINGS.items():
+        if name in settings and getattr(record, field) != settings[name]:
+            yield f"its {field} is {getattr(record, field)}, but that of the run is {settings[name]}"
+    wanted = settings.get(f"parameters of {record.detector}")
+    if wanted is None and record.status == "ok":
+        yield "the settings of the run do not list its detector"
+    if wanted is not None and json.loads(json.dumps(record.parameters)) != wanted:
+        yield f"its parameters are {record.parameters}, but those of the run are {wanted}"
+    if record.protocol not in ("unsupervised", "per-shift", "transfer"):
+        yield f"{record.protocol} is not a protocol"
+    if record.corruption != corruption_record(record.dataset, record.level, record.kind, record.seed):
+        yield "its corruption is not the one that its name says"
+    if wrong := [n for n, (value, _) in record.non_default.items() if n in record.parameters and record.parameters[n] != value]:
+        yield f"it says two things of {', '.join(wrong)}"
+
+
+def _structure(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What the arrays of a record must be, whatever their values."""
+    learns = record.protocol != "unsupervised"
+    needed = {"in_scores", "out_scores", *(SPLIT_ROLES if learns else ())}
+    allowed = needed | {"in_base", "out_base", "in_noisy", *PROBABILITIES}
+    if lost := sorted(needed - arrays.keys()):
+        yield f"stores no {', '.join(lost)}"
+        return
+    if strange := sorted(arrays.keys() - allowed):
+        yield f"stores {', '.join(strange)}, which its protocol does not have"
+    for role, array in arrays.items():
+        dims, kind = (2, "f") if role in PROBABILITIES else (1, KINDS.get(role, array.dtype.kind))
+        if array.ndim != dims or array.dtype.kind != kind or (kind == "f" and not np.isfinite(array).all()):
+            yield f"{role} is not what oodbench stores ({array.dtype} {array.shape})"
+            return
+    if ("in_base" in arrays) != ("out_base" in arrays):
+        yield "stores base rows of one side only"
+        return
+    for side in ("in", "out"):
+        tested = len(arrays[f"{side}_test"]) if learns else len(arrays.get(f"{side}_base", arrays[f"{side}_scores"]))
+        if len(arrays[f"{side}_scores"]) != tested:
+            yield f"has {len(arrays[f'{side}_scores'])} {side}_scores, but {tested} images are tested"
+
+
+def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> Iterator[str]:
+    """Where counts do not add up, or an image is learnt from and tested."""
+    transfer, sizes = record.protocol == "transfer", {}
+    for side, name in (("in", record.in_distribution), ("out", record.set_name)):
+        rows = [arrays[f"{side}_{part}"] for part in ("fit", "choose", "test") if f"{side}_{part}" in arrays]
+        tested = np.sort(rows[-1] if transfer else np.concatenate(rows)) if rows else np.arange(len(arrays[f"{side}_scores"]))
+        size = len(arrays.get(f"{side}_base", tested))
+        if transfer and f"{side}_base" not in arrays:  # images that are copies of learnt ones are not tested
+            size = int(tested.max(initial=-1)) + 1
+        whole = size if not transfer else len(tested)
+        if not len(tested) == whole > 0 or (np.diff(tested) <= 0).any() or tested[0] < 0 or tested[-1] >= size:
+            yield f"its split does not hold each {SIDES[side]} image once"
+            return
+        said = {count for key, (count, _) in record.sizes.items() if key.startswith(f"{name} (")}
+        if said and "in_noisy" not in arrays and size not in said and not (transfer and size < max(said)):
+            yield f"has {size} images of {name}, but its sizes say {', '.join(map(str, sorted(said)))}"
+        sizes[side] = size
+    if len(noisy := arrays.get("in_noisy", ())) not in (0, sizes["in"]):
+        yield f"says of {counted(len(noisy), 'in-distribution image')} whether it is noisy, but has {sizes['in']}"
+        return
+    if record.protocol == "unsupervised":
+        return
+    source = sources.get(record.transfer_from)
+    if transfer and source and any(record.arrays[role] != source.arrays[role] for role in LEARNT):
+        yield f"learns from other images of {record.transfer_from} than the records of that set"
+        return
+    ids = {"in": np.arange(sizes["in"]), "out": sizes["in"] + np.arange(sizes["out"])}  # images that are one have one number
+    ids |= {side: arrays[f"{side}_base"] for side in ids if f"{side}_base" in arrays}
+    # Of transfer, the learnt rows of the other side are another set's.
+    same_side = not transfer or (source is not None and source.in_fingerprint == record.in_fingerprint)
+    known = [role for role in LEARNT if (same_side if role.startswith("in_") else not transfer)]
+    learnt = [ids[role.partition("_")[0]][arrays[role]] for role in known]
+    tested = [ids[role.partition("_")[0]][arrays[role]] for role in TESTED]
+    if learnt and len(leak := np.intersect1d(np.concatenate(learnt), np.concatenate(tested))):
+        yield f"tests {counted(len(leak), 'image')} that its head learnt from"
+
+
+def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Which figures do not follow from the scores."""
+    counts = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
+    found = counts | _flat(figures_of(arrays, record.seed)._asdict())
+    told = _flat({name: getattr(record, name) for name in NO_FIGURES})
+    for name in sorted(found.keys() | told.keys()):
+        is_, should = told.get(name), found.get(name)
+        if is_ is None or should is None or not abs(is_ - should) <= TOLERANCE:
+            yield f"{name} is {is_}, but its scores give {should}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """``{"metrics": {"auroc": .9}}`` -> ``{"metrics.auroc": .9}``, without what is None."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        inner = value.model_dump() if isinstance(value, BaseModel) else vars(value) if is_dataclass(value) else value
+        if isinstance(inner, dict):
+            found |= _flat(inner, f"{prefix}{name}.")
+        elif inner is not None:
+            found[prefix + name] = inner
+    return found
+
+
+def _across(records: list[DetectionRecord]) -> Iterator[str]:
+    """Where records of several sets contradict each other."""
+    codes: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.status == "ok":
+            codes[record.detector].add(record.code)
+    for detector, several in codes.items():
+        if len(several) > 1:
+            yield f"{detector} has figures of {len(several)} versions of its code; run it again on all sets"

@@ -1,0 +1,246 @@
+"""``oodbench verify``: what a run says follows from its scores, and any change of its files is named."""
+
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import new_process
+import numpy as np
+import pytest
+from PIL import Image
+from run_folders import detection_record, files
+
+import oodbench
+from oodbench.errors import UsageError
+from oodbench.results import json_files, pass_file, verify
+from oodbench.results.facts import CorruptionRecord
+from oodbench.results.folder import SHARED, RunFolder
+from oodbench.results.pass_file import hash_of
+
+SETS = ["photos", "digits+noise@1", "digits+noise@3"]
+MSP = ("msp", "unsupervised")
+PROTOCOLS = ["unsupervised", "per-shift", "transfer"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify") / "run"
+    options = {"detectors": ["msp", "pixels"], "datasets": SETS, "protocols": PROTOCOLS, "limit": 60, "measure_costs": False}
+    folder = oodbench.run("digits", out=path, **options)
+    folder.write_costs({"key": {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}})
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "png")
+    folder.write_severity(picture.getvalue())
+    return folder.path
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return RunFolder(shutil.copytree(whole, tmp_path / "run"))
+
+
+def problems(folder: RunFolder) -> list[str]:
+    found = oodbench.verify(folder.path)
+    assert found.ok == (not found.problems)
+    return found.problems
+
+
+def forge(folder: RunFolder, of: str, place: tuple[str, str], arrays=None, /, **changes) -> None:
+    """Change a record, or arrays of it by role, and write the file as oodbench would."""
+    path = folder.passes_path / f"{of}.safetensors"
+    records, stored, settings = pass_file.read_records(path), pass_file.read_arrays(path), pass_file.read_settings(path)
+    for number, record in enumerate(records):
+        if record.place == place:
+            new = {role: edit(folder.arrays(record)[role].copy()) for role, edit in (arrays or {}).items()}
+            roles = record.arrays | {role: hash_of(array) for role, array in new.items()}
+            records[number] = record.model_copy(update={"arrays": roles} | changes)
+            stored |= {hash_of(array): array for array in new.values()}
+    used = {name for record in records for name in record.arrays.values()}
+    pass_file.write(path, records, {name: array for name, array in stored.items() if name in used}, settings)
+
+
+def test_a_run_agrees_with_itself(folder):
+    found = oodbench.verify(folder.path)
+    assert (found.ok, found.problems) == (True, [])
+    records = list(folder.records())
+    assert {record.protocol for record in records} == set(PROTOCOLS)
+    assert (found.records, found.figures) == (len(records), sum(record.status == "ok" for record in records))
+
+
+def test_every_flipped_bit_is_noticed(folder):
+    before, random = files(folder), np.random.default_rng(0)
+    names = [name for name, content in before.items() if content]
+    assert {"run.json", "costs.json", "severity.png", f"shared/{SHARED}"} <= {*names}
+    for number in range(200):
+        name = names[number % len(names)]
+        damaged = bytearray(before[name])
+        damaged[random.integers(len(damaged))] ^= 1 << random.integers(8)
+        (folder.path / name).write_bytes(damaged)
+        assert any(name in problem for problem in problems(folder)), (name, number)
+        (folder.path / name).write_bytes(before[name])
+    assert not problems(folder)
+
+
+def test_every_byte_of_a_header_counts(folder):
+    """What names, types and shapes of arrays take, and the blanks behind them."""
+    path = folder.passes_path / "photos.safetensors"
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for place in [*range(0, end, 7), *range(end - 20, end)]:
+        for bit in (1, 2, 32):
+            damaged = bytearray(content)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            assert any(str(path) in problem for problem in problems(folder)), (place, bit)
+
+
+def moved(rows: np.ndarray) -> np.ndarray:
+    rows[0] += 1
+    return rows
+
+
+FOG = CorruptionRecord(corruption="fog", level=1, origin="official")
+EDITS = {
+    "a count": ({"n_in": 7}, None, "n_in is 7, but its scores give "),
+    "a score": ({}, {"in_scores": lambda scores: scores + np.eye(1, len(scores))[0] * 9}, r"metrics\.\w+ is "),
+    "no figure": ({"metrics": None}, None, r"metrics\.auroc is None, but its scores give"),
+    "a network": ({"weights_hash": "0" * 16}, None, "its weights_hash is 0000000000000000, but that of the run is "),
+    "a seed": ({"seed": 1}, None, "its seed is 1, but that of the run is 0"),
+    "a detector": ({"detector": "knn"}, None, "knn on photos .*: the settings of the run do not list its detector"),
+    "a protocol": ({"protocol": "oracle"}, None, "oracle is not a protocol"),
+    "parameters": ({"parameters": {"k": 3}}, None, "its parameters are {'k': 3}, but those of the run are {}"),
+    "an input": ({"fingerprint": "0" * 16}, None, "photos.safetensors holds records of images that differ"),
+    "code": ({"code": "0" * 16}, None, "has figures of 2 versions of its code"),
+    "a level": (
+        {"corruption": CorruptionRecord(corruption="fog", level=1, origin="official")},
+        None,
+        "its corruption is not the one that its name says",
+    ),
+    "a status": ({"status": "failed"}, None, "is failed, but has n_in, n_out, metrics"),
+    "scores that are missing": ({}, {"out_scores": lambda scores: scores[1:]}, "has 59 images of photos, but its sizes say 60"),
+    "scores that are rows": ({}, {"out_scores": lambda scores: np.arange(60)}, "out_scores is not what oodbench stores"),
+    "infinite scores": ({}, {"out_scores": lambda scores: scores * np.inf}, "out_scores is not what oodbench stores"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_named(folder, edit):
+    changes, arrays, says = EDITS[edit]
+    forge(folder, "photos", MSP, arrays, **changes)
+    found = problems(folder)
+    assert any(re.search(says, problem) for problem in found), found
+
+
+def test_a_figure_that_was_edited_a_little_is_named(folder):
+    record = next(r for r in folder.records() if r.place == ("msp", "unsupervised") and r.set_name == "photos")
+    forge(folder, "photos", MSP, metrics=replace(record.metrics, auroc=record.metrics.auroc + 1e-6))
+    (problem,) = problems(folder)
+    assert problem.startswith("msp on photos (unsupervised): metrics.auroc is ")
+
+
+@pytest.mark.parametrize("protocol", ["per-shift", "transfer"])
+def test_a_split_that_leaks_is_named(folder, protocol):
+    """One image is learnt from in place of another, and tested too."""
+    of = "digits+noise@1" if protocol == "transfer" else "photos"
+    forge(folder, of, ("pixels", protocol), {"in_fit": moved})
+    says = "learns from other images" if protocol == "transfer" else "its split does not hold each in-distribution image once"
+    assert any(problem.startswith(f"pixels on {of} ({protocol}): {says}") for problem in problems(folder))
+
+
+def test_an_image_under_two_numbers_leaks(folder):
+    """Rows are apart, but two of them are one image."""
+    of = "digits+noise@1"
+    record = next(r for r in folder.records() if r.place == ("pixels", "per-shift") and r.set_name == of)
+    arrays = folder.arrays(record)
+    learnt, tested = arrays["in_fit"][0], arrays["in_test"][0]
+
+    def same(base):
+        base[tested] = base[learnt]
+        return base
+
+    forge(folder, of, ("pixels", "per-shift"), {"in_base": same})
+    assert any("tests 1 image that its head learnt from" in problem for problem in problems(folder))
+
+
+def test_files_of_other_runs_are_named(folder, tmp_path):
+    options = {"detectors": ["msp"], "datasets": ["photos"], "limit": 60, "measure_costs": False, "seed": 1}
+    other = oodbench.run("digits", out=tmp_path / "other", **options)
+    shutil.copy(other.passes_path / "photos.safetensors", folder.passes_path)
+    found = problems(folder)
+    assert any("photos.safetensors belongs to a run with other settings than run.json" in problem for problem in found)
+    (folder.passes_path / "photos.safetensors").rename(folder.passes_path / "uniform.safetensors")
+    assert any("uniform.safetensors holds records of photos; rename it" in problem for problem in problems(folder))
+
+
+def test_arrays_that_nobody_uses_are_named(folder):
+    path = folder.passes_path / "photos.safetensors"
+    stored, stray = pass_file.read_arrays(path), np.arange(3)
+    pass_file.write(path, pass_file.read_records(path), stored | {hash_of(stray): stray}, pass_file.read_settings(path))
+    (problem,) = problems(folder)
+    assert problem == f"{path} holds arrays that no record uses ({hash_of(stray)})"
+
+
+def test_lost_files_are_named(folder):
+    (folder.path / "shared" / SHARED).unlink()
+    assert any("lacks the arrays of in_scores" in problem for problem in problems(folder))
+    (folder.path / "run.json").unlink()
+    assert any("has no run.json" in problem for problem in problems(folder))
+
+
+def test_json_that_was_laid_out_again_is_named(folder):
+    for name in ("run.json", "costs.json"):
+        path = folder.path / name
+        before = path.read_bytes()
+        path.write_text(json.dumps(json.loads(before)))
+        assert problems(folder) == [f"{path} is not laid out as oodbench writes it, so it was edited"]
+        path.write_bytes(before)
+
+
+def test_a_run_without_checksums_is_not_believed(folder):
+    path = folder.path / "run.json"
+    about = json.loads(path.read_bytes())
+    del about[json_files.CHECKSUM]
+    path.write_text(json.dumps(about, indent=1, sort_keys=True))
+    assert problems(folder) == [f"{path} is not laid out as oodbench writes it, so it was edited"]
+
+
+def test_the_slow_check_of_leaks_agrees(folder):
+    """Every pair of images, one learnt from and one tested."""
+    for record in folder.records():
+        if record.protocol == "per-shift" and record.status == "ok":
+            arrays = folder.arrays(record)
+            apart = {"in": np.arange(60), "out": 60 + np.arange(60)}
+            images = {side: arrays.get(f"{side}_base", rows) for side, rows in apart.items()}
+            for learnt in verify.LEARNT:
+                for tested in verify.TESTED:
+                    one, other = (images[role.partition("_")[0]][arrays[role]] for role in (learnt, tested))
+                    assert not any(a == b for a in one for b in other)
+
+
+def test_something_else_is_not_a_run(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="is not a run folder"):
+        oodbench.verify(tmp_path)
+
+
+def test_no_run_of_an_older_oodbench_is_recomputed(tmp_path, folder):
+    record = detection_record(scoring_version=0)
+    pass_file.write(folder.passes_path / "photos.safetensors", [record], {}, folder.manifest().settings)
+    assert any("an older oodbench did not store what its figures need" in problem for problem in problems(folder))
+
+
+def test_the_command(folder):
+    done = new_process.oodbench("verify", folder.path)
+    records = len(list(folder.records()))
+    assert (done.returncode, done.stdout.splitlines()[-1].partition(": ")[0]) == (0, str(folder.path))
+    assert done.stdout.endswith(": all agree with their scores\n")
+    assert f"{records} records" in done.stdout
+    forge(folder, "photos", MSP, n_in=7)
+    done = new_process.oodbench("verify", folder.path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("msp on photos (unsupervised): n_in is 7, but its scores give 60\n")
+    assert done.stdout.endswith(": 1 problem\n")
+    told = json.loads(new_process.oodbench("verify", folder.path, "--json").stdout)
+    assert (told["ok"], told["records"], len(told["problems"])) == (False, records, 1)
