@@ -20,8 +20,13 @@ def leaderboard(
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to a file instead of standard output.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves to a .png, .svg or .pdf file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
+    ] = None,
+    plot: Annotated[
+        Literal["bars", "cost", "hist", "roc", "severity"] | None,
+        typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
@@ -37,11 +42,14 @@ def leaderboard(
 
     frame, notes = gather(folders)
     if plot is not None:
-        from oodbench.leaderboard.severity_plot import draw
+        from oodbench.leaderboard.plots import draw
+        from oodbench.leaderboard.plots.stored import StoredScores
         from oodbench.paths import write_atomically
 
-        write_atomically(plot, draw(frame, plot.suffix.removeprefix("."), top))
-    if out is not None:
+        picture = out or Path(f"{plot}.png")
+        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), StoredScores(folders), top))
+        print(picture)
+    elif out is not None:
         from oodbench.paths import write_atomically
 
         write_atomically(out, render(frame, format, top=top, notes=notes).encode())
