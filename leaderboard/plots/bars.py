@@ -57,7 +57,7 @@ def _bars(picture: Picture, top: float, rows: list[Row], of: pd.DataFrame, over:
     width = COLUMN - MARGIN - FIGURE - left
     axes = picture.panel(left, top, width, BAR * len(rows))
     figures = of.loc[[row.key for row in rows]]
-    lowest = float(figures[["auroc", "low"]].min(axis=None))
+    lowest = float(figures[["auroc", "low"]].min().min())
     axes.set(xlim=(CHANCE_LEVEL if lowest >= CHANCE_LEVEL else max(0, 10 * (lowest // 10)), 100), ylim=(len(rows) - 0.5, -0.5))
     axes.axvline(CHANCE_LEVEL, **CHANCE)
     for place, (row, (auroc, low, high, whole)) in enumerate(zip(rows, figures.itertuples(index=False), strict=True)):

@@ -58,8 +58,8 @@ def _panel(picture: Picture, top: float, rows: list[Row], of: pd.DataFrame) -> N
     if low[1] < 55:
         axes.axhline(50, **CHANCE)
     for row, point in zip(rows, points, strict=True):
-        paint = {"facecolor": "white" if row.control else COLOURS[1], "edgecolor": "#555555" if row.control else COLOURS[1]}
-        axes.scatter(*point, s=11, linewidth=0.7, zorder=3, **paint)
+        inside, edge = ("white", "#555555") if row.control else (COLOURS[1], COLOURS[1])
+        axes.scatter(point[0], point[1], s=11, linewidth=0.7, zorder=3, facecolor=inside, edgecolor=edge)
     axes.set_xlabel("time per image (ms, log scale)")
     axes.set_ylabel("AUROC ×100")
     _name_points(axes, rows, points, (width, HEIGHT))
@@ -78,7 +78,8 @@ def _name_points(axes: Axes, rows: list[Row], points: np.ndarray, size: tuple[fl
         boxes = [(left, bottom, left + wide, bottom + TALL) for left, bottom in starts]
         inside = [box for box in boxes if min(box) >= 0 and box[2] <= size[0] + RIGHT and box[3] <= size[1] + 0.1]
         others = [*taken, *(other for other in marks if other is not mark)]
-        place = min(inside or boxes, key=lambda box, at=(x, y), others=others: _crowded(box, _leader(at, box), others))
+        crowded = [_crowded(box, _leader((x, y), box), others) for box in inside or boxes]
+        place = (inside or boxes)[crowded.index(min(crowded))]
         leader = _leader((x, y), place)
         taken += [place, *(_around(point, 0.01) for point in leader)]
         left, bottom, right, top = place

@@ -26,7 +26,7 @@ FINE = 20  # times the size at which text is measured, where whole pixels hardly
 LINE = 1.3 / 72  # inches of a line of text, per point
 KEY_LINE, KEY_MARK = 0.15, 0.36  # inches: a line of a legend, and the piece of line before a name
 
-CHANCE = {"color": "#888888", "linewidth": 0.6, "linestyle": (0, (2, 2)), "zorder": 1}
+CHANCE: dict[str, Any] = {"color": "#888888", "linewidth": 0.6, "linestyle": (0, (2, 2)), "zorder": 1}
 CONTROL_COLOURS = ("#000000", "#777777")
 COLOURS = ("#CC6677", "#332288", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
@@ -73,7 +73,8 @@ def fitted(text: Any, room: float, size: float = NORMAL, bold: bool = False) -> 
 
 def folded(text: Any, room: float, size: float = NORMAL, lines: int = 2, bold: bool = False) -> list[str]:
     """Text in lines that take at most ``room`` inches, broken after - : / _ , and blanks; the last is shortened if need be."""
-    rest, found = escape.plain(text), []
+    rest = escape.plain(text)
+    found: list[str] = []
     while len(found) < lines - 1 and width_of(rest, size, bold) > room:
         ends = [at for at in range(1, len(rest)) if rest[at - 1] in " -:/_," and width_of(rest[:at], size, bold) <= room]
         if not ends:

@@ -81,7 +81,8 @@ class _Block:
         names = known.itertuples(index=False, name=None)
         self.looks = {name: look(place) | {"linewidth": 0.8} for place, name in enumerate(names)}
         self.lacking = any((rows[f"{level} corruptions"] < rows["corruptions"]).any() for level in self.levels)
-        shown = self.curves.index.droplevel(["corruption", "content"]).isin(pd.MultiIndex.from_frame(rows[WHOSE]))
+        index: Any = self.curves.index
+        shown = index.droplevel(["corruption", "content"]).isin(pd.MultiIndex.from_frame(rows[WHOSE]))
         lowest = 100 * min(AT_CHANCE, float(self.curves[shown].min().min()))
         self.bottom = max(0, 10 * math.floor(lowest / 10)) - 2
 
