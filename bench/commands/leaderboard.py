@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import UsageError, one_line
+from oodbench.errors import one_line
 
 
 def leaderboard(
@@ -30,11 +30,11 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
-    if strange := [path for path in runs if not any((path / name).exists() for name in ("run.json", "passes", "cells"))]:
-        raise UsageError(f"{strange[0]} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
+    for folder in folders:
+        folder.require()
     for folder in folders:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
