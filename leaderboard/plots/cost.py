@@ -103,8 +103,10 @@ def _around(point: np.ndarray, distance: float) -> Box:
 
 
 def _crowded(box: Box, leader: np.ndarray, others: list[Box]) -> float:
-    """Square inches that a name and its leader share with what is drawn already."""
-    return sum(_shared(part, other) for part in (box, *(_around(point, 0.02) for point in leader[1:])) for other in others)
+    """How bad a place is: square inches that a name and its leader share with others, and a little for the leader's length."""
+    length = float(np.hypot(*(leader[-1] - leader[0]))) if len(leader) else 0.0
+    line = [_around(point, 0.02) for point in leader if np.hypot(*(point - leader[0])) > 0.06]  # points may be as close as that
+    return 0.005 * length + sum(_shared(part, other) for part in (box, *line) for other in others)
 
 
 def _shared(one: Box, other: Box) -> float:

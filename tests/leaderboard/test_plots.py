@@ -77,6 +77,10 @@ def test_files_repeat_themselves(run, kind, format, monkeypatch):
     pd.testing.assert_frame_equal(found, before)
 
 
+def test_fonts_of_pdf_files_are_those_that_publishers_take(run):
+    assert b"/Type3" not in draw("bars", run[0], "pdf")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_text_is_in_the_picture_and_none_is_a_formula(run, kind):
     levels = [{"dataset": f"digits+{HOSTILE}", "kind": "corruption", "level": level} for level in (1, 2)]
