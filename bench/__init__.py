@@ -21,6 +21,7 @@ _PUBLIC = {
     "load_detector": "oodbench.detector:load_detector",
     "load_fitted": "oodbench.inference.fitted:load_fitted",
     "load_model": "oodbench.models.load:load_model",
+    "open_run": "oodbench.api:open_run",
     "run": "oodbench.api:run",
     "verify": "oodbench.results.verify:verify",
 }
@@ -45,13 +46,14 @@ __all__ = [
     "load_fitted",
     "load_model",
     "models",
+    "open_run",
     "run",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from oodbench import datasets, detectors, gradients, leaderboard, models
-    from oodbench.api import run
+    from oodbench.api import open_run, run
     from oodbench.classifier import Classifier
     from oodbench.datasets.load import load_dataset
     from oodbench.detector import Detector, load_detector

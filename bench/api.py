@@ -1,30 +1,58 @@
-"""The Python interface of whole runs: ``oodbench.run`` and what it returns."""
+"""The Python interface of whole runs: ``oodbench.run``, ``oodbench.open_run`` and what they return."""
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.engine import run as engine
-from oodbench.leaderboard import COLUMNS
+from oodbench.errors import UsageError
+from oodbench.leaderboard import COLUMNS, plots
+from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frame_of
+from oodbench.leaderboard.gather import gather
+from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.paths import sweep_cache
-from oodbench.progress import Progress
+from oodbench.progress import Progress, shown_in_notebooks
+from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
+from oodbench.results.scores import scores_of
 from oodbench.suite import Suite, load_suite
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+SHOWN = 10  # rows of each protocol that a notebook shows of results, beside the controls
+
+
+class Table:
+    """Tables as text, ``str(table)``, and as HTML, which a notebook shows."""
+
+    def __init__(self, text: str, html: str) -> None:
+        self._text, self._html = text, html
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self._html
 
 
 class Results(RunFolder):
-    """The run folder of a finished run, with its results as a DataFrame.
+    """The run folder of a run: its results as a DataFrame, as tables, as pictures, and the scores behind them.
 
-    Where costs.json is damaged, costs are left out with a warning.
+    In a notebook it shows the best rows. Where costs.json is damaged, costs are left out with a warning.
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(path, lambda why: warnings.warn(why, stacklevel=5))  # the line that asks for the frame
+        super().__init__(path, _warn)
+
+    def __repr__(self) -> str:
+        return f"Results({str(self.path)!r})"
 
     def frame(self) -> "pd.DataFrame":
         """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``.
@@ -34,7 +62,105 @@ class Results(RunFolder):
         self.manifest()
         return frame_of(self)[list(COLUMNS)]
 
+    def table(self, metric: str = "auroc", *, top: int | None = None) -> Table:
+        """The tables of ``oodbench leaderboard``: ``print`` shows their text, a notebook HTML.
 
+        Args:
+            metric: which figure they show, a column of ``frame()`` such as ``auroc`` or ``fpr95``.
+            top: show only the best rows of each protocol, this many, and the controls.
+
+        Raises UsageError for an unknown metric, BadData if a file of the run is damaged or run.json is missing.
+        """
+        self.manifest()
+        frame, notes = gather([self])
+        return Table(*(render(frame, format, metric=metric, top=top, notes=notes) for format in ("table", "html")))
+
+    def plot(
+        self,
+        kind: str = "bars",
+        *,
+        top: int | None = None,
+        detectors: str | Sequence[str] | None = None,
+        datasets: str | Sequence[str] | None = None,
+        protocols: str | Sequence[str] | None = None,
+    ) -> "Figure":
+        """A picture of the results, which a notebook shows; ``.savefig("bars.pdf")`` writes it to a file.
+
+        Args:
+            kind: ``bars`` (AUROC and its interval), ``cost`` (AUROC against milliseconds per image), ``hist`` (the scores of
+                one detector on each set), ``roc`` (curves on one set) or ``severity`` (AUROC by level of a corruption).
+            top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``severity`` all.
+            detectors: draw only these rows; ``hist`` draws the best of them.
+            datasets: draw only these sets, with or without a level; ``roc`` draws the first of them.
+            protocols: draw only these protocols.
+
+        Returns a matplotlib Figure. Raises UsageError for a name that the run does not hold, BadData where the run lacks what
+        the picture shows, such as costs.
+        """
+        self.manifest()
+        frame, _ = gather([self])
+        for what, column, names in (
+            ("detector", "detector", detectors), ("dataset", "dataset", datasets), ("protocol", "protocol", protocols),
+        ):  # fmt: skip
+            if names is not None:
+                frame = self._only(frame, what, column, [names] if isinstance(names, str) else list(names))
+        return plots.figure(kind, frame, StoredScores([self]), top)
+
+    def scores(self, detector: str, dataset: str, protocol: str = "unsupervised") -> "pd.DataFrame":
+        """The scores of one detector on one set, one row per tested image.
+
+        Args:
+            detector: a row of the table, such as ``knn`` or, for a variant, ``gradcon:recon``.
+            dataset: the set with its level, such as ``photos`` or ``digits+noise@3``.
+            protocol: ``unsupervised``, ``per-shift`` or ``transfer``.
+
+        Returns a frame whose index is ``side`` (``in`` or ``out``) and ``row`` (int64, the image's row in the set of that
+        side). It is the same for all detectors of a run on that set under that protocol, so scores pair by it. The
+        columns are ``score`` (float64, higher is more anomalous) and ``image`` (int64, equal for rows that are one image:
+        made from the same one, or with equal pixels).
+
+        Raises UsageError for a name that the run does not hold, BadData where there are no scores, and why.
+        """
+        return scores_of(self, detector, dataset, protocol)
+
+    def _repr_html_(self) -> str:
+        return self.table(top=SHOWN)._repr_html_()
+
+    def _only(self, frame: "pd.DataFrame", what: str, column: str, names: list[str]) -> "pd.DataFrame":
+        """The cells whose column has one of these names; a set may be named with its level."""
+        plain = frame[column]
+        found = plain.isin(names)
+        known = set(plain)
+        if what == "dataset":
+            levels = frame["level"].map(lambda level: "" if level != level or level is None else f"@{level:.0f}")
+            found |= (plain + levels).isin(names)
+            known |= set(plain + levels)
+        for name in names:
+            if name not in known:
+                raise UsageError(unknown(what, name, known, f"{self.path} holds {', '.join(dict.fromkeys(plain))}"))
+        return frame[found]
+
+
+def open_run(path: str | Path) -> Results:
+    """The results of a run that is there already, without running anything.
+
+    Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing.
+    """
+    results = Results(path)
+    results.require()
+    results.manifest()
+    return results
+
+
+def _warn(why: str) -> None:
+    """Warn at the line that asked for what is left out, however deep in oodbench that was found."""
+    depth, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "oodbench":
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(why, stacklevel=depth)
+
+
+@shown_in_notebooks
 def run(
     suite: str | Path | Suite = "digits",
     *,
@@ -74,6 +200,8 @@ def run(
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
+        progress: what is told how far the run is; by default a line that is kept up to date in a notebook, and nothing
+            elsewhere. ``oodbench.progress.Lines()`` prints a line per stage.
         cell_timeout: seconds that one call of a detector, data set or network may take, such as for one batch; one that
             takes longer fails. None: no limit.
 

@@ -2,14 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from oodbench.errors import one_line, reason, traceback_lines
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 
 class Progress:
-    """Prints nothing: the default of the Python interface."""
+    """Prints nothing: the default of the Python interface, but in a notebook."""
 
     tracebacks = False  # whether ``fail`` prints them
 
@@ -51,6 +56,76 @@ class Lines(Progress):
 
     def say(self, line: str) -> None:
         print(one_line(line), file=sys.stderr, flush=True)
+
+
+class Notebook(Progress):
+    """One line that is kept up to date, through the ``update`` of a display handle of IPython."""
+
+    WIDTH, PAUSE = 24, 0.2  # characters of the bar, and seconds between updates
+
+    def __init__(self, update: Callable[[str], object]) -> None:
+        self._update, self._title = update, "starting"
+        self._expected = self._done = 0.0
+        self._start, self._next = time.monotonic(), 0.0
+
+    def expect(self, units: float) -> None:
+        self._expected += units
+        self._show()
+
+    def stage(self, title: str) -> None:
+        self._title = one_line(title)
+        self._show()
+
+    def advance(self, units: float) -> None:
+        self._done += units
+        self._show()
+
+    def say(self, line: str) -> None:
+        print(one_line(line), flush=True)
+
+    def end(self, how: str) -> None:
+        """Show the line for the last time: ``done`` or ``stopped``."""
+        self._update(f"{how} after {_clock(time.monotonic() - self._start)}")
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next, spent = now + self.PAUSE, now - self._start
+        share = min(1.0, self._done / self._expected) if self._expected else 0.0
+        bar = "█" * round(share * self.WIDTH)
+        left = f", {_clock(spent / share - spent)} remaining" if share > 0.02 else ""
+        self._update(f"{bar:░<{self.WIDTH}} {share:4.0%}  {_clock(spent)}{left}  {self._title}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def shown_in_notebooks(call: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Without ``progress``, show a line that is kept up to date in a notebook, and nothing elsewhere."""
+
+    @wraps(call)
+    def shown(*args: Given.args, **options: Given.kwargs) -> Result:
+        ipython = sys.modules.get("IPython")  # a notebook has imported it
+        shell = ipython.get_ipython() if ipython else None
+        if options.get("progress") is not None or getattr(shell, "kernel", None) is None:
+            return call(*args, **options)
+        from IPython.display import display
+
+        handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+        progress = Notebook(lambda line: handle.update({"text/plain": line}, raw=True))
+        options["progress"] = progress
+        try:
+            result = call(*args, **options)
+        except BaseException:
+            progress.end("stopped")
+            raise
+        progress.end("done")
+        return result
+
+    return shown
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Leaderboards as text: tables for a terminal, Markdown and LaTeX for people; CSV and JSON, one row per cell, for programs.
+"""Leaderboards as text: tables for a terminal, Markdown, HTML and LaTeX for people; CSV and JSON for programs, a row per cell.
 
 People get one table for each model and in-distribution set, figures times 100 with one decimal; programs get fractions
 at full precision. Names and reasons come from anybody's plug-ins, so each format escapes what it would interpret.
@@ -14,6 +14,7 @@ import pandas as pd
 from oodbench.errors import UsageError
 from oodbench.leaderboard import escape, severity
 from oodbench.leaderboard.aggregate import COLUMNS, GROUP, means, pivot, qualified
+from oodbench.leaderboard.html import write_html
 from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.latex import write_latex
 from oodbench.leaderboard.markdown import write_markdown
@@ -41,9 +42,9 @@ def render(
 
     Args:
         frame: what ``Results.frame()`` gives, several of them concatenated, or what ``gather`` gives.
-        format: ``table`` (a terminal of ``width`` columns; None: as wide as need be), ``md`` (GitHub), ``tex`` (needs the
-            packages booktabs and graphicx), ``csv`` (texts that a spreadsheet would read as formulas begin with an
-            apostrophe) or ``json`` (a list of objects; an unknown value is null, never NaN).
+        format: ``table`` (a terminal of ``width`` columns; None: as wide as need be), ``md`` (GitHub), ``html`` (a
+            notebook), ``tex`` (needs the packages booktabs and graphicx), ``csv`` (texts that a spreadsheet would read as
+            formulas begin with an apostrophe) or ``json`` (a list of objects; an unknown value is null, never NaN).
         metric: which figure the tables for people show; csv and json hold all.
         top: show only the best rows of each protocol, this many, and the controls; csv and json hold all.
         notes: what else stands below the tables for people.
@@ -51,14 +52,14 @@ def render(
     Raises UsageError for an unknown format or metric, BadData where the frame lacks columns.
     """
     writers: dict[str, Callable[[TextTable], str]]
-    writers = {"table": partial(write_text, width=width), "md": write_markdown, "tex": write_latex}
+    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
     frame = qualified(frame)
     if format == "csv":
         return _csv(frame)
     if format == "json":
         return _json(frame)
     if format not in writers:
-        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, csv, json, tex"))
+        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
     if frame.empty:
         return f"% {NO_CELLS}\n" if format == "tex" else f"{NO_CELLS}\n"
     tables = [text_table(cells, metric, top) for _, cells in frame.groupby(GROUP, sort=False)]

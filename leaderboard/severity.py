@@ -1,7 +1,7 @@
 """Severity curves: how AUROC moves with the level of a corruption, by detector and protocol.
 
 A curve belongs to a row of the table, a base and a corruption: ``digits+haze`` is haze made of the base ``digits``,
-``cifar10c/fog`` the fog that the base ``cifar10c`` holds. Pure functions; ``severity_plot`` draws what they give.
+``cifar10c/fog`` the fog that the base ``cifar10c`` holds. Pure functions; ``plots.severity`` draws what they give.
 """
 
 import math

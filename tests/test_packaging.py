@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import oodbench
+from oodbench.api import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -168,7 +169,7 @@ def test_public_surface_has_nothing_else():
 
 
 def test_public_methods_are_documented():
-    for kind in (oodbench.Classifier, oodbench.Detector, oodbench.ImageSet, oodbench.Probe):
+    for kind in (oodbench.Classifier, oodbench.Detector, oodbench.ImageSet, oodbench.Probe, Results):
         for name, member in vars(kind).items():
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 assert inspect.getdoc(getattr(kind, name)), f"{kind.__name__}.{name} has no docstring"

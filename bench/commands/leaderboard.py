@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import UsageError, one_line
+from oodbench.errors import one_line
 
 
 def leaderboard(
@@ -20,16 +20,21 @@ def leaderboard(
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to a file instead of standard output.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the severity curves to a .png, .svg or .pdf file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
+    ] = None,
+    plot: Annotated[
+        Literal["bars", "cost", "hist", "roc", "severity"] | None,
+        typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
-    if strange := [path for path in runs if not any((path / name).exists() for name in ("run.json", "passes", "cells"))]:
-        raise UsageError(f"{strange[0]} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
+    for folder in folders:
+        folder.require()
     for folder in folders:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
@@ -37,11 +42,14 @@ def leaderboard(
 
     frame, notes = gather(folders)
     if plot is not None:
-        from oodbench.leaderboard.severity_plot import draw
+        from oodbench.leaderboard.plots import draw
+        from oodbench.leaderboard.plots.stored import StoredScores
         from oodbench.paths import write_atomically
 
-        write_atomically(plot, draw(frame, plot.suffix.removeprefix("."), top))
-    if out is not None:
+        picture = out or Path(f"{plot}.png")
+        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), StoredScores(folders), top))
+        print(picture)
+    elif out is not None:
         from oodbench.paths import write_atomically
 
         write_atomically(out, render(frame, format, top=top, notes=notes).encode())

@@ -139,11 +139,11 @@ def _print_results(folder: Any) -> None:
     """The best rows, what went wrong, and where the rest is; the run folder's own line follows."""
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.plots import draw
     from oodbench.leaderboard.severity import curves
-    from oodbench.leaderboard.severity_plot import draw
 
     frame, notes = gather([folder])
     print_text(brief(frame, notes, width=terminal_width(), lines=LINES - 3))
     print(f"All rows, sets and notes: oodbench leaderboard {folder.path}")
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
-        print(f"Severity curves: {folder.write_severity(draw(frame, 'png'))}")
+        print(f"Severity curves: {folder.write_severity(draw('severity', frame))}")

@@ -59,6 +59,11 @@ class RunFolder:
 
     # Reading
 
+    def require(self) -> None:
+        """Raise UsageError where the folder is not a run folder."""
+        if not any((self.path / name).exists() for name in ("run.json", "passes", CELLS)):
+            raise UsageError(f"{self.path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
+
     def manifest(self) -> Manifest:
         """What run.json says. Raises BadData for a damaged or missing file, or one of a newer schema version."""
         path, remedy = self.path / "run.json", RESTORE if has_cells(self.path) else RUN_AGAIN
@@ -76,6 +81,9 @@ class RunFolder:
 
     def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""
+        if has_cells(self.path):
+            same = (of for one, of in cells(self.path) if (one.set_name, one.place) == (record.set_name, record.place))
+            return {role: array for role, array in next(same, {}).items() if role in record.arrays}
         wanted = set(record.arrays.values())
         path = self._pass_file(record.set_name)
         own = wanted & pass_file.array_names(path)

@@ -42,7 +42,7 @@ from oodbench.datasets.fetching.fetch import WORK_FOLDER, fetch
 from oodbench.inference import thresholds
 from oodbench.inference.score_files import score_files
 from oodbench.leaderboard.gather import gather
-from oodbench.leaderboard.severity_plot import draw
+from oodbench.leaderboard.plots import draw
 from oodbench.models import weights
 from oodbench.models.train import train
 from oodbench.results.folder import RunFolder
@@ -192,7 +192,7 @@ def _levels(place: Path) -> None:
 def _picture(place: Path) -> str:
     folder = RunFolder(place / "run")
     frame, _ = gather([folder])
-    return hashlib.sha256(folder.write_severity(draw(frame, "png")).read_bytes()).hexdigest()
+    return hashlib.sha256(folder.write_severity(draw("severity", frame)).read_bytes()).hexdigest()
 
 
 def _images(place: Path) -> None:

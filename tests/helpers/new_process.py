@@ -19,7 +19,7 @@ SERVER = r"""
 import atexit, gc, json, os, sys, traceback
 import pandas, PIL.Image, scipy.io, sklearn.covariance, sklearn.datasets, sklearn.linear_model
 import oodbench.api, oodbench.conformance.datasets, oodbench.conformance.detectors, oodbench.inference.thresholds
-import oodbench.leaderboard.formats, oodbench.leaderboard.severity_plot, oodbench.models.train
+import oodbench.leaderboard.formats, oodbench.leaderboard.plots.severity, oodbench.models.train
 
 gc.freeze()  # what is loaded now needs no collection in each fork
 while line := sys.stdin.readline():

@@ -11,11 +11,12 @@ import pytest
 
 from oodbench import cli
 from oodbench.errors import BadData, UsageError
-from oodbench.leaderboard import escape, severity_plot
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, EXTRA, MAIN, corruptions_of
 from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.plots import FORMATS, draw, figure
+from oodbench.leaderboard.plots import severity as severity_plot
 from oodbench.leaderboard.severity import BLOCKS, curves, severity, sparkline, text_tables
-from oodbench.leaderboard.severity_plot import FORMATS, draw
 
 HOSTILE = "$\\frac{1}{0}$ <script>alert(1)</script>\x1b--&\u202e"
 
@@ -120,14 +121,14 @@ def test_text_worked_by_hand(small):
         assert "Severity" not in render(small, format)
 
 
-def test_a_corruption_that_nobody_has_is_said_once(small, monkeypatch):
+def test_a_corruption_that_nobody_has_is_said_once(small):
     rows = [cell(name, "decolor", level, None, status="skipped", reason="no") for name in ("msp", "energy") for level in (1, 2)]
     found = pd.concat([small, frame(*rows)])
     text = " ".join(render(found).split())
     assert "mean over 2 corruptions of digits (C-style, generated); without figures: decolor." in text
     assert severity(found)["corruptions"].unique().tolist() == [2]
     assert "55.0 " in text
-    assert "decolor" not in [name for name, _ in drawn_texts(monkeypatch, found)]  # no legend of what is not there
+    assert "decolor" not in [name for name, _ in drawn_texts(found)]  # no legend of what is not there
 
 
 def test_sparkline():
@@ -144,46 +145,37 @@ def test_without_two_levels_there_is_no_curve(small):
         assert text_tables(found) == []
         assert "Severity" not in render(found)
         with pytest.raises(BadData, match="no corruption has figures at two levels") as raised:
-            draw(found)
+            draw("severity", found)
         assert "\n" not in str(raised.value)
     missing = small.assign(status="failed", auroc=None)
     assert "–" in render(missing)[render(missing).index("Severity") :]
     with pytest.raises(BadData, match="no corruption has figures"):
-        draw(missing)
+        draw("severity", missing)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_pictures_repeat_themselves(small, format, monkeypatch):
     before = small.copy()
-    first = draw(small, format)
+    first = draw("severity", small, format)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")  # matplotlib would write this date
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)  # somebody's matplotlibrc
     monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
-    assert draw(small, format) == first
+    assert draw("severity", small, format) == first
     assert first.startswith({"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}[format])
     pd.testing.assert_frame_equal(small, before)
     assert matplotlib.rcParams["font.size"] == 20
 
 
-def drawn_texts(monkeypatch, found):
+def drawn_texts(found):
     """Each text of the picture, and whether it may be a formula."""
-    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-    texts = []
-
-    def keep(self, *_, **__):
-        from matplotlib.text import Text
-
-        texts.extend((text.get_text(), text.get_parse_math()) for text in self.findobj(Text))
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    draw(found)
-    return texts
+    return [(text.get_text(), text.get_parse_math()) for text in figure("severity", found).findobj(Text)]
 
 
-def test_a_panel_a_row_in_the_order_of_the_table(small, monkeypatch):
-    texts = [text for text, _ in drawn_texts(monkeypatch, small)]
-    named = ("msp", "energy", "pixels (control)", "unsupervised: AUROC by level", "per-shift: AUROC by level")
+def test_a_panel_a_row_in_the_order_of_the_table(small):
+    texts = [text for text, _ in drawn_texts(small)]
+    named = ("msp", "energy", "pixels (control)", "unsupervised", "per-shift")
     assert [text for text in texts if text in named[:3]] == ["msp", "energy", "msp"]
     assert [text for text in texts if text in named[3:]] == list(named[3:])
     for text in ("mean", "mean of some", "haze", "snow"):
@@ -191,14 +183,14 @@ def test_a_panel_a_row_in_the_order_of_the_table(small, monkeypatch):
     assert "Severity: net, in-distribution digits: 2 corruptions of digits (C-style, generated)" in texts
 
 
-def test_names_are_drawn_as_they_are(monkeypatch):
+def test_names_are_drawn_as_they_are():
     rows = [cell(HOSTILE, HOSTILE, level, 0.6, model=HOSTILE, dataset=f"digits+{HOSTILE}") for level in (1, 2)]
     found = frame(*rows)
-    root = ElementTree.fromstring(draw(found, "svg"))  # well-formed
+    root = ElementTree.fromstring(draw("severity", found, "svg"))  # well-formed
     tags = {element.tag.partition("}")[2] for element in root.iter()}
     assert not tags & {"script", "a", "image", "foreignObject"}
     assert not {name for element in root.iter() for name in element.attrib if name.lower().startswith("on")}
-    texts = drawn_texts(monkeypatch, found)
+    texts = drawn_texts(found)
     hostile = [(text, math) for text, math in texts if "frac" in text]
     assert len(hostile) == 3  # title, panel and legend
     assert not any(math for _, math in hostile)
@@ -213,22 +205,28 @@ def test_each_of_many_corruptions_looks_its_own_way(monkeypatch):
     blocks = []
     original = severity_plot._Block.draw
     monkeypatch.setattr(severity_plot._Block, "draw", lambda self, *a: (blocks.append(self), original(self, *a)))
-    draw(frame(*rows))
+    draw("severity", frame(*rows))
     looks = [(look["color"], str(look["linestyle"])) for look in blocks[0].looks.values()]
     assert len(looks) == len(set(looks)) == 19
 
 
+def test_the_scale_is_that_of_the_tables(small):
+    panel = figure("severity", small).axes[0]
+    means = next(line for line in panel.lines if line.get_linewidth() == 1.8)
+    assert means.get_ydata() == pytest.approx([55, 70, 95])
+    assert panel.get_ylabel() == "AUROC ×100"
+    assert panel.get_ylim()[1] > 100
+
+
 def test_unknown_format_gets_one_line(small):
     with pytest.raises(UsageError, match="unknown picture format 'jpg'; did you mean 'png'"):
-        draw(small, "jpg")
+        draw("severity", small, "jpg")
     with pytest.raises(UsageError, match="unknown picture format ''"):
-        draw(small, "")
+        draw("severity", small, "")
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    code = (
-        "import sys, oodbench.leaderboard.formats, oodbench.leaderboard.severity_plot; assert 'matplotlib' not in sys.modules"
-    )
+    code = "import sys, oodbench.leaderboard.formats, oodbench.leaderboard.plots; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
@@ -246,13 +244,16 @@ def test_leaderboard_writes_the_picture(small, tmp_path, monkeypatch, capsys):
             cli.main()
         return end.value.code
 
-    assert leaderboard("--plot", str(tmp_path / "new" / "s.svg")) == 0
-    assert "▁▄█" in capsys.readouterr().out
-    assert (tmp_path / "new" / "s.svg").read_bytes() == draw(small, "svg")
+    assert leaderboard("--plot", "severity", "--out", str(tmp_path / "new" / "s.svg")) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'new' / 's.svg'}\n"
+    assert (tmp_path / "new" / "s.svg").read_bytes() == draw("severity", small, "svg")
     found["frame"] = small[small["kind"] == "far-ood"]
-    assert leaderboard("--plot", str(tmp_path / "none.png")) == 1
+    assert leaderboard("--plot", "severity", "--out", str(tmp_path / "none.png")) == 1
     assert capsys.readouterr().err == (
         "oodbench: no corruption has figures at two levels, so there is no severity curve; run one at several levels\n"
     )
     assert not (tmp_path / "none.png").exists()
-    assert leaderboard("--plot", str(tmp_path / "none.gif")) == 2
+    assert leaderboard("--plot", "severity", "--out", str(tmp_path / "none.gif")) == 2
+    monkeypatch.chdir(tmp_path)
+    assert leaderboard("--plot", "bars") == 0
+    assert (tmp_path / "bars.png").read_bytes() == draw("bars", found["frame"])

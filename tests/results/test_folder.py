@@ -382,6 +382,20 @@ def header(path: Path) -> str:
         return json.dumps(json.loads(file.metadata()["oodbench"])["header"])
 
 
+def test_arrays_of_schema_1_are_read():
+    folder = RunFolder(SCHEMA_1)
+    before = files(folder)
+    for record in folder.records():
+        found = folder.arrays(record)
+        assert found.keys() == record.arrays.keys()
+        assert {role: pass_file.hash_of(array) for role, array in found.items()} == record.arrays
+    opened = oodbench.open_run(SCHEMA_1)
+    scores = opened.scores("msp", "photos")
+    assert oodbench.evaluate(scores.loc["in", "score"], scores.loc["out", "score"]).auroc > 0.5
+    assert len(opened.plot("roc").axes) > 0
+    assert files(folder) == before
+
+
 def test_schema_1_is_migrated_by_a_run_that_computes_what_it_needs_again(tmp_path):
     shutil.copytree(SCHEMA_1, tmp_path / "run")
     folder, told = RunFolder(tmp_path / "run"), Heard()

@@ -1,0 +1,53 @@
+"""The scores that stand behind the cells of a frame."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from oodbench.errors import BadData
+
+if TYPE_CHECKING:
+    from oodbench.results.folder import RunFolder
+    from oodbench.results.records import DetectionRecord
+
+Key = tuple[Any, ...]
+
+
+class StoredScores:
+    """Finds the scores of cells in run folders."""
+
+    def __init__(self, folders: Sequence["RunFolder"]) -> None:
+        self._folders = folders
+        self._found: dict[Key, tuple[RunFolder, DetectionRecord]] | None = None
+
+    def of(self, cell: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The scores (n,) of tested in-distribution images and (m,) of anomalous ones; ``cell`` is a row of the frame.
+
+        Raises BadData where they are missing or damaged.
+        """
+        if self._found is None:
+            records = ((folder, record) for folder in self._folders for record in folder.records() if record.metrics)
+            self._found = {_key_of_record(record): (folder, record) for folder, record in records}
+        where = f"{cell['detector']} on {cell['dataset']}"
+        if (found := self._found.get(_key_of_cell(cell))) is None:
+            raise BadData(f"{where}: its run folder stores no scores of this figure; run it again")
+        arrays = found[0].arrays(found[1])
+        if missing := [role for role in ("in_scores", "out_scores") if role not in arrays]:
+            raise BadData(f"{where} stores no {missing[0]}; run it again")
+        return arrays["in_scores"], arrays["out_scores"]
+
+
+def _key_of_record(record: "DetectionRecord") -> Key:
+    assert record.metrics is not None
+    level = -1 if record.level is None else record.level
+    figures = (record.metrics.auroc, record.n_in, record.n_out, record.wall_seconds)
+    return record.row, record.protocol, record.dataset, level, record.seed, *figures
+
+
+def _key_of_cell(cell: Any) -> Key:
+    """As of the record that the cell was made from. The figures tell cells of several runs apart."""
+    names = ("detector", "protocol", "dataset", "level", "seed", "auroc", "n_in", "n_out", "wall_seconds")
+    key = {name: None if pd.isna(cell[name]) else cell[name] for name in names}
+    return tuple(key.values()) if key["level"] is not None else tuple((key | {"level": -1}).values())
