@@ -10,7 +10,7 @@ from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
-from oodbench.results.json_files import Costs
+from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord, cost_key
 
 # What a table says beside its figures, one value per record. Facts are JSON text, empty where there are none.
@@ -25,19 +25,27 @@ FACTS = (
     "auroc_clean",  # a number: AUROC against the clean negatives alone, where noisy ones stand beside them
     "look_alikes",  # a number: tested images that look like one that the head learnt from, or an in-distribution one
     "computed_by",  # version of the harness's scoring and hash of the detector's code
+    "machine",  # what the run was made on, and so its costs
     "sizes",  # {set: [images here, images in the official set]}
 )
 
 
 def frame_of(folder: RunFolder) -> pd.DataFrame:
     """One row per record: ``COLUMNS``, then ``FACTS``."""
-    costs = folder.costs()
+    costs, machine = folder.costs(), _machine(folder.manifest())
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *FACTS)}
     for record in folder.records():
-        row = _row(record, costs)
+        row = _row(record, costs) | {"machine": machine}
         for name, values in columns.items():
             values.append(row.get(name))
     return pd.DataFrame(columns)
+
+
+def _machine(manifest: Manifest) -> str:
+    """Device, number of threads and system; empty where an earlier oodbench did not say."""
+    about = manifest.provenance
+    parts = (str(about.get("device", "")), f"{about['threads']} threads" if "threads" in about else "", about.get("platform"))
+    return ", ".join(filter(None, parts))
 
 
 def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """One frame from several run folders, and the notes on their facts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,28 +11,42 @@ import pandas as pd
 from oodbench.datasets.name import CHANGED
 from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
 from oodbench.leaderboard.frame import frame_of
-from oodbench.leaderboard.notes import Note, run_notes, subsets
+from oodbench.leaderboard.notes import Note, disagreements, machines, run_notes, subsets
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
 
 
-def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
+def gather(
+    folders: Sequence["RunFolder"],
+    *,
+    labels: Mapping[Path, str] = MappingProxyType({}),
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+) -> tuple[pd.DataFrame, list[Note]]:
     """The cells of all folders, one row each, in ``COLUMNS`` and ``QUALIFIERS``; and notes for tables.
 
     Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
     other settings), its qualifier is the hash of the content, so that no row mixes them. That of transfer is the set that it
-    learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults.
+    learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the
+    costs come from several machines, the column ``machine`` says which.
+
+    Args:
+        folders: run folders; where two hold the same cell, the last one counts.
+        labels: names of runs, by path, in place of their model: a run with a label has tables of its own.
+        keep: ``select`` with its options; figures, labels and notes are of the cells that it leaves.
     """
-    frames, notes = [], []
+    frames, names = [], []
     for folder in folders:
+        label = labels.get(folder.path)
+        names.append(label or (str(folder.path) if len(folders) > 1 else ""))
         found = frame_of(folder)
-        notes += run_notes(found, str(folder.path) if len(folders) > 1 else "")
-        frames.append(found.assign(images=_test_images(found)))
-    frame = pd.concat(frames, ignore_index=True)
+        found = found.assign(images=_test_images(found), run=len(frames))
+        frames.append(found if label is None else found.assign(model=label))
+    whole = pd.concat(frames, ignore_index=True)
+    seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
+    frame = keep(whole)
     frame = frame.assign(network=frame["weights"], source=frame["transfer_from"].fillna(""), content=frame["fingerprint"])
     frame["settings"] = ""
-    seeds = ["seed"] if _as_many(frame) else []  # each may have drawn its own test images
     for columns, qualifier in (
         (["model"], "network"),
         (["in_distribution", *seeds], "images"),
@@ -42,7 +58,11 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
         frame["source"] = ""
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
-    return frame[[*COLUMNS, *QUALIFIERS.values()]], [*notes, *subsets(frame)]
+    notes = [note for run, name in enumerate(names) for note in run_notes(frame[frame["run"] == run], name)]
+    notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
+    of_costs = machines(frame)
+    extra = ["machine"] if of_costs else []
+    return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
 
 
 def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":

@@ -11,7 +11,9 @@ from oodbench.leaderboard.aggregate import (
     BENIGN,
     CONTROLS,
     COST,
+    MEAN,
     METRICS,
+    NAME,
     ROW,
     Tally,
     base,
@@ -29,6 +31,7 @@ FALSE_ALARMS = (
     "Benign: false alarms ×100, the share of harmlessly changed images rejected at the threshold that accepts 95 % of the"
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
 )
+SETS, MEANS, COSTS = PARTS = ("sets", "means", "costs")  # parts of a table
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
@@ -60,13 +63,16 @@ class TextTable:
     notes: list[Note | str] = field(default_factory=list)
 
 
-def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> TextTable:
+def text_table(
+    frame: pd.DataFrame, metric: str, top: int | None = None, sort: str = MEAN, parts: Sequence[str] = PARTS
+) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
-    With ``top``, only that many rows per protocol, and the controls.
+    With ``top``, only that many rows per protocol, and the controls. ``sort`` as in ``tally``; ``parts`` are those of
+    ``PARTS`` that it has.
     """
     cells = unique_cells(frame)
-    found = tally(cells, metric)
+    found = tally(cells, metric, sort)
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, top)
     competing = keys[~keys["detector"].isin(CONTROLS)]
@@ -77,21 +83,28 @@ def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> Text
     means = found.values.columns.get_level_values("group") == "mean"
     summary = [column for column, mean in zip(figures, means, strict=True) if mean]
     rows = keys.iloc[shown]
-    cost = costs(cells).reindex(found.values.index).iloc[shown]
-    paid = [
-        Column("cost", ("ms/image",), [three_digits(value) for value in cost[COST[0]]]),
-        Column("cost", ("overhead",), [times(value) for value in cost[COST[1]]]),
-    ]
+    paid = _paid(cells, pd.MultiIndex.from_frame(rows)) if COSTS in parts else []
     return TextTable(
         title=title_of(keys),
-        caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
+        caption=" ".join([*_caption(cells, found, shown, metric, sort, parts), *rows_shown(keys, shown)]),
         labels=row_labels(rows),
-        sets=[column for column, mean in zip(figures, means, strict=True) if not mean],
+        sets=[column for column, mean in zip(figures, means, strict=True) if not mean and SETS in parts],
         # What rows are sorted by comes first.
-        summary=[summary[-1], *summary[:-1], *(column for column in paid if any(column.texts))],
+        summary=[*([summary[-1], *summary[:-1]] if MEANS in parts else []), *(c for c in paid if any(c.texts))],
         breaks=row_breaks(rows),
         notes=list(table_notes(frame, cells)),
     )
+
+
+def _paid(cells: pd.DataFrame, rows: pd.MultiIndex) -> list[Column]:
+    """The cost of each row; behind it the mark of its machine, where the cells have a ``mark``."""
+    cost = costs(cells).reindex(rows)
+    texts = [[three_digits(value) for value in cost[COST[0]]], [times(value) for value in cost[COST[1]]]]
+    if "mark" in cells:
+        measured = cells[cells[COST].notna().any(axis=1)]
+        marks = measured.groupby(ROW)["mark"].agg(lambda of: "".join(sorted(of.unique()))).reindex(rows)
+        texts = [[f"{text} {mark}" if text else "" for text, mark in zip(of, marks, strict=True)] for of in texts]
+    return [Column("cost", (line,), of) for line, of in zip(("ms/image", "overhead"), texts, strict=True)]
 
 
 def title_of(keys: pd.DataFrame) -> str:
@@ -190,10 +203,12 @@ def times(value: float) -> str:
     return f"{three_digits(value)}×" if pd.notna(value) else ""
 
 
-def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -> list[str]:
+def _caption(
+    cells: pd.DataFrame, found: Tally, shown: list[int], metric: str, sort: str, shown_parts: Sequence[str]
+) -> list[str]:
     name, higher_is_better = METRICS[metric]
-    parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), best mean over all sets first."]
-    parts += _mean_remarks(cells)
+    parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), {_order(cells, sort)}."]
+    parts += _mean_remarks(cells, MEANS in shown_parts)
     if (cells["kind"] == BENIGN).any():
         parts.append(FALSE_ALARMS)
     if (seeds := cells["seed"].nunique()) > 1:
@@ -205,12 +220,23 @@ def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -
     if (found.present.drop(columns="mean", level="group") == 0).any(axis=None):
         transfers = (cells["protocol"] == "transfer").any()
         parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
-    if cells["overhead"].notna().any():
+    if cells["overhead"].notna().any() and COSTS in shown_parts:
         parts.append("Overhead: multiples of a bare forward pass.")
     return parts
 
 
-def _mean_remarks(cells: pd.DataFrame) -> list[str]:
+def _order(cells: pd.DataFrame, sort: str) -> str:
+    """What comes first."""
+    if sort == NAME:
+        return "sorted by name"
+    if sort in COST:
+        return "lowest cost first"
+    if sort in cells["kind"].values:
+        return f"best mean over {sort} sets first"
+    return f"best on {escape.plain(sort)} first" if sort in cells["dataset"].values else "best mean over all sets first"
+
+
+def _mean_remarks(cells: pd.DataFrame, over_sets: bool) -> list[str]:
     """What the figures of corruptions and attacks are means of, and how they weigh in means over sets."""
     corrupted, attacked = (cells[cells["kind"] == kind]["dataset"].unique().tolist() for kind in ("corruption", "adversarial"))
     remarks = []
@@ -218,6 +244,6 @@ def _mean_remarks(cells: pd.DataFrame) -> list[str]:
         each = (escape.plain(corruptions_of(of, corrupted)) for of in dict.fromkeys(base("corruption", n) for n in corrupted))
         remarks.append(f"Corruptions, means over levels: {'; '.join(each)}.")
     alike = [f"all {name} one base" for name, of in (("corruptions of", corrupted), ("attacks on", attacked)) if of]
-    if alike:
+    if alike and over_sets:
         remarks.append(f"In means over sets {' and '.join(alike)} count as one set.")
     return remarks

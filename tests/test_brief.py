@@ -81,8 +81,8 @@ def test_a_figure_without_all_its_cells_is_marked():
     rows = [cell("x"), cell("x", "b"), cell("y", "a", 0.7), cell("y", "b", status="failed", reason="bang")]
     text = brief(frame(*rows))
     assert [line.split()[:3] for line in text.splitlines() if line.startswith(("x ", "y "))] == [
-        ["y", "70.0*", "70.0*"],
         ["x", "50.0", "50.0"],
+        ["y", "70.0*", "70.0*"],
     ]
     assert "*: mean of fewer cells" in text
     assert "– 1 cell failed (y): bang" in text
