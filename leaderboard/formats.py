@@ -13,7 +13,19 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape, severity
-from oodbench.leaderboard.aggregate import COLUMNS, GROUP, MEAN, ROW, marks_of, means, pivot, qualified, require_metric, sorts, tally
+from oodbench.leaderboard.aggregate import (
+    COLUMNS,
+    GROUP,
+    MEAN,
+    ROW,
+    marks_of,
+    means,
+    pivot,
+    qualified,
+    require_metric,
+    sorts,
+    tally,
+)
 from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.latex import write_latex
 from oodbench.leaderboard.markdown import write_markdown

@@ -55,7 +55,7 @@ def leaderboard(
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
-    from oodbench.leaderboard.select import select
+    from oodbench.leaderboard.selection import select
 
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
     frame, notes = gather(folders, labels=_labels(runs, label), keep=keep)

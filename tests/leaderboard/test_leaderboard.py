@@ -159,7 +159,11 @@ def test_rows_are_sorted_by_protocol_then_mean_then_name():
 
 def test_a_row_that_lacks_sets_never_comes_before_whole_ones():
     cells = [cell("whole", name, 0.6) for name in "abcd"] + [cell("half", name, 0.9) for name in "ab"]
-    cells += [cell("one", "a", 0.95), cell("broken", "a", None, status="failed", reason="no"), cell("control", "e", 0.1, "benign")]
+    cells += [
+        cell("one", "a", 0.95),
+        cell("broken", "a", None, status="failed", reason="no"),
+        cell("control", "e", 0.1, "benign"),
+    ]
     assert [row[3] for row in pivot(frame(*cells)).index] == ["whole", "one", "half", "broken", "control"]
     found = tally(frame(*cells), sort="b").values.index.get_level_values("detector")
     assert found.tolist() == ["half", "whole", "broken", "control", "one"]  # half is whole on b
