@@ -1,7 +1,7 @@
 """Computes the figures of a record again from its stored arrays, and from nothing else."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +27,20 @@ def figures_of(arrays: Mapping[str, np.ndarray], seed: int) -> Figures:
     Both the run that makes a record and whoever verifies it call this.
     """
     in_scores, out_scores = arrays["in_scores"], arrays["out_scores"]
-    clusters: dict[str, Any] = {}
-    if "in_base" in arrays:
-        clusters = {
-            "in_clusters": _tested(arrays, "in_base", "in_test"),
-            "out_clusters": _tested(arrays, "out_base", "out_test"),
-        }
     clean = None
     if "in_noisy" in arrays:
         clean = metrics.auroc(in_scores[~_tested(arrays, "in_noisy", "in_test")], out_scores)
-    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters), clean, calibration_of(arrays))
+    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters_of(arrays)), clean, calibration_of(arrays))
+
+
+def clusters_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The base image of each score of both sides, as arguments of ``evaluate``; empty where all images are their own."""
+    if "in_base" not in arrays:
+        return {}
+    return {
+        "in_clusters": _tested(arrays, "in_base", "in_test"),
+        "out_clusters": _tested(arrays, "out_base", "out_test"),
+    }
 
 
 def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None:
