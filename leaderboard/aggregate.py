@@ -21,6 +21,8 @@ COLUMNS = (
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
 )  # fmt: skip
+# Further columns, which a frame may lack: the ends of 95 % intervals, as ``gather`` computes them when asked.
+ENDS = ("aupr_out_low", "aupr_out_high", "aupr_in_low", "aupr_in_high", "fpr95_low", "fpr95_high")
 # Further key columns, which a frame may lack: what tells apart things of one name in several runs, by the column that
 # holds the name. Empty where the name is enough. ``labels`` makes what people read of the two.
 QUALIFIERS = {
@@ -95,6 +97,26 @@ def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally
     found = Tally(values, spread, *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
     order = _in_order(rows, *_sorted_by(found, cells, metric, sort))
     return Tally(*(part.reindex(order) for part in found))
+
+
+def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Low and high ends of the figures of a tally that come from one cell, ``like`` its values; NaN for the others.
+
+    Raises BadData where the frame lacks the columns.
+    """
+    benign = cells["kind"] == BENIGN
+    needed = [name for name, of in ((metric, ~benign), ("fpr95", benign)) if of.any()]
+    if missing := [f"{name}_low" for name in needed if f"{name}_low" not in cells.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from gather with intervals='{metric}'")
+    measured = _measured(cells, metric)
+    found = []
+    for end, other in (("low", "high"), ("high", "low")):
+        figures = [cells[f"{name}_{side}"].astype(float) for name, side in ((metric, end), ("fpr95", other)) if name in needed]
+        ends = figures[0].where(~benign, 1 - figures[-1]).reindex(measured.index)
+        by_set = measured.assign(value=ends).groupby([*ROW, *SET])["value"]
+        single = by_set.mean().where(by_set.size() == 1)
+        found.append(single.unstack(SET).reindex(index=like.index, columns=like.columns))
+    return found[0], found[1]
 
 
 def _spread(measured: pd.DataFrame, columns: pd.MultiIndex) -> pd.DataFrame:

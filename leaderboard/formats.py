@@ -15,6 +15,7 @@ from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape, severity
 from oodbench.leaderboard.aggregate import (
     COLUMNS,
+    ENDS,
     GROUP,
     MEAN,
     ROW,
@@ -38,7 +39,7 @@ __all__ = ["COLUMNS", "means", "pivot", "render"]
 
 TEXTS = frozenset(("model", "in_distribution", "detector", "protocol", "dataset", "kind", "status", "reason", "machine"))
 WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out"))
-EXTRA = ("machine",)  # columns of csv and json that a frame may lack, behind the others
+EXTRA = (*ENDS, "machine")  # columns of csv and json that a frame may lack, behind the others
 SEVERITY = "severity"  # beside the parts of a table
 
 
@@ -52,6 +53,7 @@ def render(
     notes: Sequence[Note | str] = (),
     columns: str | Sequence[str] = (),
     sort: str | None = None,
+    intervals: bool = False,
 ) -> str:
     """A frame with one row per cell (``COLUMNS``) as text.
 
@@ -68,6 +70,7 @@ def render(
         sort: sort rows by ``mean`` (over all sets, the default of tables), ``detector`` (the name), ``ms_per_image``,
             ``overhead``, a kind or a set, the best first, and whole rows before those that lack cells. Without it, csv and
             json keep the order of the frame.
+        intervals: show 95 % intervals in tables; csv and json hold those that the frame has.
 
     Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns.
     """
@@ -92,7 +95,7 @@ def render(
         frame = frame.assign(mark=frame["machine"].map(marks_of(frame)))
     tables = []
     if {*shown} & {*PARTS}:
-        tables = [text_table(cells, metric, top, sort, shown) for _, cells in frame.groupby(GROUP, sort=False)]
+        tables = [text_table(cells, metric, top, sort, shown, intervals) for _, cells in frame.groupby(GROUP, sort=False)]
     last = len(tables) - 1
     if SEVERITY in shown:
         tables += severity.text_tables(frame, top, sort)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from oodbench.datasets.name import CHANGED
-from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
+from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
 from oodbench.leaderboard.frame import frame_of
+from oodbench.leaderboard.intervals import with_intervals
 from oodbench.leaderboard.notes import Note, disagreements, machines, run_notes, subsets
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def gather(
     *,
     labels: Mapping[Path, str] = MappingProxyType({}),
     keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+    intervals: str = "",
 ) -> tuple[pd.DataFrame, list[Note]]:
     """The cells of all folders, one row each, in ``COLUMNS`` and ``QUALIFIERS``; and notes for tables.
 
@@ -34,6 +36,9 @@ def gather(
         folders: run folders; where two hold the same cell, the last one counts.
         labels: names of runs, by path, in place of their model: a run with a label has tables of its own.
         keep: ``select`` with its options; figures, labels and notes are of the cells that it leaves.
+        intervals: compute the ends of intervals too (``ENDS``): as far as tables of this metric show them, or ``all``.
+
+    Raises UsageError for a metric without intervals, and BadData where the scores that they need are not there.
     """
     frames, names = [], []
     for folder in folders:
@@ -62,6 +67,9 @@ def gather(
     notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
     of_costs = machines(frame)
     extra = ["machine"] if of_costs else []
+    if intervals:
+        records = [(folder, record) for folder in folders for record in folder.records()]
+        frame, extra = with_intervals(frame, records, intervals), [*ENDS, *extra]
     return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
 
 

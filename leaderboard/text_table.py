@@ -19,6 +19,7 @@ from oodbench.leaderboard.aggregate import (
     base,
     corruptions_of,
     costs,
+    interval_ends,
     tally,
     unique_cells,
 )
@@ -32,6 +33,7 @@ FALSE_ALARMS = (
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
 )
 SETS, MEANS, COSTS = PARTS = ("sets", "means", "costs")  # parts of a table
+INTERVALS = "In brackets: 95 % intervals over test images, of figures that come from one cell; means have none."
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
@@ -64,12 +66,17 @@ class TextTable:
 
 
 def text_table(
-    frame: pd.DataFrame, metric: str, top: int | None = None, sort: str = MEAN, parts: Sequence[str] = PARTS
+    frame: pd.DataFrame,
+    metric: str,
+    top: int | None = None,
+    sort: str = MEAN,
+    parts: Sequence[str] = PARTS,
+    intervals: bool = False,
 ) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
     With ``top``, only that many rows per protocol, and the controls. ``sort`` as in ``tally``; ``parts`` are those of
-    ``PARTS`` that it has.
+    ``PARTS`` that it has. With ``intervals``, each figure of one cell has its interval.
     """
     cells = unique_cells(frame)
     found = tally(cells, metric, sort)
@@ -79,14 +86,19 @@ def text_table(
     contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
     entrants = [competing.index[places].tolist() for places in contenders]
     choose = max if METRICS[metric][1] else min
-    figures = [_figures(found, entrants, place, choose).only(shown) for place in range(found.values.shape[1])]
+    columns = [_figures(found, entrants, place, choose) for place in range(found.values.shape[1])]
+    if intervals:
+        columns = _with_intervals(columns, *interval_ends(cells, metric, found.values))
+    figures = [column.only(shown) for column in columns]
     means = found.values.columns.get_level_values("group") == "mean"
     summary = [column for column, mean in zip(figures, means, strict=True) if mean]
     rows = keys.iloc[shown]
     paid = _paid(cells, pd.MultiIndex.from_frame(rows)) if COSTS in parts else []
     return TextTable(
         title=title_of(keys),
-        caption=" ".join([*_caption(cells, found, shown, metric, sort, parts), *rows_shown(keys, shown)]),
+        caption=" ".join(
+            [*_caption(cells, found, shown, metric, sort, parts), *([INTERVALS] if intervals else []), *rows_shown(keys, shown)]
+        ),
         labels=row_labels(rows),
         sets=[column for column, mean in zip(figures, means, strict=True) if not mean and SETS in parts],
         # What rows are sorted by comes first.
@@ -189,6 +201,16 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
         lines = ("all sets" if name == "all" else name, lacking + counted(expected[0]))
     return Column(group, lines, texts, frozenset(best))
+
+
+def _with_intervals(columns: list[Column], low: pd.DataFrame, high: pd.DataFrame) -> list[Column]:
+    """The columns with intervals behind the figures that have one."""
+    found = []
+    for place, column in enumerate(columns):
+        ends = zip(low.iloc[:, place], high.iloc[:, place], strict=True)
+        added = ["" if pd.isna(a) else f" [{100 * a:.1f}, {100 * b:.1f}]" for a, b in ends]
+        found.append(replace(column, texts=[text + end for text, end in zip(column.texts, added, strict=True)]))
+    return found
 
 
 def three_digits(value: float) -> str:

@@ -38,6 +38,10 @@ def leaderboard(
         str | None,
         typer.Option(metavar="NAME", help="Sort rows by mean, detector, ms_per_image, overhead, a kind or a set."),
     ] = None,
+    interval: Annotated[
+        bool,
+        typer.Option("--interval", help="Show 95 % intervals, computed from the scores where the figure is not AUROC."),
+    ] = False,
     label: Annotated[
         list[str], typer.Option(metavar="RUN=NAME", help="Give a run a name, and tables of its own; repeat for several.")
     ] = [],  # noqa: B006
@@ -58,8 +62,9 @@ def leaderboard(
     from oodbench.leaderboard.selection import select
 
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
-    frame, notes = gather(folders, labels=_labels(runs, label), keep=keep)
-    text = partial(render, frame, format, metric=metric, top=top, notes=notes, columns=columns, sort=sort)
+    intervals = "" if not interval else "all" if format in ("csv", "json") else metric
+    frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
+    text = partial(render, frame, format, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
     if plot is not None:
         from oodbench.leaderboard.severity_plot import draw
         from oodbench.paths import write_atomically

@@ -56,6 +56,11 @@ def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None
 
 def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
+    return figures_of(arrays_of(folder, record), record.seed)
+
+
+def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarray]:
+    """The arrays of a stored record by role. Raises BadData where they cannot give its figures."""
     if record.status != "ok":
         raise BadData(f"{record.row} on {record.set_name} has no figures ({record.reason}), so there is nothing to recompute")
     if record.scoring_version == NOT_STORED:
@@ -65,7 +70,7 @@ def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     arrays = folder.arrays(record)
     if missing := {"in_scores", "out_scores"} - arrays.keys():
         raise BadData(f"{record.row} on {record.set_name} stores no {sorted(missing)[0]}; run it again")
-    return figures_of(arrays, record.seed)
+    return arrays
 
 
 def _tested(arrays: Mapping[str, np.ndarray], role: str, rows: str) -> np.ndarray:
