@@ -105,7 +105,7 @@ def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple
     Raises BadData where the frame lacks the columns.
     """
     benign = cells["kind"] == BENIGN
-    needed = [name for name, of in ((metric, ~benign), ("fpr95", benign)) if of.any()]
+    needed = list(dict.fromkeys(name for name, of in ((metric, ~benign), ("fpr95", benign)) if of.any()))
     if missing := [f"{name}_low" for name in needed if f"{name}_low" not in cells.columns]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from gather with intervals='{metric}'")
     measured = _measured(cells, metric)

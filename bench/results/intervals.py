@@ -117,7 +117,7 @@ def intervals(
     clusters = metrics.clusters_of(in_clusters, out_clusters, n, m) or Clusters(np.arange(n), n + np.arange(m), (n, m, 0))
     drawn = (bootstrap or Bootstrap(seed)).replicates(inside, outside, clusters, figures)
     _, only_out, shared = clusters.strata
-    unseen = 1 - TAIL ** (1 / clusters.independent_pairs)
+    unseen = 1 - TAIL ** (1 / max(1, clusters.independent_pairs))
     ends = {}
     for figure in figures:
         value = getattr(found, figure)

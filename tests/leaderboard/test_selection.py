@@ -6,6 +6,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from run_folders import detection_record
@@ -15,10 +16,12 @@ from oodbench import cli
 from oodbench.api import Results
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import render, select
-from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard.aggregate import COLUMNS, ENDS
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.notes import Disagreement, Machines
 from oodbench.leaderboard.sentences import sentence
+from oodbench.results.intervals import intervals
+from oodbench.results.pass_file import hash_of
 from oodbench.results.records import cost_key
 
 SETS = {"photos": "far-ood", "digits+haze@1": "corruption", "digits+haze@2": "corruption", "near": "near-ood"}
@@ -224,3 +227,69 @@ def test_the_command_selects_alike(several, run, monkeypatch, capsys):
         assert "--label takes RUN=NAME, where RUN is one of" in capsys.readouterr().err
     assert leaderboard(monkeypatch, several.path, "--detector", "knn") == 2
     assert "none of the runs holds the detector 'knn'; the runs hold msp, gradcon" in capsys.readouterr().err
+
+
+def scored(name, level=None, kind="far-ood", **more):
+    """A record and its arrays by hash."""
+    random = np.random.default_rng(len(name))
+    arrays = {"in_scores": random.normal(size=40), "out_scores": random.normal(1, 1, 30)}
+    figures = {"metrics": oodbench.evaluate(**arrays), "arrays": {role: hash_of(of) for role, of in arrays.items()}}
+    of = detection_record(dataset=name, level=level, kind=kind, n_in=40, n_out=30, **figures | more)
+    return of, {hash_of(array): array for array in arrays.values()}, arrays
+
+
+@pytest.fixture
+def with_scores(tmp_path):
+    """Run folder with one far set, two levels of haze, a benign set and a skipped set; and the scores by set."""
+    found = Results(tmp_path / "scored")
+    cells = [
+        scored("far"),
+        *(scored("digits+haze", level, "corruption") for level in (1, 2)),
+        scored("digits+shift", kind="benign"),
+    ]
+    with found.locked():
+        found.check_settings({})
+        for record, arrays, _ in cells:
+            found.write([record], arrays)
+        found.write([detection_record(dataset="gone", status="skipped", reason="no")], {})
+    return found, {record.set_name: arrays for record, _, arrays in cells}
+
+
+def test_files_hold_all_intervals(with_scores):
+    folder, scores = with_scores
+    frame, _ = gather([folder], intervals="all")
+    for row in json.loads(render(frame, "json")):
+        name = row["dataset"] if row["level"] is None else f"{row['dataset']}@{row['level']}"
+        found = {figure: (row[f"{figure}_low"], row[f"{figure}_high"]) for figure in ("aupr_out", "aupr_in", "fpr95")}
+        assert list(row)[-6:] == list(ENDS)
+        assert found == (intervals(*scores[name].values()) if name in scores else dict.fromkeys(found, (None, None)))
+    assert render(frame, "csv", columns="fpr95_high").splitlines()[0] == "fpr95_high"
+    plain, _ = gather([folder])
+    assert render(plain, "csv").splitlines()[0] == ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize("metric", ["auroc", "aupr_out", "aupr_in", "fpr95"])
+@pytest.mark.parametrize("format", ["table", "md", "tex"])
+def test_tables_show_the_intervals_of_single_cells(with_scores, metric, format):
+    folder, scores = with_scores
+    frame, _ = gather([folder], intervals=metric)
+    text = render(frame, format, metric=metric, intervals=True).replace("\\", "")
+    value = oodbench.evaluate(*scores["far"].values())
+    low, high = (value.auroc_low, value.auroc_high) if metric == "auroc" else intervals(*scores["far"].values())[metric]
+    assert f"{100 * getattr(value, metric):.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
+    shift = scores["digits+shift"].values()
+    low, high = intervals(*shift)["fpr95"]
+    assert f"{100 - 100 * oodbench.evaluate(*shift).fpr95:.1f} [{100 - 100 * high:.1f}, {100 - 100 * low:.1f}]" in text
+    assert len(re.findall(r"\d \[", text)) == 2  # means and figures over levels have none
+    assert "In brackets: 95 % intervals" in " ".join(text.split())
+    assert "[" not in render(frame, "table", metric=metric)
+
+
+def test_an_interval_that_there_is_not_is_an_error(with_scores, monkeypatch, capsys):
+    folder, _ = with_scores
+    assert leaderboard(monkeypatch, folder.path, "--interval", "--metric", "detection_error") == 2
+    assert "detection_error has no interval; choose one of auroc, aupr_out, aupr_in, fpr95" in capsys.readouterr().err
+    assert leaderboard(monkeypatch, folder.path, "--interval", "--format", "csv", "--columns", "fpr95_low") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    with pytest.raises(BadData, match="the frame lacks the columns fpr95_low; take it from gather with intervals='fpr95'"):
+        render(folder.frame(), metric="fpr95", intervals=True)
