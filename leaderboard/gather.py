@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from oodbench.datasets.name import CHANGED
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
-from oodbench.leaderboard.frame import frame_of
+from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
 from oodbench.leaderboard.intervals import with_intervals
 from oodbench.leaderboard.notes import Note, disagreements, machines, run_notes, subsets
 
@@ -27,10 +28,11 @@ def gather(
 ) -> tuple[pd.DataFrame, list[Note]]:
     """The cells of all folders, one row each, in ``COLUMNS`` and ``QUALIFIERS``; and notes for tables.
 
-    Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
-    other settings), its qualifier is the hash of the content, so that no row mixes them. That of transfer is the set that it
-    learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the
-    costs come from several machines, the column ``machine`` says which.
+    Where one name stands for several networks, in-distribution sets or anomalous sets (an attack with other settings), its
+    qualifier is the hash of the content, so that no row mixes them; for networks and in-distribution sets, it is the options
+    in which the runs differ (``limit 300``) where these tell them apart. That of transfer is the set that it learnt from,
+    that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs come
+    from several machines, the column ``machine`` says which.
 
     Args:
         folders: run folders; where two hold the same cell, the last one counts.
@@ -55,9 +57,12 @@ def gather(
     for columns, qualifier in (
         (["model"], "network"),
         (["in_distribution", *seeds], "images"),
-        (["model", "network", "in_distribution", "images", "dataset", "level", "seed"], "content"),
     ):
         frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
+    of_set = ["model", "network", "in_distribution", "images", "dataset", "level", "seed"]
+    frame["content"] = _where_ambiguous(frame, of_set, frame["content"].fillna(""))
+    for name, qualifier, options in (("model", "network", ("weights",)), ("in_distribution", "images", OPTIONS)):
+        frame[qualifier] = _in_words(frame, name, qualifier, options)
     transfer = frame["protocol"] == "transfer"
     if frame.loc[transfer, "source"].nunique() < 2:
         frame["source"] = ""
@@ -68,7 +73,7 @@ def gather(
     of_costs = machines(frame)
     extra = ["machine"] if of_costs else []
     if intervals:
-        records = [(folder, record) for folder in folders for record in folder.records()]
+        records = [(folder, record) for folder in folders for record in in_order(folder)]
         frame, extra = with_intervals(frame, records, intervals), [*ENDS, *extra]
     return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
 
@@ -97,6 +102,30 @@ def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Serie
     known = content.where(content != "")
     ambiguous = known.groupby([frame[name] for name in columns], dropna=False).transform("nunique") > 1
     return content.where(ambiguous, "")
+
+
+def _in_words(frame: pd.DataFrame, name: str, qualifier: str, options: Sequence[str]) -> "pd.Series[str]":
+    """The qualifier with options of runs in place of hashes, such as ``limit 300``, where these tell the hashes apart."""
+    found = frame[qualifier].copy()
+    for _, of in frame[found != ""].groupby(name, sort=False):
+        runs = of[[qualifier, "about"]].drop_duplicates().itertuples(index=False, name=None)
+        abouts = [(content, json.loads(about) if isinstance(about, str) and about else {}) for content, about in runs]
+        differ = [option for option in options if len({repr(about.get(option, "")) for _, about in abouts}) > 1]
+        texts: dict[str, set[str]] = {}
+        for content, about in abouts:
+            words = ", ".join(_option(option, about[option]) for option in differ if option in about)
+            texts.setdefault(content, set()).add(words)
+        each = {content: words.pop() for content, words in texts.items() if len(words) == 1}
+        if len(set(each.values()) - {""}) == len(texts):
+            found[of.index] = of[qualifier].map(each)
+    return found
+
+
+def _option(name: str, value: Any) -> str:
+    """``limit 300`` or ``no limit``."""
+    if value is None:
+        return "default weights" if name == "weights" else f"no {name}"
+    return f"{name} {escape.plain(value)}"
 
 
 def _told_apart(non_default: list[str]) -> dict[str, str]:
