@@ -344,7 +344,11 @@ def test_markdown_and_latex_are_whole(small):
 def test_long_and_number_like_names():
     found = render(frame(cell("1e5", "a", 0.5), cell("d" * 100, "b" * 100, 0.5)), width=100)
     assert "1e5" in found
-    assert "d" * 39 + "…" in found
+    assert list(map(len, re.findall("^d{2,}", found, re.MULTILINE))) == [40, 40, 20] * 2  # in both blocks
+    assert list(map(len, re.findall("b{2,}$", found, re.MULTILINE))) == [20] * 5
+    assert "…" not in found
+    for width in (60, 80, 100):
+        assert max(map(len, render(frame(cell("d" * 100, "b" * 100, 0.5)), width=width).splitlines())) <= width
     assert "d" * 100 in render(frame(cell("d" * 100, "a", 0.5)), "md")
     assert escape.shortened("a\tb") == "a b"
 
