@@ -3,19 +3,18 @@
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.engine import run as engine
-from oodbench.errors import UsageError
-from oodbench.leaderboard import COLUMNS, plots
+from oodbench.leaderboard import COLUMNS, plots, select
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.paths import sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
-from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
 from oodbench.suite import Suite, load_suite
@@ -80,9 +79,9 @@ class Results(RunFolder):
         kind: str = "bars",
         *,
         top: int | None = None,
-        detectors: str | Sequence[str] | None = None,
-        datasets: str | Sequence[str] | None = None,
-        protocols: str | Sequence[str] | None = None,
+        detectors: str | Sequence[str] = (),
+        datasets: str | Sequence[str] = (),
+        protocols: str | Sequence[str] = (),
     ) -> "Figure":
         """A picture of the results, which a notebook shows; ``.savefig("bars.pdf")`` writes it to a file.
 
@@ -98,12 +97,8 @@ class Results(RunFolder):
         the picture shows, such as costs.
         """
         self.manifest()
-        frame, _ = gather([self])
-        for what, column, names in (
-            ("detector", "detector", detectors), ("dataset", "dataset", datasets), ("protocol", "protocol", protocols),
-        ):  # fmt: skip
-            if names is not None:
-                frame = self._only(frame, what, column, [names] if isinstance(names, str) else list(names))
+        keep = partial(select, detectors=detectors, datasets=datasets, protocols=protocols)
+        frame, _ = gather([self], keep=keep)
         return plots.figure(kind, frame, StoredScores([self]), top)
 
     def scores(self, detector: str, dataset: str, protocol: str = "unsupervised") -> "pd.DataFrame":
@@ -125,20 +120,6 @@ class Results(RunFolder):
 
     def _repr_html_(self) -> str:
         return self.table(top=SHOWN)._repr_html_()
-
-    def _only(self, frame: "pd.DataFrame", what: str, column: str, names: list[str]) -> "pd.DataFrame":
-        """The cells whose column has one of these names; a set may be named with its level."""
-        plain = frame[column]
-        found = plain.isin(names)
-        known = set(plain)
-        if what == "dataset":
-            levels = frame["level"].map(lambda level: "" if level != level or level is None else f"@{level:.0f}")
-            found |= (plain + levels).isin(names)
-            known |= set(plain + levels)
-        for name in names:
-            if name not in known:
-                raise UsageError(unknown(what, name, known, f"{self.path} holds {', '.join(dict.fromkeys(plain))}"))
-        return frame[found]
 
 
 def open_run(path: str | Path) -> Results:

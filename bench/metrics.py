@@ -96,14 +96,14 @@ def evaluate(
     counts = _count(inside, outside)
     area = _area(counts)
     n, m = len(inside), len(outside)
-    clusters = _clusters(in_clusters, out_clusters, n, m)
+    clusters = clusters_of(in_clusters, out_clusters, n, m)
     pairs = clusters.independent_pairs if clusters else min(n, m)
     if area in (0, 1) or len(counts.inside) == 1:
         low, high = _exact_interval(area, pairs)
     elif pairs < 2:
         low, high = 0.0, 1.0
     elif clusters:
-        low, high = _percentile_interval(bootstrap_auroc(inside, outside, clusters, seed), area)
+        low, high = percentile_interval(bootstrap_auroc(inside, outside, clusters, seed), area)
     elif min(n, m) < SMALL:
         low, high = _newcombe_interval(area, n, m)
     else:
@@ -181,7 +181,12 @@ def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
     of_outside = (counts.inside.cumsum() - counts.inside / 2) / n
     of_inside = 1 - (counts.outside.cumsum() - counts.outside / 2) / m
     variance = counts.outside @ (of_outside - area) ** 2 / (m - 1) / m + counts.inside @ (of_inside - area) ** 2 / (n - 1) / n
-    centre, reach = np.log(area / (1 - area)), NORMAL_975 * np.sqrt(variance) / (area * (1 - area))
+    return logit_interval(area, float(np.sqrt(variance)))
+
+
+def logit_interval(share: float, deviation: float) -> tuple[float, float]:
+    """The 95 % interval of a share in (0, 1) with this standard deviation, normal on the logit scale."""
+    centre, reach = np.log(share / (1 - share)), NORMAL_975 * deviation / (share * (1 - share))
     low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))
     return float(low), float(high)
 
@@ -235,7 +240,7 @@ class Clusters(NamedTuple):
         return min(only_in + shared, only_out + shared, sum(self.strata) // 2)
 
 
-def _clusters(in_ids: Any, out_ids: Any, n: int, m: int) -> Clusters | None:
+def clusters_of(in_ids: Any, out_ids: Any, n: int, m: int) -> Clusters | None:
     """Numbered clusters from ids of any kind (n,), (m,); None if neither is given."""
     if in_ids is None and out_ids is None:
         return None
@@ -264,7 +269,7 @@ def bootstrap_auroc(
     For each position of a stratum, a replicate draws one of the stratum's clusters. One sort is used for all replicates,
     and the draws are shared by all scores with the same seed and the same numbers of base images.
     """
-    drawn = _drawn(clusters.strata, seed, replicates)  # (C, R)
+    drawn = draws(clusters.strata, seed, replicates)  # (C, R)
     order = np.argsort(inside)
     below, up_to = (np.searchsorted(inside[order], outside, side) for side in ("left", "right"))
     found = np.empty(replicates)
@@ -280,7 +285,7 @@ def bootstrap_auroc(
 
 
 @lru_cache(maxsize=4)  # a run's cells of one protocol share their draws; at 10,000 base images each takes 10 MB
-def _drawn(strata: tuple[int, int, int], seed: int, replicates: int) -> np.ndarray:
+def draws(strata: tuple[int, int, int], seed: int, replicates: int) -> np.ndarray:
     """How often each replicate draws each cluster: uint8 (C, replicates), read-only; replicates are contiguous in memory.
 
     A byte is enough: drawing one of more than 255 clusters that often has a probability of less than 1 / 256!.
@@ -299,7 +304,7 @@ def _drawn(strata: tuple[int, int, int], seed: int, replicates: int) -> np.ndarr
     return found
 
 
-def _percentile_interval(replicates: np.ndarray, area: float) -> tuple[float, float]:
+def percentile_interval(replicates: np.ndarray, area: float) -> tuple[float, float]:
     """The middle 95 % of replicates, extended to include the estimate.
 
     An image drawn twice adds weight to the pairs of its own copies. If these pairs alone matter (a shift so mild that it

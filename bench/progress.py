@@ -5,12 +5,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from oodbench.errors import one_line, reason, traceback_lines
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
 
 class Progress:
@@ -128,6 +132,24 @@ def shown_in_notebooks(call: Callable[Given, Result]) -> Callable[Given, Result]
     return shown
 
 
+def live_bar(console: "Console") -> "RichProgress":
+    """A line with the stage, a bar, the share done and two times. Only the stage and the bar shrink where it is narrow."""
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("remaining"),
+    )
+    return RichProgress(*columns, console=console, transient=True, expand=True)
+
+
 @contextmanager
 def terminal_progress() -> Iterator[Progress]:
     """A live bar if standard error is a terminal, otherwise one line per stage."""
@@ -136,19 +158,8 @@ def terminal_progress() -> Iterator[Progress]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("remaining"),
-    )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True, expand=True) as live:
+    with live_bar(Console(stderr=True)) as live:
         task = live.add_task("starting", total=None)
 
         class Live(Progress):

@@ -1,7 +1,8 @@
 """Leaderboards: from a frame with one row per cell to means, pivots and text, without writing files.
 
-``frame`` reads a run folder, ``gather`` several of them; everything else is pure functions: ``aggregate`` makes numbers,
-``notes`` what must be said about them, ``text_table`` tables of them, and ``text``, ``markdown`` and ``latex`` write these.
+``frame`` reads a run folder, ``gather`` several of them; everything else is pure functions: ``selection`` chooses cells,
+``aggregate`` makes numbers, ``notes`` what must be said about them, ``text_table`` tables of them, and ``text``, ``markdown``
+and ``latex`` write these.
 """
 
 import importlib
@@ -12,13 +13,15 @@ _PUBLIC = {
     "means": "oodbench.leaderboard.aggregate",
     "pivot": "oodbench.leaderboard.aggregate",
     "render": "oodbench.leaderboard.formats",
+    "select": "oodbench.leaderboard.selection",
 }
 
-__all__ = ["COLUMNS", "means", "pivot", "render"]
+__all__ = ["COLUMNS", "means", "pivot", "render", "select"]
 
 if TYPE_CHECKING:
     from oodbench.leaderboard.aggregate import COLUMNS, means, pivot
     from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.selection import select
 
 
 def __getattr__(name: str) -> Any:

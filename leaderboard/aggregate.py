@@ -21,6 +21,8 @@ COLUMNS = (
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
 )  # fmt: skip
+# Further columns, which a frame may lack: the ends of 95 % intervals, as ``gather`` computes them when asked.
+ENDS = ("aupr_out_low", "aupr_out_high", "aupr_in_low", "aupr_in_high", "fpr95_low", "fpr95_high")
 # Further key columns, which a frame may lack: what tells apart things of one name in several runs, by the column that
 # holds the name. Empty where the name is enough. ``labels`` makes what people read of the two.
 QUALIFIERS = {
@@ -49,6 +51,7 @@ SET = ["kind", "dataset", "content"]
 PLACE = [*SET, "level", "seed"]  # what a row has a cell for
 SCOPE = [*GROUP, "scope", "of"]  # whose places count for a row
 COST = ["ms_per_image", "overhead"]
+MEAN, NAME = "mean", "detector"  # orders of rows: by the mean over all sets, which is the default, and by name
 
 
 class Tally(NamedTuple):
@@ -67,12 +70,14 @@ class Tally(NamedTuple):
     expected: pd.DataFrame  # how many places there are, with a figure or without
 
 
-def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
-    """Values and counts, best mean over all sets first within each model, in-distribution set and protocol.
+def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally:
+    """Values and counts, the best row first within each model, in-distribution set and protocol.
 
-    Values of benign changes are rates of false alarms, whatever the metric, and not part of the mean over all sets. A cell
-    that occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric, BadData
-    where columns are missing.
+    Rows are sorted by the mean over all sets, or by another of ``sorts``: a kind (its mean), a set, a column of ``COST``,
+    or ``detector`` (the name). A row without all the cells that others have there comes after those that have them. Values
+    of benign changes are rates of false alarms, whatever the metric, and not part of the mean over all sets. A cell that
+    occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric, BadData where
+    columns are missing.
     """
     cells = unique_cells(frame)
     measured = _measured(cells, metric)
@@ -82,14 +87,36 @@ def tally(frame: pd.DataFrame, metric: str = "auroc") -> Tally:
     sets = sorted(datasets, key=lambda key: kinds.index(key[0]))  # stable: within a kind as in the frame
     means = [("mean", kind, "") for kind in [*kinds, "all"]]
     columns = pd.MultiIndex.from_tuples([*sets, *means], names=["group", "name", "content"])
-    values = _wide(_averages(measured), columns)
-    rows = _in_order(cells, values[("mean", "all", "")], METRICS[metric][1])
+    rows = cells[ROW].drop_duplicates()
     index = pd.MultiIndex.from_frame(rows)
     group = pd.MultiIndex.from_frame(_with_scope(rows)[SCOPE])
     counts = (_wide(_counts(part, ROW), columns).reindex(index) for part in (measured, cells))
     shared_counts = (_wide(_counts(part, SCOPE), columns).reindex(group).set_axis(index) for part in (filled, places))
     spread = _spread(measured, columns).reindex(index)
-    return Tally(values.reindex(index), spread, *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+    values = _wide(_averages(measured), columns).reindex(index)
+    found = Tally(values, spread, *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
+    order = _in_order(rows, *_sorted_by(found, cells, metric, sort))
+    return Tally(*(part.reindex(order) for part in found))
+
+
+def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Low and high ends of the figures of a tally that come from one cell, ``like`` its values; NaN for the others.
+
+    Raises BadData where the frame lacks the columns.
+    """
+    benign = cells["kind"] == BENIGN
+    needed = list(dict.fromkeys(name for name, of in ((metric, ~benign), ("fpr95", benign)) if of.any()))
+    if missing := [f"{name}_low" for name in needed if f"{name}_low" not in cells.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from gather with intervals='{metric}'")
+    measured = _measured(cells, metric)
+    found = []
+    for end, other in (("low", "high"), ("high", "low")):
+        figures = [cells[f"{name}_{side}"].astype(float) for name, side in ((metric, end), ("fpr95", other)) if name in needed]
+        ends = figures[0].where(~benign, 1 - figures[-1]).reindex(measured.index)
+        by_set = measured.assign(value=ends).groupby([*ROW, *SET])["value"]
+        single = by_set.mean().where(by_set.size() == 1)
+        found.append(single.unstack(SET).reindex(index=like.index, columns=like.columns))
+    return found[0], found[1]
 
 
 def _spread(measured: pd.DataFrame, columns: pd.MultiIndex) -> pd.DataFrame:
@@ -101,18 +128,16 @@ def _spread(measured: pd.DataFrame, columns: pd.MultiIndex) -> pd.DataFrame:
     return values.where(whole).groupby(level=ROW).std()
 
 
-def row_order(frame: pd.DataFrame, metric: str = "auroc") -> pd.MultiIndex:
-    """The rows (``ROW``) of ``tally``, without its figures."""
-    cells = unique_cells(frame)
-    best = _averages(_measured(cells, metric))[-1]
-    return pd.MultiIndex.from_frame(_in_order(cells, best, METRICS[metric][1]))
+def require_metric(metric: str) -> None:
+    """Raise UsageError for an unknown metric."""
+    if metric not in METRICS:
+        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
 
 
 def _measured(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The cells with a figure, ``value``: the metric, or for a benign change the share of images rejected at the
     threshold that accepts 95 % of the in-distribution images."""
-    if metric not in METRICS:
-        raise UsageError(unknown("metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+    require_metric(metric)
     figures = cells[metric].where(cells["kind"] != BENIGN, 1 - cells["fpr95"])
     return cells.assign(value=figures)[(cells["status"] == "ok") & figures.notna()]
 
@@ -162,18 +187,38 @@ def _wide(parts: list[pd.Series], columns: pd.MultiIndex) -> pd.DataFrame:
     return pd.concat([by_set.unstack(SET), means], axis=1).reindex(columns=columns)
 
 
-def _in_order(cells: pd.DataFrame, best: pd.Series, higher_is_better: bool) -> pd.DataFrame:
-    """The rows of cells by model and in-distribution set as they come, then by protocol, the best mean first; ties by name."""
-    rows = cells[ROW].drop_duplicates()
-    keys = pd.DataFrame(index=rows.index)
-    for name in GROUP:
-        keys[name] = pd.factorize(rows[name])[0]
+def sorts(frame: pd.DataFrame) -> list[str]:
+    """What the rows of a frame can be sorted by."""
+    kinds = sorted(frame["kind"].dropna().unique(), key=_rank(KINDS))
+    return [MEAN, NAME, *COST, *kinds, *frame["dataset"].dropna().unique()]
+
+
+def _sorted_by(found: Tally, cells: pd.DataFrame, metric: str, sort: str) -> tuple[list[float], list[bool]]:
+    """For each row of a tally, what it is sorted by, lower first, and whether cells are missing behind it."""
+    if sort == NAME:
+        return [0.0] * len(found.values), [False] * len(found.values)
+    if sort in COST:
+        paid = costs(cells)[sort].reindex(found.values.index)
+        return paid.tolist(), paid.isna().tolist()
+    columns: Any = reversed(found.values.columns)
+    sets = {name: (group, name, content) for group, name, content in columns if group != "mean"}
+    kinds = {name: ("mean", name, "") for name in cells["kind"].unique()}
+    column = {**sets, **kinds}.get(sort, ("mean", "all", ""))
+    higher_is_better = METRICS[metric][1] and BENIGN not in column
+    figures = found.values[column] * (-1 if higher_is_better else 1)
+    return figures.tolist(), (found.cells[column] < found.filled[column]).tolist()
+
+
+def _in_order(rows: pd.DataFrame, figures: list[float], incomplete: list[bool]) -> pd.MultiIndex:
+    """The rows by model and in-distribution set as they come, then by protocol, whole ones first, then by figure and name."""
+    keys = pd.DataFrame({name: pd.factorize(rows[name])[0] for name in GROUP}, index=rows.index)
     keys["protocol"] = rows["protocol"].map(_rank(PROTOCOLS))
     keys["source"] = rows["source"]
-    keys["best"] = best.reindex(pd.MultiIndex.from_frame(rows)).to_numpy() * (-1 if higher_is_better else 1)
+    keys["incomplete"] = incomplete
+    keys["figure"] = figures
     keys["detector"] = rows["detector"]
     keys["settings"] = rows["settings"]
-    return rows.loc[keys.sort_values(list(keys.columns)).index]
+    return pd.MultiIndex.from_frame(rows.loc[keys.sort_values(list(keys.columns)).index])
 
 
 def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -221,6 +266,12 @@ def without_qualifiers(index: pd.Index, frame: pd.DataFrame) -> list[str]:
 def costs(frame: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds per image and multiples of a bare forward pass, by ``ROW``: the median over sets."""
     return unique_cells(frame).groupby(ROW)[COST].median()
+
+
+def marks_of(frame: pd.DataFrame) -> dict[str, str]:
+    """A letter for each ``machine`` that costs of a frame were measured on: a, b and so on, as they come."""
+    machines = frame.loc[frame[COST].notna().any(axis=1), "machine"].unique()
+    return {machine: chr(ord("a") + place) for place, machine in enumerate(machines)}
 
 
 def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:

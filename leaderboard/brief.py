@@ -23,7 +23,7 @@ from oodbench.leaderboard.aggregate import (
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, table_notes
 from oodbench.leaderboard.sentences import listed, parts_of
-from oodbench.leaderboard.text import GAP, noted, wrapped
+from oodbench.leaderboard.text import GAP, broken, noted, wrapped
 from oodbench.leaderboard.text_table import NO_CELLS, best_rows, row_labels, times, title_of
 
 MOST, FEWEST = 10, 3  # rows of a protocol
@@ -33,8 +33,8 @@ NAME = 16  # characters that a detector's name has at least, where columns compe
 def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int = 80, lines: int = 42) -> str:
     """The best rows of each protocol and the notes that matter at once, in ``lines`` lines of ``width`` characters.
 
-    Where that is little room, notes take one line each, then there are fewer rows, then fewer notes. ``frame`` and
-    ``notes`` are what ``gather`` gives; any frame with ``COLUMNS`` will do.
+    Where that is little room, there are fewer rows, then fewer reasons of missing figures; what is shown is whole. ``frame``
+    and ``notes`` are what ``gather`` gives; any frame with ``COLUMNS`` will do.
     """
     frame = qualified(frame)
     if frame.empty:
@@ -49,17 +49,19 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode | LookAlikes)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 
-    def attempt(rows: int, full: bool, reasons: int) -> list[str]:
+    def attempt(rows: int, reasons: int) -> list[str]:
         text = [line for table in tables for line in _table(*table, rows, width)]
-        shown = [*missing[:reasons], *([f"– and {len(missing) - reasons} more reasons"] if reasons < len(missing) else [])]
-        for paragraph in [*paragraphs, *shown]:
-            text += wrapped(paragraph, width).splitlines() if full else [escape.shortened(paragraph, width)]
-        return text
+        left_out = len(missing) - reasons
+        counted = f"{'and ' if reasons else ''}{left_out} {'more ' if reasons else ''}reason{'s' * (left_out > 1)}"
+        more = [f"– {counted} for missing figures"] if left_out else []
+        return text + [line for note in [*paragraphs, *missing[:reasons], *more] for line in wrapped(note, width).splitlines()]
 
-    attempts = [(MOST, True, len(missing)), *((rows, False, len(missing)) for rows in range(MOST, FEWEST - 1, -1))]
-    attempts += [(FEWEST, False, reasons) for reasons in range(len(missing) - 1, -1, -1)]
-    for rows, full, reasons in attempts:
-        if len(text := attempt(rows, full, reasons)) <= lines:
+    attempts = [(rows, len(missing)) for rows in range(MOST, FEWEST - 1, -1)]
+    attempts += [(FEWEST, reasons) for reasons in range(len(missing) - 1, 0, -1)]
+    attempts += [(rows, min(1, len(missing))) for rows in range(FEWEST - 1, -1, -1)]
+    attempts += [(rows, 0) for rows in range(FEWEST, -1, -1)]
+    for rows, reasons in attempts:
+        if len(text := attempt(rows, reasons)) <= lines:
             break
     return "\n".join(text) + "\n"
 
@@ -74,20 +76,22 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
         del columns[-1]
     name_width = min(width - _needed(columns), max(map(len, [*names, "detector"])))
 
-    def line(name: str, texts: Sequence[str]) -> str:
+    def line(name: str, texts: Sequence[str]) -> list[str]:
         figures = (" " * GAP + text.rjust(_needed([column]) - GAP) for text, column in zip(texts, columns, strict=True))
-        return (escape.shortened(name, name_width).ljust(name_width) + "".join(figures)).rstrip()
+        first, *others = broken(escape.plain(name), name_width, name_width) or [""]
+        return [(first.ljust(name_width) + "".join(figures)).rstrip(), *(f"  {other}" for other in others)]
 
     higher = "higher" if METRICS["auroc"][1] else "lower"
-    text = [escape.shortened(f"{title_of(keys)}: {METRICS['auroc'][0]} ×100, {higher} is better", width)]
-    text += [line("", [head[0] for head, _ in columns]), line("detector", [head[1] for head, _ in columns])]
+    text = wrapped(escape.plain(f"{title_of(keys)}: {METRICS['auroc'][0]} ×100, {higher} is better"), width).splitlines()
+    text += [*line("", [head[0] for head, _ in columns]), *line("detector", [head[1] for head, _ in columns])]
     texts = list(zip(names, zip(*(figures for _, figures in columns), strict=True), strict=True))
     by_protocol: Any = keys.groupby(["protocol", "source"], sort=False)
     for (protocol, source), of in by_protocol:
         mine = [place for place, row in enumerate(shown) if row in of.index]
         counted = _counted(keys.iloc[shown].iloc[mine]["detector"], len(of))
-        text.append(escape.shortened(f"--- {label('protocol', protocol, source)}: {counted} ".ljust(width, "-"), width))
-        text += [line(*texts[place]) for place in mine]
+        *others, last = wrapped(escape.plain(f"--- {label('protocol', protocol, source)}: {counted}"), width - 1).splitlines()
+        text += [*others, f"{last} ".ljust(width, "-")]
+        text += [part for place in mine for part in line(*texts[place])]
     if any(figure.endswith("*") for _, figures in columns for figure in figures):
         text.append("*: mean of fewer cells, because some have no figure")
     if BENIGN in found.values["mean"].columns:

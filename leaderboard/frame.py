@@ -4,14 +4,15 @@ import json
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
-from oodbench.results.json_files import Costs
+from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord, cost_key
+from oodbench.suite import Suite
 
 # What a table says beside its figures, one value per record. Facts are JSON text, empty where there are none.
 FACTS = (
@@ -25,19 +26,48 @@ FACTS = (
     "auroc_clean",  # a number: AUROC against the clean negatives alone, where noisy ones stand beside them
     "look_alikes",  # a number: tested images that look like one that the head learnt from, or an in-distribution one
     "computed_by",  # version of the harness's scoring and hash of the detector's code
+    "about",  # {option: value}: what runs may differ in that their names do not show
+    "machine",  # what the run was made on, and so its costs
     "sizes",  # {set: [images here, images in the official set]}
 )
+
+OPTIONS = ("limit", "validation", "size", "resize", "seed")  # that may change the test images
 
 
 def frame_of(folder: RunFolder) -> pd.DataFrame:
     """One row per record: ``COLUMNS``, then ``FACTS``."""
-    costs = folder.costs()
+    costs, manifest = folder.costs(), folder.manifest()
+    of_run = {"machine": _machine(manifest), "about": _json(_about(manifest))}
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *FACTS)}
-    for record in folder.records():
-        row = _row(record, costs)
+    for record in in_order(folder):
+        row = _row(record, costs) | of_run
         for name, values in columns.items():
             values.append(row.get(name))
     return pd.DataFrame(columns)
+
+
+def in_order(folder: RunFolder) -> list[DetectionRecord]:
+    """The records of a folder, set by set as its suite lists them; sets of earlier runs come last, by name."""
+    try:
+        suite = Suite.model_validate(folder.manifest().suite)
+    except ValidationError:  # another oodbench's
+        return list(folder.records())
+    places = {name: place for place, name in enumerate(suite.each_set())}
+    return sorted(folder.records(), key=lambda record: places.get(record.set_name, len(places)))  # stable
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    """The options of a run: its file of weights (None: the model's own) and ``OPTIONS``, as far as run.json says."""
+    settings, provenance = manifest.settings, manifest.provenance
+    file = {"weights": provenance["weights"]} if "weights" in provenance else {}  # settings hold the hash alone
+    return file | {name: settings[name] for name in OPTIONS if name in settings}
+
+
+def _machine(manifest: Manifest) -> str:
+    """Device, number of threads and system; empty where an earlier oodbench did not say."""
+    about = manifest.provenance
+    parts = (str(about.get("device", "")), f"{about['threads']} threads" if "threads" in about else "", about.get("platform"))
+    return ", ".join(filter(None, parts))
 
 
 def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:

@@ -1,48 +1,82 @@
 """One frame from several run folders, and the notes on their facts."""
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from oodbench.datasets.name import CHANGED
-from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
-from oodbench.leaderboard.frame import frame_of
-from oodbench.leaderboard.notes import Note, run_notes, subsets
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
+from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
+from oodbench.leaderboard.intervals import with_intervals
+from oodbench.leaderboard.notes import Note, disagreements, machines, run_notes, subsets
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
 
 
-def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
+def gather(
+    folders: Sequence["RunFolder"],
+    *,
+    labels: Mapping[Path, str] = MappingProxyType({}),
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+    intervals: str = "",
+) -> tuple[pd.DataFrame, list[Note]]:
     """The cells of all folders, one row each, in ``COLUMNS`` and ``QUALIFIERS``; and notes for tables.
 
-    Where one name stands for several networks, in-distribution sets (another limit, say) or anomalous sets (an attack with
-    other settings), its qualifier is the hash of the content, so that no row mixes them. That of transfer is the set that it
-    learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults.
+    Where one name stands for several networks, in-distribution sets or anomalous sets (an attack with other settings), its
+    qualifier is the hash of the content, so that no row mixes them; for networks and in-distribution sets, it is the options
+    in which the runs differ (``limit 300``) where these tell them apart. That of transfer is the set that it learnt from,
+    that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs come
+    from several machines, the column ``machine`` says which.
+
+    Args:
+        folders: run folders; where two hold the same cell, the last one counts.
+        labels: names of runs, by path, in place of their model: a run with a label has tables of its own.
+        keep: ``select`` with its options; figures, labels and notes are of the cells that it leaves.
+        intervals: compute the ends of intervals too (``ENDS``): as far as tables of this metric show them, or ``all``.
+
+    Raises UsageError for a metric without intervals, and BadData where the scores that they need are not there.
     """
-    frames, notes = [], []
+    frames: list[pd.DataFrame] = []
+    names = []
     for folder in folders:
+        label = labels.get(folder.path)
+        names.append(label or (str(folder.path) if len(folders) > 1 else ""))
         found = frame_of(folder)
-        notes += run_notes(found, str(folder.path) if len(folders) > 1 else "")
-        frames.append(found.assign(images=_test_images(found)))
-    frame = pd.concat(frames, ignore_index=True)
+        found = found.assign(images=_test_images(found), run=len(frames))
+        frames.append(found if label is None else found.assign(model=label))
+    whole = pd.concat(frames, ignore_index=True)
+    seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
+    frame = keep(whole)
     frame = frame.assign(network=frame["weights"], source=frame["transfer_from"].fillna(""), content=frame["fingerprint"])
     frame["settings"] = ""
-    seeds = ["seed"] if _as_many(frame) else []  # each may have drawn its own test images
     for columns, qualifier in (
         (["model"], "network"),
         (["in_distribution", *seeds], "images"),
-        (["model", "network", "in_distribution", "images", "dataset", "level", "seed"], "content"),
     ):
         frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
+    of_set = ["model", "network", "in_distribution", "images", "dataset", "level", "seed"]
+    frame["content"] = _where_ambiguous(frame, of_set, frame["content"].fillna(""))
+    for name, qualifier, options in (("model", "network", ("weights",)), ("in_distribution", "images", OPTIONS)):
+        frame[qualifier] = _in_words(frame, name, qualifier, options)
     transfer = frame["protocol"] == "transfer"
     if frame.loc[transfer, "source"].nunique() < 2:
         frame["source"] = ""
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
-    return frame[[*COLUMNS, *QUALIFIERS.values()]], [*notes, *subsets(frame)]
+    notes = [note for run, name in enumerate(names) for note in run_notes(frame[frame["run"] == run], name)]
+    notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
+    of_costs = machines(frame)
+    extra = ["machine"] if of_costs else []
+    if intervals:
+        records = [(folder, record) for folder in folders for record in in_order(folder)]
+        frame, extra = with_intervals(frame, records, intervals), [*ENDS, *extra]
+    return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
 
 
 def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":
@@ -69,6 +103,30 @@ def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Serie
     known = content.where(content != "")
     ambiguous = known.groupby([frame[name] for name in columns], dropna=False).transform("nunique") > 1
     return content.where(ambiguous, "")
+
+
+def _in_words(frame: pd.DataFrame, name: str, qualifier: str, options: Sequence[str]) -> "pd.Series[str]":
+    """The qualifier with options of runs in place of hashes, such as ``limit 300``, where these tell the hashes apart."""
+    found = frame[qualifier].copy()
+    for _, of in frame[found != ""].groupby(name, sort=False):
+        runs = of[[qualifier, "about"]].drop_duplicates().itertuples(index=False, name=None)
+        abouts = [(content, json.loads(about) if isinstance(about, str) and about else {}) for content, about in runs]
+        differ = [option for option in options if len({repr(about.get(option, "")) for _, about in abouts}) > 1]
+        texts: dict[str, set[str]] = {}
+        for content, about in abouts:
+            words = ", ".join(_option(option, about[option]) for option in differ if option in about)
+            texts.setdefault(content, set()).add(words)
+        each = {content: words.pop() for content, words in texts.items() if len(words) == 1}
+        if len(set(each.values()) - {""}) == len(texts):
+            found[of.index] = of[qualifier].map(each)
+    return found
+
+
+def _option(name: str, value: Any) -> str:
+    """``limit 300`` or ``no limit``."""
+    if value is None:
+        return "default weights" if name == "weights" else f"no {name}"
+    return f"{name} {escape.plain(value)}"
 
 
 def _told_apart(non_default: list[str]) -> dict[str, str]:

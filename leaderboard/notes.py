@@ -13,13 +13,14 @@ import pandas as pd
 from oodbench.datasets.name import source_and_change
 from oodbench.datasets.overlaps import OVERLAPS, overlap_of
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import BENIGN, CONTROL, ROW, tally
+from oodbench.leaderboard.aggregate import BENIGN, CONTROL, METRICS, PLACE, ROW, marks_of, tally
 from oodbench.leaderboard.labels import label, labelled
 
 REMARKS = "; "  # stands between the remarks of one row
 DRAWN_ONCE = "networks trained or drawn once, from the run's seed: other seeds give other figures"
 LOOK_ALIKES = "tested images look like images that it learnt from, or like in-distribution images"  # after their number
 CUE = 0.9  # AUROC of the control from which a table says that the image alone gives a set away
+SAME = 5e-4  # figures that differ by less look alike in a table
 PROBABILITIES = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier score"}  # what tables call them
 NORMS = {"mean_l2": "L2", "mean_linf": "L∞"}  # of an attack's changes, in pixel units of [0, 1]
 
@@ -70,6 +71,20 @@ class Repeated(Note):
     """Cells that a later run holds again."""
 
     cells: int
+
+
+@dataclass(frozen=True)
+class Disagreement(Note):
+    """Cells that several runs hold with different figures, by name."""
+
+    figures: tuple[tuple[tuple[str, float], ...], ...]  # one per cell: (run, AUROC) of each run, the one that counts last
+
+
+@dataclass(frozen=True)
+class Machines(Note):
+    """What costs that do not compare were measured on: marks, and what each is."""
+
+    machines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,31 @@ def table_notes(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Note]:
     repeated = len(frame) - len(cells)
     notes = [*_cues(cells), *_overlaps(cells), *_remarks(cells), *_missing(cells)]
     return [*notes, *([Repeated((), repeated)] if repeated else [])]
+
+
+def disagreements(frame: pd.DataFrame) -> list[Note]:
+    """Cells of several runs that a table would show with different figures; the frame names the ``run`` of each."""
+    key = [*ROW, *PLACE]
+    figured = frame[(frame["status"] == "ok") & frame.duplicated(key, keep=False)]
+    if figured.empty:
+        return []
+    of_cell = figured.astype(dict.fromkeys(METRICS, float)).groupby(key, dropna=False)[list(METRICS)]
+    apart = of_cell.transform("max") - of_cell.transform("min")
+    differing = labelled(figured[(apart > SAME).any(axis=1)])
+    if differing.empty:
+        return []
+    by_cell: Any = differing.groupby(["detector", "protocol", "dataset", "level", "seed"], sort=False, dropna=False)
+    names, figures = [], []
+    for (detector, protocol, dataset, level, _), of in by_cell:
+        names.append(f"{detector} ({protocol}) on {_set_name(dataset, level)}")
+        figures.append(tuple(zip(of["run"], of["auroc"].tolist(), strict=True)))
+    return [Disagreement(tuple(names), tuple(figures))]
+
+
+def machines(frame: pd.DataFrame) -> list[Note]:
+    """The machines of a frame whose costs come from several."""
+    marks = marks_of(frame)
+    return [Machines(tuple(marks.values()), tuple(marks))] if len(marks) > 1 else []
 
 
 def _overlaps(cells: pd.DataFrame) -> list[Note]:

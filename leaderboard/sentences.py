@@ -13,7 +13,9 @@ from oodbench.leaderboard.notes import (
     AttackStrength,
     CleanNegatives,
     Cue,
+    Disagreement,
     LookAlikes,
+    Machines,
     Missing,
     MixedCode,
     Note,
@@ -80,6 +82,22 @@ def _(note: Missing) -> str:
 @_words.register
 def _(note: Repeated) -> str:
     return f"{counted(note.cells)} left out, because a later run holds the same; the last run counts."
+
+
+@_words.register
+def _(note: Disagreement) -> str:
+    each = []
+    for name, figures in zip(note.about, note.figures, strict=True):
+        shown = (f"{100 * value:.1f} in {run}" for run, value in figures)
+        each.append(f"{name} ({', '.join(shown)})")
+    cells = "1 cell" if len(each) == 1 else f"{len(each)} cells"
+    return f"Runs disagree on {cells}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with --label."
+
+
+@_words.register
+def _(note: Machines) -> str:
+    each = "; ".join(f"{mark}: {machine}" for mark, machine in zip(note.about, note.machines, strict=True))
+    return f"Costs were measured on different machines, so they do not compare. {each}."
 
 
 @_words.register

@@ -12,13 +12,14 @@ import pandas as pd
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     GROUP,
+    MEAN,
     METRICS,
     ROW,
     base,
     corruption,
     corruptions_of,
     qualified,
-    row_order,
+    tally,
     unique_cells,
     without_qualifiers,
 )
@@ -44,10 +45,10 @@ def curves(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     return found.droplevel([name for name in found.index.names if name not in kept])
 
 
-def curves_by_row(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """As ``curves``, with all of ``INDEX``."""
+def curves_by_row(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> pd.DataFrame:
+    """As ``curves``, with all of ``INDEX``, in the order that ``tally`` gives with ``sort``."""
     cells = unique_cells(frame)
-    rows = row_order(cells, metric)
+    rows = tally(cells, metric, sort).values.index
     cells = cells[(cells["kind"] == "corruption") & cells["level"].notna()]
     names = cells["dataset"].unique()
     bases, corruptions = ({name: part(name) for name in names} for part in (lambda name: base("corruption", name), corruption))
@@ -93,12 +94,12 @@ def severity_of(by_corruption: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def text_tables(frame: pd.DataFrame, top: int | None = None) -> list[TextTable]:
+def text_tables(frame: pd.DataFrame, top: int | None = None, sort: str = MEAN) -> list[TextTable]:
     """A table for people for each model, in-distribution set and base: AUROC by level, and a sparkline of it.
 
     With ``top``, only that many rows per protocol, and the controls. None where no corruption has two levels.
     """
-    by_corruption = curves_by_row(frame)
+    by_corruption = curves_by_row(frame, sort=sort)
     levels = [str(level) for level in by_corruption.columns]
     if len(levels) < 2:
         return []

@@ -11,12 +11,15 @@ from oodbench.leaderboard.aggregate import (
     BENIGN,
     CONTROLS,
     COST,
+    MEAN,
     METRICS,
+    NAME,
     ROW,
     Tally,
     base,
     corruptions_of,
     costs,
+    interval_ends,
     tally,
     unique_cells,
 )
@@ -29,6 +32,8 @@ FALSE_ALARMS = (
     "Benign: false alarms ×100, the share of harmlessly changed images rejected at the threshold that accepts 95 % of the"
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
 )
+SETS, MEANS, COSTS = PARTS = ("sets", "means", "costs")  # parts of a table
+INTERVALS = "In brackets: 95 % intervals over test images, of figures that come from one cell; means have none."
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
@@ -60,38 +65,58 @@ class TextTable:
     notes: list[Note | str] = field(default_factory=list)
 
 
-def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> TextTable:
+def text_table(
+    frame: pd.DataFrame,
+    metric: str,
+    top: int | None = None,
+    sort: str = MEAN,
+    parts: Sequence[str] = PARTS,
+    intervals: bool = False,
+) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
-    With ``top``, only that many rows per protocol, and the controls.
+    With ``top``, only that many rows per protocol, and the controls. ``sort`` as in ``tally``; ``parts`` are those of
+    ``PARTS`` that it has. With ``intervals``, each figure of one cell has its interval.
     """
     cells = unique_cells(frame)
-    found = tally(cells, metric)
+    found = tally(cells, metric, sort)
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, top)
     competing = keys[~keys["detector"].isin(CONTROLS)]
     contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
     entrants = [competing.index[places].tolist() for places in contenders]
     choose = max if METRICS[metric][1] else min
-    figures = [_figures(found, entrants, place, choose).only(shown) for place in range(found.values.shape[1])]
+    columns = [_figures(found, entrants, place, choose) for place in range(found.values.shape[1])]
+    if intervals:
+        columns = _with_intervals(columns, *interval_ends(cells, metric, found.values))
+    figures = [column.only(shown) for column in columns]
     means = found.values.columns.get_level_values("group") == "mean"
     summary = [column for column, mean in zip(figures, means, strict=True) if mean]
     rows = keys.iloc[shown]
-    cost = costs(cells).reindex(found.values.index).iloc[shown]
-    paid = [
-        Column("cost", ("ms/image",), [three_digits(value) for value in cost[COST[0]]]),
-        Column("cost", ("overhead",), [times(value) for value in cost[COST[1]]]),
-    ]
+    paid = _paid(cells, pd.MultiIndex.from_frame(rows)) if COSTS in parts else []
     return TextTable(
         title=title_of(keys),
-        caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
+        caption=" ".join(
+            [*_caption(cells, found, shown, metric, sort, parts), *([INTERVALS] if intervals else []), *rows_shown(keys, shown)]
+        ),
         labels=row_labels(rows),
-        sets=[column for column, mean in zip(figures, means, strict=True) if not mean],
+        sets=[column for column, mean in zip(figures, means, strict=True) if not mean and SETS in parts],
         # What rows are sorted by comes first.
-        summary=[summary[-1], *summary[:-1], *(column for column in paid if any(column.texts))],
+        summary=[*([summary[-1], *summary[:-1]] if MEANS in parts else []), *(c for c in paid if any(c.texts))],
         breaks=row_breaks(rows),
         notes=list(table_notes(frame, cells)),
     )
+
+
+def _paid(cells: pd.DataFrame, rows: pd.MultiIndex) -> list[Column]:
+    """The cost of each row; behind it the mark of its machine, where the cells have a ``mark``."""
+    cost = costs(cells).reindex(rows)
+    texts = [[three_digits(value) for value in cost[COST[0]]], [times(value) for value in cost[COST[1]]]]
+    if "mark" in cells:
+        measured = cells[cells[COST].notna().any(axis=1)]
+        marks = measured.groupby(ROW)["mark"].agg(lambda of: "".join(sorted(of.unique()))).reindex(rows)
+        texts = [[f"{text} {mark}" if text else "" for text, mark in zip(of, marks, strict=True)] for of in texts]
+    return [Column("cost", (line,), of) for line, of in zip(("ms/image", "overhead"), texts, strict=True)]
 
 
 def title_of(keys: pd.DataFrame) -> str:
@@ -178,6 +203,16 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
     return Column(group, lines, texts, frozenset(best))
 
 
+def _with_intervals(columns: list[Column], low: pd.DataFrame, high: pd.DataFrame) -> list[Column]:
+    """The columns with intervals behind the figures that have one."""
+    found = []
+    for place, column in enumerate(columns):
+        ends = zip(low.iloc[:, place], high.iloc[:, place], strict=True)
+        added = ["" if pd.isna(a) else f" [{100 * a:.1f}, {100 * b:.1f}]" for a, b in ends]
+        found.append(replace(column, texts=[text + end for text, end in zip(column.texts, added, strict=True)]))
+    return found
+
+
 def three_digits(value: float) -> str:
     """Empty where nothing is known."""
     if pd.isna(value):
@@ -190,10 +225,12 @@ def times(value: float) -> str:
     return f"{three_digits(value)}×" if pd.notna(value) else ""
 
 
-def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -> list[str]:
+def _caption(
+    cells: pd.DataFrame, found: Tally, shown: list[int], metric: str, sort: str, shown_parts: Sequence[str]
+) -> list[str]:
     name, higher_is_better = METRICS[metric]
-    parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), best mean over all sets first."]
-    parts += _mean_remarks(cells)
+    parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better), {_order(cells, sort)}."]
+    parts += _mean_remarks(cells, MEANS in shown_parts)
     if (cells["kind"] == BENIGN).any():
         parts.append(FALSE_ALARMS)
     if (seeds := cells["seed"].nunique()) > 1:
@@ -205,12 +242,23 @@ def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -
     if (found.present.drop(columns="mean", level="group") == 0).any(axis=None):
         transfers = (cells["protocol"] == "transfer").any()
         parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
-    if cells["overhead"].notna().any():
+    if cells["overhead"].notna().any() and COSTS in shown_parts:
         parts.append("Overhead: multiples of a bare forward pass.")
     return parts
 
 
-def _mean_remarks(cells: pd.DataFrame) -> list[str]:
+def _order(cells: pd.DataFrame, sort: str) -> str:
+    """What comes first."""
+    if sort == NAME:
+        return "sorted by name"
+    if sort in COST:
+        return "lowest cost first"
+    if sort in cells["kind"].values:
+        return f"best mean over {sort} sets first"
+    return f"best on {escape.plain(sort)} first" if sort in cells["dataset"].values else "best mean over all sets first"
+
+
+def _mean_remarks(cells: pd.DataFrame, over_sets: bool) -> list[str]:
     """What the figures of corruptions and attacks are means of, and how they weigh in means over sets."""
     corrupted, attacked = (cells[cells["kind"] == kind]["dataset"].unique().tolist() for kind in ("corruption", "adversarial"))
     remarks = []
@@ -218,6 +266,6 @@ def _mean_remarks(cells: pd.DataFrame) -> list[str]:
         each = (escape.plain(corruptions_of(of, corrupted)) for of in dict.fromkeys(base("corruption", n) for n in corrupted))
         remarks.append(f"Corruptions, means over levels: {'; '.join(each)}.")
     alike = [f"all {name} one base" for name, of in (("corruptions of", corrupted), ("attacks on", attacked)) if of]
-    if alike:
+    if alike and over_sets:
         remarks.append(f"In means over sets {' and '.join(alike)} count as one set.")
     return remarks

@@ -63,26 +63,52 @@ def test_both_controls_are_shown_wherever_they_rank():
     ]
 
 
-def test_reasons_are_whole_where_there_is_room_and_one_line_each_where_there_is_not(many):
+def test_reasons_are_whole_and_as_many_as_there_is_room_for(many):
     reason = "the set is not there; " + "fetch it with a rather long command " * 4
     lost = [cell("x", f"lost-{place}", status="skipped", reason=f"{place}: {reason}") for place in range(60)]
     few = brief(pd.concat([many, frame(*lost[:1])]))
     assert few[few.index("– 1 cell skipped") :].split() == f"– 1 cell skipped (x): 0: {reason}".split()
     for count, width in ((8, 80), (60, 80), (60, 50)):
-        lines = brief(pd.concat([many, frame(*lost[:count])]), width=width).splitlines()
+        text = brief(pd.concat([many, frame(*lost[:count])]), width=width)
+        lines = text.splitlines()
         assert len(lines) <= 42
         assert max(map(len, lines)) <= width
-        assert any(line.startswith("– 1 cell skipped (x): 0: the set is") for line in lines)
-    assert lines[-1].startswith("– and ")
-    assert "more reasons" in lines[-1]
+        shown = " ".join(text.split()).count(" ".join(f"the set is not there; {reason}".split()[5:]))
+        assert shown >= 1
+        assert lines[-1] == f"– and {count - shown} more reasons for missing figures"
+        assert "…" not in text
+    endless = [cell("x", "lost", status="failed", reason="word " * 400), cell("y", "lost", status="failed", reason="no")]
+    lines = brief(pd.concat([many, frame(*endless)])).splitlines()
+    assert len(lines) <= 42
+    assert lines[-1] in ("– 2 reasons for missing figures", "– and 1 more reason for missing figures")
+
+
+def test_nothing_is_cut_at_80_columns(many):
+    names = ["ensemble:mutual-information", "d" * 45, "a-name/of:many_parts+and-more-of-them-than-there-is-room-for"]
+    named = [cell(name, "b", 0.99, kind="far-ood") for name in names]
+    long = {"model": "folder/with/a/long/name:" + "m" * 60, "in_distribution": "folder:" + "i" * 50}
+    far = {"protocol": "transfer", "auroc": 0.9}
+    found = pd.concat([many, frame(*named, *(cell(name, "b", **far) for name in names))]).assign(**long)
+    notes = [Subsets(("a" * 30, "b" * 30, "c"), ((5, 10_000),) * 3)]
+    for text in (brief(found, notes, lines=60), render(found, width=80, notes=notes)):
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= 80
+        together = "".join(text.split())
+        assert long["model"] in together
+        assert "i" * 50 in together
+        assert "a" * 30 in together
+    pieces = [line.strip().split("  ")[0] for line in brief(found, lines=60).splitlines()]
+    start = pieces.index("ensemble:mutual-")
+    assert pieces[start + 1] == "information"
+    assert "d" * 45 in "".join(piece for piece in pieces if set(piece) == {"d"})
 
 
 def test_a_figure_without_all_its_cells_is_marked():
     rows = [cell("x"), cell("x", "b"), cell("y", "a", 0.7), cell("y", "b", status="failed", reason="bang")]
     text = brief(frame(*rows))
     assert [line.split()[:3] for line in text.splitlines() if line.startswith(("x ", "y "))] == [
-        ["y", "70.0*", "70.0*"],
         ["x", "50.0", "50.0"],
+        ["y", "70.0*", "70.0*"],
     ]
     assert "*: mean of fewer cells" in text
     assert "– 1 cell failed (y): bang" in text

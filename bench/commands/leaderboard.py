@@ -1,25 +1,50 @@
 """``oodbench leaderboard``: the tables of one or more runs."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
-from oodbench.errors import one_line
+from oodbench.errors import UsageError, one_line
 
 
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     format: Annotated[
-        Literal["table", "md", "csv", "json", "tex"],
+        Literal["table", "md", "csv", "json", "tex", "html"],
         typer.Option(help="csv and json hold one row per cell; csv puts an apostrophe before texts that look like formulas."),
     ] = "table",
     top: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
     ] = None,
+    detector: Annotated[list[str], typer.Option(metavar="NAME", help="Show only this detector; repeat for several.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Show only this set; repeat for several.")] = [],  # noqa: B006
+    kind: Annotated[list[str], typer.Option(metavar="KIND", help="Show only sets of this kind; repeat for several.")] = [],  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(metavar="NAME", help="Show only this protocol; repeat for several.")] = [],  # noqa: B006
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Show this figure in tables, such as fpr95.")] = "auroc",
+    columns: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Show only these columns; repeat for several. Tables have sets, means, costs and severity; csv and json have"
+            " the names of their columns.",
+        ),
+    ] = [],  # noqa: B006
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Sort rows by mean, detector, ms_per_image, overhead, a kind or a set."),
+    ] = None,
+    interval: Annotated[
+        bool,
+        typer.Option("--interval", help="Show 95 % intervals, computed from the scores where the figure is not AUROC."),
+    ] = False,
+    label: Annotated[
+        list[str], typer.Option(metavar="RUN=NAME", help="Give a run a name, and tables of its own; repeat for several.")
+    ] = [],  # noqa: B006
     out: Annotated[
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
@@ -35,12 +60,15 @@ def leaderboard(
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
     for folder in folders:
         folder.require()
-    for folder in folders:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.selection import select
 
-    frame, notes = gather(folders)
+    keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
+    intervals = "" if not interval else "all" if format in ("csv", "json") else metric
+    frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
+    text = partial(render, frame, format, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
         from oodbench.leaderboard.plots.stored import StoredScores
@@ -52,10 +80,21 @@ def leaderboard(
     elif out is not None:
         from oodbench.paths import write_atomically
 
-        write_atomically(out, render(frame, format, top=top, notes=notes).encode())
+        write_atomically(out, text().encode())
     elif format == "json":
-        print_json(render(frame, format).rstrip())
+        print_json(text().rstrip())
     elif format == "csv":
-        print(render(frame, format), end="")
+        print(text(), end="")
     else:
-        print_text(render(frame, format, width=terminal_width(), top=top, notes=notes))
+        print_text(text(width=terminal_width()))
+
+
+def _labels(runs: list[Path], given: list[str]) -> dict[Path, str]:
+    """``runs/a=baseline`` -> {runs/a: "baseline"}."""
+    found = {}
+    for text in given:
+        of = [run for run in runs if text.startswith(f"{run}=")] or [run for run in runs if Path(text.partition("=")[0]) == run]
+        if not of or not (name := text.removeprefix(f"{of[0]}").partition("=")[2].strip()):
+            raise UsageError(f"--label takes RUN=NAME, where RUN is one of {', '.join(map(str, runs))}, not '{text}'")
+        found[of[0]] = name
+    return found

@@ -65,7 +65,7 @@ def run(
             progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
             folder.clear(progress.say)
-        current = _Run(loaded, folder, progress)
+        current = _Run(loaded, folder, progress, weights)
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)
         if measure_costs:
@@ -133,10 +133,11 @@ def plan(
 class _Run:
     """The records of a run, and what is known of the in-distribution test images."""
 
-    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress) -> None:
+    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress, weights: str | Path | None) -> None:
         self.loaded, self.folder, self.progress, self.suite = loaded, folder, progress, loaded.suite
         self.fitting = Fitting(loaded, progress)
         about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
+        about["weights"] = Path(weights).name if weights else None
         self.recorder = Recorder(loaded, self.fitting, about)
         self.trials: Trials | None = None  # once opened
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets

@@ -1,7 +1,7 @@
 """Computes the figures of a record again from its stored arrays, and from nothing else."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +27,20 @@ def figures_of(arrays: Mapping[str, np.ndarray], seed: int) -> Figures:
     Both the run that makes a record and whoever verifies it call this.
     """
     in_scores, out_scores = arrays["in_scores"], arrays["out_scores"]
-    clusters: dict[str, Any] = {}
-    if "in_base" in arrays:
-        clusters = {
-            "in_clusters": _tested(arrays, "in_base", "in_test"),
-            "out_clusters": _tested(arrays, "out_base", "out_test"),
-        }
     clean = None
     if "in_noisy" in arrays:
         clean = metrics.auroc(in_scores[~_tested(arrays, "in_noisy", "in_test")], out_scores)
-    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters), clean, calibration_of(arrays))
+    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters_of(arrays)), clean, calibration_of(arrays))
+
+
+def clusters_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The base image of each score of both sides, as arguments of ``evaluate``; empty where all images are their own."""
+    if "in_base" not in arrays:
+        return {}
+    return {
+        "in_clusters": _tested(arrays, "in_base", "in_test"),
+        "out_clusters": _tested(arrays, "out_base", "out_test"),
+    }
 
 
 def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None:
@@ -52,6 +56,11 @@ def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None
 
 def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
+    return figures_of(arrays_of(folder, record), record.seed)
+
+
+def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarray]:
+    """The arrays of a stored record by role. Raises BadData where they cannot give its figures."""
     if record.status != "ok":
         raise BadData(f"{record.row} on {record.set_name} has no figures ({record.reason}), so there is nothing to recompute")
     if record.scoring_version == NOT_STORED:
@@ -61,7 +70,7 @@ def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     arrays = folder.arrays(record)
     if missing := {"in_scores", "out_scores"} - arrays.keys():
         raise BadData(f"{record.row} on {record.set_name} stores no {sorted(missing)[0]}; run it again")
-    return figures_of(arrays, record.seed)
+    return arrays
 
 
 def _tested(arrays: Mapping[str, np.ndarray], role: str, rows: str) -> np.ndarray:

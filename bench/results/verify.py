@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from oodbench.errors import BadData, UsageError, counted, one_line, reason
+from oodbench.errors import BadData, counted, one_line, reason
 from oodbench.paths import require_own_file
 from oodbench.progress import Progress
 from oodbench.results import json_files, pass_file
-from oodbench.results.folder import FOLDERS, SEVERITY, RunFolder
+from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
 from oodbench.results.schema_1 import has_cells
@@ -69,8 +69,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     Raises UsageError for a folder that no run wrote.
     """
     folder, progress = RunFolder(path), progress or Progress()
-    if not any(os.path.lexists(folder.path / name) for name in ("run.json", *FOLDERS)):
-        raise UsageError(f"{folder.path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
+    folder.require()
     problems: list[str] = []
     settings: Mapping[str, Any] = {}
     with _caught(problems):
@@ -258,8 +257,8 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
     same_side = not transfer or (source is not None and source.in_fingerprint == record.in_fingerprint)
     known = [role for role in LEARNT if (same_side if role.startswith("in_") else not transfer)]
     learnt = [ids[role.partition("_")[0]][arrays[role]] for role in known]
-    tested = [ids[role.partition("_")[0]][arrays[role]] for role in TESTED]
-    if learnt and len(leak := np.intersect1d(np.concatenate(learnt), np.concatenate(tested))):
+    new = [ids[role.partition("_")[0]][arrays[role]] for role in TESTED]
+    if learnt and len(leak := np.intersect1d(np.concatenate(learnt), np.concatenate(new))):
         yield f"tests {counted(len(leak), 'image')} that its head learnt from"
 
 

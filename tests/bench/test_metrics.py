@@ -245,7 +245,7 @@ def test_bootstrap_against_a_loop_over_resampled_samples(data):
     inside, outside = data.draw(few_values), data.draw(few_values)
     ids = st.integers(0, 6)
     in_ids, out_ids = (data.draw(st.lists(ids, min_size=len(s), max_size=len(s))) for s in (inside, outside))
-    clusters = metrics._clusters(in_ids, out_ids, len(inside), len(outside))
+    clusters = metrics.clusters_of(in_ids, out_ids, len(inside), len(outside))
     only_in, only_out, shared = set(in_ids) - set(out_ids), set(out_ids) - set(in_ids), set(in_ids) & set(out_ids)
     assert clusters.strata == (len(only_in), len(only_out), len(shared))
     numbered = [*sorted(only_in), *sorted(only_out), *sorted(shared)]
@@ -264,7 +264,7 @@ def test_bootstrap_against_a_loop_over_resampled_samples(data):
         expected.append(slow_components(*sides)[0].mean())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "CHUNK_ELEMENTS", data.draw(st.sampled_from([1, 100, 2**20])))
-        metrics._drawn.cache_clear()
+        metrics.draws.cache_clear()
         found = metrics.bootstrap_auroc(inside, outside, clusters, seed=7, replicates=20)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -301,16 +301,16 @@ def test_independent_pairs_use_no_image_twice(strata, pairs):
 def test_the_bootstrap_draws_a_thousand_times_and_shares_its_draws():
     random = np.random.default_rng(4)
     inside, outside = random.normal(size=20), random.normal(1, 1, 20)
-    clusters = metrics._clusters(np.arange(20), np.arange(20, 40), 20, 20)
+    clusters = metrics.clusters_of(np.arange(20), np.arange(20, 40), 20, 20)
     assert metrics.bootstrap_auroc(inside, outside, clusters, seed=0).shape == (1000,)
-    assert not metrics._drawn(clusters.strata, 0, 1000).flags.writeable
+    assert not metrics.draws(clusters.strata, 0, 1000).flags.writeable
     ids = {"in_clusters": np.arange(20), "out_clusters": np.arange(20, 40)}
     assert metrics.evaluate(inside, outside, **ids) == metrics.evaluate(inside, outside, **ids, seed=0)
 
 
 @pytest.mark.parametrize(("area", "low", "high"), [(0.5, 0.025, 0.975), (0.01, 0.01, 0.975), (0.99, 0.025, 0.99)])
 def test_the_percentile_interval_contains_the_estimate(area, low, high):
-    assert metrics._percentile_interval(np.arange(1001) / 1000, area) == pytest.approx((low, high))
+    assert metrics.percentile_interval(np.arange(1001) / 1000, area) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(

@@ -433,10 +433,15 @@ def test_train_writes_weights_that_a_run_takes(tmp_path):
     done = oodbench("train", "resnet8-digits", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-1] == str(weights)
-    used = oodbench(
-        *("run", "--weights", weights, "--detector", "msp", "--dataset", "photos", "--limit", 20, "--out", tmp_path / "run")
-    )
-    assert used.returncode == 0, used.stderr
+    small = ["--detector", "msp", "--dataset", "photos", "--no-costs", "--limit"]
+    runs = {"run": [*small, 20, "--weights", weights], "own": [*small, 20], "more": [*small, 30]}
+    for name, given in runs.items():
+        used = oodbench("run", *given, "--out", tmp_path / name)
+        assert used.returncode == 0, used.stderr
+    text = oodbench("leaderboard", *(tmp_path / name for name in runs)).stdout
+    assert "resnet8-digits (weights w.safetensors), in-distribution digits (limit 20)\n" in text
+    assert "resnet8-digits (default weights), in-distribution digits (limit 20)\n" in text
+    assert "resnet8-digits (default weights), in-distribution digits (limit 30)\n" in text
 
 
 def test_the_real_suite_has_all_its_sets(data_root, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,6 +14,7 @@ import oodbench
 from oodbench.api import Results
 from oodbench.leaderboard import gather as gathering
 from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS, means, pivot, unique_cells
+from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import FACTS
 from oodbench.leaderboard.labels import labelled
@@ -20,6 +22,7 @@ from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, Cue, Missing, Re
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
 from oodbench.results.records import cost_key
+from oodbench.suite import load_suite
 
 
 def row(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
@@ -93,6 +96,32 @@ def test_one_name_for_two_in_distribution_sets_is_told_apart(gather):
     assert found.in_distribution.tolist() == ["digits #feed", "digits #feed", "digits #beef"]
 
 
+def test_headings_say_in_which_options_runs_differ(gather):
+    one, two = {"about": {"limit": 300, "seed": 0}}, {"about": {"limit": None, "seed": 0}, "in_fingerprint": "beef"}
+    found, _ = gather(one=[row("msp", **one)], two=[row("msp", **two)])
+    assert found.in_distribution.tolist() == ["digits (limit 300)", "digits (no limit)"]
+    three = {"about": {"limit": 300, "seed": 1}, "in_fingerprint": "cafe"}
+    raw, _ = gather.raw(one=[row("msp", **one)], two=[row("msp", **two)], three=[row("msp", **three)])
+    titles = re.findall("in-distribution (.*)", render(raw, "md", columns="sets"))
+    assert titles == ["digits (limit 300, seed 0)", "digits (no limit, seed 0)", "digits (limit 300, seed 1)"]
+    given, own = {"about": {"weights": "b_1.pth"}, "weights": "fedcba"}, {"about": {"weights": None}}
+    raw, _ = gather.raw(one=[row("msp", **own)], two=[row("msp", **given)])
+    for format, name in (
+        ("table", "net (weights b_1.pth)"),
+        ("md", r"net (weights b\_1.pth)"),
+        ("tex", r"net (weights b\_1.pth)"),
+    ):
+        text = render(raw, format)
+        assert name in text
+        assert "net (default weights)" in text
+    assert brief(raw).splitlines()[0].startswith("net (default weights), in-distribution digits")
+    # Hashes stay where the options are the same, or not known.
+    found, _ = gather(one=[row("msp", **given)], two=[row("msp", **given | {"weights": "abcdef"})])
+    assert found.model.tolist() == ["net #fedcba", "net #abcdef"]
+    found, _ = gather(one=[row("msp", **own)], two=[row("msp", weights="abcdef")])
+    assert found.model.tolist() == ["net #012345", "net #abcdef"]
+
+
 def test_one_name_for_two_makings_of_a_set_is_told_apart(gather):
     weak, strong = (
         row("msp", auroc, dataset="digits+pgd", fingerprint=made) for auroc, made in ((0.6, "aaaaaa1"), (0.9, "bbbbbb1"))
@@ -161,6 +190,21 @@ def test_what_a_suite_changed_is_noted_once(folder):
     assert "– 1 cell failed (gradcon): no" in text
     assert remark in {row["reason"] for row in json.loads(render(found, "json"))}
     assert remark in {row["reason"] for row in csv.DictReader(io.StringIO(render(found, "csv")))}
+
+
+def test_sets_stand_in_the_order_of_the_suite(tmp_path):
+    suite = load_suite("digits").override(datasets=["uniform", "digits+haze@2", "photos", "digits-heldout"])
+    found = Results(tmp_path / "run")
+    levels = {"digits+haze": 2}
+    with found.locked():
+        found.check_settings({}, suite=suite.model_dump(mode="json"))
+        for name in ("photos", "a-set-of-an-earlier-run", "uniform", "digits+haze", "digits-heldout"):
+            found.write([record("msp", name, level=levels.get(name)), record("knn", name, level=levels.get(name))], {})
+    order = ["uniform", "digits+haze", "photos", "digits-heldout", "a-set-of-an-earlier-run"]
+    assert found.frame()["dataset"].unique().tolist() == order
+    raw, _ = gathering.gather([found])
+    assert raw["dataset"].tolist() == [name for name in order for _ in range(2)]
+    assert [name for _, name, _ in pivot(raw).columns[:5]] == order
 
 
 def remarks(rows):

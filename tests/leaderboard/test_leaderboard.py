@@ -69,7 +69,7 @@ def test_means_worked_by_hand(small):
     assert energy[list(expected)].to_dict() == pytest.approx(expected)
     assert {kind: energy[f"{kind} cells"] for kind in cells} == {**cells, "far-ood": 1, "corruption": 2, "all": 6}
     assert {kind: energy[f"{kind} expected"] for kind in cells} == cells
-    assert list(found.index) == ["energy", "msp"]  # .69 before .6875
+    assert list(found.index) == ["msp", "energy"]  # .69 of six cells never comes before .6875 of all eight
     assert list(found.columns[:2]) == ["model", "in_distribution"]
 
 
@@ -157,6 +157,19 @@ def test_rows_are_sorted_by_protocol_then_mean_then_name():
     assert lower_is_better[:4] == ["c", "a", "b", "none"]
 
 
+def test_a_row_that_lacks_sets_never_comes_before_whole_ones():
+    cells = [cell("whole", name, 0.6) for name in "abcd"] + [cell("half", name, 0.9) for name in "ab"]
+    cells += [
+        cell("one", "a", 0.95),
+        cell("broken", "a", None, status="failed", reason="no"),
+        cell("control", "e", 0.1, "benign"),
+    ]
+    assert [row[3] for row in pivot(frame(*cells)).index] == ["whole", "one", "half", "broken", "control"]
+    found = tally(frame(*cells), sort="b").values.index.get_level_values("detector")
+    assert found.tolist() == ["half", "whole", "broken", "control", "one"]  # half is whole on b
+    assert tally(frame(*cells), sort="detector").values.index.get_level_values("detector").tolist() == sorted(found)
+
+
 def test_table_of_a_terminal_worked_by_hand(small):
     cost = {"ms_per_image": 12.34, "overhead": 1.5}
     per_shift = [cell("msp", "near-a", 0.9, "near-ood", protocol="per-shift", **cost)]
@@ -169,10 +182,10 @@ def test_table_of_a_terminal_worked_by_hand(small):
         "detector protocol near-a near-b far-a far-b haze snow digits+pgd"
         " 8 cells 2 cells 2 cells 3 cells 1 cell ms/image overhead",
     ]
-    assert " ".join(rows[5]) == (
+    assert rows[5][-7:] == ["68.8", "65.0", "85.0", "72.5", "40.0", "2.00", "1.50×"]
+    assert " ".join(rows[6]) == (
         "energy unsupervised 65.0 75.0 85.0 – 55.0 (1/2) 95.0 45.0 69.0 (6/8) 70.0 85.0 (1/2) 75.0 (2/3) 45.0 2.00 1.50×"
     )
-    assert rows[6][-7:] == ["68.8", "65.0", "85.0", "72.5", "40.0", "2.00", "1.50×"]
     assert set(table[7]) == {"-", " "}  # a line where the protocol changes
     assert rows[8] == ["msp", "per-shift", "90.0", "90.0 (1/8)", "90.0 (1/2)", "12.3", "1.50×"]
     assert "Blank: not run." in found
@@ -226,9 +239,9 @@ def test_best_is_bold_within_each_protocol_and_needs_all_its_cells():
     found = render(frame(*rows), "md")
     assert "90.0 (1/2)" in found
     assert "**90.0 (1/2)**" not in found
-    assert re.findall(r"\*\*([\d.]+)\*\*", found) == ["90.0", "50.0", "50.0", "50.0", "30.0", "20.0", "25.0", "25.0"]
+    assert re.findall(r"\*\*([\d.]+)\*\*", found) == ["50.0", "50.0", "50.0", "90.0", "30.0", "20.0", "25.0", "25.0"]
     lower = render(frame(*rows), "md", metric="fpr95")
-    assert re.findall(r"\*\*([\d.]+)\*\*", lower) == ["10.0", "50.0", "50.0", "50.0", "70.0", "80.0", "75.0", "75.0"]
+    assert re.findall(r"\*\*([\d.]+)\*\*", lower) == ["50.0", "50.0", "50.0", "10.0", "70.0", "80.0", "75.0", "75.0"]
     assert r"\textbf{50.0}" in render(frame(*rows), "tex")
 
 
@@ -331,7 +344,11 @@ def test_markdown_and_latex_are_whole(small):
 def test_long_and_number_like_names():
     found = render(frame(cell("1e5", "a", 0.5), cell("d" * 100, "b" * 100, 0.5)), width=100)
     assert "1e5" in found
-    assert "d" * 39 + "…" in found
+    assert list(map(len, re.findall("^d{2,}", found, re.MULTILINE))) == [40, 40, 20] * 2  # in both blocks
+    assert list(map(len, re.findall("b{2,}$", found, re.MULTILINE))) == [20] * 5
+    assert "…" not in found
+    for width in (60, 80, 100):
+        assert max(map(len, render(frame(cell("d" * 100, "b" * 100, 0.5)), width=width).splitlines())) <= width
     assert "d" * 100 in render(frame(cell("d" * 100, "a", 0.5)), "md")
     assert escape.shortened("a\tb") == "a b"
 
