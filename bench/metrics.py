@@ -181,7 +181,7 @@ def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
     of_outside = (counts.inside.cumsum() - counts.inside / 2) / n
     of_inside = 1 - (counts.outside.cumsum() - counts.outside / 2) / m
     variance = counts.outside @ (of_outside - area) ** 2 / (m - 1) / m + counts.inside @ (of_inside - area) ** 2 / (n - 1) / n
-    return logit_interval(area, np.sqrt(variance))
+    return logit_interval(area, float(np.sqrt(variance)))
 
 
 def logit_interval(share: float, deviation: float) -> tuple[float, float]:

@@ -42,7 +42,8 @@ def gather(
 
     Raises UsageError for a metric without intervals, and BadData where the scores that they need are not there.
     """
-    frames, names = [], []
+    frames: list[pd.DataFrame] = []
+    names = []
     for folder in folders:
         label = labels.get(folder.path)
         names.append(label or (str(folder.path) if len(folders) > 1 else ""))
