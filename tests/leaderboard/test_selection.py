@@ -42,7 +42,7 @@ def run(tmp_path):
     def run(name, records, machine="cpu (x)"):
         found = Results(tmp_path / name)
         with found.locked():
-            found.check_settings({}, provenance={"device": machine, "threads": 2})
+            found.check_settings({}, provenance={"device": machine, "threads": 2} if machine else {})
             for of in dict.fromkeys(one.set_name for one in records):
                 found.write([one for one in records if one.set_name == of], {})
             costs = {cost_key(one.detector, {}, None): float(len(one.detector)) for one in records}
@@ -197,6 +197,8 @@ def test_costs_of_different_machines_are_marked(run):
     assert list(rows[0]) == [*COLUMNS, "machine"]
     assert {row["detector"]: row["machine"] for row in rows}["knn"] == "cuda (H), 2 threads"
     assert sentence(note) in text
+    _, notes = gather([run("old", [record("vim", "photos", 0.5)], machine=""), other])
+    assert sentence(notes[-1]).endswith(" a: an unknown machine; b: cuda (H), 2 threads.")
     kept, notes = gather([one, other], keep=lambda frame: select(frame, detectors="knn"))
     assert kept["detector"].tolist() == ["knn"]
     assert notes == []
