@@ -66,7 +66,8 @@ def _about(manifest: Manifest) -> dict[str, Any]:
 def _machine(manifest: Manifest) -> str:
     """Device, number of threads and system, as far as run.json says."""
     about = manifest.provenance
-    parts = (str(about.get("device", "")), f"{about['threads']} threads" if "threads" in about else "", about.get("platform"))
+    threads = {None: "", 1: "1 thread"}.get(about.get("threads"), f"{about.get('threads')} threads")
+    parts = (str(about.get("device", "")), threads, about.get("platform"))
     return ", ".join(filter(None, parts)) or "an unknown machine"
 
 
