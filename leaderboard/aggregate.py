@@ -200,8 +200,8 @@ def _sorted_by(found: Tally, cells: pd.DataFrame, metric: str, sort: str) -> tup
     if sort in COST:
         paid = costs(cells)[sort].reindex(found.values.index)
         return paid.tolist(), paid.isna().tolist()
-    columns: Any = reversed(found.values.columns)
-    sets = {name: (group, name, content) for group, name, content in columns if group != "mean"}
+    columns: Any = found.values.columns
+    sets = {name: (group, name, content) for group, name, content in reversed(columns) if group != "mean"}
     kinds = {name: ("mean", name, "") for name in cells["kind"].unique()}
     column = {**sets, **kinds}.get(sort, ("mean", "all", ""))
     higher_is_better = METRICS[metric][1] and BENIGN not in column

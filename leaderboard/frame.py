@@ -64,10 +64,11 @@ def _about(manifest: Manifest) -> dict[str, Any]:
 
 
 def _machine(manifest: Manifest) -> str:
-    """Device, number of threads and system; empty where an earlier oodbench did not say."""
+    """Device, number of threads and system, as far as run.json says."""
     about = manifest.provenance
-    parts = (str(about.get("device", "")), f"{about['threads']} threads" if "threads" in about else "", about.get("platform"))
-    return ", ".join(filter(None, parts))
+    threads = {None: "", 1: "1 thread"}.get(about.get("threads"), f"{about.get('threads')} threads")
+    parts = (str(about.get("device", "")), threads, about.get("platform"))
+    return ", ".join(filter(None, parts)) or "an unknown machine"
 
 
 def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:

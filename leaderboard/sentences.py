@@ -90,8 +90,10 @@ def _(note: Disagreement) -> str:
     for name, figures in zip(note.about, note.figures, strict=True):
         shown = (f"{100 * value:.1f} in {run}" for run, value in figures)
         each.append(f"{name} ({', '.join(shown)})")
-    cells = "1 cell" if len(each) == 1 else f"{len(each)} cells"
-    return f"Runs disagree on {cells}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with --label."
+    return (
+        f"Runs disagree on {counted(len(each))}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with"
+        " --label."
+    )
 
 
 @_words.register

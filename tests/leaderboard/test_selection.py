@@ -42,7 +42,7 @@ def run(tmp_path):
     def run(name, records, machine="cpu (x)"):
         found = Results(tmp_path / name)
         with found.locked():
-            found.check_settings({}, provenance={"device": machine, "threads": 2})
+            found.check_settings({}, provenance={"device": machine, "threads": 1 + ("x" in machine)} if machine else {})
             for of in dict.fromkeys(one.set_name for one in records):
                 found.write([one for one in records if one.set_name == of], {})
             costs = {cost_key(one.detector, {}, None): float(len(one.detector)) for one in records}
@@ -192,11 +192,13 @@ def test_costs_of_different_machines_are_marked(run):
     assert "3.00 a 3.00× a" in text
     assert "6.00 a 6.00× a" in text
     assert "3.00 b 3.00× b" in text
-    assert "they do not compare. a: cpu (x), 2 threads; b: cuda (H), 2 threads." in text
+    assert "they do not compare. a: cpu (x), 2 threads; b: cuda (H), 1 thread." in text
     rows = list(csv.DictReader(io.StringIO(render(frame, "csv"))))
     assert list(rows[0]) == [*COLUMNS, "machine"]
-    assert {row["detector"]: row["machine"] for row in rows}["knn"] == "cuda (H), 2 threads"
+    assert {row["detector"]: row["machine"] for row in rows}["knn"] == "cuda (H), 1 thread"
     assert sentence(note) in text
+    _, notes = gather([run("old", [record("vim", "photos", 0.5)], machine=""), other])
+    assert sentence(notes[-1]).endswith(" a: an unknown machine; b: cuda (H), 1 thread.")
     kept, notes = gather([one, other], keep=lambda frame: select(frame, detectors="knn"))
     assert kept["detector"].tolist() == ["knn"]
     assert notes == []
