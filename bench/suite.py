@@ -1,5 +1,6 @@
 """Suites: TOML files, in the package or your own, that list the sets, detectors and protocols of a benchmark."""
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import canonical, parse
+from oodbench.datasets.name import FOLDER, canonical, parse
 from oodbench.errors import UsageError
 from oodbench.models import imports_code
 from oodbench.paths import read_small
@@ -108,6 +109,7 @@ class Suite(BaseModel):
         protocols: str | Sequence[str] | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
+        size: int | None = None,
     ) -> "Suite":
         """The suite with the given values in place of its own. A set that the suite lists keeps its kind and levels.
 
@@ -131,6 +133,7 @@ class Suite(BaseModel):
             "protocols": list(dict.fromkeys(protocols)),
             "seed": seed,
             "batch_size": batch_size,
+            "size": size,
         }
         given = {name: value for name, value in changes.items() if value is not None and value != []}
         own = {name: values for name, values in self.parameters.items() if name in run}
@@ -197,6 +200,51 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
     return suite
 
 
+def chosen_suite(
+    suite: str | Path | Suite | None,
+    in_distribution: str | None = None,
+    *,
+    model: str | None = None,
+    datasets: str | Sequence[str] | None = None,
+    detectors: str | Sequence[str] | None = None,
+    trust_model: bool = False,
+) -> Suite:
+    """The suite to run: the given one, else one made of an in-distribution set and the rest, else ``digits``.
+
+    The one that is made has every detector by default, and the name of its in-distribution set.
+
+    Raises UsageError for what is missing or given twice, and as ``load_suite``.
+    """
+    if in_distribution is None:
+        return suite if isinstance(suite, Suite) else load_suite("digits" if suite is None else suite, trust_model=trust_model)
+    if suite is not None:
+        raise UsageError(
+            f"--in-distribution {in_distribution} takes the place of a suite; leave out the suite, or change its"
+            " in_distribution in a file (oodbench list suites --show NAME)"
+        )
+    sets = list(dict.fromkeys(map(canonical, _names(datasets or ()))))
+    if not sets:
+        raise UsageError(
+            f"--in-distribution {in_distribution} needs a set to tell it from; add --dataset SET, such as folder:PATH,"
+            f" uniform or {canonical(in_distribution)}+noise@3"
+        )
+    if model is None and not detectors:
+        raise UsageError(
+            f"--in-distribution {in_distribution} needs the network that knows it; add --model NAME or --model module:function,"
+            " or, for a detector that needs no network, --detector NAME"
+        )
+    inside = parse(in_distribution).original
+    values = {
+        "name": re.sub(r"[/\\:]+", "-", inside.removeprefix(f"{FOLDER}:")).replace("++", "+"),
+        "title": f"{inside} against {', '.join(sets)}",
+        "model": model,
+        "in_distribution": in_distribution,
+        "detectors": _each(detectors or ALL),
+        "sets": [{"name": name} for name in sets],
+    }
+    return _validated(values, values["name"])
+
+
 def _below_working_folder(path: Path) -> bool:
     """Whether a file is in the working folder or below it, links followed."""
     return path.resolve().is_relative_to(Path.cwd().resolve())
@@ -224,5 +272,5 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     if source is not None and (sets[source].kind or parse(source).kind) == "benign":
         raise UsageError(f"suite {name}: transfer_from: nothing can be learnt from {source}, which is benign; name another set")
     if "transfer" in suite.protocols and suite.transfer_from is None:
-        raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from")
+        raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from, in its file")
     return suite

@@ -232,6 +232,11 @@ def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, prog
     """Convert the set to RGB in one size, in memory unless it is too large."""
     height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
     wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
+    if not height:
+        progress.say(
+            f"{images.name} ({images.split}): its images vary in size and are resized to {wanted[1]}x{wanted[0]} pixels; if the"
+            " network takes another size, give --size N (in a suite, size)"
+        )
 
     def uniform(pixels: Tensor | Images) -> Tensor | Images:
         if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):

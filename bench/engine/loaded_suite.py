@@ -111,7 +111,13 @@ class LoadedSuite:
         self.size = suite.size
         in_distribution = TestSet(name=suite.in_distribution)
         self.train = self._original(in_distribution, suite.train_split, None, progress)
-        self.size = suite.size or int(self.train.images.shape[-1])
+        height, width = self.train.images.shape[-2:]
+        if height != width:
+            raise UsageError(
+                f"{self.train.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
+                " images are resized: --size N (in a suite, size)"
+            )
+        self.size = int(width)
         if suite.validation:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
             self._originals.clear()  # they still hold the images set apart

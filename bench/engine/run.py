@@ -108,9 +108,10 @@ def plan(
         f"folder    {out or default_folder(suite)}",
         f"fit on    {suite.in_distribution} ({suite.train_split}), {len(loaded.train):,} images",
         f"inside    {suite.in_distribution} ({suite.test_split}), {len(loaded.in_distribution):,} images",
+        f"size      {loaded.size}x{loaded.size} pixels",
     ]
     if loaded.validation is not None:
-        lines.insert(-1, f"calibrate {suite.in_distribution} ({suite.test_split}), {len(loaded.validation):,} images set apart")
+        lines.insert(-2, f"calibrate {suite.in_distribution} ({suite.test_split}), {len(loaded.validation):,} images set apart")
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{len(test_set.images or ()):,} images"
         if parse(test_set.name).attack and not test_set.error:

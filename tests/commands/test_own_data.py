@@ -1,0 +1,123 @@
+"""``oodbench run`` on a user's own network and images, as a user meets it: without a suite file."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from new_process import oodbench
+from PIL import Image
+
+from oodbench.api import run
+from oodbench.detectors import TABLE as DETECTORS
+from oodbench.errors import UsageError
+
+NET = """
+    import torch
+
+    def build():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+"""
+
+
+def save(folder: Path, count: int, low: int = 0, size: tuple[int, int] = (8, 8)) -> None:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(low)
+    for number in range(count):
+        image = generator.integers(low, low + 120, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with ``net.py`` and two sets in ``data``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(textwrap.dedent(NET))
+    for number, split in enumerate(("train", "train", "test", "test")):
+        save(tmp_path / "data" / "mydata" / split / f"class{number % 2}", 15 + number, 10 * number)
+    save(tmp_path / "data" / "other", 20, 130)
+    return tmp_path
+
+
+MINE = ["--in-distribution", "folder:mydata", "--dataset", "folder:other", "--model", "net:build", "--data", "data"]
+
+
+def test_without_a_suite_all_detectors_run(here):
+    done = oodbench("run", *MINE, "--dry-run", cwd=here)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:6] == [
+        "mydata: folder:mydata against folder:other",
+        "model     net:build",
+        "folder    runs/mydata",
+        "fit on    folder:mydata (train), 31 images",
+        "inside    folder:mydata (test), 35 images",
+        "size      8x8 pixels",
+    ]
+    rows = {line.split()[1].strip(":").partition(":")[0] for line in lines if line.startswith("detector")}
+    assert rows >= set(DETECTORS)
+    assert {row for line in lines if line.startswith("detector") for row in line.split(": ")[-1].split(", ")} == {
+        "unsupervised",
+        "per-shift",
+    }
+
+
+def test_the_run_is_named_after_its_in_distribution_set(here):
+    done = oodbench("run", *MINE, "--detector", "msp", "--detector", "pixels", "--no-costs", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("net:build, in-distribution folder:mydata: AUROC")
+    assert done.stdout.splitlines()[-1] == "runs/mydata"
+    manifest = json.loads((here / "runs" / "mydata" / "run.json").read_text())
+    assert manifest["suite"]["name"] == "mydata"
+    assert manifest["settings"]["in_distribution"] == "folder:mydata"
+
+
+def test_the_same_from_python(here):
+    options = {"data": here / "data", "detectors": ["pixels"], "measure_costs": False}
+    results = run(in_distribution="folder:mydata", datasets=["folder:other", "folder:mydata+noise@3"], **options)
+    assert results.path == Path("runs/mydata")
+    assert set(results.frame()["dataset"]) == {"folder:other", "folder:mydata+noise"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--in-distribution", "folder:mydata", "--model", "net:build"], "add --dataset SET"),
+        (["--in-distribution", "folder:mydata", "--dataset", "uniform"], "add --model NAME"),
+        (["digits", *MINE], "takes the place of a suite; leave out the suite"),
+        ([*MINE, "--protocol", "transfer"], "transfer needs transfer_from, the name of one of its sets"),
+        (["--in-distribution", "folder:other", *MINE[2:]], "folder:other has no split 'train'; it has test; to learn from it"),
+    ],
+)
+def test_what_is_missing_is_one_line(here, options, why):
+    done = oodbench("run", *options, "--data", "data", cwd=here)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("oodbench:")]
+    assert why in line
+
+
+def test_names_of_runs_are_names_of_folders(here):
+    options = {"datasets": ["uniform"], "detectors": ["pixels"], "measure_costs": False, "limit": 20}
+    assert run(in_distribution="digits:3", **options).path == Path("runs/digits-3")
+
+
+def test_images_that_are_not_square_need_a_size(here):
+    """They were read at two shapes: training images as they are, test images square."""
+    for split in ("train", "test"):
+        for number in range(2):
+            save(here / "wide" / split / str(number), 12, 10 * number + 50 * (split == "test"), (12, 8))
+    options = {"data": here, "datasets": ["uniform"], "detectors": ["pixels"], "measure_costs": False}
+    with pytest.raises(UsageError, match=r"folder:wide: its images are 12x8 pixels, not square; .*--size N"):
+        run(in_distribution="folder:wide", **options)
+    results = run(in_distribution="folder:wide", size=10, **options)
+    assert results.manifest().settings["size"] == 10
+
+
+def test_images_of_several_sizes_are_reported(here):
+    save(here / "data" / "mydata" / "train" / "class2", 3, 90, (9, 9))
+    options = [*MINE, "--detector", "pixels", "--no-costs"]
+    varied = oodbench("run", *options, "--out", "runs/varied", cwd=here)
+    assert "folder:mydata (train): its images vary in size and are resized to 32x32 pixels" in varied.stderr
+    assert "vary in size" not in oodbench("run", *options, "--size", 8, "--out", "runs/sized", cwd=here).stderr
