@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.engine import run as engine
 from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.frame import frame_of
-from oodbench.paths import sweep_cache
+from oodbench.paths import DataRoots, sweep_cache
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, chosen_suite
@@ -45,7 +45,7 @@ def run(
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     datasets: str | Sequence[str] | None = None,
     protocols: str | Sequence[str] | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -71,7 +71,7 @@ def run(
         weights: the model's weights file; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
-        data: the data root; by default ``$OODBENCH_DATA`` or the user's cache folder.
+        data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA`` or the user's cache folder.
         out: the run folder, by default ``runs/<name of the suite>``. An existing run is resumed; ``fresh`` starts over.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.

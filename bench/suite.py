@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import FOLDER, canonical, parse
+from oodbench.datasets.name import FOLDER, canonical, folder_name, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.models import imports_code
 from oodbench.paths import read_small
@@ -90,6 +90,13 @@ class Suite(BaseModel):
     @classmethod
     def _each_detector(cls, value: Any) -> Any:
         return _each(value) if value == ALL or isinstance(value, list) else value
+
+    def recorded(self) -> dict[str, Any]:
+        """The suite as JSON values, with the names of sets that results have."""
+        values = self.model_dump(mode="json")
+        values["sets"] = [one | {"name": recorded(one["name"])} for one in values["sets"]]
+        names = {key: values[key] and recorded(values[key]) for key in ("in_distribution", "transfer_from")}
+        return values | names
 
     def each_set(self) -> dict[str, TestSet]:
         """All sets by full name, one per level, in order, including a set that only transfer reads."""
@@ -236,7 +243,7 @@ def chosen_suite(
     inside = parse(in_distribution).original
     values = {
         "name": re.sub(r"[/\\:]+", "-", inside.removeprefix(f"{FOLDER}:")).replace("++", "+"),
-        "title": f"{inside} against {', '.join(sets)}",
+        "title": f"{inside} against {', '.join(map(recorded, sets))}",
         "model": model,
         "in_distribution": in_distribution,
         "detectors": _each(detectors or ALL),
@@ -262,6 +269,14 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
             raise UsageError(f"suite {name}: {unknown('key', key, known, ', '.join(known))}") from error
         raise UsageError(f"suite {name}: {place}: {first['msg']}") from error
     sets = suite.each_set()
+    paths: dict[str, str] = {}
+    for path in (parse(one).path for one in (suite.in_distribution, *sets) if one.startswith(f"{FOLDER}:")):
+        other = paths.setdefault(recorded(folder_name(path)), path)
+        if other != path:
+            raise UsageError(
+                f"suite {name}: {other} and {path} would both be {recorded(folder_name(path))} in results; rename one, or name"
+                " it from a folder above it: --data DIR and folder:PATH"
+            )
     if len(sets) < sum(len(one.each()) for one in suite.sets):
         twice = Counter(one.name for several in suite.sets for one in several.each()).most_common(1)[0][0]
         raise UsageError(f"suite {name}: lists the set {twice} twice; remove one, or write another suite")

@@ -19,12 +19,12 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
-from oodbench.datasets.name import FOLDER, Name, parse
+from oodbench.datasets.name import FOLDER, Name, is_absolute, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason
 from oodbench.image_set import Changed, Images, ImageSet
-from oodbench.paths import data_root
+from oodbench.paths import DataRoots, data_roots
 from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
@@ -36,7 +36,7 @@ IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once i
 def load_dataset(
     name: str,
     *,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     split: str = "test",
     size: int | None = None,
     resize: str = "bilinear",
@@ -51,7 +51,7 @@ def load_dataset(
 
     Args:
         name: see ``oodbench.datasets.name``.
-        data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
+        data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
         size: height and width in pixels. None keeps the set's own size; if sizes vary, images become 32x32.
         resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits. Images that have the size
             already are not resampled.
@@ -77,7 +77,7 @@ def load_dataset(
 
 
 def original(
-    parsed: Name, data: str | Path | None, split: str, size: int | None, resize: str, workers: int, progress: Progress
+    parsed: Name, data: DataRoots, split: str, size: int | None, resize: str, workers: int, progress: Progress
 ) -> ImageSet:
     """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST):
@@ -89,7 +89,7 @@ def original(
     # One call reads a whole set, which may take long: ours are only named.
     ours = parsed.base == FOLDER or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
-        loaded = as_loaded(parsed, data_root(data), split)
+        loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
     images = _uniform(loaded, size, resize, workers, progress)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
         images = without_classes(images, left_out)
@@ -197,6 +197,20 @@ def _made_from(images: ImageSet, change: Callable[..., Tensor], name: str, how: 
 def takes_parts(loader: object) -> bool:
     """Whether a loader has parts: ``loader(root, split, part, level)`` rather than ``loader(root, split)``."""
     return callable(loader) and "part" in inspect.signature(loader).parameters
+
+
+def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) -> ImageSet:
+    """What ``load(root)`` gives for the first data root that holds the set. Raises MissingData, naming all, if none does."""
+    roots = data_roots(data)
+    missing = []
+    for root in roots[:1] if is_absolute(name.path) else roots:
+        try:
+            return load(root)
+        except MissingData as error:
+            missing.append(error)
+    if len(missing) == 1:
+        raise missing[0]
+    raise MissingData(f"{missing[0]}; also searched: {', '.join(map(str, roots[1:]))}") from missing[0]
 
 
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:

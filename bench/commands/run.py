@@ -45,7 +45,7 @@ def run(
     protocol: Annotated[
         list[str], typer.Option(metavar="NAME", help="Run only unsupervised, per-shift or transfer; repeat for several.")
     ] = [],  # noqa: B006
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. An existing run is resumed.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,

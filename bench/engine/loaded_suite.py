@@ -18,13 +18,14 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
-from oodbench.datasets.name import CHANGED, parse, parse_unchanged
+from oodbench.datasets.name import CHANGED, parse, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.passes import require_unchanged
+from oodbench.paths import DataRoots
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -48,7 +49,7 @@ class Row(NamedTuple):
 class LoadedTestSet:
     """A set under test. ``images`` is None where it could not be read, and ``error`` says why."""
 
-    name: str  # as asked, with its level
+    name: str  # as in results, with its level
     kind: str
     images: ImageSet | None
     error: Exception | None = None
@@ -71,7 +72,7 @@ class LoadedSuite:
         suite: Suite,
         progress: Progress,
         *,
-        data: str | Path | None = None,
+        data: DataRoots = None,
         limit: int | None = None,
         workers: int = 0,
     ) -> None:
@@ -243,7 +244,7 @@ class LoadedSuite:
     def _load_test_set(self, one: TestSet, progress: Progress) -> LoadedTestSet:
         parsed = parse(one.name)
         kind = one.kind or parsed.kind
-        test_set = LoadedTestSet(one.name, kind or "far-ood", None)
+        test_set = LoadedTestSet(recorded(one.name), kind or "far-ood", None)
         try:
             images = self._original(one, "test", self.limit, progress)
         except UsageError:

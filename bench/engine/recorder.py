@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from oodbench import code_hash, metrics
-from oodbench.datasets.name import parse
+from oodbench.datasets.name import parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
@@ -54,7 +54,7 @@ class Recorder:
         return DetectionRecord(
             model=self.suite.model or "",
             weights_hash=loaded.weights_hash,
-            in_distribution=self.suite.in_distribution,
+            in_distribution=recorded(self.suite.in_distribution),
             in_fingerprint=(negatives or loaded.in_distribution).fingerprint,
             train_fingerprint=loaded.train.fingerprint,
             detector=row.detector,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from oodbench import protocols
-from oodbench.datasets.name import parse
+from oodbench.datasets.name import parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
@@ -25,6 +25,7 @@ from oodbench.engine.trials import Trial, Trials
 from oodbench.errors import CannotWrite, OodbenchError, contained, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
+from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.provenance import provenance
@@ -37,7 +38,7 @@ def run(
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
@@ -83,7 +84,7 @@ def plan(
     suite: Suite,
     *,
     weights: str | Path | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     limit: int | None = None,
     fails: Sequence[str] = (),
@@ -142,7 +143,7 @@ class _Run:
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
-            "in_distribution": self.suite.in_distribution,
+            "in_distribution": recorded(self.suite.in_distribution),
             "size": loaded.size,
             "resize": self.suite.resize,
             "seed": self.suite.seed,
@@ -155,12 +156,12 @@ class _Run:
         }
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
-        shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}
+        shared |= {f"set {recorded(one.name)}": [one.first, one.settings] for one in self.suite.each_set().values()}
         detectors = loaded.detectors
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, progress.say, suite=self.suite.model_dump(mode="json"), provenance=about)
+        folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about)
 
     def run_sets(self, estimate: bool) -> None:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from new_process import oodbench
 from PIL import Image
+from safetensors.torch import save_file
 
 from oodbench.api import run
 from oodbench.detectors import TABLE as DETECTORS
-from oodbench.errors import UsageError
+from oodbench.errors import MissingData, UsageError
+from oodbench.models.load import load_model
 
 NET = """
     import torch
@@ -121,3 +124,79 @@ def test_images_of_several_sizes_are_reported(here):
     varied = oodbench("run", *options, "--out", "runs/varied", cwd=here)
     assert "folder:mydata (train): its images vary in size and are resized to 32x32 pixels" in varied.stderr
     assert "vary in size" not in oodbench("run", *options, "--size", 8, "--out", "runs/sized", cwd=here).stderr
+
+
+def written(folder: Path) -> str:
+    """All text that a run wrote."""
+    return "".join(path.read_text("latin-1") for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_anywhere_and_results_without_their_paths(here):
+    private = here / "home" / "me" / "more"
+    save(private, 20, 60)
+    sets = [f"folder:{here}/data/mydata", "--dataset", f"folder:{private}", "--dataset", f"folder:{private}+noise@1"]
+    run_all = ["run", "--in-distribution", *sets, "--model", "net:build", "--detector", "msp", "--no-costs"]
+    done = oodbench(*run_all, "--protocol", "unsupervised", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "runs/mydata"
+    assert str(here) not in written(here / "runs" / "mydata")
+    rows = json.loads(oodbench("leaderboard", "runs/mydata", "--format", "json", cwd=here).stdout)
+    assert {(row["in_distribution"], row["dataset"], row["level"], row["status"]) for row in rows} == {
+        ("folder:mydata", "folder:more", None, "ok"),
+        ("folder:mydata", "folder:more+noise", 1, "ok"),
+    }
+    again = oodbench(*run_all, "--protocol", "unsupervised", cwd=here)
+    assert "2 cells already done" in again.stderr
+    assert again.returncode == 0
+
+
+@pytest.mark.parametrize("other", ["folder:{}/b/photos", "folder:photos", "folder:{}/b/photos:cat"])
+def test_folders_that_results_could_not_tell_apart_are_refused(here, other):
+    sets = [f"folder:{here}/a/photos+noise@1", other.format(here)]
+    with pytest.raises(UsageError, match=r"/a/photos and .*photos would both be folder:photos in results; rename one"):
+        run(in_distribution="digits", datasets=sets, detectors=["pixels"])
+    with pytest.raises(UsageError, match=r"would both be folder:photos"):
+        run("digits", datasets=sets)
+
+
+def test_several_data_roots(here):
+    save(here / "second" / "more", 20, 60)
+    options = ["run", *MINE[:4], "--dataset", "folder:more", "--detector", "pixels", "--protocol", "unsupervised", "--no-costs"]
+    done = oodbench(*options, "--data", "data", "--data", "second", cwd=here)
+    assert done.returncode == 0, done.stderr
+    for name in ("more", "mydata"):
+        checked = oodbench("check", f"folder:{name}", "--data", "data", "--data", "second", cwd=here)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    fitting = ["fit", "pixels", "--dataset", "folder:mydata", "--held-out", "train", "--false-alarms", 0.6, "--out", "it"]
+    training = ["train", "resnet8-digits", "--dataset", "folder:mydata", "--epochs", 1, "--out", "it.safetensors"]
+    for command in (fitting, training):
+        done = oodbench(*command, "--data", "second", "--data", "data", cwd=here)
+        assert done.returncode == 0, done.stderr
+    absent = ["run", *MINE[:2], "--dataset", "folder:gone", "--detector", "pixels"]
+    gone = oodbench(*absent, "--data", "data", "--data", "second", cwd=here)
+    assert gone.returncode == 1
+    assert f"{here}/data/gone is not a folder" in gone.stderr
+    assert f"; also searched: {here}/second" in gone.stderr
+
+
+def test_weights_in_the_second_data_root(here):
+    (here / "second" / "models").mkdir(parents=True)
+    file = here / "second" / "models" / "resnet18.safetensors"
+    with pytest.warns(UserWarning, match="random weights"):
+        save_file(load_model("resnet18", num_classes=2).module.state_dict(), file)
+    found = load_model("resnet18", data=[here / "data", here / "second"])
+    assert found(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    with pytest.raises(MissingData, match=f"looked for {here}/data/models/.* and {here}/models/resnet18.safetensors"):
+        load_model("resnet18", data=[here / "data", here], require_weights=True)
+
+
+def test_data_commands_find_each_set_in_its_root(here):
+    save(here / "second" / "test_256", 3)
+    roots = ["--data", "data", "--data", "second"]
+    listed = oodbench("data", "list", "--json", *roots, cwd=here)
+    assert {row["name"]: row["state"] for row in json.loads(listed.stdout)}["places365"] == "partial"
+    assert f"Data roots: {here}/data, {here}/second" in oodbench("data", "list", *roots, cwd=here).stdout
+    verified = oodbench("data", "verify", "places365", "svhn", *roots, cwd=here)
+    assert verified.returncode == 1
+    assert "places365: test_256: 3 images; the official set has 328,500" in verified.stdout
+    assert f"svhn: absent: none of its files is below {here}/data or {here}/second" in verified.stdout
