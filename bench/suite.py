@@ -171,6 +171,18 @@ def suite_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
+def suite_text(name: str | Path) -> str:
+    """The TOML of a suite in the package, or of a file that ends in ``.toml``. Raises UsageError if there is none."""
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.exists():
+            raise UsageError(f"suite file {path} does not exist")
+        return read_small(path).decode("utf-8-sig", "replace")
+    if str(name) in suite_names():
+        return (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
+    raise UsageError(unknown("suite", str(name), suite_names(), "oodbench list suites, or a FILE.toml"))
+
+
 def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
     """Load a suite by name, or from a file that ends in ``.toml``.
 
@@ -179,18 +191,9 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
     Raises UsageError for an unknown name and for an invalid suite file, naming the wrong key, and UntrustedModel for a model
     that is not trusted. Parameters are for detectors that the suite lists.
     """
-    if str(name).endswith(".toml"):
-        path = Path(name)
-        if not path.exists():
-            raise UsageError(f"suite file {path} does not exist")
-        text, stem = read_small(path).decode("utf-8-sig", "replace"), path.stem
-    elif str(name) in suite_names():
-        text, stem = (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), str(name)
-    else:
-        listing = "oodbench list suites, or a FILE.toml"
-        raise UsageError(unknown("suite", str(name), suite_names(), listing))
+    text = suite_text(name)
     try:
-        suite = _validated({"name": stem} | tomllib.loads(text), name)
+        suite = _validated({"name": Path(name).stem} | tomllib.loads(text), name)
     except ValueError as error:  # also a number of too many digits
         raise UsageError(f"{name} is not valid TOML: {error}") from error
     except RecursionError as error:

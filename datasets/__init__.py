@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["TABLE", "adversarial", "corruptions", "load"]
 
 PATTERNS = {  # names that stand for many sets
-    "folder:PATH": Entry(
-        "", "Any folder of images, or of class folders, with train and test or without; a PATH below the data root, or absolute"
-    ),
+    "folder:PATH": Entry("", "Any folder of images, or of class folders, with train and test or without"),
 }
 TABLE = {
     "digits": Entry(
