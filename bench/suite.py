@@ -71,6 +71,7 @@ class Suite(BaseModel):
     name: FolderName = ""
     title: str = ""
     model: str | None = None  # None: a suite without a network
+    weights: str | None = None  # file of the model's weights, from the working folder
     in_distribution: SetName
     train_split: str = "train"
     test_split: str = "test"
@@ -92,8 +93,8 @@ class Suite(BaseModel):
         return _each(value) if value == ALL or isinstance(value, list) else value
 
     def recorded(self) -> dict[str, Any]:
-        """The suite as JSON values, with the names of sets that results have."""
-        values = self.model_dump(mode="json")
+        """The suite as JSON values, with the names of sets that results have, and without paths."""
+        values = self.model_dump(mode="json", exclude={"weights"})
         values["sets"] = [one | {"name": recorded(one["name"])} for one in values["sets"]]
         names = {key: values[key] and recorded(values[key]) for key in ("in_distribution", "transfer_from")}
         return values | names
@@ -149,6 +150,8 @@ class Suite(BaseModel):
             given["sets"] = [one.model_copy(update={"tested": True}) for one in given["sets"]]
             if self.transfer_from in known and self.transfer_from not in asked:
                 given["sets"].append(known[self.transfer_from].model_copy(update={"tested": False}))
+        if model is not None and model != self.model:
+            given["weights"] = None  # those of the other model
         given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
         return _validated(self.model_copy(update=given).model_dump(), self.name)
 
@@ -191,7 +194,17 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
     Raises UsageError for an unknown name and for an invalid suite file, naming the wrong key, and UntrustedModel for a model
     that is not trusted. Parameters are for detectors that the suite lists.
     """
-    text = suite_text(name)
+    suite = read_suite(suite_text(name), name)
+    if suite.model and imports_code(suite.model) and not (trust_model or below_working_folder(Path(name))):
+        raise UntrustedModel(
+            f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you trust"
+            " the file, use --trust-model (in Python trust_model=True), or copy it here"
+        )
+    return suite
+
+
+def read_suite(text: str, name: str | Path) -> Suite:
+    """A suite from the TOML of a file of this name. Raises UsageError as ``load_suite``."""
     try:
         suite = _validated({"name": Path(name).stem} | tomllib.loads(text), name)
     except ValueError as error:  # also a number of too many digits
@@ -202,11 +215,6 @@ def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
         if detector not in suite.detectors:
             listing = f"its detectors are {', '.join(suite.detectors)}"
             raise UsageError(f"suite {name}: parameters: {unknown('detector', detector, suite.detectors, listing)}")
-    if suite.model and imports_code(suite.model) and not (trust_model or _below_working_folder(Path(name))):
-        raise UntrustedModel(
-            f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you trust"
-            " the file, use --trust-model (in Python trust_model=True), or copy it here"
-        )
     return suite
 
 
@@ -243,10 +251,9 @@ def chosen_suite(
             f"--in-distribution {in_distribution} needs the network that knows it; add --model NAME or --model module:function,"
             " or, for a detector that needs no network, --detector NAME"
         )
-    inside = parse(in_distribution).original
     values = {
-        "name": re.sub(r"[/\\:]+", "-", inside.removeprefix(f"{FOLDER}:")).replace("++", "+"),
-        "title": f"{inside} against {', '.join(map(recorded, sets))}",
+        "name": named_after(in_distribution),
+        "title": title_of(in_distribution, sets),
         "model": model,
         "in_distribution": in_distribution,
         "detectors": _each(detectors or ALL),
@@ -255,7 +262,18 @@ def chosen_suite(
     return _validated(values, values["name"])
 
 
-def _below_working_folder(path: Path) -> bool:
+def named_after(in_distribution: str) -> str:
+    """The name of a suite made of this in-distribution set: ``mydata`` for ``folder:/home/me/mydata``."""
+    name = parse(in_distribution).original.removeprefix(f"{FOLDER}:")
+    return re.sub(r"[/\\:]+", "-", name).replace("++", "+")
+
+
+def title_of(in_distribution: str, sets: Sequence[str]) -> str:
+    """The title of a suite made of these sets."""
+    return f"{recorded(in_distribution)} against {', '.join(map(recorded, sets))}"
+
+
+def below_working_folder(path: Path) -> bool:
     """Whether a file is in the working folder or below it, links followed."""
     return path.resolve().is_relative_to(Path.cwd().resolve())
 

@@ -51,6 +51,7 @@ def run(
     """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
     progress = progress or Progress()
     target = resolve_device(device)
+    weights = suite.weights if weights is None else weights
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
@@ -99,7 +100,7 @@ def plan(
     loaded.load_test_sets(Progress())
     if suite.model is not None:
         try:
-            check_weights(suite.model, weights, data)
+            check_weights(suite.model, suite.weights if weights is None else weights, data)
         except OodbenchError as error:
             fails = [*fails, reason(error)]
     lines = [
