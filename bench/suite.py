@@ -1,5 +1,6 @@
 """Suites: TOML files, in the package or your own, that list the sets, detectors and protocols of a benchmark."""
 
+import json
 import re
 import tomllib
 from collections import Counter
@@ -282,13 +283,7 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place, key = ".".join(str(part) for part in first["loc"]), str(first["loc"][-1])
-        if first["type"] == "extra_forbidden":
-            of_set = first["loc"][0] == "sets" and len(first["loc"]) > 1
-            known = list((TestSet if of_set else Suite).model_fields)
-            raise UsageError(f"suite {name}: {unknown('key', key, known, ', '.join(known))}") from error
-        raise UsageError(f"suite {name}: {place}: {first['msg']}") from error
+        raise UsageError(f"suite {name}: {_complaint(error.errors(), values)}") from error
     sets = suite.each_set()
     paths: dict[str, str] = {}
     for path in (parse(one).path for one in (suite.in_distribution, *sets) if one.startswith(f"{FOLDER}:")):
@@ -310,3 +305,51 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from, in its file")
     return suite
+
+
+TAKES = {  # by pydantic's type of error
+    "string_type": "a text in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+
+
+def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
+    """What is wrong with a key of a suite file; an unknown key goes first, because another may be missing for it."""
+    error = min(errors, key=lambda one: one["type"] != "extra_forbidden")
+    kind, place, limits, given = error["type"], error["loc"], error.get("ctx", {}), error["input"]
+    key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
+    if kind == "extra_forbidden":
+        known = list((TestSet if of_set else Suite).model_fields)
+        return unknown("key", key, known, ", ".join(known))
+    parts = [part if isinstance(part, str) else f"item {part + 1}" for part in place]
+    if of_set:
+        one = values["sets"][place[1]]
+        name = one.get("name") if isinstance(one, dict) else None
+        parts[:2] = [f"set {name if isinstance(name, str) else place[1] + 1}"]
+    what = " of ".join(reversed(parts))
+    if kind == "missing":
+        return f"{what} is missing; add {'[[sets]], each with a name' if key == 'sets' else f'{key} = …'}"
+    if kind == "too_short":
+        return f"{what} is empty; name at least one"
+    if kind == "literal_error" and isinstance(given, str):
+        known = re.findall("'(.*?)'", limits["expected"])
+        return unknown(what, given, known, ", ".join(known))
+    bounds = [f"{words} {limits[bound]}" for bound, words in (("ge", "at least"), ("le", "at most")) if bound in limits]
+    if not (takes := TAKES.get(kind) or limits.get("expected") or " ".join(bounds)):
+        return f"{what}: {error['msg']}"
+    shown, remedy = _shortened(given), ""
+    if kind == "list_type" and isinstance(given, str) and key != "sets":
+        remedy = f"; write {key} = [{shown}]"
+    elif place[0] == "sets" and len(place) < 3:
+        remedy = "; write [[sets]] above the name of each set"
+    return f"{what} takes {takes}, not {shown}{remedy}"
+
+
+def _shortened(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"

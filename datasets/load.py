@@ -22,7 +22,7 @@ from oodbench.datasets.folder import folder
 from oodbench.datasets.name import FOLDER, Name, is_absolute, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
-from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
 from oodbench.image_set import Changed, Images, ImageSet
 from oodbench.paths import DataRoots, data_roots
 from oodbench.progress import Progress
@@ -227,7 +227,8 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     except OodbenchError:
         raise
     except Exception as error:
-        raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {reason(error)}") from error
+        why = reason_in(error, registry.find("datasets", name.base).target)
+        raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {why}") from error
     if not isinstance(images, ImageSet):
         raise BadData(f"dataset '{name.base}' of {owner} returned {type(images).__name__}; a loader must return an ImageSet")
     if len(images.images.shape) != 4 or images.images.shape[1] not in (1, 3):

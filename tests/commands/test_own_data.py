@@ -1,6 +1,7 @@
 """``oodbench run`` on a user's own network and images, as a user meets it: without a suite file."""
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -200,3 +201,46 @@ def test_data_commands_find_each_set_in_its_root(here):
     assert verified.returncode == 1
     assert "places365: test_256: 3 images; the official set has 328,500" in verified.stdout
     assert f"svhn: absent: none of its files is below {here}/data or {here}/second" in verified.stdout
+
+
+MODULES = {
+    "net.py": "import torch\n\ndef build():\n    return layer()\n\ndef layer():\n    return torch.nn.Linear(3, 'x')\n",
+    "typo.py": "import torch\n\nwidth = widht\n",
+    "syntax.py": "def build():\n    return (\n",
+    "indirect.py": "import typo\n",
+    "lacking.py": "\nimport no_such_module_for_a_test\n",
+    "leaving.py": "\n\nraise SystemExit(3)\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [
+        ("net", r"TypeError: .* \(net.py, line 7\)"),
+        ("typo", r"NameError: name 'widht' is not defined \(typo.py, line 3\)"),
+        ("syntax", r"SyntaxError: '\(' was never closed \(syntax.py, line 2\)"),
+        ("indirect", r"NameError: name 'widht' is not defined \(typo.py, line 3\)"),
+        ("lacking", r"ModuleNotFoundError: No module named 'no_such_module_for_a_test' \(lacking.py, line 2\)"),
+        ("leaving", r"RuntimeError: raised SystemExit\(3\), which would end the process \(leaving.py, line 3\)"),
+    ],
+)
+def test_an_error_in_a_module_of_the_user_is_said_with_its_line(tmp_path, module, place):
+    for name, text in MODULES.items():
+        (tmp_path / name).write_text(text)
+    does = "failed when it was built" if module == "net" else "cannot be imported"
+    options = ["--dataset", "photos", "--detector", "msp", "--model", f"{module}:build"]
+    done = oodbench("run", "--in-distribution", "digits", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(f"oodbench: model '{module}:build' {does}: {place}; fix that line", done.stderr.splitlines()[-1])
+    if module != "net":
+        done = oodbench("run", "--plugin", f"{module}:Detector", cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.fullmatch(f"oodbench: --plugin {module}:Detector cannot be imported: {place}; fix that line\n", done.stderr)
+
+
+def test_a_module_that_is_not_there_has_no_line_to_fix(tmp_path):
+    (tmp_path / "net.py").write_text("build = 3\n")
+    options = ["run", "--in-distribution", "digits", "--dataset", "photos", "--detector", "msp", "--model"]
+    for model, why in (("gone:build", "No module named 'gone'"), ("net:biuld", "module 'net' has no attribute 'biuld'")):
+        done = oodbench(*options, model, cwd=tmp_path)
+        assert done.stderr.endswith(f"{why}; give module:function, with the module on the Python path\n")

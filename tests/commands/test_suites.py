@@ -9,7 +9,8 @@ import tomllib
 import pytest
 from new_process import oodbench
 
-from oodbench.suite import Suite, TestSet, load_suite, suite_names
+from oodbench.errors import UsageError
+from oodbench.suite import Suite, TestSet, load_suite, read_suite, suite_names
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -148,3 +149,36 @@ def test_a_suite_names_the_weights_of_its_model(tmp_path):
     suite = load_suite(tmp_path / "it.toml")
     assert suite.override(seed=1).weights == "gone.pt"
     assert "weights" not in suite.recorded()
+
+
+SOUND = 'in_distribution = "digits"\ndetectors = ["msp"]\n'
+SET = '[[sets]]\nname = "photos"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f'in_distribution = "digits"\ndetector = ["msp"]\n{SET}', "unknown key 'detector'; did you mean 'detectors'? (name, "),
+        (f"{SOUND}{SET}level = [1]\n", "unknown key 'level'; did you mean 'levels'? (name, kind, levels, "),
+        (SOUND, "sets is missing; add [[sets]], each with a name"),
+        (f'detectors = "all"\n{SET}', "in_distribution is missing; add in_distribution = …"),
+        (f"{SOUND}[[sets]]\nfirst = 3\n", "name of set 1 is missing; add name = …"),
+        (
+            f'in_distribution = "digits"\ndetectors = "msp"\n{SET}',
+            'detectors takes a list, not "msp"; write detectors = ["msp"]',
+        ),
+        (f"{SOUND}sets = []\n", "sets is empty; name at least one"),
+        (f'{SOUND}sets = ["photos"]\n', 'set 1 takes a table, not "photos"; write [[sets]] above the name of each set'),
+        (f'{SOUND}[sets]\nname = "photos"\n', 'sets takes a list, not {"name": "photos"}; write [[sets]] above'),
+        (f'{SOUND}{SET}kind = "nearood"\n', "unknown kind of set photos 'nearood'; did you mean 'near-ood'? (near-ood, "),
+        (f"{SOUND}{SET}kind = 3\n", "kind of set photos takes 'near-ood', 'far-ood', "),
+        (f'{SOUND}{SET}levels = ["a"]\n', 'item 1 of levels of set photos takes a whole number, not "a"'),
+        (f"{SOUND}{SET}first = 0\n", "first of set photos takes at least 1, not 0"),
+        (f"{SOUND}[parameters]\nknn = 3\n{SET}", "knn of parameters takes a table, not 3"),
+        (f"{SOUND}title = 2020-01-01\n{SET}", 'title takes a text in quotes, not "2020-01-01"'),
+    ],
+)
+def test_what_is_wrong_in_a_suite_file_is_said_with_its_key(text, says):
+    with pytest.raises(UsageError, match=f"^suite it.toml: {re.escape(says)}") as raised:
+        read_suite(text, "it.toml")
+    assert not re.search("Input|Field|Extra|valid ", str(raised.value))
