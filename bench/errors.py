@@ -140,9 +140,14 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"
 
 
-def reason_in(error: BaseException, target: str) -> str:
-    """The reason for an error of third-party code, with the line of that code where it was raised. ``target``: its
-    ``module:object``."""
+def reason_in(error: BaseException, target: str = "") -> str:
+    """The reason for an error of third-party code, with the line of that code where it was raised.
+
+    ``target``: its ``module:object``, or its module, to know its lines in an installed package. What oodbench or a library
+    raised by itself has no line.
+    """
+    if isinstance(error, OodbenchError):
+        return reason(error)
     place = _place(error, target)
     named = isinstance(error, SyntaxError)  # which says so itself
     return reason(error) + (f" ({place})" if place and not named else "")
@@ -158,6 +163,7 @@ def _place(error: BaseException, target: str) -> str:
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short_path(error.filename)}, line {error.lineno}"
     root, place = target.partition(":")[0].partition(".")[0], ""
+    root = "" if root == "oodbench" else root
     for frame, line in traceback.walk_tb(error.__traceback__):
         package, file = str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename
         installed = package == "oodbench" or file.startswith("<") or any(map(Path(file).is_relative_to, LIBRARIES))

@@ -8,7 +8,7 @@ import numpy as np
 from oodbench import calibration, passes, protocols
 from oodbench.detector import Detector
 from oodbench.engine.loaded_suite import LoadedSuite
-from oodbench.errors import BadData, reason
+from oodbench.errors import BadData, reason, reason_in
 from oodbench.heads import HEADS, Head
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -52,7 +52,7 @@ class Fitting:
     def break_(self, detector: Detector, error: Exception) -> None:
         """Note why this detector can have no figures."""
         self.broken[detector.name] = error
-        self.progress.say(f"{detector.name}: {reason(error)}")
+        self.progress.say(f"{detector.name}: {reason_in(error, type(detector).__module__)}")
 
     def fit(self, names: Iterable[str]) -> None:
         """Fit the detectors of these names that are not fitted yet, in one pass over the training images."""

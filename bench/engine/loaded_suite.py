@@ -20,7 +20,7 @@ from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, parse, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason
+from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason, reason_in
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
@@ -95,7 +95,7 @@ class LoadedSuite:
                 raise
             except Exception as error:
                 self.broken[name] = error
-                progress.say(f"{name}: {reason(error)}")
+                progress.say(f"{name}: {reason_in(error)}")
         # Before anything long, so that a wrong name is reported now.
         inside = parse_unchanged(suite.in_distribution, f", and list {suite.in_distribution} among the sets")
         for one in suite.each_set().values():

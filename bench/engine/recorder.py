@@ -13,7 +13,7 @@ from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.trials import MeasuredTestSet, Trial
-from oodbench.errors import BadData, MissingData, Unsuitable, reason
+from oodbench.errors import BadData, MissingData, Unsuitable, reason_in
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.protocols import LEARNT_SHARE
@@ -81,7 +81,8 @@ class Recorder:
     def without_figures(self, test_set: LoadedTestSet, row: Row, error: Exception | None) -> DetectionRecord:
         """The record that says why there are no figures: skipped where that is nobody's fault, else failed."""
         status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
-        return self.record(test_set, row, status, reason=reason(error or BadData("no reason")))
+        code = type(self.loaded.detectors.get(row.detector)).__module__
+        return self.record(test_set, row, status, reason=reason_in(error or BadData("no reason"), code))
 
     def measured(self, test_set: LoadedTestSet, row: Row, trial: Trial, measured: MeasuredTestSet) -> Measured:
         """The record of a row with its figures. Raises what the head was not fitted for, and BadData for useless scores."""
