@@ -13,11 +13,11 @@ from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
-from oodbench.paths import sweep_cache
+from oodbench.paths import DataRoots, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
-from oodbench.suite import Suite, load_suite
+from oodbench.suite import Suite, chosen_suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,18 +143,20 @@ def _warn(why: str) -> None:
 
 @shown_in_notebooks
 def run(
-    suite: str | Path | Suite = "digits",
+    suite: str | Path | Suite | None = None,
     *,
+    in_distribution: str | None = None,
     model: str | None = None,
     weights: str | Path | None = None,
     detectors: str | Sequence[str] | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     datasets: str | Sequence[str] | None = None,
     protocols: str | Sequence[str] | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    size: int | None = None,
     workers: int = 0,
     seed: int | None = None,
     limit: int | None = None,
@@ -168,14 +170,16 @@ def run(
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
     Args:
-        suite: the name of a suite in the package, a TOML file, or a ``Suite``.
-        model, detectors, datasets, protocols, seed, batch_size: replace what the suite says. One name or several; the
-            detector ``all`` stands for every detector.
+        suite: the name of a suite in the package, a TOML file, or a ``Suite``; by default ``digits``.
+        in_distribution: in place of a suite, the set that ``model`` knows, to test against ``datasets`` with all detectors
+            or those in ``detectors``. The run is named after it.
+        model, detectors, datasets, protocols, seed, batch_size, size: replace what the suite says. One name or several; the
+            detector ``all`` stands for every detector. ``size`` is in pixels per side.
         weights: the model's weights file; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
-        data: the data root; by default ``$OODBENCH_DATA`` or the user's cache folder.
-        out: the run folder, by default ``runs/<suite>``. An existing run is resumed; ``fresh`` starts over.
+        data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA`` or the user's cache folder.
+        out: the run folder, by default ``runs/<name of the suite>``. An existing run is resumed; ``fresh`` starts over.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
@@ -186,10 +190,17 @@ def run(
         cell_timeout: seconds that one call of a detector, data set or network may take, such as for one batch; one that
             takes longer fails. None: no limit.
 
-    Raises UsageError for unknown names, and MissingData if the in-distribution set or the weights are missing.
+    Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
+    the weights are missing.
     """
-    chosen = suite if isinstance(suite, Suite) else load_suite(suite, trust_model=trust_model or model is not None)
-    chosen = chosen.override(
+    chosen = chosen_suite(
+        suite,
+        in_distribution,
+        model=model,
+        datasets=datasets,
+        detectors=detectors,
+        trust_model=trust_model or model is not None,
+    ).override(
         model=model,
         detectors=detectors,
         parameters=parameters,
@@ -197,6 +208,7 @@ def run(
         protocols=protocols,
         seed=seed,
         batch_size=batch_size,
+        size=size,
     )
     sweep_cache()
     folder = engine.run(

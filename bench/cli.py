@@ -15,7 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from oodbench import __version__
-from oodbench.commands import check, data, fit, leaderboard, run, score, train, verify
+from oodbench.commands import check, data, fit, init, leaderboard, run, score, train, verify
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, UsageError, reason
@@ -43,6 +43,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 app.command()(run.run)
+app.command()(init.init)
 app.command("list")(list_command.list_names)
 app.command()(leaderboard.leaderboard)
 app.command()(verify.verify)

@@ -5,17 +5,20 @@ The command line prints these without a traceback (unless ``--debug``) and exits
 
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 # What a run does around each call that may hang, such as "one call of knn"; it may raise TooSlow unless ``ends=False``.
 around_call = ContextVar[Callable[..., AbstractContextManager[None]]]("around_call", default=lambda what, **_: nullcontext())
 
 
+LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}  # Python and its packages
 LONGEST_REASON = 2000  # characters of an error's text that are kept; our own are shorter
 EXEC = ("execv", "execve")  # all of os.exec* call one of these
 
@@ -148,3 +151,41 @@ def reason(error: BaseException) -> str:
     text = _text(str, error)
     text = one_line(" ".join(text[:LONGEST_REASON].split())) + "…" * (len(text) > LONGEST_REASON) or "no message"
     return text if isinstance(error, OodbenchError) else f"{type(error).__name__}: {text}"
+
+
+def reason_in(error: BaseException, target: str = "") -> str:
+    """The reason for an error of third-party code, with the line of that code where it was raised.
+
+    ``target``: its ``module:object``, or its module, to know its lines in an installed package. What oodbench or a library
+    raised by itself has no line.
+    """
+    if isinstance(error, OodbenchError):
+        return reason(error)
+    place = _place(error, target)
+    named = isinstance(error, SyntaxError)  # which says so itself
+    return reason(error) + (f" ({place})" if place and not named else "")
+
+
+def fix_line(error: BaseException, target: str) -> str:
+    """``reason_in`` with the remedy if the error was raised in the third-party code; empty if that was not reached."""
+    return f"{reason_in(error, target)}; fix that line" if _place(error, target) else ""
+
+
+def _place(error: BaseException, target: str) -> str:
+    """``net.py, line 3``: the last line of the code of ``target``, or of what it calls outside the installed packages."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{_short_path(error.filename)}, line {error.lineno}"
+    root, place = target.partition(":")[0].partition(".")[0], ""
+    root = "" if root == "oodbench" else root
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package, file = str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename
+        installed = package == "oodbench" or file.startswith("<") or any(map(Path(file).is_relative_to, LIBRARIES))
+        if package == root or not installed:
+            place = f"{_short_path(file)}, line {line}"
+    return place or (_place(error.__cause__, target) if error.__cause__ else "")
+
+
+def _short_path(file: str) -> str:
+    """The path below the folder of the import path that has the file, without the names of private folders; else its name."""
+    folders = [folder for folder in map(os.path.abspath, sys.path) if Path(file).is_relative_to(folder)]
+    return str(Path(file).relative_to(max(folders, key=len))) if folders else Path(file).name

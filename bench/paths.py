@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ PART = ".oodbench-part"  # ends the names that write_atomically gives to files b
 HALF_WRITTEN = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(PART)}")
 DEVICES = Path("/dev")
 MOST_TEXT = 2**24  # bytes of a file of text; parsed, it takes up to thirty times as many
+DataRoots = str | Path | Sequence[str | Path] | None  # where data sets and weights are: one folder or several, or the default
 DAY = 24 * 60 * 60  # seconds
 _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # files of this process
 
@@ -46,9 +47,13 @@ def cache_root() -> Path:
     return home / inside.get(sys.platform, Path(".cache")) / "oodbench"
 
 
-def data_root(given: str | Path | None = None) -> Path:
-    """The data root: the given one, else ``$OODBENCH_DATA``, else the cache folder; an absolute path."""
-    return Path(given or os.environ.get("OODBENCH_DATA") or cache_root()).absolute()
+def data_roots(given: DataRoots = None) -> list[Path]:
+    """The data roots, in the order in which they are searched: those given, else those in ``$OODBENCH_DATA``, separated as in
+    ``$PATH``, else the cache folder; absolute paths. What is written goes to the first."""
+    if isinstance(given, str | os.PathLike):
+        given = [given] if given else []
+    named = [*(given or ())] or [root for root in os.environ.get("OODBENCH_DATA", "").split(os.pathsep) if root]
+    return [Path(root).absolute() for root in dict.fromkeys(named or [cache_root()])]
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
@@ -57,11 +62,11 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 
 
 @contextmanager
-def separate_cache(data: Path | None = None) -> Iterator[None]:
-    """Use an empty temporary cache folder, so that no earlier training is reused and nothing is kept; the data root stays."""
+def separate_cache(data: DataRoots = None) -> Iterator[None]:
+    """Use an empty temporary cache folder, so that no earlier training is reused and nothing is kept; data roots stay."""
     before = {name: os.environ.get(name) for name in ("OODBENCH_CACHE", "OODBENCH_DATA")}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(OODBENCH_CACHE=folder, OODBENCH_DATA=str(data_root(data)))
+        os.environ.update(OODBENCH_CACHE=folder, OODBENCH_DATA=os.pathsep.join(map(str, data_roots(data))))
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from oodbench.errors import one_line, reason, traceback_lines
+from oodbench.errors import one_line, reason_in, traceback_lines
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -34,9 +34,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a permanent line."""
 
-    def fail(self, what: str, error: Exception) -> None:
-        """Print a permanent line that says what has no result and why, and with ``tracebacks`` where it failed."""
-        self.say(f"{what}: {reason(error)}")
+    def fail(self, what: str, error: Exception, target: str = "") -> None:
+        """Print a permanent line that says what has no result and why (``reason_in``), and with ``tracebacks`` how."""
+        self.say(f"{what}: {reason_in(error, target)}")
         for line in traceback_lines(error) if self.tracebacks else ():
             self.say(line)
 

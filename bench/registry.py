@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import entrypoints
 
-from oodbench.errors import OodbenchError, UsageError, contained, one_line, reason
+from oodbench.errors import OodbenchError, UsageError, contained, fix_line, one_line, reason, reason_in
 
 MOST_SHOWN = 100  # characters of a name in a message
 FAMILIES = ("detectors", "datasets", "models")
@@ -148,9 +148,8 @@ def add_plugin(target: str, family: str = "detectors") -> str:
     try:
         plugin = resolve(target)
     except Exception as error:
-        raise UsageError(
-            f"--plugin {target} cannot be imported: {reason(error)}; check the name and the import path"
-        ) from error
+        why = fix_line(error, target) or f"{reason(error)}; check the name and the import path"
+        raise UsageError(f"--plugin {target} cannot be imported: {why}") from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
     if family == "detectors" and not (isinstance(name, str) and name.isprintable() and ":" not in name):
         raise UsageError(f"--plugin {target}: {name!r} cannot name a detector, because NAME:VARIANT names a row; rename it")
@@ -210,7 +209,7 @@ def load(family: str, name: str) -> Any:
         return resolve(record.target)
     except Exception as error:
         raise OodbenchError(
-            f"{family[:-1]} '{name}' of {record.owner} ({record.target}) cannot be imported: {reason(error)};"
+            f"{family[:-1]} '{name}' of {record.owner} ({record.target}) cannot be imported: {reason_in(error, record.target)};"
             f" repair or uninstall {record.distribution}"
         ) from error
 
@@ -220,7 +219,7 @@ def check(record: Record) -> Record:
     try:
         resolve(record.target)
     except Exception as error:
-        return replace(record, error=reason(error), traceback=traceback.format_exc())
+        return replace(record, error=reason_in(error, record.target), traceback=traceback.format_exc())
     return record
 
 

@@ -7,7 +7,6 @@ them run side by side, where they wait for the interpreter.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,6 +21,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
@@ -42,12 +42,12 @@ def fit(
     shift_images: Tensor | ImageSet | np.ndarray | None,
     batch_size: int,
     seed: int,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     progress: Progress | None = None,
 ) -> None:
     """``Detector.fit``: learn from training images, then calibrate the head, or fit a supervised head if a shift is given.
 
-    ``data`` is the data root, for detectors that load weights.
+    ``data`` is the data root or roots, for detectors that load weights.
     """
     images = as_images(images)
     if labels is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from oodbench.batching import batches, pieces_of
 from oodbench.classifier import Classifier
 from oodbench.image_set import ImageSet
+from oodbench.paths import DataRoots
 from oodbench.probe import Probe
 
 
@@ -24,14 +24,14 @@ class TrainingSet:
             are ``validation`` images.
         validation: other in-distribution images to calibrate on, which the network has never seen; or None.
         seed: random seed for all randomness.
-        data: the data root, for detectors that load weights.
+        data: the data root or roots, for detectors that load weights.
     """
 
     images: Tensor | ImageSet
     labels: Tensor | None
     held_out: np.ndarray
     seed: int = 0
-    data: str | Path | None = None
+    data: DataRoots = None
     validation: ImageSet | None = None
 
     def __len__(self) -> int:

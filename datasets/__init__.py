@@ -8,7 +8,7 @@ sizes vary, its ``shape`` is (N, C, 0, 0) and images are requested one at a time
 below ``root``, and UsageError for an unknown split or part. Resizing, colour, one class of a set, corruptions and attacks
 work the same for all sets: see ``load``.
 
-``folder:PATH`` needs no entry in the table: it is any folder of images below the data root.
+``folder:PATH`` needs no entry in the table: it is any folder of images, absolute or below the data root.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["TABLE", "adversarial", "corruptions", "load"]
 
 PATTERNS = {  # names that stand for many sets
-    "folder:PATH": Entry("", "Any folder of images below the data root, or of class folders, with train and test or without"),
+    "folder:PATH": Entry("", "Any folder of images, or of class folders, with train and test or without"),
 }
 TABLE = {
     "digits": Entry(

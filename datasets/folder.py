@@ -1,4 +1,4 @@
-"""Any folder of images below the data root: ``folder:PATH``."""
+"""Any folder of images, absolute or below the data root: ``folder:PATH``."""
 
 import os
 from pathlib import Path, PureWindowsPath
@@ -7,7 +7,7 @@ import torch
 
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
-from oodbench.datasets.name import folder_name
+from oodbench.datasets.name import FOLDER, folder_name, is_absolute, recorded
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
@@ -22,16 +22,14 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
     else is read as what is in there. The class folders of ``train`` number the classes of both; those that only ``test`` has
     come after them. Hidden files, files without an image suffix and class folders without images are left out.
 
-    Raises UsageError for a path that leads out of the data root, MissingData if the folder does not exist, and BadData for a
+    Raises UsageError for a path with ``..``, MissingData if the folder does not exist, and BadData for a
     folder that holds no images, images beside class folders, or folders of class folders.
     """
     name = folder_name(path)
-    place = root / _below_root(path)
+    place = root / _sound(path)  # which is ``path`` alone if it is absolute
     if not os.path.isdir(place):  # also where the name is too long to exist
-        raise MissingData(
-            f"{name} is missing: {place.absolute()} is not a folder; create it, or name another data root with --data DIR"
-            " or OODBENCH_DATA"
-        )
+        elsewhere = "another folder" if is_absolute(path) else "another data root with --data DIR or OODBENCH_DATA"
+        raise MissingData(f"{name} is missing: {place.absolute()} is not a folder; create it, or name {elsewhere}")
     train, test = place / "train", next(filter(Path.is_dir, map(place.joinpath, TEST)), None)
     if not train.is_dir() or test is None:
         if train.is_dir() and split == "train":
@@ -69,16 +67,16 @@ def _read(path: str, place: Path, split: str, numbering: list[Path]) -> ImageSet
         split=split,
         kind="far-ood",
         classes=classes if paths else (),
-        source=Source(title=f"the user's folder {path}"),
+        source=Source(title=f"the user's folder {recorded(name).removeprefix(f'{FOLDER}:')}"),
     )
 
 
-def _below_root(path: str) -> str:
+def _sound(path: str) -> str:
     # Parse as Windows does, with both kinds of slash and drives: a path inside by these rules is inside on every system.
     parsed = PureWindowsPath(path)
-    if not parsed.parts or parsed.anchor or ".." in parsed.parts:
+    if not parsed.name or ".." in parsed.parts or (parsed.anchor and not is_absolute(path)):
         raise UsageError(
-            f"folder:{path} must name a folder below the data root: no '..', and not absolute;"
-            " write folder:PATH relative to it, or name another data root with --data DIR"
+            f"folder:{path} must name a folder without '..'; write folder:PATH with a path below the data root, or an"
+            " absolute one"
         )
     return path

@@ -19,12 +19,12 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
-from oodbench.datasets.name import FOLDER, Name, parse
+from oodbench.datasets.name import FOLDER, Name, is_absolute, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
 from oodbench.image_set import Changed, Images, ImageSet
-from oodbench.paths import data_root
+from oodbench.paths import DataRoots, data_roots
 from oodbench.progress import Progress
 
 SIZE_WHERE_SIZES_VARY = 32
@@ -36,7 +36,7 @@ IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once i
 def load_dataset(
     name: str,
     *,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     split: str = "test",
     size: int | None = None,
     resize: str = "bilinear",
@@ -51,7 +51,7 @@ def load_dataset(
 
     Args:
         name: see ``oodbench.datasets.name``.
-        data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
+        data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
         size: height and width in pixels. None keeps the set's own size; if sizes vary, images become 32x32.
         resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits. Images that have the size
             already are not resampled.
@@ -77,7 +77,7 @@ def load_dataset(
 
 
 def original(
-    parsed: Name, data: str | Path | None, split: str, size: int | None, resize: str, workers: int, progress: Progress
+    parsed: Name, data: DataRoots, split: str, size: int | None, resize: str, workers: int, progress: Progress
 ) -> ImageSet:
     """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST):
@@ -89,7 +89,7 @@ def original(
     # One call reads a whole set, which may take long: ours are only named.
     ours = parsed.base == FOLDER or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
-        loaded = as_loaded(parsed, data_root(data), split)
+        loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
     images = _uniform(loaded, size, resize, workers, progress)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
         images = without_classes(images, left_out)
@@ -199,6 +199,20 @@ def takes_parts(loader: object) -> bool:
     return callable(loader) and "part" in inspect.signature(loader).parameters
 
 
+def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) -> ImageSet:
+    """What ``load(root)`` gives for the first data root that holds the set. Raises MissingData, naming all, if none does."""
+    roots = data_roots(data)
+    missing = []
+    for root in roots[:1] if is_absolute(name.path) else roots:
+        try:
+            return load(root)
+        except MissingData as error:
+            missing.append(error)
+    if len(missing) == 1:
+        raise missing[0]
+    raise MissingData(f"{missing[0]}; also searched: {', '.join(map(str, roots[1:]))}") from missing[0]
+
+
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     """Load the base set with its loader, and check that the loader kept its contract."""
     if name.base == FOLDER:
@@ -213,7 +227,8 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     except OodbenchError:
         raise
     except Exception as error:
-        raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {reason(error)}") from error
+        why = reason_in(error, registry.find("datasets", name.base).target)
+        raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {why}") from error
     if not isinstance(images, ImageSet):
         raise BadData(f"dataset '{name.base}' of {owner} returned {type(images).__name__}; a loader must return an ImageSet")
     if len(images.images.shape) != 4 or images.images.shape[1] not in (1, 3):
@@ -232,6 +247,11 @@ def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, prog
     """Convert the set to RGB in one size, in memory unless it is too large."""
     height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
     wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
+    if not height:
+        progress.say(
+            f"{images.name} ({images.split}): its images vary in size and are resized to {wanted[1]}x{wanted[0]} pixels; if the"
+            " network takes another size, give --size N (in a suite, size)"
+        )
 
     def uniform(pixels: Tensor | Images) -> Tensor | Images:
         if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):

@@ -8,16 +8,17 @@
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
 ``cifar10+jpeg-85``     a benign change, which should raise no alarm
 ``cifar10+pgd``         an attack, built-in or of another library (``cifar10+foolbox:LinfPGD``)
-``folder:PATH``         a folder of images below the data root; ``folder:PATH:class`` is one class
+``folder:PATH``         a folder of images, absolute or below the data root; ``folder:PATH:class`` is one class
 ======================  =====================================================================
 
 The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/``
 is ``folder:a``. A plus sign in the name of a folder is doubled: ``folder:a++b+haze@3`` is the folder ``a+b`` under haze.
+Results name a folder with an absolute path by its last part: ``folder:/home/me/photos`` is ``folder:photos`` there.
 """
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
@@ -49,9 +50,9 @@ class Name:
     """A parsed set name. Absent components are empty.
 
     Attributes:
-        original: the name without its corruption, benign change or attack.
+        original: the name without its corruption, benign change or attack, as in results.
         base: the registered set, or ``folder``.
-        path: the path of a folder below the data root.
+        path: the path of a folder, absolute or below the data root.
         wanted_class: the one class to keep, by name or number.
         part, part_level: the part of a set that has parts, and its level.
         corruption, level: the generated corruption, and its level.
@@ -98,8 +99,8 @@ def parse(text: str) -> Name:
     if original.endswith(":") and original != f"{FOLDER}:":
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
     if original.startswith(f"{FOLDER}:"):
-        path, _, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
-        parsed = Name(original, FOLDER, path.replace("++", "+"), wanted_class.replace("++", "+"))
+        path, _, wanted_class = _path_and_class(original)
+        parsed = Name(_recorded(original), FOLDER, path.replace("++", "+"), wanted_class.replace("++", "+"))
     else:
         whole, slash, part = original.partition("/")
         base, _, wanted_class = whole.partition(":")
@@ -131,14 +132,25 @@ def canonical(text: str) -> str:
     original, plus, change = _parts(text)
     if not original.startswith(f"{FOLDER}:"):
         return text
-    path, colon, wanted_class = original.removeprefix(f"{FOLDER}:").partition(":")
+    path, colon, wanted_class = _path_and_class(original)
     one_path = str(PurePosixPath(path)) if path else ""
     return f"{FOLDER}:{one_path}{colon}{wanted_class}{plus}{change}"
 
 
 def folder_name(path: str) -> str:
-    """Return the name of a folder below the data root, the inverse of ``parse(name).path``."""
+    """Return the name of a folder, the inverse of ``parse(name).path``."""
     return f"{FOLDER}:{path.replace('+', '++')}"
+
+
+def recorded(text: str) -> str:
+    """Return the name that results have: of an absolute path only the last folder. Accepts any text, also invalid names."""
+    original, plus, change = _parts(canonical(text))
+    return f"{_recorded(original)}{plus}{change}"
+
+
+def is_absolute(path: str) -> bool:
+    """Whether the path of a folder is absolute, on this system or another."""
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
 def base_of(text: str) -> str:
@@ -174,6 +186,21 @@ def _parts(text: str) -> tuple[str, str, str]:
     assert matched  # it matches any text
     original = matched[0]
     return original, text[len(original) :][:1], text[len(original) + 1 :]
+
+
+def _path_and_class(original: str) -> tuple[str, str, str]:
+    """Split the name of a folder into path, colon and class. The colon of a Windows drive belongs to the path."""
+    text = original.removeprefix(f"{FOLDER}:")
+    drive = text[:2] if PureWindowsPath(text).is_absolute() and text[1:2] == ":" else ""
+    path, colon, wanted_class = text.removeprefix(drive).partition(":")
+    return drive + path, colon, wanted_class
+
+
+def _recorded(original: str) -> str:
+    if not original.startswith(f"{FOLDER}:"):
+        return original
+    path, colon, wanted_class = _path_and_class(original)
+    return f"{FOLDER}:{PureWindowsPath(path).name if is_absolute(path) else path}{colon}{wanted_class}"
 
 
 def _with_change(parsed: Name, text: str, change: str) -> Name:

@@ -36,6 +36,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
 PAGE_OF = {
     "run": "run.md",
+    "init": "suites.md",
     "list": "run.md",
     "leaderboard": "results.md",
     "verify": "verify.md",

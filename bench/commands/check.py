@@ -32,7 +32,7 @@ def check(
         str | None, typer.Option(metavar="MODULE:CLASS", help="Check a detector that no installed package registers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as a JSON list.")] = False,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Check whether a detector or data set fulfils its contract. Exits with 1 if a check fails, or a set is missing."""

@@ -28,7 +28,12 @@ def debugging() -> bool:
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_set_debug)]
-Data = Annotated[Path | None, typer.Option(help="Data root (default: $OODBENCH_DATA, or the user's cache folder).")]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="DIR", help="Data root; repeat for several, searched in order (default: $OODBENCH_DATA, or the cache folder)."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or cuda:N.")]
 Parameters = Annotated[
     list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="Set a hyper-parameter of a detector, such as knn.k=10.")

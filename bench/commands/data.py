@@ -14,7 +14,7 @@ from oodbench.commands.common import Data, Debug, debugging, only_results, print
 from oodbench.datasets.fetching import catalogue
 from oodbench.datasets.fetching.expected_files import faults as faults_of
 from oodbench.errors import OodbenchError, one_line, reason
-from oodbench.paths import data_root
+from oodbench.paths import data_roots
 from oodbench.progress import Progress
 
 FAULTS_SHOWN = 5
@@ -27,13 +27,13 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names from 
 @commands.command("list")
 def list_data(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """List all data sets and weights files: whether they are present, how large they are, and how to get them."""
-    root = data_root(data)
+    roots = data_roots(data)
     items = catalogue.items()
-    rows = [_row(item, root) for item in items]
+    rows = [_row(item, _root_of(item, roots)) for item in items]
     if as_json:
         print_json(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -53,7 +53,7 @@ def list_data(
     headers = ["name", "state", "official images", "download", "on disk", "how to get it"]
     table = [[one_line(text) for text in row] for row in table]
     print(tabulate(table, headers, "simple", colalign=("left", "left", "left", "right", "right", "left")))
-    print(f"\nData root: {root.absolute()}")
+    print(f"\nData root{'s' * (len(roots) > 1)}: {', '.join(map(str, roots))}")
 
 
 @commands.command()
@@ -64,14 +64,15 @@ def fetch(
         list[str], typer.Option(metavar="URL", help="Try this address first, for the same file names; repeat for several.")
     ] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Fetch again, and replace existing files.")] = False,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Download data sets and weights, check them and unpack them. Repeat an interrupted command to resume it.
 
-    Exits with 1 if one of them could not be fetched; the others are still fetched.
+    They are put into the first data root, or into the one that has a part of them. Exits with 1 if one of them could not be
+    fetched; the others are still fetched.
     """
-    root = data_root(data)
+    roots = data_roots(data)
     chosen = [catalogue.find(name) for name in names]
     for item in chosen:
         item.wanted(split)
@@ -87,6 +88,7 @@ def fetch(
             if item.embedded:
                 progress.print(f"{item.name}: embedded, nothing to fetch")
                 continue
+            root = _root_of(item, roots)
             try:
                 got = fetch_one(item, root, splits=split, mirrors=mirrors, force=force, progress=progress)
             except OodbenchError as error:
@@ -96,24 +98,25 @@ def fetch(
                 progress.say(f"oodbench: {error}")
             else:
                 done = f"fetched {', '.join(got)} to" if got else "present in"
-                progress.print(f"{item.name}: {done} {root.absolute()}")
+                progress.print(f"{item.name}: {done} {root}")
     if failed:
         raise typer.Exit(1)
 
 
 @commands.command()
-def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
+def verify(names: Names, data: Data = [], debug: Debug = False) -> None:  # noqa: B006
     """Check that data sets and weights are whole and readable: layout, counts, checksums, every image, labels.
 
     Exits with 1 if one is not.
     """
-    root = data_root(data)
+    roots = data_roots(data)
     chosen = [catalogue.find(name) for name in names]
     whole = True
     with transfers() as progress:
         for item in chosen:
             progress.stage(f"verifying {item.name}")
-            faults = list(_faults(item, root))
+            root = _root_of(item, roots)
+            faults = list(_faults(item, root, roots))
             for line in faults[:FAULTS_SHOWN]:
                 progress.print(f"{item.name}: {line}")
             if more := len(faults[FAULTS_SHOWN:]):
@@ -127,6 +130,11 @@ def verify(names: Names, data: Data = None, debug: Debug = False) -> None:
                 progress.print(f"{item.name}: whole{f', {images}' if images else ''}")
     if not whole:
         raise typer.Exit(1)
+
+
+def _root_of(item: catalogue.Item, roots: list[Path]) -> Path:
+    """The first data root that has files of a set or weights, else the first of all."""
+    return next((root for root in roots if item.survey(root)[0] != "absent"), roots[0])
 
 
 def _row(item: catalogue.Item, root: Path) -> dict[str, Any]:
@@ -171,10 +179,11 @@ def _remedy(item: catalogue.Item, root: Path) -> str:
     return f"get it again with `oodbench data fetch {item.name} --force`"
 
 
-def _faults(item: catalogue.Item, root: Path) -> Iterator[str]:
-    """Yield one line per fault of a set or weights: first of its files, then of what its loader reads from them."""
+def _faults(item: catalogue.Item, root: Path, roots: list[Path]) -> Iterator[str]:
+    """Yield one line per fault of a set or weights in a data root: first of its files, then of what its loader reads from
+    them."""
     if item.survey(root)[0] == "absent":
-        yield f"absent: none of its files is below {root.absolute()}"
+        yield f"absent: none of its files is below {' or '.join(map(str, roots))}"
         return
     clean = True
     for fault in faults_of(item.expected, root):

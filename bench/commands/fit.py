@@ -36,7 +36,7 @@ def fit(
     ] = "test",
     param: Parameters = [],  # noqa: B006
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Random seed for held-out splits and training.")] = 0,
     plugin: Plugins = [],  # noqa: B006

@@ -16,9 +16,15 @@ def list_names(
     family: Annotated[Literal["detectors", "datasets", "models", "suites"], typer.Argument()],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Import each one, and show what fails.")] = False,
+    show: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print the TOML of this suite, to save and change; a name, or a file.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """List what is available, built in and from other packages. Imports none of it, except with --check."""
+    if show is not None:
+        _show_suite(show, family)
+        return
     if family == "suites":
         from oodbench.suite import load_suite, suite_names
 
@@ -48,6 +54,17 @@ def list_names(
         _print_rows(rows, family)
     if check and any(row.get("error") for row in rows):
         raise typer.Exit(1)
+
+
+def _show_suite(name: str, family: str) -> None:
+    """Print a suite that can be read; ``--check`` and ``--json`` are about lists."""
+    from oodbench.errors import UsageError
+    from oodbench.suite import load_suite, suite_text
+
+    if family != "suites":
+        raise UsageError(f"--show prints a suite; write oodbench list suites --show {name}")
+    load_suite(name, trust_model=True)  # to print a name imports nothing
+    print_text(suite_text(name).rstrip() + "\n")
 
 
 def _print_rows(rows: list[dict[str, Any]], family: str) -> None:

@@ -28,7 +28,13 @@ LINES = 45  # that a run ends with, at most
 
 
 def run(
-    suite: Annotated[str, typer.Argument(help="Name of a suite, or a TOML file.")] = "digits",
+    suite: Annotated[
+        str | None, typer.Argument(help="Name of a suite, or a TOML file (default: digits).", show_default=False)
+    ] = None,
+    in_distribution: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Use no suite: test --dataset against this set, with --model."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Use this model instead of the suite's; a name, or module:function.")
     ] = None,
@@ -42,10 +48,11 @@ def run(
     protocol: Annotated[
         list[str], typer.Option(metavar="NAME", help="Run only unsupervised, per-shift or transfer; repeat for several.")
     ] = [],  # noqa: B006
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. An existing run is resumed.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Resize all images to this many pixels per side.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Random seed for splits, limits, generated sets and detectors that draw.")
@@ -72,16 +79,17 @@ def run(
 
     The last line is the run folder. Exits with 1 if a cell failed, if all were skipped, or if the run could not start.
     """
-    from oodbench.suite import UntrustedModel, load_suite
+    from oodbench.suite import UntrustedModel, chosen_suite
 
     fails = []
+    given: dict[str, Any] = {"model": model, "datasets": dataset, "detectors": detector}
     try:
-        chosen = load_suite(suite, trust_model=trust_model or model is not None)
+        chosen = chosen_suite(suite, in_distribution, **given, trust_model=trust_model or model is not None)
     except UntrustedModel as error:
         if not dry_run:
             raise
         fails = [reason(error)]
-        chosen = load_suite(suite, trust_model=True)  # a plan imports no model
+        chosen = chosen_suite(suite, trust_model=True)  # a plan imports no model
     find_in_working_folder(*plugin, model or chosen.model or "")
     detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
     chosen = chosen.override(
@@ -92,6 +100,7 @@ def run(
         protocols=protocol,
         seed=seed,
         batch_size=batch_size,
+        size=size,
     )
     sets = [chosen.in_distribution, *chosen.each_set()]
     check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)

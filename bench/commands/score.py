@@ -44,7 +44,7 @@ def score(
         bool,
         typer.Option("--trust-model", help="Import the model `module:function` that the file names; accept large images."),
     ] = False,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 128,
     plugin: Plugins = [],  # noqa: B006

@@ -26,7 +26,7 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of the first step.")] = 0.1,
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
-    data: Data = None,
+    data: Data = [],  # noqa: B006
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Random seed for initial weights, order and augmentation.")] = 0,
     debug: Debug = False,

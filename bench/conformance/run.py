@@ -4,13 +4,13 @@ The checks of detectors are in ``detectors``, those of data sets in ``datasets``
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from oodbench import paths, registry
 from oodbench.conformance.outcomes import Failed, Outcome, Skipped
 from oodbench.datasets.name import base_of
 from oodbench.errors import UsageError, contained, reason
+from oodbench.paths import DataRoots
 
 Family = Literal["detectors", "datasets"]
 FAMILIES: tuple[Family, ...] = ("detectors", "datasets")
@@ -23,7 +23,7 @@ def check(
     family: Family | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     on_error: Callable[[str, Exception], None] = lambda check, error: None,
 ) -> Iterator[Outcome]:
     """The outcome of each check of a detector or data set, one after another.
@@ -32,13 +32,13 @@ def check(
         name: of a detector, or of a data set as in ``load_dataset``.
         family: ``detectors`` or ``datasets``; by default the one that has this name.
         parameters: hyper-parameters of a detector, in place of its defaults and of those that shorten training.
-        data: the data root.
+        data: the data root, or several.
         on_error: called with the name of each check that fails, and its error.
 
     Raises UsageError for a name that is in neither family or in both.
     """
     family = family or family_of(name)
-    data = paths.data_root(data)
+    data = paths.data_roots(data)
     if family == "detectors":
         from oodbench.conformance import detectors
 

@@ -52,7 +52,7 @@ class Fitting:
     def break_(self, detector: Detector, error: Exception) -> None:
         """Note why this detector can have no figures."""
         self.broken[detector.name] = error
-        self.progress.fail(detector.name, error)
+        self.progress.fail(detector.name, error, type(detector).__module__)
 
     def fit(self, names: Iterable[str]) -> None:
         """Fit the detectors of these names that are not fitted yet, in one pass over the training images."""

@@ -18,13 +18,14 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
-from oodbench.datasets.name import CHANGED, parse, parse_unchanged
+from oodbench.datasets.name import CHANGED, parse, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.passes import require_unchanged
+from oodbench.paths import DataRoots
 from oodbench.probe import SIGNALS
 from oodbench.progress import Progress
 from oodbench.registry import unknown
@@ -48,7 +49,7 @@ class Row(NamedTuple):
 class LoadedTestSet:
     """A set under test. ``images`` is None where it could not be read, and ``error`` says why."""
 
-    name: str  # as asked, with its level
+    name: str  # as in results, with its level
     kind: str
     images: ImageSet | None
     error: Exception | None = None
@@ -71,7 +72,7 @@ class LoadedSuite:
         suite: Suite,
         progress: Progress,
         *,
-        data: str | Path | None = None,
+        data: DataRoots = None,
         limit: int | None = None,
         workers: int = 0,
     ) -> None:
@@ -111,7 +112,13 @@ class LoadedSuite:
         self.size = suite.size
         in_distribution = TestSet(name=suite.in_distribution)
         self.train = self._original(in_distribution, suite.train_split, None, progress)
-        self.size = suite.size or int(self.train.images.shape[-1])
+        height, width = self.train.images.shape[-2:]
+        if height != width:
+            raise UsageError(
+                f"{self.train.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
+                " images are resized: --size N (in a suite, size)"
+            )
+        self.size = int(width)
         if suite.validation:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
             self._originals.clear()  # they still hold the images set apart
@@ -237,7 +244,7 @@ class LoadedSuite:
     def _load_test_set(self, one: TestSet, progress: Progress) -> LoadedTestSet:
         parsed = parse(one.name)
         kind = one.kind or parsed.kind
-        test_set = LoadedTestSet(one.name, kind or "far-ood", None)
+        test_set = LoadedTestSet(recorded(one.name), kind or "far-ood", None)
         try:
             images = self._original(one, "test", self.limit, progress)
         except UsageError:

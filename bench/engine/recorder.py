@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from oodbench import code_hash, metrics
-from oodbench.datasets.name import parse
+from oodbench.datasets.name import parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.trials import MeasuredTestSet, Trial
-from oodbench.errors import BadData, MissingData, Unsuitable, reason
+from oodbench.errors import BadData, MissingData, Unsuitable, reason_in
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.protocols import LEARNT_SHARE
@@ -54,7 +54,7 @@ class Recorder:
         return DetectionRecord(
             model=self.suite.model or "",
             weights_hash=loaded.weights_hash,
-            in_distribution=self.suite.in_distribution,
+            in_distribution=recorded(self.suite.in_distribution),
             in_fingerprint=(negatives or loaded.in_distribution).fingerprint,
             train_fingerprint=loaded.train.fingerprint,
             detector=row.detector,
@@ -81,7 +81,8 @@ class Recorder:
     def without_figures(self, test_set: LoadedTestSet, row: Row, error: Exception | None) -> DetectionRecord:
         """The record that says why there are no figures: skipped where that is nobody's fault, else failed."""
         status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
-        return self.record(test_set, row, status, reason=reason(error or BadData("no reason")))
+        code = type(self.loaded.detectors.get(row.detector)).__module__
+        return self.record(test_set, row, status, reason=reason_in(error or BadData("no reason"), code))
 
     def measured(self, test_set: LoadedTestSet, row: Row, trial: Trial, measured: MeasuredTestSet) -> Measured:
         """The record of a row with its figures. Raises what the head was not fitted for, and BadData for useless scores."""

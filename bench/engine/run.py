@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from oodbench import protocols
-from oodbench.datasets.name import parse
+from oodbench.datasets.name import parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
@@ -25,6 +25,7 @@ from oodbench.engine.trials import Trial, Trials
 from oodbench.errors import CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
+from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.provenance import provenance
@@ -37,7 +38,7 @@ def run(
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
@@ -50,6 +51,7 @@ def run(
     """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
     progress = progress or Progress()
     target = resolve_device(device)
+    weights = suite.weights if weights is None else weights
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
@@ -83,7 +85,7 @@ def plan(
     suite: Suite,
     *,
     weights: str | Path | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     out: str | Path | None = None,
     limit: int | None = None,
     fails: Sequence[str] = (),
@@ -98,7 +100,7 @@ def plan(
     loaded.load_test_sets(Progress())
     if suite.model is not None:
         try:
-            check_weights(suite.model, weights, data)
+            check_weights(suite.model, suite.weights if weights is None else weights, data)
         except OodbenchError as error:
             fails = [*fails, reason(error)]
     lines = [
@@ -108,10 +110,11 @@ def plan(
         f"folder    {out or default_folder(suite)}",
         f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train), 'image')}",
         f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
+        f"size      {loaded.size}x{loaded.size} pixels",
     ]
     if loaded.validation is not None:
         count = counted(len(loaded.validation), "image")
-        lines.insert(-1, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
+        lines.insert(-2, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
         if parse(test_set.name).attack and not test_set.error:
@@ -143,7 +146,7 @@ class _Run:
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
-            "in_distribution": self.suite.in_distribution,
+            "in_distribution": recorded(self.suite.in_distribution),
             "size": loaded.size,
             "resize": self.suite.resize,
             "seed": self.suite.seed,
@@ -156,12 +159,12 @@ class _Run:
         }
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
-        shared |= {f"set {one.name}": [one.first, one.settings] for one in self.suite.each_set().values()}
+        shared |= {f"set {recorded(one.name)}": [one.first, one.settings] for one in self.suite.each_set().values()}
         detectors = loaded.detectors
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, progress.say, suite=self.suite.model_dump(mode="json"), provenance=about)
+        folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about)
 
     def run_sets(self, estimate: bool) -> None:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""

@@ -28,8 +28,8 @@ def _set_global_hooks(before: Sequence[dict[int, Any]]) -> None:
         hooks.update(content)
 
 
-FUNCTIONS = {  # of torch, that networks and detectors call
-    space: [name for name, value in vars(space).items() if callable(value)]
+FUNCTIONS = {  # of torch, that networks and detectors call; torch wraps manual_seed itself, once the first optimizer is made
+    space: [name for name, value in vars(space).items() if callable(value) and name != "manual_seed"]
     for space in (torch, torch.nn.functional, torch.Tensor)
 }
 

@@ -24,6 +24,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.inference.false_alarms import FalseAlarms, HeldOut, Part
 from oodbench.models import imports_code
+from oodbench.paths import DataRoots
 
 SCHEMA_VERSION = 1
 MOST_PIXELS = 2**20  # of an image, which decides the memory that a network takes; a file that asks for more must be trusted
@@ -193,7 +194,7 @@ def load_fitted(
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     device: str = "cpu",
     batch_size: int = 128,
     trust_model: bool = False,
@@ -204,7 +205,7 @@ def load_fitted(
         classifier: the network it was fitted on; by default the model named in the file is loaded.
         weights: the model's weights file; by default the one used for fitting, else the one that ``load_model`` finds.
         weights_key: which part of the weights file to read; by default the one used for fitting.
-        data: the data root.
+        data: the data root, or several.
         trust_model: whether a model ``module:function`` that the file names may be imported, which runs its code, and whether
             images may have more than 1024·1024 pixels.
 
@@ -281,7 +282,7 @@ def _rebuilt(
     model: Model,
     weights: str | Path | None,
     weights_key: str | None,
-    data: str | Path | None,
+    data: DataRoots,
     device: str,
     trust_model: bool,
 ) -> Classifier:

@@ -15,13 +15,14 @@ import torch
 from oodbench import metrics, protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
-from oodbench.datasets.name import canonical, parse_unchanged
+from oodbench.datasets.name import canonical, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.image_set import ImageSet
 from oodbench.inference.false_alarms import HeldOut, rank_of
 from oodbench.inference.fitted import About, Fitted, Input, Model, Training, sha256_of
+from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.provenance import provenance
 
@@ -40,7 +41,7 @@ def fit(
     held_out_split: str = "test",
     size: int | None = None,
     resize: str = "bilinear",
-    data: str | Path | None = None,
+    data: DataRoots = None,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
@@ -110,7 +111,7 @@ def fit(
             input=Input(size=(height, width), resize=resize),
             model=about_model,
             training=Training(
-                dataset=dataset,
+                dataset=recorded(dataset),
                 split="train",
                 images=len(train),
                 fingerprint=train.fingerprint,
@@ -175,7 +176,7 @@ def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -
     return timing.standalone_costs({"it": timing.Job(detector, setting)}, classifier, batch)["it"]
 
 
-def _weights_file(model: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
+def _weights_file(model: str, weights: str | Path | None, data: DataRoots) -> Path | None:
     """The weights file that ``load_model`` reads, if it is one that the user put there."""
     from oodbench.models.load import weights_path
     from oodbench.models.weights import SHIPPED

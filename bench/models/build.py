@@ -12,7 +12,7 @@ from torch import nn
 
 from oodbench import models, registry
 from oodbench.classifier import Classifier
-from oodbench.errors import OodbenchError, UsageError, around_call, contained, reason
+from oodbench.errors import OodbenchError, UsageError, around_call, contained, fix_line, reason
 
 DEFAULT_CLASSES = 10
 
@@ -87,9 +87,8 @@ def _resolve(name: str) -> Any:
     try:
         return registry.resolve(name)
     except Exception as error:  # an import runs third-party code, which may raise any error
-        raise OodbenchError(
-            f"model '{name}' cannot be imported: {reason(error)}; give module:function, with the module on the Python path"
-        ) from error
+        why = fix_line(error, name) or f"{reason(error)}; give module:function, with the module on the Python path"
+        raise OodbenchError(f"model '{name}' cannot be imported: {why}") from error
 
 
 def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
@@ -102,7 +101,8 @@ def _call(name: str, function: Any, num_classes: int | None) -> Classifier:
     except OodbenchError:
         raise
     except Exception as error:
-        raise OodbenchError(f"model '{name}' failed when it was built: {reason(error)}; fix that function") from error
+        why = fix_line(error, getattr(function, "__module__", name)) or f"{reason(error)}; fix that function"
+        raise OodbenchError(f"model '{name}' failed when it was built: {why}") from error
     if isinstance(made, Classifier):
         return made
     if isinstance(made, nn.Module):

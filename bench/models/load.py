@@ -8,6 +8,7 @@ from oodbench.errors import UsageError
 from oodbench.models import weights as files
 from oodbench.models.build import brings_weights, build, outline
 from oodbench.models.device import resolve_device
+from oodbench.paths import DataRoots
 
 __all__ = ["load_model", "resolve_device"]
 
@@ -16,7 +17,7 @@ def load_model(
     name: str,
     weights: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    data: DataRoots = None,
     num_classes: int | None = None,
     device: str = "cpu",
     require_weights: bool = False,
@@ -28,9 +29,9 @@ def load_model(
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
             ``module:function``, which returns a Classifier or a module with its own weights.
         weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one; by default
-            ``<data>/models/NAME.safetensors`` (a colon in a name becomes a dash), the authors' file there, or the file that
-            comes with oodbench.
-        data: the data root; by default ``$OODBENCH_DATA``, else the cache folder.
+            ``models/NAME.safetensors`` in a data root (a colon in a name becomes a dash), the authors' file there, or the
+            file that comes with oodbench.
+        data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
         num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
@@ -65,7 +66,7 @@ def load_model(
     return classifier.to(target)
 
 
-def check_weights(name: str, weights: str | Path | None, data: str | Path | None) -> None:
+def check_weights(name: str, weights: str | Path | None, data: DataRoots) -> None:
     """Raise what ``load_model(..., require_weights=True)`` raises for missing weights, and load nothing."""
     if (path := weights_path(name, weights, data)) is not None:
         files.require_there(path)
@@ -73,6 +74,6 @@ def check_weights(name: str, weights: str | Path | None, data: str | Path | None
         raise files.missing(name, data)
 
 
-def weights_path(name: str, weights: str | Path | None, data: str | Path | None) -> Path | None:
+def weights_path(name: str, weights: str | Path | None, data: DataRoots) -> Path | None:
     """The weights file: the given one, or the first that exists of those that ``load_model`` looks for; None if none does."""
     return Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)

@@ -13,7 +13,7 @@ from oodbench import paths
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.models import pickled
 from oodbench.models.published import PUBLISHED
-from oodbench.paths import require_regular
+from oodbench.paths import DataRoots, require_regular
 from oodbench.registry import unknown
 from oodbench.state import digest_of, write_atomically
 
@@ -23,23 +23,24 @@ DIGEST = "oodbench_sha256"  # entry of a file's metadata
 DEPTH = 4  # levels of nesting that are read
 
 
-def places(name: str, data: str | Path | None) -> list[Path]:
-    """Where weights are searched, in order: ``<data>/models/NAME.safetensors``, the authors' file, and beside this module."""
-    folder = paths.data_root(data) / "models"
+def places(name: str, data: DataRoots) -> list[Path]:
+    """Where weights are searched, in order: in each data root ``models/NAME.safetensors`` and the authors' file, and beside
+    this module."""
     files = [name.replace(":", "-").replace("/", "-") + ".safetensors"]
     if name in PUBLISHED:
         files.append(PUBLISHED[name].file)
-    return [*(folder / file for file in files), *([SHIPPED[name]] if name in SHIPPED else ())]
+    found = [root / "models" / file for root in paths.data_roots(data) for file in files]
+    return [*found, *([SHIPPED[name]] if name in SHIPPED else ())]
 
 
-def missing(name: str, data: str | Path | None) -> MissingData:
+def missing(name: str, data: DataRoots) -> MissingData:
     """The error for missing weights: where they were searched, and how to get them."""
     looked = places(name, data)
     where = f"no weights for {name}: looked for {' and '.join(map(str, looked))}"
     if published := PUBLISHED.get(name):
         return MissingData(
             f"{where}; get them with `oodbench data fetch {name}`, or download {published.url} (SHA-256 {published.sha256})"
-            f" to {looked[-1]}, or give --weights FILE"
+            f" to {looked[1]}, or give --weights FILE"
         )
     return MissingData(f"{where}; give --weights FILE, or train them: oodbench train {name} --dataset SET --out {looked[0]}")
 

@@ -130,7 +130,7 @@ def find(name: str) -> Item:
     if base in CATALOGUE and (base == name or CATALOGUE[base].family == "dataset"):
         return CATALOGUE[base]
     if base == FOLDER:
-        raise UsageError(f"{name} is your own folder below the data root; data fetch and data verify do not apply to it")
+        raise UsageError(f"{name} is your own folder; data fetch and data verify do not apply to it")
     known = registry.records("datasets")
     if base not in known:
         raise UsageError(registry.unknown("set or weights", name, [*CATALOGUE, *known], "oodbench data list"))

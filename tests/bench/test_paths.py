@@ -10,7 +10,7 @@ import pytest
 from oodbench.errors import BadData, OodbenchError
 from oodbench.paths import (
     cache_root,
-    data_root,
+    data_roots,
     open_lock,
     read_small,
     require_regular,
@@ -46,7 +46,7 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, platform, varia
     monkeypatch.setattr(sys, "platform", platform)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cache_root() == data_root() == data_root("") == Path(expected)
+    assert [cache_root()] == data_roots() == data_roots("") == data_roots([]) == [Path(expected)]
 
 
 def test_without_a_home_folder_it_says_what_to_set(monkeypatch):

@@ -85,7 +85,7 @@ def test_broken_plugin_is_a_record_and_fatal_only_where_asked_for(install):
     record = registry.records("detectors")["sick"]
     assert record.error == ""  # nothing was imported yet
     checked = registry.check(record)
-    assert checked.error == "ZeroDivisionError: division by zero"
+    assert checked.error == "ZeroDivisionError: division by zero (sick_module.py, line 1)"
     assert "sick_module" in checked.traceback
     assert registry.load("detectors", "msp").__name__ == "MSP"
     with pytest.raises(

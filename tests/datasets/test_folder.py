@@ -1,5 +1,6 @@
 """``folder:PATH``, and image files that are broken, hostile or of other kinds."""
 
+import os
 import struct
 import zlib
 
@@ -125,12 +126,51 @@ def test_what_systems_add_to_folders_is_no_part_of_a_set(tmp_path):
     assert {name: find(name).survey(tmp_path) for name in names[1:]} == missing
 
 
-@pytest.mark.parametrize("path", ["", ".", "..", "../secret", "a/../../secret", "/etc", "..\\secret", "\\\\server\\x"])
-def test_folder_stays_below_the_data_root(tmp_path, path):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "..",
+        "../secret",
+        "a/../../secret",
+        "/",
+        "/etc/../secret",
+        "..\\secret",
+        "\\secret",
+        "\\\\server\\x",
+    ],
+)
+def test_a_relative_path_stays_below_the_data_root(tmp_path, path):
     save_image(tmp_path / "secret" / "a.png", random_images(1)[0])
     (tmp_path / "root" / "a").mkdir(parents=True)
-    with pytest.raises(UsageError, match="below the data root"):
+    with pytest.raises(UsageError, match=r"must name a folder without '\.\.'; write folder:PATH"):
         load_dataset(f"folder:{path}", data=tmp_path / "root")
+
+
+def test_an_absolute_path_is_read_and_named_by_its_last_folder(tmp_path):
+    for name in ("cat", "dog"):
+        save_image(tmp_path / "a+b" / "pets" / name / "0.png", random_images(1)[0])
+    name = f"folder:{tmp_path}/a++b/pets"
+    pets = load_dataset(name, data=tmp_path / "elsewhere")
+    assert (pets.name, pets.classes, pets.source.title) == ("folder:pets", ("cat", "dog"), "the user's folder pets")
+    assert load_dataset(f"{name}:dog+noise@2", data=tmp_path / "elsewhere").name == "folder:pets:dog+noise@2"
+    assert pets.fingerprint == load_dataset("folder:a++b/pets", data=tmp_path).fingerprint
+    with pytest.raises(MissingData, match=f"{tmp_path}/gone is not a folder; create it, or name another folder$"):
+        load_dataset(f"folder:{tmp_path}/gone", data=[tmp_path, tmp_path / "elsewhere"])
+
+
+def test_data_roots_are_searched_in_order(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root, name, count in ((first, "both", 1), (second, "both", 2), (second, "one", 3)):
+        for number, image in enumerate(random_images(count)):
+            save_image(root / name / f"{number}.png", image)
+    assert [len(load_dataset(f"folder:{name}", data=[first, second])) for name in ("both", "one")] == [1, 3]
+    monkeypatch.setenv("OODBENCH_DATA", f"{second}{os.pathsep}{os.pathsep}{first}")
+    assert [len(load_dataset(f"folder:{name}")) for name in ("both", "one")] == [2, 3]
+    for name, expected in (("folder:gone", "gone"), ("textures", "dtd")):
+        with pytest.raises(MissingData, match=f"{second}/{expected}.*; also searched: {first}$"):
+            load_dataset(name)
 
 
 def test_folders_that_hold_no_set(tmp_path):

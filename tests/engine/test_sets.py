@@ -282,9 +282,9 @@ def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_
     [
         ("learn_share = 0.1", r"wrong.toml: unknown key 'learn_share'; did you mean 'learnt_share'\?"),
         ("[[sets]]\nname = 'a'\nlevel = [1]", "unknown key 'level'; did you mean 'levels'"),
-        ("validation = '100'", "validation: Input should be a valid integer"),
-        ("learnt_share = '0.2'", "learnt_share: Input should be a valid number"),
-        ("learnt_share = 0.6", "learnt_share: Input should be less than or equal to 0.5"),
+        ("validation = '100'", 'validation takes a whole number, not "100"'),
+        ("learnt_share = '0.2'", 'learnt_share takes a number, not "0.2"'),
+        ("learnt_share = 0.6", "learnt_share takes at most 0.5, not 0.6"),
     ],
 )
 def test_a_wrong_key_or_value_of_a_suite_is_named(tmp_path, line, message):

@@ -1,6 +1,8 @@
 """The guard of a network: it sees every kind of change and undoes it."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +120,14 @@ def test_torchscript(change):
     assert guard.restore() == [name]
     assert torch.equal(classifier(images), logits)
     assert not any(module.training for module in classifier.modules())
+
+
+def test_the_first_optimizer_of_a_process_changes_nothing():
+    """torch wraps its own manual_seed when it makes one."""
+    code = (
+        "import torch; from oodbench.forward.guard import Guard; guard, before = Guard(None), torch.manual_seed\n"
+        "torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)\n"
+        "print(guard.restore(), torch.manual_seed is before)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"
