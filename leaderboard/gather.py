@@ -9,7 +9,8 @@ import pandas as pd
 from oodbench.datasets.name import CHANGED
 from oodbench.leaderboard.aggregate import COLUMNS, QUALIFIERS
 from oodbench.leaderboard.frame import frame_of
-from oodbench.leaderboard.notes import Note, run_notes, subsets
+from oodbench.leaderboard.notes import Note, network_notes, run_notes, subsets
+from oodbench.results.network import stored
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
@@ -22,7 +23,7 @@ def gather(folders: Sequence["RunFolder"]) -> tuple[pd.DataFrame, list[Note]]:
     other settings), its qualifier is the hash of the content, so that no row mixes them. That of transfer is the set that it
     learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults.
     """
-    frames, notes = [], []
+    frames, notes = [], network_notes({str(folder.path): stored(folder.manifest().provenance) for folder in folders})
     for folder in folders:
         found = frame_of(folder)
         notes += run_notes(found, str(folder.path) if len(folders) > 1 else "")
