@@ -16,6 +16,7 @@ from oodbench.leaderboard.aggregate import (
     Tally,
     base,
     corruptions_of,
+    cost_spreads,
     costs,
     tally,
     unique_cells,
@@ -23,11 +24,16 @@ from oodbench.leaderboard.aggregate import (
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, table_notes
 from oodbench.leaderboard.sentences import counted
+from oodbench.results.facts import NOISY
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
 FALSE_ALARMS = (
     "Benign: false alarms ×100, the share of harmlessly changed images rejected at the threshold that accepts 95 % of the"
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
+)
+NOISY_COST = (
+    f"~: an unreliable cost, whose repeats differ by more than {100 * NOISY:.0f} % (interquartile range over median), as on a"
+    " busy machine."
 )
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
@@ -77,11 +83,9 @@ def text_table(frame: pd.DataFrame, metric: str, top: int | None = None) -> Text
     means = found.values.columns.get_level_values("group") == "mean"
     summary = [column for column, mean in zip(figures, means, strict=True) if mean]
     rows = keys.iloc[shown]
-    cost = costs(cells).reindex(found.values.index).iloc[shown]
-    paid = [
-        Column("cost", ("ms/image",), [three_digits(value) for value in cost[COST[0]]]),
-        Column("cost", ("overhead",), [times(value) for value in cost[COST[1]]]),
-    ]
+    headings = ("ms/image", "overhead")
+    texts = cost_texts(costs(cells), cost_spreads(cells), found.values.index)
+    paid = [Column("cost", (name,), of).only(shown) for name, of in zip(headings, texts, strict=True)]
     return TextTable(
         title=title_of(keys),
         caption=" ".join([*_caption(cells, found, shown, metric), *rows_shown(keys, shown)]),
@@ -178,6 +182,15 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
     return Column(group, lines, texts, frozenset(best))
 
 
+def cost_texts(values: pd.DataFrame, spreads: pd.DataFrame, rows: pd.Index) -> list[list[str]]:
+    """Milliseconds per image, and multiples of a bare forward pass, of each row; ``~`` stands before unreliable ones."""
+    shown = []
+    for name, text in zip(COST, (three_digits, times), strict=True):
+        pairs = zip(values[name].reindex(rows), spreads[name].reindex(rows), strict=True)
+        shown.append(["~" * (spread > NOISY) + text(value) for value, spread in pairs])
+    return shown
+
+
 def three_digits(value: float) -> str:
     """Empty where nothing is known."""
     if pd.isna(value):
@@ -207,6 +220,8 @@ def _caption(cells: pd.DataFrame, found: Tally, shown: list[int], metric: str) -
         parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
     if cells["overhead"].notna().any():
         parts.append("Overhead: multiples of a bare forward pass.")
+    if (cost_spreads(cells).reindex(found.values.index).iloc[shown] > NOISY).any(axis=None):
+        parts.append(NOISY_COST)
     return parts
 
 

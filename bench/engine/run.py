@@ -6,7 +6,7 @@ is not a number become records with a status and a reason.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,12 @@ def run(
     measure_costs: bool = True,
     progress: Progress | None = None,
     cell_timeout: float | None = None,
+    on_results: Callable[[RunFolder], None] = lambda folder: None,
 ) -> RunFolder:
-    """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
+    """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``.
+
+    ``on_results`` is called when all cells are done, before costs are measured.
+    """
     progress = progress or Progress()
     target = resolve_device(device)
     folder = RunFolder(out or default_folder(suite))
@@ -71,6 +75,7 @@ def run(
         current.try_network()
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)
+        on_results(folder)
         if measure_costs:
             costs.measure(folder, current.fitting, progress)
         folder.tidy()

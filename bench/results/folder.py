@@ -86,7 +86,7 @@ class RunFolder:
         return {role: found[name] for role, name in record.arrays.items()}
 
     def costs(self) -> Costs:
-        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
+        """Standalone cost by ``cost_key``, as ``timing.standalone_costs`` gives it. Damaged ones as the constructor says."""
         try:
             return self._costs()
         except BadData as error:
