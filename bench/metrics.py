@@ -223,6 +223,14 @@ def _exact_interval(area: float, pairs: int) -> tuple[float, float]:
     return area * (1 - other), area + (1 - area) * other
 
 
+def binomial_interval(count: int, of: int, confidence: float = 1 - 2 * TAIL) -> tuple[float, float]:
+    """Exact interval of Clopper and Pearson (1934) of the share of ``count`` in ``of`` independent cases."""
+    from scipy.stats import binomtest
+
+    found = binomtest(count, of).proportion_ci(confidence)
+    return float(found.low), float(found.high)
+
+
 class Clusters(NamedTuple):
     """Base images, numbered from 0: first those only on the in side, then only on the out side, then the shared ones.
 

@@ -40,6 +40,11 @@ class Progress:
         for line in traceback_lines(error) if self.tracebacks else ():
             self.say(line)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within this context something else may print on the terminal."""
+        yield
+
 
 class Lines(Progress):
     """One line per stage, for logs and pipes."""
@@ -174,5 +179,13 @@ def terminal_progress() -> Iterator[Progress]:
 
             def say(self, line: str) -> None:
                 live.console.print(escape(one_line(line)), highlight=False)
+
+            @contextmanager
+            def paused(self) -> Iterator[None]:
+                live.stop()
+                try:
+                    yield
+                finally:
+                    live.start()
 
         yield Live()

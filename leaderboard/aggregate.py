@@ -20,6 +20,7 @@ COLUMNS = (
     "model", "in_distribution", "detector", "protocol", "dataset", "kind", "level", "seed", "n_in", "n_out",
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
+    "ms_per_image_spread", "overhead_spread",
 )  # fmt: skip
 # Further columns, which a frame may lack: the ends of 95 % intervals, as ``gather`` computes them when asked.
 ENDS = ("aupr_out_low", "aupr_out_high", "aupr_in_low", "aupr_in_high", "fpr95_low", "fpr95_high")
@@ -52,6 +53,7 @@ PLACE = [*SET, "level", "seed"]  # what a row has a cell for
 SCOPE = [*GROUP, "scope", "of"]  # whose places count for a row
 COST = ["ms_per_image", "overhead"]
 MEAN, NAME = "mean", "detector"  # orders of rows: by the mean over all sets, which is the default, and by name
+SPREAD = [f"{name}_spread" for name in COST]  # of their repeats, relative; frames of an earlier oodbench lack it
 
 
 class Tally(NamedTuple):
@@ -274,17 +276,23 @@ def marks_of(frame: pd.DataFrame) -> dict[str, str]:
     return {machine: chr(ord("a") + place) for place, machine in enumerate(machines)}
 
 
+def cost_spreads(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far the repeats of these differ, relatively, by ``ROW`` and in the columns of ``costs``: the most over sets."""
+    return unique_cells(frame).groupby(ROW)[SPREAD].max().set_axis(COST, axis=1)
+
+
 def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with each cell once, as it occurs last, and with all ``QUALIFIERS``. Raises BadData for missing columns."""
     cells = qualified(frame).drop_duplicates([*ROW, *PLACE], keep="last")
-    return cells.astype(dict.fromkeys((*METRICS, *COST, "level"), float))
+    return cells.astype(dict.fromkeys((*METRICS, *COST, *SPREAD, "level"), float))
 
 
 def qualified(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with all ``QUALIFIERS``, empty where it lacks them. Raises BadData where ``COLUMNS`` are missing."""
-    if missing := [name for name in COLUMNS if name not in frame.columns]:
+    """The frame with all ``QUALIFIERS``, empty where it lacks them, and ``SPREAD``. Raises BadData for missing ``COLUMNS``."""
+    if missing := [name for name in COLUMNS if name not in (*frame.columns, *SPREAD)]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
-    lacking = {name: "" for name in QUALIFIERS.values() if name not in frame.columns}
+    lacking = dict.fromkeys(QUALIFIERS.values(), "") | dict.fromkeys(SPREAD, float("nan"))
+    lacking = {name: value for name, value in lacking.items() if name not in frame.columns}
     return frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
 
 

@@ -14,17 +14,19 @@ from oodbench.leaderboard.aggregate import (
     COST,
     GROUP,
     METRICS,
+    SPREAD,
     Tally,
+    cost_spreads,
     costs,
     qualified,
     tally,
     unique_cells,
 )
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, Note, Subsets, table_notes
+from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, NetworkNote, Note, Subsets, table_notes
 from oodbench.leaderboard.sentences import listed, parts_of
 from oodbench.leaderboard.text import GAP, broken, noted, wrapped
-from oodbench.leaderboard.text_table import NO_CELLS, best_rows, row_labels, times, title_of
+from oodbench.leaderboard.text_table import NO_CELLS, NOISY_COST, best_rows, cost_texts, row_labels, title_of
 
 MOST, FEWEST = 10, 3  # rows of a protocol
 NAME = 16  # characters that a detector's name has at least, where columns compete for the width
@@ -42,10 +44,12 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     tables, paragraphs, missing = [], [], []
     for _, cells in frame.groupby(GROUP, sort=False):
         unique = unique_cells(cells)
-        tables.append((tally(unique), costs(unique)[COST[1]]))
+        counted = tally(unique)
+        tables.append((counted, cost_texts(costs(unique), cost_spreads(unique), counted.values.index)[1]))
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
+    paragraphs[:0] = [noted(note) for note in notes if isinstance(note, NetworkNote)]
     paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode | LookAlikes)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 
@@ -66,7 +70,27 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     return "\n".join(text) + "\n"
 
 
-def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str]:
+def brief_costs(frame: pd.DataFrame, *, width: int = 80, lines: int = 6) -> str:
+    """What each detector costs by itself, the cheapest first, in ``lines`` lines of ``width``; empty where nothing is known."""
+    cells = unique_cells(frame)
+    detectors = cells["detector"].str.partition(":")[0]  # a variant costs what its detector does
+    grouped = cells.groupby(detectors)
+    values, spreads = grouped[COST].median(), grouped[SPREAD].max().set_axis(COST, axis=1)
+    place = 1 if values[COST[1]].notna().any() else 0
+    known = values[COST[place]].dropna().sort_values(kind="stable").index
+    texts = [f"{name} {text}" for name, text in zip(known, cost_texts(values, spreads, known)[place], strict=True)]
+    if not texts:
+        return ""
+    unit = ("in ms per image", "in multiples of a bare forward pass")[place]
+    remark = wrapped(NOISY_COST, width).splitlines() if any("~" in text for text in texts) else []
+    for most in range(len(texts), 0, -1):
+        text = wrapped(escape.plain(f"Cost of each detector alone, {unit}: {listed(texts, most)}"), width).splitlines()
+        if len(text) + len(remark) <= lines:
+            break
+    return "\n".join([*text, *remark]) + "\n"
+
+
+def _table(found: Tally, overhead: list[str], rows: int, width: int) -> list[str]:
     """One heading for all protocols, then for each its name, how many rows it has, and the best of them."""
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, rows)
@@ -94,6 +118,8 @@ def _table(found: Tally, overhead: pd.Series, rows: int, width: int) -> list[str
         text += [part for place in mine for part in line(*texts[place])]
     if any(figure.endswith("*") for _, figures in columns for figure in figures):
         text.append("*: mean of fewer cells, because some have no figure")
+    if any(figure.startswith("~") for _, figures in columns for figure in figures):
+        text += wrapped(NOISY_COST, width).splitlines()
     if BENIGN in found.values["mean"].columns:
         text += wrapped("benign: false alarms ×100 at the threshold that accepts 95 % (5 is expected)", width).splitlines()
     return text
@@ -108,7 +134,7 @@ def _counted(shown: "pd.Series[str]", count: int) -> str:
     return f"best {len(shown) - extra} of {count} rows{added}"
 
 
-def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
+def _columns(found: Tally, overhead: list[str], shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
     """Headings of two lines, and figures of the rows that are shown: over all sets, by kind, and the cost."""
     parts = found.values, found.cells, found.present, found.filled
     values, cells, present, filled = (pd.DataFrame(part["mean"]).iloc[shown] for part in parts)
@@ -120,7 +146,7 @@ def _columns(found: Tally, overhead: pd.Series, shown: list[int]) -> list[tuple[
         first, dash, second = escape.shortened(kind, 14).partition("-")
         head = ("all", "sets") if kind == "all" else (first + dash, second) if second else ("", first)
         columns.append((head, figures))
-    paid = [times(value) for value in overhead.reindex(found.values.index).iloc[shown]]
+    paid = [overhead[row] for row in shown]
     return [columns[-1], *columns[:-1], *([(("", "overhead"), paid)] if any(paid) else [])]
 
 

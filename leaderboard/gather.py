@@ -13,7 +13,8 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
 from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
 from oodbench.leaderboard.intervals import with_intervals
-from oodbench.leaderboard.notes import Note, disagreements, machines, run_notes, subsets
+from oodbench.leaderboard.notes import Note, disagreements, machines, network_notes, run_notes, subsets
+from oodbench.results.network import stored
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
@@ -69,7 +70,8 @@ def gather(
         frame["source"] = ""
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
-    notes = [note for run, name in enumerate(names) for note in run_notes(frame[frame["run"] == run], name)]
+    notes = network_notes({str(folder.path): stored(folder.manifest().provenance) for folder in folders})
+    notes += [note for run, name in enumerate(names) for note in run_notes(frame[frame["run"] == run], name)]
     notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
     of_costs = machines(frame)
     extra = ["machine"] if of_costs else []

@@ -5,6 +5,7 @@ A note says what it is about and holds values. Notes are read from a frame: ``CO
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from oodbench.datasets.overlaps import OVERLAPS, overlap_of
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN, CONTROL, METRICS, PLACE, ROW, marks_of, tally
 from oodbench.leaderboard.labels import label, labelled
+from oodbench.results.network import NetworkAccuracy
 
 REMARKS = "; "  # stands between the remarks of one row
 DRAWN_ONCE = "networks trained or drawn once, from the run's seed: other seeds give other figures"
@@ -139,6 +141,14 @@ class Probabilities(Note):
 
 
 @dataclass(frozen=True)
+class NetworkNote(Note):
+    """How often the network is right on the in-distribution test images."""
+
+    found: NetworkAccuracy
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class Subsets(Note):
     """Sets that are parts of official ones: they must never pass for the whole."""
 
@@ -237,6 +247,18 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
     notes += [MixedCode(mixed, run)] if mixed else []
     notes += _look_alikes(frame, run)
     return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
+
+
+def network_notes(found: Mapping[str, NetworkAccuracy | None]) -> list[Note]:
+    """Notes on the networks, by name of the run: runs with equal figures share one, which names them unless all do."""
+    runs: dict[NetworkAccuracy, list[str]] = {}
+    for run, accuracy in found.items():
+        if accuracy is not None:
+            runs.setdefault(accuracy, []).append(run)
+    return [
+        NetworkNote((accuracy.network,), accuracy, "" if len(of) == len(found) else ", ".join(of))
+        for accuracy, of in runs.items()
+    ]
 
 
 def _look_alikes(frame: pd.DataFrame, run: str) -> list[Note]:

@@ -18,6 +18,7 @@ from oodbench.leaderboard.notes import (
     Machines,
     Missing,
     MixedCode,
+    NetworkNote,
     Note,
     Overlaps,
     Probabilities,
@@ -158,6 +159,11 @@ def _(note: Probabilities) -> str:
         network = note.figures.get(f"network_{name}")
         parts.append(f"{title} {short(note.figures[name])}" + ("" if network is None else f" (network {short(network)})"))
     return f"{note.about[0]}, its own class probabilities: {', '.join(parts)}"
+
+
+@_words.register
+def _(note: NetworkNote) -> str:
+    return "; ".join(note.found.lines())
 
 
 @_words.register

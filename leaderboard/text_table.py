@@ -18,6 +18,7 @@ from oodbench.leaderboard.aggregate import (
     Tally,
     base,
     corruptions_of,
+    cost_spreads,
     costs,
     interval_ends,
     tally,
@@ -26,6 +27,7 @@ from oodbench.leaderboard.aggregate import (
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, table_notes
 from oodbench.leaderboard.sentences import counted
+from oodbench.results.facts import NOISY
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
 FALSE_ALARMS = (
@@ -34,6 +36,10 @@ FALSE_ALARMS = (
 )
 SETS, MEANS, COSTS = PARTS = ("sets", "means", "costs")  # parts of a table
 INTERVALS = "In brackets: 95 % intervals over test images, of figures that come from one cell; means have none."
+NOISY_COST = (
+    f"~: an unreliable cost, whose repeats differ by more than {100 * NOISY:.0f} % (interquartile range over median), as on a"
+    " busy machine."
+)
 PAGE = 14  # columns of figures side by side in Markdown and LaTeX
 
 
@@ -110,8 +116,7 @@ def text_table(
 
 def _paid(cells: pd.DataFrame, rows: pd.MultiIndex) -> list[Column]:
     """The cost of each row; behind it the mark of its machine, where the cells have a ``mark``."""
-    cost = costs(cells).reindex(rows)
-    texts = [[three_digits(value) for value in cost[COST[0]]], [times(value) for value in cost[COST[1]]]]
+    texts = cost_texts(costs(cells), cost_spreads(cells), rows)
     if "mark" in cells:
         measured = cells[cells[COST].notna().any(axis=1)]
         marks = measured.groupby(ROW)["mark"].agg(lambda of: "".join(sorted(of.unique()))).reindex(rows)
@@ -213,6 +218,15 @@ def _with_intervals(columns: list[Column], low: pd.DataFrame, high: pd.DataFrame
     return found
 
 
+def cost_texts(values: pd.DataFrame, spreads: pd.DataFrame, rows: pd.Index) -> list[list[str]]:
+    """Milliseconds per image, and multiples of a bare forward pass, of each row; ``~`` stands before unreliable ones."""
+    shown = []
+    for name, text in zip(COST, (three_digits, times), strict=True):
+        pairs = zip(values[name].reindex(rows), spreads[name].reindex(rows), strict=True)
+        shown.append(["~" * (spread > NOISY) + text(value) for value, spread in pairs])
+    return shown
+
+
 def three_digits(value: float) -> str:
     """Empty where nothing is known."""
     if pd.isna(value):
@@ -244,6 +258,8 @@ def _caption(
         parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
     if cells["overhead"].notna().any() and COSTS in shown_parts:
         parts.append("Overhead: multiples of a bare forward pass.")
+    if (cost_spreads(cells).reindex(found.values.index).iloc[shown] > NOISY).any(axis=None):
+        parts.append(NOISY_COST)
     return parts
 
 

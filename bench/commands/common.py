@@ -139,11 +139,12 @@ def terminal_width() -> int:
     return WIDTH
 
 
-def print_text(text: str) -> None:
-    """Print a table: its symbols all as they are, or all in ASCII."""
+def print_text(text: str, output: TextIO | None = None) -> None:
+    """Print a table on standard output, flushed: its symbols all as they are, or all in ASCII."""
     from oodbench.leaderboard import escape
 
-    print(escape.encodable(text, sys.stdout.encoding or "utf-8"), end="")
+    output = output or sys.stdout
+    print(escape.encodable(text, output.encoding or "utf-8"), end="", file=output, flush=True)
 
 
 def print_json(text: str, output: TextIO | None = None) -> None:

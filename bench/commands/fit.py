@@ -61,6 +61,8 @@ def fit(
     from oodbench.inference import thresholds
     from oodbench.models.device import resolve_device
     from oodbench.progress import terminal_progress
+    from oodbench.results.facts import mark
+    from oodbench.results.network import stored
 
     with only_results(), terminal_progress() as progress:
         fitted = thresholds.fit(
@@ -80,11 +82,15 @@ def fit(
         )
         fitted.save(out)
     alarms, cost = fitted.about.false_alarms, fitted.cost
-    times = f", {cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
+    unsure, of_pass = mark(cost, "ms_per_image"), mark(cost, "overhead")
+    times = f", {of_pass}{cost['overhead']:.2f} times a forward pass" if cost["overhead"] is not None else ""
+    times += " (~: the repeats differ too much)" if unsure or of_pass else ""
+    tried = stored(fitted.about.provenance)
+    accuracy = f"network       {said}\n" if tried is not None and (said := tried.sentence()) else ""
     print(
         f"threshold     {fitted.threshold:.6g}, from {alarms.drawn_from:,} held-out images\n"
         f"false alarms  at most {false_alarms:.2%} requested; {alarms.measured:.2%} measured on {alarms.measured_on:,} other"
         f" held-out images (95 % interval {alarms.measured_low:.2%} to {alarms.measured_high:.2%})\n"
-        f"cost          {cost['ms_per_image']:.3g} ms per image{times}\n"
-        f"{out}"
+        f"cost          {unsure}{cost['ms_per_image']:.3g} ms per image{times}\n"
+        f"{accuracy}{out}"
     )

@@ -1,7 +1,7 @@
 """``oodbench run``: run a suite and print the leaderboard."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -24,7 +24,7 @@ from oodbench.commands.common import (
 from oodbench.datasets.name import parse
 from oodbench.errors import reason
 
-LINES = 45  # that a run ends with, at most
+LINES = 45  # that the results of a run take, at most, and the path of its folder
 
 
 def run(
@@ -75,7 +75,7 @@ def run(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Run every detector of a suite against every set of it, and print the best rows of the leaderboard.
+    """Run every detector of a suite against every set of it, and print the best rows of the leaderboard, then the costs.
 
     The last line is the run folder. Exits with 1 if a cell failed, if all were skipped, or if the run could not start.
     """
@@ -116,8 +116,15 @@ def run(
         print(*lines, sep="\n")
         return
     sweep_cache()
-    with only_results(), terminal_progress() as progress:
+    width, before = terminal_width(), {}
+    with only_results() as output, terminal_progress() as progress:
         progress.tracebacks = debugging()
+
+        def show(folder: Any) -> None:
+            before.update(folder.costs())
+            with progress.paused():
+                _print_results(folder, width, output)
+
         folder = run_suite(
             chosen,
             weights=weights,
@@ -131,8 +138,10 @@ def run(
             progress=progress,
             measure_costs=not no_costs,
             cell_timeout=cell_timeout,
+            on_results=show,
         )
-    _print_results(folder)
+    if folder.costs() != before:
+        _print_costs(folder, width)
     print(folder.path)
     asked = {(name.dataset, name.severity) for name in (parse(one.name) for one in chosen.tested_sets())}
     statuses = {
@@ -144,15 +153,22 @@ def run(
         raise typer.Exit(1)
 
 
-def _print_results(folder: Any) -> None:
-    """The best rows, what went wrong, and where the rest is; the run folder's own line follows."""
+def _print_results(folder: Any, width: int, output: TextIO) -> None:
+    """The best rows, what went wrong, and where the rest is; the costs and the run folder's own line follow."""
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
     from oodbench.leaderboard.severity import curves
 
     frame, notes = gather([folder])
-    print_text(brief(frame, notes, width=terminal_width(), lines=LINES - 3))
-    print(f"All rows, sets and notes: oodbench leaderboard {folder.path}")
+    print_text(brief(frame, notes, width=width, lines=LINES - 3), output)
+    print(f"All rows, sets and notes: oodbench leaderboard {folder.path}", file=output, flush=True)
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
-        print(f"Severity curves: {folder.write_severity(draw('severity', frame))}")
+        print(f"Severity curves: {folder.write_severity(draw('severity', frame))}", file=output, flush=True)
+
+
+def _print_costs(folder: Any, width: int) -> None:
+    from oodbench.leaderboard.brief import brief_costs
+    from oodbench.leaderboard.gather import gather
+
+    print_text(brief_costs(gather([folder])[0], width=width))

@@ -27,6 +27,7 @@ from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.paths import separate_cache
 from oodbench.probe import SIGNALS
+from oodbench.results.facts import mark
 from oodbench.training_set import TrainingSet
 
 __all__ = ["CHECKS", "Subject", "subject"]
@@ -256,7 +257,8 @@ def cost(subject: Subject) -> str:
     found = timing.standalone_costs(jobs, subject.classifier, INSIDE[: timing.BATCH_SIZE], repeats=3)["it"]
     ms = found["ms_per_image"]
     require(ms is not None and np.isfinite(ms) and ms > 0, f"{ms} ms per image")
-    return f"{ms:.3g} ms per image, {found['overhead']:.3g} times a forward pass"
+    of_pass = f"{mark(found, 'overhead')}{found['overhead']:.3g} times a forward pass"
+    return f"{mark(found, 'ms_per_image')}{ms:.3g} ms per image, {of_pass}"
 
 
 def leaves_all_else_alone(subject: Subject) -> str:

@@ -6,7 +6,7 @@ is not a number become records with a status and a reason.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from oodbench.detector import Detector
 from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
+from oodbench.engine.network import try_network
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
@@ -28,6 +29,7 @@ from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
+from oodbench.results.network import as_provenance, stored
 from oodbench.results.provenance import provenance
 from oodbench.results.records import DetectionRecord
 from oodbench.suite import Suite
@@ -47,8 +49,12 @@ def run(
     measure_costs: bool = True,
     progress: Progress | None = None,
     cell_timeout: float | None = None,
+    on_results: Callable[[RunFolder], None] = lambda folder: None,
 ) -> RunFolder:
-    """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``."""
+    """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``.
+
+    ``on_results`` is called when all cells are done, before costs are measured.
+    """
     progress = progress or Progress()
     target = resolve_device(device)
     weights = suite.weights if weights is None else weights
@@ -68,8 +74,10 @@ def run(
         if fresh:
             folder.clear(progress.say)
         current = _Run(loaded, folder, progress, weights)
+        current.try_network()
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)
+        on_results(folder)
         if measure_costs:
             costs.measure(folder, current.fitting, progress)
         folder.tidy()
@@ -165,6 +173,26 @@ class _Run:
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
         folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about)
+
+    def try_network(self) -> None:
+        """Report how often the network is right on the in-distribution test images, measured once for the run folder."""
+        loaded = self.loaded
+        found = stored(self.folder.manifest().provenance)
+        if found is None and loaded.classifier is not None and not loaded.unsuitable:
+            found = try_network(
+                loaded.classifier,
+                loaded.in_distribution,
+                loaded.train,
+                name=self.suite.model or "",
+                batch_size=self.suite.batch_size,
+                seed=self.suite.seed,
+                progress=self.progress,
+                workers=loaded.workers,
+            )
+            loaded.guard.ignore_changes()
+            self.folder.add_provenance(**as_provenance(found))
+        for line in found.lines() if found is not None else ():
+            self.progress.say(line)
 
     def run_sets(self, estimate: bool) -> None:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""

@@ -1,6 +1,7 @@
 """The cost of a detector by itself: warmed up, synchronised, interleaved with bare forward passes, medians.
 
-Machines drift threefold within minutes, so each repeat is divided by the bare pass right before it.
+Machines drift threefold within minutes, so each repeat is divided by a bare pass right beside it. Where repeats still
+differ too much, there are more of them, and the spread of all is part of the result.
 """
 
 import time
@@ -19,8 +20,10 @@ from oodbench.errors import TooSlow, contained
 from oodbench.forward.guard import Guard
 from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
+from oodbench.results.facts import NOISY
 
 REPEATS = 11
+MOST = 3  # times as many repeats, where they differ too much
 BATCH_SIZE = 32
 
 
@@ -44,8 +47,9 @@ def standalone_costs(
 
     ms_per_image: median milliseconds from images to statistics. overhead: median multiple of the bare forward pass (None
     without a classifier, or if it fails). peak_memory_mb: the largest allocation on the GPU above what was allocated before,
-    in MiB; None on the CPU, where it cannot be measured honestly. A detector that fails is reported to ``on_error`` and left
-    out.
+    in MiB; None on the CPU, where it cannot be measured honestly. ms_per_image_spread, overhead_spread: the relative spread
+    of the repeats; while one is above ``NOISY``, the detector is measured again, ``MOST`` times as often at most. A detector
+    that fails is reported to ``on_error`` and left out.
     """
     work = {name: partial(_statistics, job.detector, [job.setting], classifier, images) for name, job in jobs.items()}
     peaks: dict[str, float | None] = {}
@@ -57,15 +61,20 @@ def standalone_costs(
             on_error(job.detector, error)
     seconds: dict[str, list[float]] = {name: [] for name in peaks}
     ratios: dict[str, list[float]] = {name: [] for name in peaks}
-    for _ in range(repeats):
-        for name in list(peaks):
-            bare = _bare_seconds(classifier, images)
+    for repeat in range(MOST * repeats):
+        wanted = [name for name in peaks if repeat < repeats or _noisy(seconds[name], ratios[name])]
+        if not wanted:
+            break
+        for name in wanted:
+            # In turns before and after, so that a regular disturbance of the machine does not hit the same one each time.
+            bare = _bare_seconds(classifier, images) if repeat % 2 == 0 else None
             try:
                 seconds[name].append(_time(work[name], images.device))
             except Exception as error:
                 del peaks[name]
                 on_error(jobs[name].detector, error)
                 continue
+            bare = bare or _bare_seconds(classifier, images)
             if bare:
                 ratios[name].append(seconds[name][-1] / bare)
         on_step()
@@ -74,9 +83,21 @@ def standalone_costs(
             "ms_per_image": float(np.median(seconds[name])) / len(images) * 1000,
             "overhead": float(np.median(ratios[name])) if ratios[name] else None,
             "peak_memory_mb": peaks[name],
+            "ms_per_image_spread": relative_spread(seconds[name]),
+            "overhead_spread": relative_spread(ratios[name]) if ratios[name] else None,
         }
         for name in peaks
     }
+
+
+def relative_spread(repeats: Sequence[float]) -> float:
+    """Interquartile range over median: the middle half of the repeats spans this share of their median."""
+    low, median, high = np.percentile(repeats, (25, 50, 75))
+    return float((high - low) / median)
+
+
+def _noisy(*figures: Sequence[float]) -> bool:
+    return any(relative_spread(repeats) > NOISY for repeats in figures if repeats)
 
 
 def seconds_per_image(

@@ -4,8 +4,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from oodbench.errors import UsageError
-
-CONFIDENCE = 0.95
+from oodbench.metrics import binomial_interval
 
 
 class Part(BaseModel):
@@ -47,7 +46,7 @@ class HeldOut(Part):
 def measured(scores: np.ndarray, threshold: float, asked: float | None, drawn_from: int) -> FalseAlarms:
     """The rate of a threshold on scores (n,) that did not set it."""
     flagged = int((scores > threshold).sum())
-    low, high = interval(flagged, len(scores))
+    low, high = binomial_interval(flagged, len(scores))
     return FalseAlarms(
         asked=asked,
         drawn_from=drawn_from,
@@ -57,14 +56,6 @@ def measured(scores: np.ndarray, threshold: float, asked: float | None, drawn_fr
         measured_on=len(scores),
         exceeds=asked is not None and low > asked,
     )
-
-
-def interval(flagged: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Exact binomial interval of Clopper and Pearson (1934) of a rate."""
-    from scipy.stats import binomtest
-
-    found = binomtest(flagged, count).proportion_ci(confidence)
-    return float(found.low), float(found.high)
 
 
 def threshold_of(scores: np.ndarray, share: float) -> float:

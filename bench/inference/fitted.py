@@ -107,7 +107,8 @@ class Fitted:
 
     @property
     def cost(self) -> dict[str, float | None]:
-        """ms_per_image, overhead in multiples of a bare forward pass, and peak_memory_mb, measured when it was fitted."""
+        """ms_per_image, overhead in multiples of a bare forward pass, peak_memory_mb, and the relative spread of the repeats
+        of the first two (``ms_per_image_spread``, ``overhead_spread``), measured when it was fitted."""
         return self.about.cost
 
     def __call__(self, images: Tensor | ImageSet | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from oodbench.errors import BadData, UsageError
-from oodbench.inference.false_alarms import interval
 from oodbench.inference.fitted import Fitted
+from oodbench.metrics import binomial_interval
 
 CONFIDENCE = 0.99
 REMEDY = "give the second result of fitted(images), bool (N,)"
@@ -59,7 +59,7 @@ class Monitor:
         if not 0 < confidence < 1:
             raise UsageError(f"confidence = {confidence:g}; give a number between 0 and 1, such as {CONFIDENCE:g}")
         alarms = fitted.about.false_alarms
-        low, high = interval(round(alarms.measured * alarms.measured_on), alarms.measured_on, confidence)
+        low, high = binomial_interval(round(alarms.measured * alarms.measured_on), alarms.measured_on, confidence)
         asked = [] if alarms.asked is None else [alarms.asked]
         self.promised_low, self.promised_high = min([low, *asked]), max([high, *asked])
         self.confidence = confidence
@@ -81,7 +81,7 @@ class Monitor:
         """Return the current state; ``str(report)`` is one line for a log."""
         with self._lock:
             images, flagged = len(self._last), sum(self._last)
-        low, high = interval(flagged, images, self.confidence) if images else (0.0, 1.0)
+        low, high = binomial_interval(flagged, images, self.confidence) if images else (0.0, 1.0)
         drift = low > self.promised_high or high < self.promised_low
         rate = flagged / images if images else None
         return Report(images, flagged, rate, low, high, self.promised_low, self.promised_high, drift)

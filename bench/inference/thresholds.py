@@ -18,12 +18,14 @@ from oodbench.classifier import Classifier
 from oodbench.datasets.name import canonical, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
+from oodbench.engine.network import try_network
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.image_set import ImageSet
 from oodbench.inference.false_alarms import HeldOut, rank_of
 from oodbench.inference.fitted import About, Fitted, Input, Model, Training, sha256_of
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
+from oodbench.results.network import NetworkAccuracy, as_provenance
 from oodbench.results.provenance import provenance
 
 BATCH_SIZE = 128
@@ -70,6 +72,7 @@ def fit(
     rank_of(len(thresholding), false_alarms)  # before anything is trained
     made = _made(detector, parameters or {})
     classifier, about_model = None, None
+    tried: NetworkAccuracy | None = None
     if model is not None:
         progress.stage(f"loading {model}")
         path = _weights_file(model, weights, data)
@@ -82,6 +85,9 @@ def fit(
             weights_sha256=sha256_of(path) if path else None,
             weights_hash=classifier.weights_hash,
         )
+        tried = try_network(classifier, held_out, train, name=model, batch_size=BATCH_SIZE, seed=seed, progress=progress)
+        for line in tried.warnings() if tried is not None else ():
+            progress.say(line)
     elif made.reads_network:
         raise UsageError(f"{detector} needs a network; name one with --model")
     progress.stage(f"fitting {detector} on {len(train):,} images")
@@ -120,7 +126,7 @@ def fit(
                 seed=seed,
             ),
             cost=_cost(made, classifier, held_out),
-            provenance=provenance(str(classifier.device if classifier else "cpu")),
+            provenance=provenance(str(classifier.device if classifier else "cpu")) | as_provenance(tried),
             held_out=kept,
         ),
     )

@@ -1,9 +1,11 @@
 """Typed facts that records keep: how a set was made, and how good class probabilities are. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+NOISY = 0.5  # relative spread of the repeats of a cost above which its figure is marked
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # tables hold no larger whole number
 
 
@@ -52,3 +54,8 @@ class CalibrationRecord(Facts):
 
     detector: ProbabilityFigures
     network: ProbabilityFigures | None = None
+
+
+def mark(cost: Mapping[str, float | None], figure: str) -> str:
+    """``~`` for a figure of a cost whose repeats differ too much, else nothing; earlier oodbench kept no spreads."""
+    return "~" if (cost.get(f"{figure}_spread") or 0) > NOISY else ""

@@ -55,6 +55,7 @@ class RunFolder:
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
         self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
+        self._provenance: dict[str, Any] = {}  # of an earlier run here
         self._lost: BadData | None = None  # why run.json does not hold them
 
     # Reading
@@ -93,7 +94,7 @@ class RunFolder:
         return {role: found[name] for role, name in record.arrays.items()}
 
     def costs(self) -> Costs:
-        """Standalone cost by ``cost_key``: ms_per_image, overhead, peak_memory_mb. Damaged ones as the constructor says."""
+        """Standalone cost by ``cost_key``, as ``timing.standalone_costs`` gives it. Damaged ones as the constructor says."""
         try:
             return self._costs()
         except BadData as error:
@@ -134,7 +135,7 @@ class RunFolder:
                 for path in (self.path / parent).glob(f".{stem}.*"):
                     if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                         path.unlink()
-            self._written, self._settings, self._lost = {}, {}, None
+            self._written, self._settings, self._provenance, self._lost = {}, {}, {}, None
             if not fresh:
                 self._open(say)
             yield
@@ -147,7 +148,8 @@ class RunFolder:
         assert self._written is not None
         if os.path.lexists(self.path / "run.json") or self.pass_files() or has_cells(self.path):
             try:
-                self._settings = self.manifest().settings
+                found = self.manifest()
+                self._settings, self._provenance = found.settings, found.provenance
             except json_files.NewerVersion:
                 raise
             except BadData as error:
@@ -243,8 +245,8 @@ class RunFolder:
                     path.unlink()
         self._written = {}
 
-    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: Any) -> None:
-        """Write run.json, or check that a run with the same settings is there already.
+    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: dict[str, Any]) -> None:
+        """Write run.json, or check that a run with the same settings is there already, whose facts stay in the provenance.
 
         Where run.json is damaged or missing, the settings that the records' files hold decide. The damaged one is moved to
         ``aside`` and reported.
@@ -266,7 +268,13 @@ class RunFolder:
                 self._replace(path, self._lost, say)
             else:
                 say(f"{_cause(self._lost)}; it is written again")
+        about["provenance"] = self._provenance | about.get("provenance", {})
         json_files.write(path, Manifest(settings=self._settings, **about).model_dump(mode="json"))
+
+    def add_provenance(self, **facts: Any) -> None:
+        """Write facts of the run into run.json that are the same for all its records."""
+        found = self.manifest()
+        json_files.write(self.path / "run.json", found.model_copy(update={"provenance": found.provenance | facts}).model_dump())
 
     def finished(self, record: DetectionRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""

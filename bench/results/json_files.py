@@ -32,13 +32,15 @@ class Manifest(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a detector costs at a setting."""
+    """What a detector costs at a setting; of two figures, how far their repeats differ (None: an earlier oodbench)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     ms_per_image: float
     overhead: float | None
     peak_memory_mb: float | None
+    ms_per_image_spread: float | None = None
+    overhead_spread: float | None = None
 
 
 class AllCosts(RootModel[dict[str, Cost]]):
@@ -63,7 +65,7 @@ def read_manifest(path: Path, remedy: str) -> Manifest:
 
 def read_costs(path: Path) -> Costs:
     """Standalone cost by ``cost_key``. Raises BadData for a damaged file."""
-    return _validated(AllCosts, _read(path, NO_COSTS), path, NO_COSTS).model_dump()
+    return _validated(AllCosts, _read(path, NO_COSTS), path, NO_COSTS).model_dump(exclude_unset=True)
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:

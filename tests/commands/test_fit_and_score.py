@@ -51,6 +51,9 @@ def test_fit_says_what_it_found_and_ends_with_the_file(fit):
     assert lines[0].startswith("threshold ")
     assert "at most 10.00% requested" in lines[1]
     assert "times a forward pass" in lines[2]
+    assert lines[3].startswith(
+        "network       accuracy of resnet8-digits on digits (test): 99.8 % of 577 images (95 % interval "
+    )
     fitted = oodbench.load_fitted(file)
     assert fitted.detector.parameters() == {"temperature": 2}
     assert fitted.false_alarms == 0.1

@@ -21,6 +21,7 @@ from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, Cue, Missing, Remark, table_notes
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
+from oodbench.results.json_files import Manifest
 from oodbench.results.records import cost_key
 from oodbench.suite import load_suite
 
@@ -44,7 +45,7 @@ def gather(monkeypatch):
         return labelled(frame), list(map(sentence, notes))
 
     def raw(**runs):
-        folders = [SimpleNamespace(path=name, rows=rows) for name, rows in runs.items()]
+        folders = [SimpleNamespace(path=n, rows=rows, manifest=lambda: Manifest(settings={})) for n, rows in runs.items()]
         return gathering.gather(folders)
 
     gather.raw = raw

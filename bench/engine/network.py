@@ -1,0 +1,91 @@
+"""Tries the network on in-distribution images with labels, before anything else relies on it."""
+
+import numpy as np
+import torch
+
+from oodbench import protocols
+from oodbench.batching import batches, pieces_of
+from oodbench.classifier import Classifier
+from oodbench.errors import TooSlow, contained
+from oodbench.image_set import ImageSet
+from oodbench.metrics import binomial_interval
+from oodbench.progress import Progress
+from oodbench.results.network import Accuracy, NetworkAccuracy
+
+MOST_IMAGES = 2000  # of which the 95 % interval of an accuracy is at most ± 2.2 %
+LEVEL = 0.05  # of the test against chance
+
+
+def try_network(
+    classifier: Classifier,
+    images: ImageSet,
+    train: ImageSet,
+    *,
+    name: str,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+    workers: int = 0,
+) -> NetworkAccuracy | None:
+    """Accuracy on at most ``MOST_IMAGES`` of these images, drawn by a seeded stratified shuffle, in one pass of its own.
+
+    ``name`` is what messages call the network.
+    Classes are those that the set names, else those up to the largest label of ``images`` and ``train``. Logits that are not
+    finite are wrong answers. None for images without labels, and for a network that fails, which the detectors report.
+    Raises TooSlow, and what reading the images raises.
+    """
+    if images.labels is None:
+        return None
+    labels = [one.labels for one in (images, train) if one.labels is not None]
+    classes = len(images.classes) or int(torch.cat(labels).max()) + 1
+    drawn = protocols.limited(images, MOST_IMAGES, seed)
+    truth = protocols.labels_of(drawn)
+    assert truth is not None
+    progress.stage(f"{images.name}: accuracy of {name} on {len(drawn):,} images")
+    progress.expect(len(drawn))
+    gives, right = 0, 0
+    for rows, batch in batches(drawn, classifier, pieces_of(np.arange(len(drawn)), batch_size), workers):
+        try:
+            with torch.no_grad(), contained():  # no inference mode: what a network keeps may later need gradients
+                logits = classifier(batch)
+            gives, answers = logits.shape[1], logits.argmax(1)
+            answers[~torch.isfinite(logits).all(1)] = -1
+        except TooSlow:
+            raise
+        except Exception:  # a third party's forward may raise anything
+            return None
+        if truth.max() >= gives:
+            break
+        right += int((answers.cpu().numpy() == truth[rows]).sum())
+        progress.advance(len(rows))
+    return NetworkAccuracy(
+        network=name,
+        dataset=f"{images.name} ({images.split})",
+        gives=gives,
+        classes=classes,
+        images=len(drawn),
+        drawn_from=len(images),
+        accuracy=None if truth.max() >= gives else _accuracy(right, truth),
+    )
+
+
+def _accuracy(right: int, truth: np.ndarray) -> Accuracy:
+    """Of this many right answers, where the labels are ``truth`` (n,)."""
+    low, high = binomial_interval(right, len(truth))
+    largest = np.unique(truth, return_counts=True)[1].max() / len(truth)
+    return Accuracy(
+        right=right / len(truth), low=low, high=high, largest_class=largest, chance=_is_chance(right, len(truth), largest)
+    )
+
+
+def _is_chance(right: int, images: int, largest: float) -> bool:
+    """Whether as many right answers are likely if each has the probability ``largest``.
+
+    False where even right answers alone would be: of few images, or of a single class.
+    """
+    from scipy.stats import binomtest
+
+    exceeds, could_exceed = (
+        binomtest(count, images, largest, alternative="greater").pvalue < LEVEL for count in (right, images)
+    )
+    return could_exceed and not exceeds
