@@ -245,7 +245,7 @@ class RunFolder:
                     path.unlink()
         self._written = {}
 
-    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: dict[str, Any]) -> None:
+    def check_settings(self, settings: Mapping[str, Any], say: Say = lambda line: None, **about: Any) -> None:
         """Write run.json, or check that a run with the same settings is there already, whose facts stay in the provenance.
 
         Where run.json is damaged or missing, the settings that the records' files hold decide. The damaged one is moved to
