@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     BENIGN,
@@ -158,7 +159,7 @@ def _cues(cues: list[Cue]) -> list[str]:
     """Where the control does well without the network, all protocols in one sentence."""
     if not cues:
         return []
-    each = listed(f"{len(cue.about)} of {cue.sets} sets ({cue.protocol})" for cue in cues)
+    each = listed(f"{len(cue.about)} of {counted(cue.sets, 'set')} ({cue.protocol})" for cue in cues)
     return [
         f"{CONTROL}, the control, does not use the network, but reaches {100 * CUE:.0f} on {each}:"
         " simple image statistics separate these sets."

@@ -258,7 +258,7 @@ def _caption(
         parts.append("Blank: not run, or what transfer learnt from." if transfers else "Blank: not run.")
     if cells["overhead"].notna().any() and COSTS in shown_parts:
         parts.append("Overhead: multiples of a bare forward pass.")
-    if (cost_spreads(cells).reindex(found.values.index).iloc[shown] > NOISY).any(axis=None):
+    if COSTS in shown_parts and (cost_spreads(cells).reindex(found.values.index).iloc[shown] > NOISY).any(axis=None):
         parts.append(NOISY_COST)
     return parts
 

@@ -108,6 +108,7 @@ def test_tables_mark_what_is_unreliable_and_say_so(format, marked, note):
 def test_one_set_with_an_unreliable_cost_marks_the_row():
     cells = pd.concat([frame(msp=0.1), frame(msp=0.9).assign(dataset="b"), frame(msp=0.1).assign(dataset="c")])
     assert "~1.50×" in render(cells, width=None)
+    assert "~" not in render(cells, width=None, columns=["sets"])  # no cost is shown
 
 
 def test_spreads_are_the_last_columns_for_programs():
