@@ -142,9 +142,9 @@ class Probabilities(Note):
 
 @dataclass(frozen=True)
 class NetworkNote(Note):
-    """How often the network is right on the in-distribution test images."""
+    """How often the network is right on the in-distribution test images, or what is wrong with it."""
 
-    found: NetworkAccuracy
+    said: str
     run: str = ""
 
 
@@ -250,14 +250,15 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
 
 
 def network_notes(found: Mapping[str, NetworkAccuracy | None]) -> list[Note]:
-    """Notes on the networks, by name of the run: runs with equal figures share one, which names them unless all do."""
+    """Notes on the networks, by name of the run: runs with equal figures share theirs, which name them unless all do."""
     runs: dict[NetworkAccuracy, list[str]] = {}
     for run, accuracy in found.items():
         if accuracy is not None:
             runs.setdefault(accuracy, []).append(run)
     return [
-        NetworkNote((accuracy.network,), accuracy, "" if len(of) == len(found) else ", ".join(of))
+        NetworkNote((accuracy.network,), line, "" if len(of) == len(found) else ", ".join(of))
         for accuracy, of in runs.items()
+        for line in accuracy.lines()
     ]
 
 

@@ -163,7 +163,7 @@ def _(note: Probabilities) -> str:
 
 @_words.register
 def _(note: NetworkNote) -> str:
-    return "; ".join(note.found.lines())
+    return note.said
 
 
 @_words.register

@@ -42,7 +42,6 @@ def try_network(
     truth = protocols.labels_of(drawn)
     assert truth is not None
     progress.stage(f"{images.name}: accuracy of {name} on {len(drawn):,} images")
-    progress.expect(len(drawn))
     gives, right = 0, 0
     for rows, batch in batches(drawn, classifier, pieces_of(np.arange(len(drawn)), batch_size), workers):
         try:
@@ -57,7 +56,6 @@ def try_network(
         if truth.max() >= gives:
             break
         right += int((answers.cpu().numpy() == truth[rows]).sum())
-        progress.advance(len(rows))
     return NetworkAccuracy(
         network=name,
         dataset=f"{images.name} ({images.split})",

@@ -58,9 +58,9 @@ class NetworkAccuracy(Facts):
             )
         if self.accuracy is not None and self.accuracy.chance:
             found.append(
-                f"{self.network} is no better than chance on {self.dataset}: it is right on {percent(self.accuracy.right)},"
-                f" and the largest class has {percent(self.accuracy.largest_class)}; check its weights, its normalisation and"
-                " the order of its classes"
+                f"{self.network} may be no better than chance on {self.dataset}: it is right on"
+                f" {percent(self.accuracy.right)}, and always naming the largest class on"
+                f" {percent(self.accuracy.largest_class)}; check its weights, its normalisation and the order of its classes"
             )
         return found
 

@@ -52,7 +52,8 @@ def test_accuracy_is_the_share_of_right_answers_with_its_exact_interval():
     answers = np.where(np.arange(300) < 30, (labels + 1) % 4, labels)
     network, heard = Reads(4), Heard()
     found = tried(network, images(answers, labels), progress=heard)
-    assert network.passed == 300 == heard.expected == heard.done
+    assert network.passed == 300
+    assert (heard.expected, heard.done) == (0, 0)  # how much work follows is not known yet
     assert (found.images, found.drawn_from, found.gives, found.classes) == (300, 300, 4, 4)
     interval = binomtest(270, 300).proportion_ci(0.95)
     assert (found.accuracy.right, found.accuracy.low, found.accuracy.high) == (0.9, interval.low, interval.high)
@@ -134,7 +135,7 @@ def test_what_the_network_keeps_may_need_gradients_later():
 def test_chance_is_what_a_test_against_the_largest_class_cannot_exclude(answers, labels, chance):
     found = tried(Reads(max(labels) + 1), images(answers, labels))
     assert found.accuracy.chance == chance
-    lines = [line for line in found.warnings() if "is no better than chance on mine (test): it is right on " in line]
+    lines = [line for line in found.warnings() if "may be no better than chance on mine (test): it is right on " in line]
     assert len(lines) == chance
 
 
@@ -234,9 +235,11 @@ def test_equal_accuracies_of_several_runs_are_one_note(network, tmp_path):
 def test_a_bad_network_is_said_in_the_run_and_below_its_tables(network, tmp_path):
     network["change"] = lambda logits: logits.roll(1, 1)
     folder, heard = run(tmp_path / "run")
-    why = "tests:counts is no better than chance on digits (test): it is right on 0.0 %, and the largest class has 14.0 %"
+    why = "tests:counts may be no better than chance on digits (test): it is right on 0.0 %, and always naming the largest"
     assert len([line for line in heard.lines if line.startswith(why)]) == 1
-    assert why in " ".join(brief(*gather([folder])).split())
+    shown = brief(*gather([folder]), width=300).splitlines()
+    assert len([line for line in shown if line.startswith(why)]) == 1
+    assert len([line for line in shown if line.startswith("accuracy of tests:counts on digits (test): 0.0 % of 50")]) == 1
 
 
 @pytest.mark.parametrize("change", [lambda logits: logits.softmax(1), lambda logits: logits.log_softmax(1)])
@@ -265,4 +268,4 @@ def test_a_fit_keeps_it_and_warns(network):
     network["change"] = lambda logits: logits.roll(1, 1)
     fitted = thresholds.fit("msp", model="tests:counts", dataset="digits", progress=heard)
     (line,) = heard.lines
-    assert line.startswith("tests:counts is no better than chance on digits (test): it is right on 0.2 %")
+    assert line.startswith("tests:counts may be no better than chance on digits (test): it is right on 0.2 %")
