@@ -264,8 +264,9 @@ class RunFolder:
                 self._replace(path, self._lost, say)
             else:
                 say(f"{_cause(self._lost)}; it is written again")
-        about = {"suite": dict(suite or {}), "provenance": self._provenance | dict(provenance or {})}
-        json_files.write(path, Manifest(settings=self._settings, **about).model_dump(mode="json"))
+        about = self._provenance | dict(provenance or {})
+        manifest = Manifest(settings=self._settings, suite=dict(suite or {}), provenance=about)
+        json_files.write(path, manifest.model_dump(mode="json"))
 
     def add_provenance(self, **facts: Any) -> None:
         """Write facts of the run into run.json that are the same for all its records."""
