@@ -201,7 +201,7 @@ def test_odin_adds_one_pass_and_its_grid_shares_gradients(tmp_path, monkeypatch)
     forward = Classifier.forward
     monkeypatch.setattr(Classifier, "forward", lambda self, images: seen.append(len(images)) or forward(self, images))
     run(tmp_path / "run", detectors=["msp", "odin"], protocols=["unsupervised"], datasets=["digits-heldout"])
-    assert sum(seen) == 4 + 2 * (80 + 80)
+    assert sum(seen) == 4 + 80 + 2 * (80 + 80)  # checks, accuracy, and for each detector a pass over both sides
 
 
 def test_trouble_is_a_cell_with_a_reason_and_the_rest_goes_on(tmp_path, plugins):
