@@ -17,6 +17,7 @@ from oodbench.paths import DataRoots, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
+from oodbench.results.statistics import Difference, difference
 from oodbench.suite import Suite, chosen_suite
 
 if TYPE_CHECKING:
@@ -117,6 +118,18 @@ class Results(RunFolder):
         Raises UsageError for a name that the run does not hold, BadData where there are no scores, and why.
         """
         return scores_of(self, detector, dataset, protocol)
+
+    def difference(self, first: str, second: str, dataset: str, protocol: str = "unsupervised") -> Difference:
+        """AUROC of one detector minus that of another on the images that both scored, with its 95 % interval and a p value.
+
+        The test is DeLong's paired test (1988); images that were made from one image, or have equal pixels, count as one
+        cluster (Obuchowski 1997). Arguments and errors as of ``scores``; also BadData for fewer than two images on a side.
+        """
+        one, other = (self.scores(name, dataset, protocol) for name in (first, second))
+        both = one.join(other["score"].rename("other"), how="inner")
+        inside, outside = both.loc["in"], both.loc["out"]
+        images = None if both["image"].is_unique else (inside["image"], outside["image"])
+        return difference((inside["score"], outside["score"]), (inside["other"], outside["other"]), images)
 
     def _repr_html_(self) -> str:
         return self.table(top=SHOWN)._repr_html_()

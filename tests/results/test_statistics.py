@@ -1,0 +1,127 @@
+"""Differences of two detectors: against slow references, in simulations, and from a run."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import oodbench
+from oodbench.errors import BadData
+from oodbench.results.statistics import difference
+
+
+def paired(rng, n, m, lead=0.0):
+    """Scores of two detectors of the same images, which share half of what they see."""
+    shared_in, shared_out = rng.normal(size=n), rng.normal(size=m)
+    first = shared_in + rng.normal(size=n), shared_out + rng.normal(size=m) + 1 + lead
+    return first, (shared_in + rng.normal(size=n), shared_out + rng.normal(size=m) + 1)
+
+
+def kernel(inside, outside):
+    """(n, m): 1 where the anomalous sample has the higher score, ½ where both are equal."""
+    return np.array([[(b > a) + (b == a) / 2 for b in outside] for a in inside])
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_it_is_delongs_test(digits):
+    """By the formula of the paper, one pair of samples after another; with one digit many scores tie."""
+    rng = np.random.default_rng(0)
+    first, second = ([side.round(digits) for side in pair] for pair in paired(rng, 40, 30, lead=0.5))
+    over = kernel(*first) - kernel(*second)
+    of_in, of_out, n, m = over.mean(1), over.mean(0), 40, 30
+    variance = sum((of_in - over.mean()) ** 2) / (n - 1) / n + sum((of_out - over.mean()) ** 2) / (m - 1) / m
+    found = difference(first, second)
+    assert found.auroc == pytest.approx(over.mean(), abs=1e-12)
+    assert found.auroc == pytest.approx(oodbench.evaluate(*first).auroc - oodbench.evaluate(*second).auroc, abs=1e-12)
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * variance**0.5, rel=1e-6)
+    assert (found.n_in, found.n_out) == (40, 30)
+
+
+def test_the_sign_is_first_minus_second():
+    first, second = paired(np.random.default_rng(1), 300, 300, lead=1.0)
+    one, other = difference(first, second), difference(second, first)
+    assert one.auroc > 0.05
+    assert one.low > 0
+    assert one.p < 0.001
+    assert (other.auroc, other.low, other.high, other.p) == pytest.approx((-one.auroc, -one.high, -one.low, one.p))
+
+
+def test_images_of_their_own_are_nearly_delongs():
+    first, second = paired(np.random.default_rng(2), 200, 200)
+    alone, apart = difference(first, second), difference(first, second, (np.arange(200), 200 + np.arange(200)))
+    assert apart.high - apart.low == pytest.approx(alone.high - alone.low, rel=0.01)
+
+
+def test_an_image_counts_once():
+    """Each sample four times: the interval is that of single ones, but without clusters it would be half as wide."""
+    first, second = paired(np.random.default_rng(3), 150, 150)
+    four = [[np.repeat(side, 4) for side in pair] for pair in (first, second)]
+    numbers = np.repeat(np.arange(150), 4), 150 + np.repeat(np.arange(150), 4)
+    single, clustered, ignored = difference(first, second), difference(*four, numbers), difference(*four)
+    assert clustered.high - clustered.low == pytest.approx(single.high - single.low, rel=0.01)
+    assert ignored.high - ignored.low == pytest.approx((single.high - single.low) / 2, rel=0.01)
+
+
+def changed(rng, size):
+    """Two detectors of images and of changed copies of them, on both sides; both see the image more than the change."""
+    image = rng.normal(size=size)
+    return tuple((image + rng.normal(size=size) / 2, image + rng.normal(size=size) / 2 + 0.4) for _ in range(2))
+
+
+def test_copies_on_both_sides_against_a_bootstrap():
+    """Of images with all their copies, which is slow and assumes nothing."""
+    rng = np.random.default_rng(4)
+    first, second = changed(rng, 120)
+    found = difference(first, second, (np.arange(120), np.arange(120)))
+    drawn = []
+    for _ in range(2000):
+        rows = rng.integers(120, size=120)
+        drawn.append(np.subtract(*(oodbench.metrics.auroc(a[rows], b[rows]) for a, b in (first, second))))
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(np.std(drawn), rel=0.08)
+
+
+@pytest.mark.parametrize("kind", ["apart", "copies"])
+def test_equal_detectors_differ_in_five_percent_of_draws(kind):
+    rng, found = np.random.default_rng(5), 0
+    for _ in range(2000):
+        if kind == "apart":
+            found += difference(*paired(rng, 60, 60)).p < 0.05
+        else:
+            found += difference(*changed(rng, 80), (np.arange(80), np.arange(80))).p < 0.05
+    assert 0.035 <= found / 2000 <= 0.065
+
+
+def test_without_an_error_nothing_is_known():
+    perfect = np.zeros(5), np.ones(5)
+    assert difference(perfect, perfect)[:4] == (0, -1, 1, 1)
+    wrong = np.ones(5), np.zeros(5)
+    assert difference(perfect, wrong)[:4] == (1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("second", "images", "says"),
+    [
+        ((np.zeros(4), np.zeros(6)), None, "give both detectors' scores of the same samples"),
+        ((np.zeros(5), np.zeros((6, 1))), None, "give both detectors' scores of the same samples"),
+        ((np.zeros(5), np.zeros(6)), (np.zeros(5), np.zeros(5)), "give one number per sample"),
+        ((np.zeros(5), np.zeros(6)), (np.zeros(5), np.arange(6)), "fewer than two images on a side"),
+    ],
+)
+def test_what_it_does_not_take(second, images, says):
+    with pytest.raises(BadData, match=says):
+        difference((np.arange(5.0), np.arange(6.0)), second, images)
+
+
+def test_detectors_of_a_run(tmp_path):
+    options = {"datasets": ["digits-heldout", "digits+noise@1"], "limit": 80, "measure_costs": False}
+    results = oodbench.run("digits", out=tmp_path / "run", detectors=["msp", "pixels"], **options)
+    frame = results.frame().set_index(["detector", "dataset", "protocol"])
+    for dataset, name in (("digits-heldout", "digits-heldout"), ("digits+noise", "digits+noise@1")):
+        found = results.difference("msp", "pixels", name)
+        areas = (frame.loc[(detector, dataset, "unsupervised"), "auroc"] for detector in ("msp", "pixels"))
+        assert found.auroc == pytest.approx(float(np.subtract(*areas)), abs=1e-12)
+        assert found.low < found.auroc < found.high
+    assert [found.n_in, found.n_out] == [80, 80]
+    for pair in itertools.permutations(["msp", "odin"], 2):
+        with pytest.raises(oodbench.OodbenchError, match="unknown detector 'odin'"):
+            results.difference(*pair, "digits-heldout")
