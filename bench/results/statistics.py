@@ -31,8 +31,7 @@ def difference(first: tuple[Any, Any], second: tuple[Any, Any], images: tuple[An
 
     With ``images``, samples are not independent, and the variance is that of clusters (Obuchowski 1997): all samples that are
     one image are one cluster, on both sides. The interval and the test are normal, so they need some tens of images a side.
-    Where no pair of scores is in another order, as for two detectors without an error, nothing is known: the interval is
-    [-1, 1].
+    Where the variance is 0, as for two detectors without an error, nothing is known: the interval is [-1, 1].
 
     Args:
         first, second: scores (n,) of in-distribution and (m,) of anomalous samples, higher = more anomalous; the second
