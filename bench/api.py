@@ -13,7 +13,7 @@ from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
-from oodbench.paths import DataRoots, sweep_cache
+from oodbench.paths import DataRoots, require_run_folder, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
@@ -141,7 +141,7 @@ def open_run(path: str | Path) -> Results:
     Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing.
     """
     results = Results(path)
-    results.require()
+    require_run_folder(results.path)
     results.manifest()
     return results
 

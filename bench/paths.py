@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from oodbench.errors import BadData, CannotWrite, OodbenchError
+from oodbench.errors import BadData, CannotWrite, OodbenchError, UsageError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if another process holds the lock
 PART = ".oodbench-part"  # ends the names that write_atomically gives to files before it renames them; no one else's do
@@ -92,6 +92,12 @@ def require_no_link(path: Path) -> None:
     """Raise BadData for a link where oodbench writes or deletes, because its target may belong to something else."""
     if path.is_symlink():
         raise BadData(f"{path} is a link to {os.readlink(path)}, and oodbench writes nothing through it; remove the link")
+
+
+def require_run_folder(path: Path) -> None:
+    """Raise UsageError for anything but a run folder."""
+    if not any((path / name).exists() for name in ("run.json", "passes", "cells")):
+        raise UsageError(f"{path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
 
 
 def require_own_folder(path: Path) -> None:

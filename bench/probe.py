@@ -358,13 +358,15 @@ class Probe:
         return torch.stack(list(norms.values()), 1)
 
     def _backward(self, loss: Loss) -> Tensor:
+        from oodbench.gradients.losses import per_image
+
         made = self._forward()
         made.require("input_gradient")
         assert made.leaf is not None
         self._in_loss = True
         try:
             with torch.enable_grad():
-                values = loss(self)
+                values = per_image(loss(self), len(self))
             (gradient,) = torch.autograd.grad(values.sum(), made.leaf, retain_graph=True)
         finally:
             self._in_loss = False

@@ -37,6 +37,8 @@ def select(
 
     Raises UsageError for a name that no cell has, with the names that there are, and where nothing is left.
     """
+    if frame.empty:
+        return frame
     at_level = frame["dataset"].where(frame["level"].isna(), frame["dataset"] + "@" + frame["level"].map(_whole))
     of_variants = frame["detector"].astype(str).str.partition(":")[0]
     options = [
@@ -50,7 +52,7 @@ def select(
         _check(option)
         if option.names:
             chosen &= pd.concat([column.isin(option.names) for column in option.columns], axis=1).any(axis=1)
-    if len(frame) and not chosen.any():
+    if not chosen.any():
         asked = " and ".join(f"{one.what} {' or '.join(one.names)}" for one in options if one.names)
         raise UsageError(f"no cell is of {asked}; leave one of these options out")
     return frame[chosen]

@@ -55,11 +55,14 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
+    from oodbench.paths import require_run_folder
+
+    for run in runs:  # before anything heavy is imported
+        require_run_folder(run)
     from oodbench.results.folder import RunFolder
 
     folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
     for folder in folders:
-        folder.require()
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather

@@ -22,7 +22,7 @@ from oodbench.conformance.task import easy_shift, extreme_images, trained_classi
 from oodbench.conformance.watch import other_randomness
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
-from oodbench.errors import NotFitted, Unsuitable, counted
+from oodbench.errors import NotFitted, Unsuitable, counted, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.paths import separate_cache
@@ -169,19 +169,19 @@ def held_out(subject: Subject) -> str:
 
 
 def validation(subject: Subject) -> str:
-    """It works where a suite sets images apart to calibrate on, so that no training image is held out."""
-    if not subject.fitted.observes:
+    """It works where a suite sets images apart to calibrate on, so that no training image is held out; sets as in a run."""
+    if not (subject.fitted.observes or subject.fitted.prepares):
         raise Skipped("learns nothing from training images")
     detector, classifier = subject.make(), subject.classifier
     apart = ImageSet(_uint8(INSIDE), INSIDE_LABELS)
-    train_set = TrainingSet(TRAIN, LABELS, np.zeros(len(TRAIN), dtype=bool), validation=apart)
+    train_set = TrainingSet(ImageSet(_uint8(TRAIN), LABELS), LABELS, np.zeros(len(TRAIN), dtype=bool), validation=apart)
     pieces = batching.pieces_of(np.arange(len(INSIDE)), 32)
     try:
         passes.learn([detector], classifier, train_set, batch_size=32)
         passes.statistics({detector: [detector.setting]}, classifier, INSIDE, pieces)
     except Exception as error:
         remedy = "" if detector.calibrates else "; a detector that learns from probe.held_out sets calibrates = True"
-        raise Failed(f"calibrated on images of a validation set: {error}{remedy}") from error
+        raise Failed(f"calibrated on images of a validation set: {reason(error)}{remedy}") from error
     return f"calibrated on {len(apart)} images set apart" if detector.calibrates else "no training image is held out"
 
 

@@ -56,7 +56,8 @@ def standalone_costs(
     for name, job in jobs.items():
         try:
             with turn(job.detector, None, guard):
-                peaks[name] = _peak_memory(work[name], images.device)
+                peak = _peak_memory(work[name], images.device)
+            peaks[name] = peak  # now that what it may have changed was looked for
         except Exception as error:
             on_error(job.detector, error)
     seconds: dict[str, list[float]] = {name: [] for name in peaks}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, as_tensor
 
-from oodbench.errors import UsageError
+from oodbench.errors import BadData, UsageError
 from oodbench.registry import unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +47,14 @@ def mse(value: float | Tensor) -> Loss:
 def reconstruction(outputs: Tensor, images: Tensor) -> Tensor:
     """Squared error of an autoencoder's outputs against its images, mean over pixels and channels."""
     return (outputs - images).square().flatten(1).mean(1)
+
+
+def per_image(values: Tensor, images: int) -> Tensor:
+    """What a loss gave, unchanged. Raises BadData unless it is one value per image, whose gradients are each image's own."""
+    if not isinstance(values, Tensor) or values.shape != (images,):
+        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise BadData(f"the loss gave {given}, not one value per image ({images},); leave out mean or sum over the batch")
+    return values
 
 
 NAMED: dict[str, Loss] = {

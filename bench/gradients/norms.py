@@ -10,7 +10,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import UsageError
 from oodbench.gradients.coverage import SAMPLES, coverage_of, norms_one_by_one, rounding
 from oodbench.gradients.factors import GradientFactors
-from oodbench.gradients.losses import Loss, loss_of
+from oodbench.gradients.losses import Loss, loss_of, per_image
 from oodbench.gradients.record import Recorder
 from oodbench.gradients.slow import slowly
 from oodbench.registry import unknown
@@ -99,7 +99,7 @@ class Recording:
         """Squared norms by parameter, and inner products by direction; may be called for any number of losses."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            (cotangents,) = torch.autograd.grad(loss(leaf, self._images).sum(), leaf)
+            (cotangents,) = torch.autograd.grad(per_image(loss(leaf, self._images), len(leaf)).sum(), leaf)
         norms: Norms = {name: outputs.new_zeros(len(outputs)) for name in self._parameters}
         directions = {self._prefix + name: direction for name, direction in directions.items()}
         products: Norms = {name: outputs.new_zeros(len(outputs)) for name in directions}

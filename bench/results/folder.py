@@ -60,11 +60,6 @@ class RunFolder:
 
     # Reading
 
-    def require(self) -> None:
-        """Raise UsageError where the folder is not a run folder."""
-        if not any((self.path / name).exists() for name in ("run.json", "passes", CELLS)):
-            raise UsageError(f"{self.path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
-
     def manifest(self) -> Manifest:
         """What run.json says. Raises BadData for a damaged or missing file, or one of a newer schema version."""
         path, remedy = self.path / "run.json", RESTORE if has_cells(self.path) else RUN_AGAIN

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from oodbench.errors import BadData, counted, one_line, reason
-from oodbench.paths import require_own_file
+from oodbench.paths import require_own_file, require_run_folder
 from oodbench.progress import Progress
 from oodbench.results import json_files, pass_file
 from oodbench.results.folder import SEVERITY, RunFolder
@@ -69,7 +69,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     Raises UsageError for a folder that no run wrote.
     """
     folder, progress = RunFolder(path), progress or Progress()
-    folder.require()
+    require_run_folder(folder.path)
     problems: list[str] = []
     settings: Mapping[str, Any] = {}
     with _caught(problems):

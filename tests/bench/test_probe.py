@@ -364,3 +364,14 @@ def test_a_base_that_is_not_there_or_not_declared(counted, images):
         _ = Probe(classifier, images).base
     with pytest.raises(BadData, match="asked the probe for 'base' without declaring it"):
         _ = Probe(classifier, images, {"logits"}, clean=images).base
+
+
+@pytest.mark.parametrize("loss", [lambda logits, images: logits.mean(), lambda logits, images: logits, lambda *_: 1.0])
+def test_a_loss_gives_one_value_per_image(counted, images, loss):
+    classifier, _ = counted
+    probe = Probe(classifier, images, {"input_gradient", "gradient_norms"})
+    for gradient in (lambda: probe.gradient_norms(loss), lambda: probe.input_gradient(lambda own: loss(own.logits, images))):
+        with pytest.raises(BadData, match=r"the loss gave .*, not one value per image \(\d+,\); leave out mean or sum"):
+            gradient()
+    with pytest.raises(BadData, match="not one value per image"):
+        squared_norms(classifier, images, loss)

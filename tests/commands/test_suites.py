@@ -25,7 +25,7 @@ def test_a_suite_that_is_shown_is_a_suite_file(tmp_path, name):
 
 
 def test_only_sound_suites_are_shown(tmp_path):
-    (tmp_path / "code.toml").write_text('in_distribution = "digits"\nmodel = "no:such"\ndetectors = "msp"\nsets = []\n')
+    (tmp_path / "code.toml").write_text('in_distribution = "digits"\nmodel = "no:such"\ndetectors = 3\nsets = []\n')
     wrong = oodbench("list", "suites", "--show", tmp_path / "code.toml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "detectors" in wrong.stderr
@@ -164,8 +164,8 @@ SET = '[[sets]]\nname = "photos"\n'
         (f'detectors = "all"\n{SET}', "in_distribution is missing; add in_distribution = …"),
         (f"{SOUND}[[sets]]\nfirst = 3\n", "name of set 1 is missing; add name = …"),
         (
-            f'in_distribution = "digits"\ndetectors = "msp"\n{SET}',
-            'detectors takes a list, not "msp"; write detectors = ["msp"]',
+            f'in_distribution = "digits"\ndetectors = ["msp"]\nprotocols = "transfer"\n{SET}',
+            'protocols takes a list, not "transfer"; write protocols = ["transfer"]',
         ),
         (f"{SOUND}sets = []\n", "sets is empty; name at least one"),
         (f'{SOUND}sets = ["photos"]\n', 'set 1 takes a table, not "photos"; write [[sets]] above the name of each set'),

@@ -10,6 +10,7 @@ from torch import nn
 
 import oodbench
 from oodbench import registry
+from oodbench.engine import timing
 
 OTHERS = ["msp", "mahalanobis-fe", "odin"]
 SETS = ["digits-heldout", "photos"]
@@ -328,3 +329,24 @@ def test_a_detector_that_fails_in_a_later_repeat_loses_only_its_own_cost(registe
     overhead = folder.frame().set_index("detector").overhead
     assert np.isfinite(overhead["msp"]).all()
     assert overhead["plugin"].isna().all()
+
+
+def test_a_change_in_the_cost_stage_costs_the_detector_its_cost(register, tmp_path):
+    class Nudges(Plugin):
+        """Changes a bias where it is timed."""
+
+        def __init__(self):
+            self.batches = 0
+
+        def statistics(self, probe):
+            if len(probe) == timing.BATCH_SIZE:
+                with torch.no_grad():
+                    next(probe.classifier.parameters()).add_(1)
+            return super().statistics(probe)
+
+    register(Nudges)
+    options = {"datasets": ["photos"], "protocols": ["unsupervised"], "limit": 48, "batch_size": 64}
+    folder = oodbench.run("digits", out=tmp_path / "run", detectors=["plugin", "msp"], **options)
+    overhead = folder.frame().set_index("detector").overhead
+    assert np.isfinite(overhead["msp"])
+    assert np.isnan(overhead["plugin"])

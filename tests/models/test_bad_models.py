@@ -343,7 +343,7 @@ NO_GRADIENTS = r"^bad_model_for_a_test:build does not work with gradients \(Runt
 TUPLE = (
     r"^bad_model_for_a_test:build: its layer 'conv0' cannot be read \(TypeError: it gives tuple, not a tensor\); name others"
 )
-FEW = "^RuntimeError: at most 2 images a batch$"
+FEW = r"^RuntimeError: at most 2 images a batch \(test_bad_models\.py, line \d+\)$"
 
 
 @pytest.mark.parametrize(
