@@ -181,6 +181,12 @@ def same_images(*sets: ImageSet) -> list[np.ndarray]:
     return np.split(numbers, np.cumsum([len(images) for images in sets])[:-1])
 
 
+def copies_of(train: ImageSet, test: ImageSet) -> np.ndarray:
+    """The rows of ``test`` whose image is also in ``train``: int64 (k,)."""
+    known, tested = same_images(train, test)
+    return np.flatnonzero(np.isin(tested, known))
+
+
 def require_same_classes(train: ImageSet, held_out: ImageSet) -> None:
     """Raise BadData where images of ``held_out`` have a class that ``train`` does not have under the same number."""
     if train.labels is None or held_out.labels is None or not train.classes or not held_out.classes:

@@ -20,7 +20,7 @@ from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, parse, parse_unchanged, recorded
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, Unsuitable, UsageError, around_call, reason
+from oodbench.errors import BadData, Unsuitable, UsageError, around_call, counted, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
@@ -126,6 +126,11 @@ class LoadedSuite:
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         protocols.require_same_classes(self.train, self.in_distribution)
+        if copies := len(protocols.copies_of(self.train, self.in_distribution)):
+            progress.say(
+                f"{self.in_distribution.name}: {copies} of {counted(len(self.in_distribution), 'test image')} are also training"
+                " images, which flatters the network and detectors that remember them; remove them from a split"
+            )
         for images in (self.train, self.validation or self.train, self.in_distribution):
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []

@@ -111,6 +111,23 @@ def test_splits_number_their_classes_alike(as_set):
     assert (outcome.outcome, outcome.reason) == ("fail", "train and test number their classes differently (b, c)")
 
 
+def with_copies(count):
+    """Training images among the test images."""
+
+    def load(root, split):
+        found, train = checkers(root, split), checkers(root, "train")
+        if split == "test":
+            found.images[1 : 1 + count] = train.images[:count]
+        return found
+
+    return load
+
+
+def test_training_images_are_not_test_images(as_set):
+    outcome = as_set(with_copies(40))["splits-apart"]
+    assert outcome == ("splits-apart", "fail", "40 of 64 test images are also training images, the first in row 1")
+
+
 def test_every_check_of_sets_has_one_that_fails_it():
     assert [case[0] for case in BROKEN_SETS] == list(CHECKS)
 

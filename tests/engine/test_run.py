@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from run_folders import arrays_of, figures, record_of
 
 import oodbench
@@ -301,6 +302,21 @@ def test_a_planted_in_distribution_image_is_refused(tmp_path, monkeypatch, split
     frame = run(tmp_path / "run", detectors=["msp"], datasets=["uniform"], limit=None).frame()
     assert set(frame.status) == {"failed"}
     assert f"row 17 of uniform: also in {named}, which is in-distribution" in frame.reason[0]
+
+
+def test_training_images_among_the_test_images_are_counted(tmp_path):
+    from PIL import Image
+
+    digits = load_dataset("digits", split="train")
+    for split, rows in (("train", range(20)), ("test", range(13, 25))):
+        for row in rows:
+            path = tmp_path / "mine" / split / f"c{digits.labels[row]}" / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits.images[row].permute(1, 2, 0).numpy()).save(path)
+    heard = Heard()
+    LoadedSuite(Suite(in_distribution="folder:mine", detectors=["pixels"], sets=[TestSet(name="photos")]), heard, data=tmp_path)
+    (line,) = [line for line in heard.lines if "also training images" in line]
+    assert line.startswith("folder:mine: 7 of 12 test images are also training images, which flatters")
 
 
 def test_classes_have_one_number_in_both_splits(tmp_path):
