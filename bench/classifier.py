@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, line_of, reason
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
@@ -198,6 +198,7 @@ class Classifier(nn.Module):
                 remedy = f"convert it from {str(self.dtype).removeprefix('torch.')} to float32 with module.float()"
             else:
                 remedy = "choose another model, or resize with the suite's size"
+            said += f" ({place})" if (place := line_of(error)) else ""
             raise Unsuitable(
                 f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
             ) from error

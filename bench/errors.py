@@ -161,17 +161,17 @@ def reason_in(error: BaseException, target: str = "") -> str:
     """
     if isinstance(error, OodbenchError):
         return reason(error)
-    place = _place(error, target)
+    place = line_of(error, target)
     named = isinstance(error, SyntaxError)  # which says so itself
     return reason(error) + (f" ({place})" if place and not named else "")
 
 
 def fix_line(error: BaseException, target: str) -> str:
     """``reason_in`` with the remedy if the error was raised in the third-party code; empty if that was not reached."""
-    return f"{reason_in(error, target)}; fix that line" if _place(error, target) else ""
+    return f"{reason_in(error, target)}; fix that line" if line_of(error, target) else ""
 
 
-def _place(error: BaseException, target: str) -> str:
+def line_of(error: BaseException, target: str = "") -> str:
     """``net.py, line 3``: the last line of the code of ``target``, or of what it calls outside the installed packages."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short_path(error.filename)}, line {error.lineno}"
@@ -182,7 +182,7 @@ def _place(error: BaseException, target: str) -> str:
         installed = package == "oodbench" or file.startswith("<") or any(map(Path(file).is_relative_to, LIBRARIES))
         if package == root or not installed:
             place = f"{_short_path(file)}, line {line}"
-    return place or (_place(error.__cause__, target) if error.__cause__ else "")
+    return place or (line_of(error.__cause__, target) if error.__cause__ else "")
 
 
 def _short_path(file: str) -> str:

@@ -78,7 +78,10 @@ def digest_of(tensors: Mapping[str, Tensor], content: Any = None) -> str:
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
     """(header, state) of a file that ``save`` wrote. Raises BadData for any other file, or for one that has changed since."""
     with _opened(path) as file:
-        content = dict(json.loads((file.metadata() or {})["oodbench"]))
+        about = (file.metadata() or {}).get("oodbench")
+        if about is None:
+            raise ValueError("it holds tensors that oodbench did not write, such as weights")
+        content = dict(json.loads(about))
         # Copies, because the tensors are memory-mapped and change with the file.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it has no iterator
         if content.pop(DIGEST, None) != digest_of(tensors, content):

@@ -70,6 +70,8 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
             registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
     for name in datasets:
         base = base_of(name)
+        if base != FOLDER and base not in registry.records("datasets") and Path(name).is_dir():
+            raise UsageError(f"unknown dataset '{name}'; write folder:{name} for a folder of images (oodbench list datasets)")
         if base != FOLDER:
             registry.find("datasets", base)
     for name in models:

@@ -14,9 +14,13 @@ from oodbench.errors import UsageError, one_line
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     format: Annotated[
-        Literal["table", "md", "csv", "json", "tex", "html"],
-        typer.Option(help="csv and json hold one row per cell; csv puts an apostrophe before texts that look like formulas."),
-    ] = "table",
+        Literal["table", "md", "csv", "json", "tex", "html"] | None,
+        typer.Option(
+            help="By default the one that --out ends in, else table. csv and json hold one row per cell; csv puts an apostrophe"
+            " before texts that look like formulas.",
+            show_default=False,
+        ),
+    ] = None,
     top: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
@@ -68,10 +72,12 @@ def leaderboard(
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.selection import select
 
+    suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
+    written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
-    intervals = "" if not interval else "all" if format in ("csv", "json") else metric
+    intervals = "" if not interval else "all" if written in ("csv", "json") else metric
     frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
-    text = partial(render, frame, format, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
+    text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
         from oodbench.leaderboard.plots.stored import StoredScores
@@ -84,9 +90,9 @@ def leaderboard(
         from oodbench.paths import write_atomically
 
         write_atomically(out, text().encode())
-    elif format == "json":
+    elif written == "json":
         print_json(text().rstrip())
-    elif format == "csv":
+    elif written == "csv":
         print(text(), end="")
     else:
         print_text(text(width=terminal_width()))

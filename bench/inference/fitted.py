@@ -236,7 +236,7 @@ def load_fitted(
     if detector_name not in registry.records("detectors"):
         raise UsageError(
             f"{path} holds the detector '{detector_name}', which no package here registers; install its package, or name it"
-            " with --plugin MODULE:CLASS"
+            " with --plugin MODULE:CLASS (in Python oodbench.registry.add_plugin)"
         )
     try:
         detector = Detector.load(path, target)

@@ -190,9 +190,9 @@ def require_fit(state: Mapping[str, Tensor], module: nn.Module, name: str, path:
     absent = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     faults = []
     if absent:
-        faults.append(f"lacks {_first(absent)}")
+        faults.append(f"it lacks {_first(absent)}")
     if unknown := [key for key in state if key not in wanted]:
-        faults.append(f"has unknown {_first(unknown)}")
+        faults.append(f"it has unknown {_first(unknown)}")
     if not faults:
         faults = [
             f"{key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
@@ -206,7 +206,7 @@ def require_fit(state: Mapping[str, Tensor], module: nn.Module, name: str, path:
             if key in state and wanted[key].is_floating_point() and not state[key].is_floating_point()
         ][:3]
     if faults:
-        raise BadData(f"{path} does not fit {name}: it {'; '.join(faults)}; give the weights of {name}, or another --model")
+        raise BadData(f"{path} does not fit {name}: {'; '.join(faults)}; give the weights of {name}, or another --model")
 
 
 def _drop_auxiliary_heads(state: Mapping[str, Tensor], module: nn.Module) -> None:

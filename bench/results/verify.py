@@ -153,7 +153,7 @@ def _of_file(
     except BadData as error:
         yield reason(error)
         return
-    if other := [name for name, value in told.items() if name not in settings or settings[name] != value]:
+    if settings and (other := [name for name, value in told.items() if name not in settings or settings[name] != value]):
         yield f"{path} belongs to a run with other settings than run.json ({', '.join(sorted(other)[:3])})"
     if strays := stored.keys() - {name for record in records for name in record.arrays.values()}:
         yield f"{path} holds arrays that no record uses ({', '.join(sorted(strays)[:3])})"
@@ -189,7 +189,7 @@ def _disagreements(record: DetectionRecord, settings: Mapping[str, Any]) -> Iter
         if name in settings and getattr(record, field) != settings[name]:
             yield f"its {field} is {getattr(record, field)}, but that of the run is {settings[name]}"
     wanted = settings.get(f"parameters of {record.detector}")
-    if wanted is None and record.status == "ok":
+    if wanted is None and record.status == "ok" and settings:
         yield "the settings of the run do not list its detector"
     if wanted is not None and json.loads(json.dumps(record.parameters)) != wanted:
         yield f"its parameters are {record.parameters}, but those of the run are {wanted}"
@@ -251,7 +251,11 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
     if transfer and source and any(record.arrays[role] != source.arrays[role] for role in LEARNT):
         yield f"learns from other images of {record.transfer_from} than the records of that set"
         return
-    ids = {"in": np.arange(sizes["in"]), "out": sizes["in"] + np.arange(sizes["out"])}  # images that are one have one number
+    ids, first = {}, 0  # images that are one have one number
+    for side, size in sizes.items():
+        highest = max(int(arrays[role].max(initial=-1)) for role in (*LEARNT, *TESTED) if role.startswith(side))
+        ids[side] = first + np.arange(max(size, highest + 1))
+        first += len(ids[side])
     ids |= {side: arrays[f"{side}_base"] for side in ids if f"{side}_base" in arrays}
     # Of transfer, the learnt rows of the other side are another set's.
     same_side = not transfer or (source is not None and source.in_fingerprint == record.in_fingerprint)

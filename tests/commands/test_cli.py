@@ -91,6 +91,22 @@ def test_a_run_without_rows_says_so(tmp_path, detector, protocol, why):
     assert (f"{detector}: no row" in done.stderr) == (f"{detector}: no row" in plan)
 
 
+def test_a_file_is_written_in_the_format_of_its_name(small_run, tmp_path):
+    _, folder = small_run
+    for name, start in (("a.csv", "model,in_distribution,"), ("a.tex", "% needs booktabs"), ("a.txt", "resnet8-digits, in-")):
+        assert oodbench("leaderboard", folder, "--out", tmp_path / name).returncode == 0
+        assert (tmp_path / name).read_text(encoding="utf-8").startswith(start), name
+    assert oodbench("leaderboard", folder, "--format", "json", "--out", tmp_path / "b.csv").returncode == 0
+    assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("[\n")
+
+
+def test_a_folder_of_images_is_recognised_by_its_path(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = oodbench("run", "--dataset", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "unknown dataset 'mine'; write folder:mine for a folder of images" in done.stderr
+
+
 def test_a_second_run_finds_everything_done(small_run):
     _, folder = small_run
     options = ["--limit", 60, "--detector", "msp", "--dataset", "photos", "--out", folder]

@@ -129,7 +129,7 @@ def test_a_key_without_a_file_is_refused():
 def test_a_part_that_lacks_something_says_what(state, tmp_path):
     del state["bn1.weight"]
     torch.save({"state_dict": under("module.", state | {"extra": torch.ones(1)})}, tmp_path / "mine.pt")
-    with pytest.raises(BadData, match=r"does not fit resnet8-digits: it lacks bn1\.weight; has unknown extra;"):
+    with pytest.raises(BadData, match=r"does not fit resnet8-digits: it lacks bn1\.weight; it has unknown extra;"):
         load_model(NAME, tmp_path / "mine.pt")
 
 

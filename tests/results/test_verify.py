@@ -19,7 +19,7 @@ from oodbench.results.facts import CorruptionRecord
 from oodbench.results.folder import SHARED, RunFolder
 from oodbench.results.pass_file import hash_of
 
-SETS = ["photos", "digits+noise@1", "digits+noise@3"]
+SETS = ["photos", "uniform", "digits+noise@1", "digits+noise@3"]
 MSP = ("msp", "unsupervised")
 PROTOCOLS = ["unsupervised", "per-shift", "transfer"]
 
@@ -244,3 +244,18 @@ def test_the_command(folder):
     assert done.stdout.endswith(": 1 problem\n")
     told = json.loads(new_process.oodbench("verify", folder.path, "--json").stdout)
     assert (told["ok"], told["records"], len(told["problems"])) == (False, records, 1)
+
+
+def test_transfer_without_base_rows_learns_from_rows_behind_the_tested_ones(folder):
+    """Such as the last in-distribution image, which is then not tested."""
+    record = next(r for r in folder.records() if r.protocol == "transfer" and r.status == "ok" and "in_base" not in r.arrays)
+    forge(folder, record.set_name, record.place, {"in_test": lambda rows: rows[:1], "in_scores": lambda scores: scores[:1]})
+    found = problems(folder)
+    assert any("n_in is " in problem for problem in found)
+    assert not any("IndexError" in problem for problem in found)
+
+
+def test_without_run_json_records_are_not_accused(folder):
+    (folder.path / "run.json").write_text("{")
+    (problem,) = problems(folder)
+    assert "run.json cannot be read" in problem
