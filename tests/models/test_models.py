@@ -216,7 +216,7 @@ def test_another_networks_weights_are_refused_by_name(tmp_path):
         {"extra.weight": torch.ones(1), **{k: v for k, v in state.items() if not k.startswith("bn1")}}, tmp_path / "keys.pt"
     )
     with pytest.raises(
-        BadData, match=r"lacks bn1\.weight, bn1\.bias, bn1\.running_mean and 1 more; has unknown extra\.weight;"
+        BadData, match=r"lacks bn1\.weight, bn1\.bias, bn1\.running_mean and 1 more; it has unknown extra\.weight;"
     ):
         load_model("resnet8-digits", tmp_path / "keys.pt")
     torch.save({**state, "conv1.weight": torch.ones(16, 1, 3, 3)}, tmp_path / "shape.pt")
