@@ -130,11 +130,11 @@ class Suite(BaseModel):
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
-        protocols = _names(protocols or ())
+        protocols = as_names(protocols or ())
         for protocol in protocols:
             if protocol not in PROTOCOLS:
                 raise UsageError(unknown("protocol", protocol, PROTOCOLS, " or ".join(PROTOCOLS)))
-        wanted = [known.get(name, TestSet(name=name)) for name in map(canonical, _names(datasets or ()))]
+        wanted = [known.get(name, TestSet(name=name)) for name in map(canonical, as_names(datasets or ()))]
         asked = {one.name: one for several in wanted for one in several.each()}
         changes: dict[str, Any] = {
             "model": model,
@@ -159,12 +159,12 @@ class Suite(BaseModel):
 
 def _each(detectors: str | Sequence[str]) -> list[str]:
     """The names, with ``all``, alone or among them, replaced by every detector that is available."""
-    detectors = _names(detectors)
+    detectors = as_names(detectors)
     available = [name for name, record in registry.records("detectors").items() if not record.error] if ALL in detectors else []
     return list(dict.fromkeys(name for one in detectors for name in (available if one == ALL else [one])))
 
 
-def _names(names: str | Sequence[str]) -> list[str]:
+def as_names(names: str | Sequence[str]) -> list[str]:
     """The names as a list; a text is one name, not its letters."""
     return [names] if isinstance(names, str) else list(names)
 
@@ -241,7 +241,7 @@ def chosen_suite(
             f"--in-distribution {in_distribution} takes the place of a suite; leave out the suite, or change its"
             " in_distribution in a file (oodbench list suites --show NAME)"
         )
-    sets = list(dict.fromkeys(map(canonical, _names(datasets or ()))))
+    sets = list(dict.fromkeys(map(canonical, as_names(datasets or ()))))
     if not sets:
         raise UsageError(
             f"--in-distribution {in_distribution} needs a set to tell it from; add --dataset SET, such as folder:PATH,"

@@ -45,8 +45,8 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     tables, paragraphs, missing = [], [], []
     for _, cells in frame.groupby(GROUP, sort=False):
         unique = unique_cells(cells)
-        counted = tally(unique)
-        tables.append((counted, cost_texts(costs(unique), cost_spreads(unique), counted.values.index)[1]))
+        of_rows = tally(unique)
+        tables.append((of_rows, cost_texts(costs(unique), cost_spreads(unique), of_rows.values.index)[1]))
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
@@ -57,8 +57,8 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     def attempt(rows: int, reasons: int) -> list[str]:
         text = [line for table in tables for line in _table(*table, rows, width)]
         left_out = len(missing) - reasons
-        counted = f"{'and ' if reasons else ''}{left_out} {'more ' if reasons else ''}reason{'s' * (left_out > 1)}"
-        more = [f"– {counted} for missing figures"] if left_out else []
+        rest = f"and {counted(left_out, 'more reason')}" if reasons else counted(left_out, "reason")
+        more = [f"– {rest} for missing figures"] if left_out else []
         return text + [line for note in [*paragraphs, *missing[:reasons], *more] for line in wrapped(note, width).splitlines()]
 
     attempts = [(rows, len(missing)) for rows in range(MOST, FEWEST - 1, -1)]

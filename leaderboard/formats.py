@@ -35,6 +35,7 @@ from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.text import write_text
 from oodbench.leaderboard.text_table import NO_CELLS, PARTS, TextTable, text_table
 from oodbench.registry import unknown
+from oodbench.suite import as_names
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
 
@@ -81,7 +82,7 @@ def render(
     require_metric(metric)
     if sort is not None and sort not in (known := sorts(frame)):
         raise UsageError(unknown("order", sort, known, f"sort by {', '.join(known)}"))
-    columns = [columns] if isinstance(columns, str) else list(columns)
+    columns = as_names(columns)
     if format in ("csv", "json"):
         shown = _chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
         return {"csv": _csv, "json": _json}[format](frame if sort is None else _sorted(frame, metric, sort), shown)

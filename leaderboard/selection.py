@@ -9,7 +9,7 @@ from oodbench import registry
 from oodbench.datasets.name import FOLDER, base_of, canonical
 from oodbench.errors import UsageError
 from oodbench.leaderboard.aggregate import KINDS
-from oodbench.suite import PROTOCOLS
+from oodbench.suite import PROTOCOLS, as_names
 
 Names = str | Sequence[str]
 
@@ -42,10 +42,10 @@ def select(
     at_level = frame["dataset"].where(frame["level"].isna(), frame["dataset"] + "@" + frame["level"].map(_whole))
     of_variants = frame["detector"].astype(str).str.partition(":")[0]
     options = [
-        _Option("detector", _list(detectors), [of_variants, frame["detector"]], registry.records("detectors").__contains__),
-        _Option("dataset", [*map(canonical, _list(datasets))], [frame["dataset"], at_level], _is_set),
-        _Option("kind", _list(kinds), [frame["kind"]], KINDS.__contains__),
-        _Option("protocol", _list(protocols), [frame["protocol"]], tuple[str, ...](PROTOCOLS).__contains__),
+        _Option("detector", as_names(detectors), [of_variants, frame["detector"]], registry.records("detectors").__contains__),
+        _Option("dataset", [*map(canonical, as_names(datasets))], [frame["dataset"], at_level], _is_set),
+        _Option("kind", as_names(kinds), [frame["kind"]], KINDS.__contains__),
+        _Option("protocol", as_names(protocols), [frame["protocol"]], tuple[str, ...](PROTOCOLS).__contains__),
     ]
     chosen = pd.Series(True, frame.index)
     for option in options:
@@ -72,11 +72,6 @@ def _check(option: _Option) -> None:
 
 def _is_set(name: str) -> bool:
     return base_of(name) == FOLDER or base_of(name) in registry.records("datasets")
-
-
-def _list(names: Names) -> list[str]:
-    """A text is one name, not its letters."""
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _whole(level: float) -> str:

@@ -131,8 +131,8 @@ def _require_picture(path: Path) -> None:
     content, at, kind = path.read_bytes(), len(PNG), b""
     while kind != b"IEND":
         size, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
-        part, sum_ = content[at + 4 : at + 8 + size], content[at + 8 + size : at + 12 + size]
-        if not content.startswith(PNG) or len(sum_) < 4 or zlib.crc32(part) != int.from_bytes(sum_):
+        part, checksum = content[at + 4 : at + 8 + size], content[at + 8 + size : at + 12 + size]
+        if not content.startswith(PNG) or len(checksum) < 4 or zlib.crc32(part) != int.from_bytes(checksum):
             raise BadData(f"{path} is damaged; the next run draws it again")
         at += 12 + size
     if at != len(content):
@@ -272,9 +272,9 @@ def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
     found = counts | _flat(figures_of(arrays, record.seed)._asdict())
     told = _flat({name: getattr(record, name) for name in NO_FIGURES})
     for name in sorted(found.keys() | told.keys()):
-        is_, should = told.get(name), found.get(name)
-        if is_ is None or should is None or not abs(is_ - should) <= TOLERANCE:
-            yield f"{name} is {is_}, but its scores give {should}"
+        stored, again = told.get(name), found.get(name)
+        if stored is None or again is None or not abs(stored - again) <= TOLERANCE:
+            yield f"{name} is {stored}, but its scores give {again}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
