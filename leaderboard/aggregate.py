@@ -12,7 +12,7 @@ import pandas as pd
 from oodbench.datasets.name import EXTRA_CORRUPTIONS_C as EXTRA
 from oodbench.datasets.name import MAIN_CORRUPTIONS_C as MAIN
 from oodbench.datasets.name import source_and_change
-from oodbench.errors import BadData, UsageError
+from oodbench.errors import BadData, UsageError, counted
 from oodbench.registry import unknown
 from oodbench.suite import PROTOCOLS
 
@@ -313,15 +313,15 @@ def corruptions_of(of: str, datasets: Iterable[str]) -> str:
     """What a mean over the corruptions of one base is over, and whether they are official files or generated."""
     mine = {name for name in datasets if base("corruption", name) == of}
     names = {corruption(name) for name in mine}
-    counted = "1 corruption" if len(names) == 1 else f"{len(names)} corruptions"
+    several = counted(len(names), "corruption")
     if all("+" in name for name in mine):
-        return f"{counted} of {of} (C-style, generated)"
+        return f"{several} of {of} (C-style, generated)"
     main, extra = len(names & set(MAIN)), len(names & set(EXTRA))
     if names == set(MAIN):
         return f"the {len(MAIN)} main corruptions of {of}"
     if main + extra == len(names):
-        return f"{counted} of {of} ({main} of the {len(MAIN)} main ones, {extra} of the {len(EXTRA)} extra ones)"
-    return f"{counted} of {of}"
+        return f"{several} of {of} ({main} of the {len(MAIN)} main ones, {extra} of the {len(EXTRA)} extra ones)"
+    return f"{several} of {of}"
 
 
 def _rank(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:

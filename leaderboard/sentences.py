@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 from typing import Any
 
+from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import CONTROL
 from oodbench.leaderboard.notes import (
@@ -42,11 +43,6 @@ def listed(names: Iterable[str], at_most: int | None = None) -> str:
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
-def counted(count: int) -> str:
-    """``1 cell`` or ``3 cells``."""
-    return "1 cell" if count == 1 else f"{count} cells"
-
-
 @singledispatch
 def _words(note: Any) -> str:
     return str(note)
@@ -77,12 +73,12 @@ def _(note: Remark) -> str:
 
 @_words.register
 def _(note: Missing) -> str:
-    return f"{counted(note.cells)} {note.status} ({listed(note.about, 3)}): {note.reason or 'no reason given'}"
+    return f"{counted(note.cells, 'cell')} {note.status} ({listed(note.about, 3)}): {note.reason or 'no reason given'}"
 
 
 @_words.register
 def _(note: Repeated) -> str:
-    return f"{counted(note.cells)} left out, because a later run holds the same; the last run counts."
+    return f"{counted(note.cells, 'cell')} left out, because a later run holds the same; the last run counts."
 
 
 @_words.register
@@ -91,10 +87,8 @@ def _(note: Disagreement) -> str:
     for name, figures in zip(note.about, note.figures, strict=True):
         shown = (f"{100 * value:.1f} in {run}" for run, value in figures)
         each.append(f"{name} ({', '.join(shown)})")
-    return (
-        f"Runs disagree on {counted(len(each))}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with"
-        " --label."
-    )
+    cells = counted(len(each), "cell")
+    return f"Runs disagree on {cells}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with --label."
 
 
 @_words.register

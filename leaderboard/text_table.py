@@ -6,6 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
+from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     BENIGN,
@@ -26,7 +27,6 @@ from oodbench.leaderboard.aggregate import (
 )
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, table_notes
-from oodbench.leaderboard.sentences import counted
 from oodbench.results.facts import NOISY
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
@@ -204,7 +204,7 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
     lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
-        lines = ("all sets" if name == "all" else name, lacking + counted(expected[0]))
+        lines = ("all sets" if name == "all" else name, lacking + counted(expected[0], "cell"))
     return Column(group, lines, texts, frozenset(best))
 
 
