@@ -22,6 +22,7 @@ _PUBLIC = {
     "load_fitted": "oodbench.inference.fitted:load_fitted",
     "load_model": "oodbench.models.load:load_model",
     "open_run": "oodbench.api:open_run",
+    "open_study": "oodbench.api:open_study",
     "run": "oodbench.api:run",
     "verify": "oodbench.results.verify:verify",
 }
@@ -47,13 +48,14 @@ __all__ = [
     "load_model",
     "models",
     "open_run",
+    "open_study",
     "run",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from oodbench import datasets, detectors, gradients, leaderboard, models
-    from oodbench.api import open_run, run
+    from oodbench.api import open_run, open_study, run
     from oodbench.classifier import Classifier
     from oodbench.datasets.load import load_dataset
     from oodbench.detector import Detector, load_detector

@@ -7,18 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.engine import run as engine
+from oodbench.engine.study import run_study, with_stand_ins
+from oodbench.errors import UsageError
 from oodbench.leaderboard import COLUMNS, plots, select
 from oodbench.leaderboard.formats import render
-from oodbench.leaderboard.frame import frame_of
+from oodbench.leaderboard.frame import frames_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
-from oodbench.paths import DataRoots, require_run_folder, sweep_cache
+from oodbench.paths import STUDY, DataRoots, is_study, require_run_folder, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
 from oodbench.results.statistics import Difference, difference
-from oodbench.suite import Suite, chosen_suite
+from oodbench.results.study import StudyFolder, run_folders
+from oodbench.suite import Suite, as_names
+from oodbench.suites.load import chosen_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,25 +45,24 @@ class Table:
         return self._html
 
 
-class Results(RunFolder):
-    """The run folder of a run: its results as a DataFrame, as tables, as pictures, and the scores behind them.
+class Shown:
+    """Results of one or more run folders: as a DataFrame, as tables and as pictures. In a notebook it shows the best rows."""
 
-    In a notebook it shows the best rows. Where costs.json is damaged, costs are left out with a warning.
-    """
+    path: Path
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path, _warn)
+    def _folders(self) -> list[RunFolder]:
+        """The run folders. Raises BadData where one has no run.json that can be read."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"Results({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def frame(self) -> "pd.DataFrame":
         """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``.
 
         Raises BadData if run.json is damaged or missing: the settings of the records are not known then.
         """
-        self.manifest()
-        return frame_of(self)[list(COLUMNS)]
+        return frames_of(self._folders())[list(COLUMNS)]
 
     def table(self, metric: str = "auroc", *, top: int | None = None) -> Table:
         """The tables of ``oodbench leaderboard``: ``print`` shows their text, a notebook HTML.
@@ -71,8 +73,7 @@ class Results(RunFolder):
 
         Raises UsageError for an unknown metric, BadData if a file of the run is damaged or run.json is missing.
         """
-        self.manifest()
-        frame, notes = gather([self])
+        frame, notes = gather(self._folders())
         return Table(*(render(frame, format, metric=metric, top=top, notes=notes) for format in ("table", "html")))
 
     def plot(
@@ -97,10 +98,27 @@ class Results(RunFolder):
         Returns a matplotlib Figure. Raises UsageError for a name that the run does not hold, BadData where the run lacks what
         the picture shows, such as costs.
         """
-        self.manifest()
+        folders = self._folders()
         keep = partial(select, detectors=detectors, datasets=datasets, protocols=protocols)
-        frame, _ = gather([self], keep=keep)
-        return plots.figure(kind, frame, StoredScores([self]), top)
+        frame, _ = gather(folders, keep=keep)
+        return plots.figure(kind, frame, StoredScores(folders), top)
+
+    def _repr_html_(self) -> str:
+        return self.table(top=SHOWN)._repr_html_()
+
+
+class Results(Shown, RunFolder):
+    """The run folder of a run: its results as a DataFrame, as tables, as pictures, and the scores behind them.
+
+    In a notebook it shows the best rows. Where costs.json is damaged, costs are left out with a warning.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, _warn)
+
+    def _folders(self) -> list[RunFolder]:
+        self.manifest()
+        return [self]
 
     def scores(self, detector: str, dataset: str, protocol: str = "unsupervised") -> "pd.DataFrame":
         """The scores of one detector on one set, one row per tested image.
@@ -131,8 +149,20 @@ class Results(RunFolder):
         images = None if both["image"].is_unique else (inside["image"], outside["image"])
         return difference((inside["score"], outside["score"]), (inside["other"], outside["other"]), images)
 
-    def _repr_html_(self) -> str:
-        return self.table(top=SHOWN)._repr_html_()
+
+class StudyResults(Shown, StudyFolder):
+    """The folder of a study: figures are means over its checkpoints and seeds, ± their standard deviation.
+
+    ``results`` holds one ``Results`` per run that has begun, by the name of its folder.
+    """
+
+    @property
+    def results(self) -> dict[str, Results]:
+        """The results of each run, by the name of its folder, for what is of one run: ``scores`` and ``difference``."""
+        return {folder.path.name: open_run(folder.path) for folder in run_folders(self.path)}
+
+    def _folders(self) -> list[RunFolder]:
+        return run_folders(self.path, _warn)
 
 
 def open_run(path: str | Path) -> Results:
@@ -142,6 +172,18 @@ def open_run(path: str | Path) -> Results:
     """
     results = Results(path)
     require_run_folder(results.path)
+    results.manifest()
+    return results
+
+
+def open_study(path: str | Path) -> StudyResults:
+    """The results of a study that is there already, without running anything.
+
+    Raises UsageError where the folder is not that of a study, BadData where its study.json is damaged.
+    """
+    results = StudyResults(path)
+    if not is_study(results.path):
+        raise UsageError(f"{path} is not a study (it has no {STUDY}); name one that `oodbench run` wrote, or use open_run")
     results.manifest()
     return results
 
@@ -159,8 +201,8 @@ def run(
     suite: str | Path | Suite | None = None,
     *,
     in_distribution: str | None = None,
-    model: str | None = None,
-    weights: str | Path | None = None,
+    model: str | Sequence[str] | None = None,
+    weights: str | Path | Sequence[str | Path] | None = None,
     detectors: str | Sequence[str] | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     datasets: str | Sequence[str] | None = None,
@@ -171,7 +213,7 @@ def run(
     batch_size: int | None = None,
     size: int | None = None,
     workers: int = 0,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     limit: int | None = None,
     fresh: bool = False,
     measure_costs: bool = True,
@@ -179,16 +221,19 @@ def run(
     weights_key: str | None = None,
     trust_model: bool = False,
     cell_timeout: float | None = None,
-) -> Results:
+) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
+
+    Several models, weights or seeds, or a suite that lists some, are a study: a run of each, and ``StudyResults``, whose
+    tables show means and standard deviations.
 
     Args:
         suite: the name of a suite in the package, a TOML file, or a ``Suite``; by default ``digits``.
         in_distribution: in place of a suite, the set that ``model`` knows, to test against ``datasets`` with all detectors
             or those in ``detectors``. The run is named after it.
-        model, detectors, datasets, protocols, seed, batch_size, size: replace what the suite says. One name or several; the
+        model, detectors, datasets, protocols, seed, batch_size, size: replace what the suite says. One value or several; the
             detector ``all`` stands for every detector. ``size`` is in pixels per side.
-        weights: the model's weights file; by default the one under the data root.
+        weights: the model's weights file, or several checkpoints; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA`` or the user's cache folder.
@@ -206,27 +251,27 @@ def run(
     Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
     the weights are missing.
     """
-    chosen = chosen_suite(
+    files = [weights] if isinstance(weights, str | Path) else weights or ()
+    study = chosen_study(
         suite,
         in_distribution,
-        model=model,
+        models=as_names(model or ()),
+        weights=list(map(str, files)),
+        seeds=[seed] if isinstance(seed, int) else seed or (),
         datasets=datasets,
         detectors=detectors,
         trust_model=trust_model or model is not None,
     ).override(
-        model=model,
         detectors=detectors,
         parameters=parameters,
         datasets=datasets,
         protocols=protocols,
-        seed=seed,
         batch_size=batch_size,
         size=size,
     )
     sweep_cache()
-    folder = engine.run(
-        chosen,
-        weights=weights,
+    path = run_study(
+        with_stand_ins(study, data, progress or Progress()),
         weights_key=weights_key,
         data=data,
         out=out,
@@ -238,4 +283,4 @@ def run(
         progress=progress,
         cell_timeout=cell_timeout,
     )
-    return Results(folder.path)
+    return StudyResults(path) if is_study(path) else Results(path)

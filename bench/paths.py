@@ -20,6 +20,7 @@ HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # errors, by system, if 
 PART = ".oodbench-part"  # ends the names that write_atomically gives to files before it renames them; no one else's do
 HALF_WRITTEN = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(PART)}")
 DEVICES = Path("/dev")
+STUDY = "study.json"  # in the folder of several runs
 MOST_TEXT = 2**24  # bytes of a file of text; parsed, it takes up to thirty times as many
 DataRoots = str | Path | Sequence[str | Path] | None  # where data sets and weights are: one folder or several, or the default
 DAY = 24 * 60 * 60  # seconds
@@ -97,7 +98,14 @@ def require_no_link(path: Path) -> None:
 def require_run_folder(path: Path) -> None:
     """Raise UsageError for anything but a run folder."""
     if not any((path / name).exists() for name in ("run.json", "passes", "cells")):
+        if is_study(path):
+            raise UsageError(f"{path} holds several runs; name one of the folders in it")
         raise UsageError(f"{path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder is that of several runs."""
+    return (path / STUDY).is_file()
 
 
 def require_own_folder(path: Path) -> None:

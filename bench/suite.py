@@ -1,12 +1,10 @@
-"""Suites: TOML files, in the package or your own, that list the sets, detectors and protocols of a benchmark."""
+"""Suites: what one run of a benchmark is made of. ``oodbench.suites`` reads them from files."""
 
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,8 +13,6 @@ from pydantic_core import PydanticCustomError
 from oodbench import registry
 from oodbench.datasets.name import FOLDER, canonical, folder_name, parse, recorded
 from oodbench.errors import UsageError
-from oodbench.models import imports_code
-from oodbench.paths import read_small
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
@@ -38,15 +34,11 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
-class UntrustedModel(UsageError):
-    """The model of a suite file is code, which the file may not name unless it is trusted."""
-
-
 class TestSet(BaseModel):
     """One set to tell from the in-distribution set; ``levels`` expands to one set per level, ``name@level``.
 
     ``first``: use only the first ``first`` images of the set that it is made from; the limit of a run takes precedence.
-    ``settings``: settings of an attack.
+    ``settings``: settings of an attack. ``otherwise``: the set that is used instead where this one's files are missing.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -57,11 +49,18 @@ class TestSet(BaseModel):
     levels: list[int] = []
     first: int | None = Field(default=None, ge=1)
     settings: dict[str, Any] = {}
+    otherwise: SetName | None = None
     tested: bool = True  # False: only used as the set that transfer learns from
 
     def each(self) -> list["TestSet"]:
         """One set per level, with its full name."""
-        return [self.model_copy(update={"name": f"{self.name}@{level}", "levels": []}) for level in self.levels] or [self]
+
+        def at(name: str | None, level: int) -> str | None:
+            return name and f"{name}@{level}"
+
+        names = ("name", "otherwise")
+        each = ({name: at(getattr(self, name), level) for name in names} for level in self.levels)
+        return [self.model_copy(update={**of, "levels": []}) for of in each] or [self]
 
 
 class Suite(BaseModel):
@@ -91,12 +90,13 @@ class Suite(BaseModel):
     @field_validator("detectors", mode="before")
     @classmethod
     def _each_detector(cls, value: Any) -> Any:
-        return _each(value) if isinstance(value, str | list) else value
+        return each_detector(value) if isinstance(value, str | list) else value
 
     def recorded(self) -> dict[str, Any]:
         """The suite as JSON values, with the names of sets that results have, and without paths."""
         values = self.model_dump(mode="json", exclude={"weights"})
-        values["sets"] = [one | {"name": recorded(one["name"])} for one in values["sets"]]
+        sets = ({key: value for key, value in one.items() if key != "otherwise"} for one in values["sets"])
+        values["sets"] = [one | {"name": recorded(one["name"])} for one in sets]
         names = {key: values[key] and recorded(values[key]) for key in ("in_distribution", "transfer_from")}
         return values | names
 
@@ -111,12 +111,10 @@ class Suite(BaseModel):
     def override(
         self,
         *,
-        model: str | None = None,
         detectors: str | Sequence[str] | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
         datasets: str | Sequence[str] | None = None,
         protocols: str | Sequence[str] | None = None,
-        seed: int | None = None,
         batch_size: int | None = None,
         size: int | None = None,
     ) -> "Suite":
@@ -126,7 +124,7 @@ class Suite(BaseModel):
         from a set that the suite does not list, and for parameters of a detector that does not run.
         """
         known = {one.name: one for one in self.sets} | self.each_set()
-        run = list(dict.fromkeys(_each(detectors or self.detectors)))
+        run = list(dict.fromkeys(each_detector(detectors or self.detectors)))
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
@@ -137,10 +135,8 @@ class Suite(BaseModel):
         wanted = [known.get(name, TestSet(name=name)) for name in map(canonical, as_names(datasets or ()))]
         asked = {one.name: one for several in wanted for one in several.each()}
         changes: dict[str, Any] = {
-            "model": model,
             "sets": list(asked.values()),
             "protocols": list(dict.fromkeys(protocols)),
-            "seed": seed,
             "batch_size": batch_size,
             "size": size,
         }
@@ -151,13 +147,11 @@ class Suite(BaseModel):
             given["sets"] = [one.model_copy(update={"tested": True}) for one in given["sets"]]
             if self.transfer_from in known and self.transfer_from not in asked:
                 given["sets"].append(known[self.transfer_from].model_copy(update={"tested": False}))
-        if model is not None and model != self.model:
-            given["weights"] = None  # those of the other model
         given |= {"detectors": run, "parameters": {name: values for name, values in merged.items() if values}}
-        return _validated(self.model_copy(update=given).model_dump(), self.name)
+        return validated(self.model_copy(update=given).model_dump(), self.name)
 
 
-def _each(detectors: str | Sequence[str]) -> list[str]:
+def each_detector(detectors: str | Sequence[str]) -> list[str]:
     """The names, with ``all``, alone or among them, replaced by every detector that is available."""
     detectors = as_names(detectors)
     available = [name for name, record in registry.records("detectors").items() if not record.error] if ALL in detectors else []
@@ -169,117 +163,7 @@ def as_names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def suite_names() -> list[str]:
-    """Names of the suites in the package."""
-    folder = resources.files("oodbench") / "suites"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-
-
-def suite_text(name: str | Path) -> str:
-    """The TOML of a suite in the package, or of a file that ends in ``.toml``. Raises UsageError if there is none."""
-    if str(name).endswith(".toml"):
-        path = Path(name)
-        if not path.exists():
-            raise UsageError(f"suite file {path} does not exist")
-        return read_small(path).decode("utf-8-sig", "replace")
-    if str(name) in suite_names():
-        return (resources.files("oodbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
-    raise UsageError(unknown("suite", str(name), suite_names(), "oodbench list suites, or a FILE.toml"))
-
-
-def load_suite(name: str | Path, *, trust_model: bool = False) -> Suite:
-    """Load a suite by name, or from a file that ends in ``.toml``.
-
-    ``trust_model``: whether a file outside the working folder may name a model ``module:function``, which a run imports.
-
-    Raises UsageError for an unknown name and for an invalid suite file, naming the wrong key, and UntrustedModel for a model
-    that is not trusted. Parameters are for detectors that the suite lists.
-    """
-    suite = read_suite(suite_text(name), name)
-    if suite.model and imports_code(suite.model) and not (trust_model or below_working_folder(Path(name))):
-        raise UntrustedModel(
-            f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you trust"
-            " the file, use --trust-model (in Python trust_model=True), or copy it here"
-        )
-    return suite
-
-
-def read_suite(text: str, name: str | Path) -> Suite:
-    """A suite from the TOML of a file of this name. Raises UsageError as ``load_suite``."""
-    try:
-        suite = _validated({"name": Path(name).stem} | tomllib.loads(text), name)
-    except ValueError as error:  # also a number of too many digits
-        raise UsageError(f"{name} is not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply; write its arrays and tables flat") from error
-    for detector in suite.parameters:
-        if detector not in suite.detectors:
-            listing = f"its detectors are {', '.join(suite.detectors)}"
-            raise UsageError(f"suite {name}: parameters: {unknown('detector', detector, suite.detectors, listing)}")
-    return suite
-
-
-def chosen_suite(
-    suite: str | Path | Suite | None,
-    in_distribution: str | None = None,
-    *,
-    model: str | None = None,
-    datasets: str | Sequence[str] | None = None,
-    detectors: str | Sequence[str] | None = None,
-    trust_model: bool = False,
-) -> Suite:
-    """The suite to run: the given one, else one made of an in-distribution set and the rest, else ``digits``.
-
-    The one that is made has every detector by default, and the name of its in-distribution set.
-
-    Raises UsageError for what is missing or given twice, and as ``load_suite``.
-    """
-    if in_distribution is None:
-        return suite if isinstance(suite, Suite) else load_suite("digits" if suite is None else suite, trust_model=trust_model)
-    if suite is not None:
-        raise UsageError(
-            f"--in-distribution {in_distribution} takes the place of a suite; leave out the suite, or change its"
-            " in_distribution in a file (oodbench list suites --show NAME)"
-        )
-    sets = list(dict.fromkeys(map(canonical, as_names(datasets or ()))))
-    if not sets:
-        raise UsageError(
-            f"--in-distribution {in_distribution} needs a set to tell it from; add --dataset SET, such as folder:PATH,"
-            f" uniform or {canonical(in_distribution)}+noise@3"
-        )
-    if model is None and not detectors:
-        raise UsageError(
-            f"--in-distribution {in_distribution} needs the network that knows it; add --model NAME or --model module:function,"
-            " or, for a detector that needs no network, --detector NAME"
-        )
-    values = {
-        "name": named_after(in_distribution),
-        "title": title_of(in_distribution, sets),
-        "model": model,
-        "in_distribution": in_distribution,
-        "detectors": _each(detectors or ALL),
-        "sets": [{"name": name} for name in sets],
-    }
-    return _validated(values, values["name"])
-
-
-def named_after(in_distribution: str) -> str:
-    """The name of a suite made of this in-distribution set: ``mydata`` for ``folder:/home/me/mydata``."""
-    name = parse(in_distribution).original.removeprefix(f"{FOLDER}:")
-    return re.sub(r"[/\\:]+", "-", name).replace("++", "+")
-
-
-def title_of(in_distribution: str, sets: Sequence[str]) -> str:
-    """The title of a suite made of these sets."""
-    return f"{recorded(in_distribution)} against {', '.join(map(recorded, sets))}"
-
-
-def below_working_folder(path: Path) -> bool:
-    """Whether a file is in the working folder or below it, links followed."""
-    return path.resolve().is_relative_to(Path.cwd().resolve())
-
-
-def _validated(values: dict[str, Any], name: object) -> Suite:
+def validated(values: dict[str, Any], name: object) -> Suite:
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
@@ -324,7 +208,7 @@ def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -
     kind, place, limits, given = error["type"], error["loc"], error.get("ctx", {}), error["input"]
     key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
     if kind == "extra_forbidden":
-        known = list((TestSet if of_set else Suite).model_fields)
+        known = list(TestSet.model_fields) if of_set else [*Suite.model_fields, "models", "seeds", "normal_class"]
         return unknown("key", key, known, ", ".join(known))
     parts = [part if isinstance(part, str) else f"item {part + 1}" for part in place]
     if of_set:

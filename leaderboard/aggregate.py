@@ -1,7 +1,8 @@
 """The numbers of a leaderboard: figures by set, means over sets, and how many cells stand behind each.
 
 A frame holds one row per cell, in ``COLUMNS``. A mean is taken step by step, so that no set weighs more because it has more
-cells: over seeds, then levels of one corruption, then corruptions of one base set (and attacks on it), then sets.
+cells: over repeats (the checkpoints of a study and seeds), then levels of one corruption, then corruptions of one base set
+(and attacks on it), then sets.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ COLUMNS = (
     "model", "in_distribution", "detector", "protocol", "dataset", "kind", "level", "seed", "n_in", "n_out",
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
-    "ms_per_image_spread", "overhead_spread",
+    "ms_per_image_spread", "overhead_spread", "checkpoint",
 )  # fmt: skip
 # Further columns, which a frame may lack: the ends of 95 % intervals, as ``gather`` computes them when asked.
 ENDS = ("aupr_out_low", "aupr_out_high", "aupr_in_low", "aupr_in_high", "fpr95_low", "fpr95_high")
@@ -49,7 +50,8 @@ CONTROLS = (CONTROL, "untrained")  # detectors that show what others owe to the 
 GROUP = ["model", "network", "in_distribution", "images"]  # one table each
 ROW = [*GROUP, "protocol", "source", "detector", "settings"]
 SET = ["kind", "dataset", "content"]
-PLACE = [*SET, "level", "seed"]  # what a row has a cell for
+REPEATS = ["checkpoint", "seed"]  # of one experiment: what means are over, ± the standard deviation
+PLACE = [*SET, "level", *REPEATS]  # what a row has a cell for
 SCOPE = [*GROUP, "scope", "of"]  # whose places count for a row
 COST = ["ms_per_image", "overhead"]
 MEAN, NAME = "mean", "detector"  # orders of rows: by the mean over all sets, which is the default, and by name
@@ -64,7 +66,7 @@ class Tally(NamedTuple):
     """
 
     values: pd.DataFrame  # fractions; NaN where no cell has a figure
-    spread: pd.DataFrame  # their standard deviation over seeds, of those with all cells; NaN for a single seed
+    spread: pd.DataFrame  # their standard deviation over repeats, of those with all cells; NaN for a single one
     cells: pd.DataFrame  # how many cells have one
     present: pd.DataFrame  # how many cells there are, with a figure or a reason why not
     # Of the same model and in-distribution set. Transfer has places of its own: none on the set that it learns from.
@@ -122,10 +124,10 @@ def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple
 
 
 def _spread(measured: pd.DataFrame, columns: pd.MultiIndex) -> pd.DataFrame:
-    if measured["seed"].nunique() < 2:
+    if len(measured[REPEATS].drop_duplicates()) < 2:
         return pd.DataFrame(columns=columns, dtype=float)
-    by_seed = [*ROW, "seed"]
-    values, cells = (_wide(parts, columns) for parts in (_averages(measured, by_seed), _counts(measured, by_seed)))
+    by_repeat = [*ROW, *REPEATS]
+    values, cells = (_wide(parts, columns) for parts in (_averages(measured, by_repeat), _counts(measured, by_repeat)))
     whole = cells == cells.groupby(level=ROW).transform("max")
     return values.where(whole).groupby(level=ROW).std()
 
@@ -158,7 +160,7 @@ def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
-    by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over seeds
+    by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over repeats
     by_dataset = by_level.groupby([*row, *SET]).mean()
     long = by_dataset.reset_index()
     sets = long[SET].drop_duplicates()
@@ -228,7 +230,7 @@ def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 
     Columns are ``model in_distribution protocol detector`` (and those of ``QUALIFIERS`` that the frame has), and for each
     kind that the frame holds, and for ``all`` without benign changes: ``KIND`` (the mean, a fraction), ``KIND cells`` (how
-    many cells stand behind it) and ``KIND expected`` (how many there are to fill). Seeds are averaged. Sorted as ``tally``.
+    many cells stand behind it) and ``KIND expected`` (how many there are to fill). Repeats are averaged. Sorted as ``tally``.
     """
     found = tally(frame, metric)
     table = pd.DataFrame(index=found.values.index)
@@ -288,10 +290,13 @@ def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def qualified(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with all ``QUALIFIERS``, empty where it lacks them, and ``SPREAD``. Raises BadData for missing ``COLUMNS``."""
-    if missing := [name for name in COLUMNS if name not in (*frame.columns, *SPREAD)]:
+    """The frame with all ``QUALIFIERS``, empty where it lacks them, and the last of ``COLUMNS``.
+
+    Raises BadData where others of ``COLUMNS`` are missing.
+    """
+    if missing := [name for name in COLUMNS if name not in (*frame.columns, *SPREAD, "checkpoint")]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
-    lacking = dict.fromkeys(QUALIFIERS.values(), "") | dict.fromkeys(SPREAD, float("nan"))
+    lacking = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "") | dict.fromkeys(SPREAD, float("nan"))
     lacking = {name: value for name, value in lacking.items() if name not in frame.columns}
     return frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
 

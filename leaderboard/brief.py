@@ -24,10 +24,19 @@ from oodbench.leaderboard.aggregate import (
     unique_cells,
 )
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, NetworkNote, Note, Subsets, table_notes
+from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, NetworkNote, Note, NotRun, Subsets, table_notes
 from oodbench.leaderboard.sentences import listed, parts_of
 from oodbench.leaderboard.text import GAP, broken, noted, wrapped
-from oodbench.leaderboard.text_table import NO_CELLS, NOISY_COST, best_rows, cost_texts, row_labels, title_of
+from oodbench.leaderboard.text_table import (
+    NO_CELLS,
+    NOISY_COST,
+    best_rows,
+    cost_texts,
+    plus_minus,
+    repeats_of,
+    row_labels,
+    title_of,
+)
 
 MOST, FEWEST = 10, 3  # rows of a protocol
 NAME = 16  # characters that a detector's name has at least, where columns compete for the width
@@ -46,11 +55,11 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
     for _, cells in frame.groupby(GROUP, sort=False):
         unique = unique_cells(cells)
         of_rows = tally(unique)
-        tables.append((of_rows, cost_texts(costs(unique), cost_spreads(unique), of_rows.values.index)[1]))
+        tables.append((unique, of_rows, cost_texts(costs(unique), cost_spreads(unique), of_rows.values.index)[1]))
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
-    paragraphs[:0] = [noted(note) for note in notes if isinstance(note, NetworkNote)]
+    paragraphs[:0] = [noted(note) for note in notes if isinstance(note, NotRun | NetworkNote)]
     paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode | LookAlikes)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 
@@ -91,7 +100,7 @@ def brief_costs(frame: pd.DataFrame, *, width: int = 80, lines: int = 6) -> str:
     return "\n".join([*text, *remark]) + "\n"
 
 
-def _table(found: Tally, overhead: list[str], rows: int, width: int) -> list[str]:
+def _table(cells: pd.DataFrame, found: Tally, overhead: list[str], rows: int, width: int) -> list[str]:
     """One heading for all protocols, then for each its name, how many rows it has, and the best of them."""
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, rows)
@@ -117,6 +126,8 @@ def _table(found: Tally, overhead: list[str], rows: int, width: int) -> list[str
         *others, last = wrapped(escape.plain(f"--- {label('protocol', protocol, source)}: {counted}"), width - 1).splitlines()
         text += [*others, f"{last} ".ljust(width, "-")]
         text += [part for place in mine for part in line(*texts[place])]
+    if repeats := repeats_of(cells):
+        text.append(f"Means of {repeats}, ± their standard deviation.")
     if any(figure.endswith("*") for _, figures in columns for figure in figures):
         text.append("*: mean of fewer cells, because some have no figure")
     if any(figure.startswith("~") for _, figures in columns for figure in figures):
@@ -137,13 +148,15 @@ def _counted(shown: "pd.Series[str]", count: int) -> str:
 
 def _columns(found: Tally, overhead: list[str], shown: list[int]) -> list[tuple[tuple[str, str], list[str]]]:
     """Headings of two lines, and figures of the rows that are shown: over all sets, by kind, and the cost."""
-    parts = found.values, found.cells, found.present, found.filled
-    values, cells, present, filled = (pd.DataFrame(part["mean"]).iloc[shown] for part in parts)
+    parts = found.values, found.cells, found.present, found.filled, found.spread
+    values, cells, present, filled, spread = (pd.DataFrame(part["mean"]).iloc[shown] for part in parts)
     columns = []
     for place, kind in enumerate(values.columns.get_level_values(0)):
         figures = []
-        for value, have, there, of in zip(*(part.iloc[:, place] for part in (values, cells, present, filled)), strict=True):
-            figures.append(f"{100 * value:.1f}" + ("*" if have < of else "") if have else "–" if there else "")
+        of_place = (part.iloc[:, place] for part in (values, cells, present, filled, spread))
+        for value, have, there, of, deviation in zip(*of_place, strict=True):
+            figure = f"{100 * value:.1f}{plus_minus(deviation)}"
+            figures.append(figure + ("*" if have < of else "") if have else "–" if there else "")
         first, dash, second = escape.shortened(kind, 14).partition("-")
         head = ("all", "sets") if kind == "all" else (first + dash, second) if second else ("", first)
         columns.append((head, figures))

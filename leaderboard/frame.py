@@ -1,6 +1,7 @@
 """One frame from a run folder: the columns that tables and files show, and behind them the facts that notes are made of."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,6 +47,11 @@ def frame_of(folder: RunFolder) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def frames_of(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """The frames of several run folders, one below the other."""
+    return pd.concat([frame_of(folder) for folder in folders], ignore_index=True)
+
+
 def in_order(folder: RunFolder) -> list[DetectionRecord]:
     """The records of a folder, set by set as its suite lists them; sets of earlier runs come last, by name."""
     try:
@@ -77,6 +83,7 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
     metrics = vars(record.metrics) if record.metrics else {}
     facts = {
         "weights": record.weights_hash,
+        "checkpoint": record.weights_hash,
         "non_default": _json(record.non_default),
         "attack": _json(record.attack),
         "calibration": _json(_figures(record.calibration)),

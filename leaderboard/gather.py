@@ -13,11 +13,12 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
 from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
 from oodbench.leaderboard.intervals import with_intervals
-from oodbench.leaderboard.notes import Note, disagreements, machines, network_notes, run_notes, subsets
+from oodbench.leaderboard.notes import Note, NotRun, disagreements, machines, network_notes, run_notes, subsets, together
 from oodbench.results.network import stored
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
+    from oodbench.results.study import StudyFolder
 
 
 def gather(
@@ -47,21 +48,27 @@ def gather(
     names = []
     for folder in folders:
         label = labels.get(folder.path)
-        names.append(label or (str(folder.path) if len(folders) > 1 else ""))
+        names.append(label or (_run_name(folder, folders) if len(folders) > 1 else ""))
         found = frame_of(folder)
-        found = found.assign(images=_test_images(found), run=len(frames))
+        study = "" if folder.study is None else f"study {folder.study.path.name}"
+        found = found.assign(images=_test_images(found), run=len(frames), study=study)
         frames.append(found if label is None else found.assign(model=label))
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
     frame = keep(whole)
-    frame = frame.assign(network=frame["weights"], source=frame["transfer_from"].fillna(""), content=frame["fingerprint"])
+    # The checkpoints of a study are one network: its figures are means over them.
+    frame = frame.assign(
+        network=frame["study"].where(frame["study"] != "", frame["weights"]),
+        source=frame["transfer_from"].fillna(""),
+        content=frame["fingerprint"],
+    )
     frame["settings"] = ""
     for columns, qualifier in (
         (["model"], "network"),
         (["in_distribution", *seeds], "images"),
     ):
         frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
-    of_set = ["model", "network", "in_distribution", "images", "dataset", "level", "seed"]
+    of_set = ["model", "network", "in_distribution", "images", "dataset", "level", "checkpoint", "seed"]
     frame["content"] = _where_ambiguous(frame, of_set, frame["content"].fillna(""))
     for name, qualifier, options in (("model", "network", ("weights",)), ("in_distribution", "images", OPTIONS)):
         frame[qualifier] = _in_words(frame, name, qualifier, options)
@@ -70,8 +77,9 @@ def gather(
         frame["source"] = ""
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
-    notes = network_notes({str(folder.path): stored(folder.manifest().provenance) for folder in folders})
-    notes += [note for run, name in enumerate(names) for note in run_notes(frame[frame["run"] == run], name)]
+    notes = [note for study in dict.fromkeys(folder.study for folder in folders) for note in _not_run(study)]
+    notes += network_notes({_run_name(folder, folders): stored(folder.manifest().provenance) for folder in folders})
+    notes += together([run_notes(frame[frame["run"] == run], name) for run, name in enumerate(names)])
     notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
     of_costs = machines(frame)
     extra = ["machine"] if of_costs else []
@@ -79,6 +87,17 @@ def gather(
         records = [(folder, record) for folder in folders for record in in_order(folder)]
         frame, extra = with_intervals(frame, records, intervals), [*ENDS, *extra]
     return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
+
+
+def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:
+    """What notes call a run: its path, or among the runs of one study the name of its folder."""
+    alone = folder.study is not None and all(other.study is folder.study for other in folders)
+    return folder.path.name if alone else str(folder.path)
+
+
+def _not_run(study: "StudyFolder | None") -> list[Note]:
+    """Runs of a study that its figures are without, and why."""
+    return [NotRun((name,), why) for name, why in study.missing().items()] if study else []
 
 
 def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":

@@ -5,8 +5,8 @@ A note says what it is about and holds values. Notes are read from a frame: ``CO
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from oodbench.datasets.name import source_and_change
 from oodbench.datasets.overlaps import OVERLAPS, overlap_of
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import BENIGN, CONTROL, METRICS, PLACE, ROW, marks_of, tally
+from oodbench.leaderboard.aggregate import BENIGN, CONTROL, METRICS, PLACE, REPEATS, ROW, marks_of, tally
 from oodbench.leaderboard.labels import label, labelled
 from oodbench.results.network import NetworkAccuracy
 
@@ -66,6 +66,13 @@ class Missing(Note):
     status: str
     reason: str
     cells: int
+
+
+@dataclass(frozen=True)
+class NotRun(Note):
+    """A run of a study that could not start, and why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -173,9 +180,9 @@ def disagreements(frame: pd.DataFrame) -> list[Note]:
     differing = labelled(figured[(apart > SAME).any(axis=1)])
     if differing.empty:
         return []
-    by_cell: Any = differing.groupby(["detector", "protocol", "dataset", "level", "seed"], sort=False, dropna=False)
+    by_cell: Any = differing.groupby(["detector", "protocol", "dataset", "level", *REPEATS], sort=False, dropna=False)
     names, figures = [], []
-    for (detector, protocol, dataset, level, _), of in by_cell:
+    for (detector, protocol, dataset, level, *_), of in by_cell:
         names.append(f"{detector} ({protocol}) on {_set_name(dataset, level)}")
         figures.append(tuple(zip(of["run"], of["auroc"].tolist(), strict=True)))
     return [Disagreement(tuple(names), tuple(figures))]
@@ -247,6 +254,15 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
     notes += [MixedCode(mixed, run)] if mixed else []
     notes += _look_alikes(frame, run)
     return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
+
+
+def together(of_runs: Sequence[Sequence[Any]]) -> list[Note]:
+    """The ``run_notes`` of several runs: equal ones are one, which names its runs unless all have it."""
+    runs: dict[str, list[Any]] = {}
+    for note in (note for of in of_runs for note in of):
+        runs.setdefault(repr(replace(note, run="")), []).append(note)
+    each = ((of[0], len(of) == len(of_runs) > 1, [note.run for note in of]) for of in runs.values())
+    return [replace(note, run="" if of_all else ", ".join(names)) for note, of_all, names in each]
 
 
 def network_notes(found: Mapping[str, NetworkAccuracy | None]) -> list[Note]:

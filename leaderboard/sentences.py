@@ -21,6 +21,7 @@ from oodbench.leaderboard.notes import (
     MixedCode,
     NetworkNote,
     Note,
+    NotRun,
     Overlaps,
     Probabilities,
     Remark,
@@ -89,6 +90,11 @@ def _(note: Disagreement) -> str:
         each.append(f"{name} ({', '.join(shown)})")
     cells = counted(len(each), "cell")
     return f"Runs disagree on {cells}, AUROC ×100: {listed(each, 6)}. The last run counts; name the runs apart with --label."
+
+
+@_words.register
+def _(note: NotRun) -> str:
+    return f"{note.about[0]}, a run of the study, has no figures: {note.reason}"
 
 
 @_words.register

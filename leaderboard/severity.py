@@ -33,7 +33,7 @@ INDEX = [*CURVE, "corruption", "content"]
 
 
 def curves(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """One row per detector, protocol, base and corruption, one column per level: a fraction, the mean over seeds.
+    """One row per detector, protocol, base and corruption, one column per level: a fraction, the mean over repeats.
 
     The index is ``model in_distribution protocol detector base corruption`` (and those of ``QUALIFIERS`` that the frame
     has): rows of the table in its order, then corruptions in that of the frame. NaN where a cell has no figure or does not

@@ -15,6 +15,7 @@ from oodbench.leaderboard.aggregate import (
     MEAN,
     METRICS,
     NAME,
+    REPEATS,
     ROW,
     Tally,
     base,
@@ -127,7 +128,7 @@ def _paid(cells: pd.DataFrame, rows: pd.MultiIndex) -> list[Column]:
 def title_of(keys: pd.DataFrame) -> str:
     """The model and the in-distribution set that a table is about; ``keys`` are its rows' (``ROW``)."""
     first = keys.iloc[0]
-    model, inside = label("model", first["model"], first["network"]), label("in_distribution", *first[ROW[2:4]])
+    model, inside = label("model", first["model"] or "no network", first["network"]), label("in_distribution", *first[ROW[2:4]])
     return f"{model}, in-distribution {inside}"
 
 
@@ -199,13 +200,17 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
         if complete := [i for i in rows if cells[i] and cells[i] == whole[i]]:
             champion = choose(complete, key=lambda i: values[i])
             best |= {i for i in complete if texts[i] == texts[champion]}
-    of_seeds = ["" if pd.isna(value) else f" ±{100 * value:.1f}" for value in spread]
-    texts = [text + added for text, added in zip(texts, of_seeds, strict=True)]
+    texts = [text + plus_minus(value) for text, value in zip(texts, spread, strict=True)]
     lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
         lines = ("all sets" if name == "all" else name, lacking + counted(expected[0], "cell"))
     return Column(group, lines, texts, frozenset(best))
+
+
+def plus_minus(deviation: float) -> str:
+    """What stands behind a figure for its standard deviation over repeats; empty where there is none."""
+    return "" if pd.isna(deviation) else f" ±{100 * deviation:.1f}"
 
 
 def _with_intervals(columns: list[Column], low: pd.DataFrame, high: pd.DataFrame) -> list[Column]:
@@ -247,8 +252,8 @@ def _caption(
     parts += _mean_remarks(cells, MEANS in shown_parts)
     if (cells["kind"] == BENIGN).any():
         parts.append(FALSE_ALARMS)
-    if (seeds := cells["seed"].nunique()) > 1:
-        parts.append(f"Means of {seeds} seeds, ± their standard deviation.")
+    if repeats := repeats_of(cells):
+        parts.append(f"Means of {repeats}, ± their standard deviation.")
     whole = found.expected.copy()
     whole["mean"] = found.filled["mean"]
     if ((found.cells > 0) & (found.cells < whole)).iloc[shown].any(axis=None):
@@ -261,6 +266,14 @@ def _caption(
     if COSTS in shown_parts and (cost_spreads(cells).reindex(found.values.index).iloc[shown] > NOISY).any(axis=None):
         parts.append(NOISY_COST)
     return parts
+
+
+def repeats_of(cells: pd.DataFrame) -> str:
+    """What a table's means are over beside sets: ``3 checkpoints``; empty where nothing is repeated."""
+    counts = {name: cells[name].nunique() for name in REPEATS}
+    several = [counted(count, name) for name, count in counts.items() if count > 1]
+    runs = len(cells[REPEATS].drop_duplicates())
+    return f"{' and '.join(several)} ({runs} runs)" if len(several) > 1 else "".join(several)
 
 
 def _order(cells: pd.DataFrame, sort: str) -> str:

@@ -29,7 +29,8 @@ from oodbench.leaderboard.formats import render
 from oodbench.models import TABLE as MODELS
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
-from oodbench.suite import PROTOCOLS, Suite, TestSet, suite_names
+from oodbench.suite import PROTOCOLS, Suite, TestSet
+from oodbench.suites.load import suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -85,7 +85,9 @@ def init(
     """
     from oodbench.models import imports_code
     from oodbench.paths import write_atomically
-    from oodbench.suite import ALL, PROTOCOLS, below_working_folder, named_after, read_suite, suite_names, title_of
+    from oodbench.suite import ALL, PROTOCOLS
+    from oodbench.suites.grid import named_after
+    from oodbench.suites.load import below_working_folder, read_study, suite_names, title_of
 
     if file is not None:
         _require_free(file, force)
@@ -136,7 +138,7 @@ def init(
         detectors=_toml(ALL if chosen == [ALL] else chosen),
         sets="\n".join(_table(name, levels) for name, levels in listed.items()),
     )
-    read_suite(text, file)
+    read_study(text, file)
     write_atomically(file, text.encode())
     print(f"Check what it would run: {one_line(command)} --dry-run")
     print(one_line(str(file)))

@@ -1,4 +1,4 @@
-"""``oodbench leaderboard``: the tables of one or more runs."""
+"""``oodbench leaderboard``: the tables of one or more runs and studies."""
 
 import sys
 from functools import partial
@@ -12,7 +12,7 @@ from oodbench.errors import UsageError, one_line
 
 
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs and studies.")],
     format: Annotated[
         Literal["table", "md", "csv", "json", "tex", "html"] | None,
         typer.Option(
@@ -58,16 +58,19 @@ def leaderboard(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Print the leaderboard of one or more runs."""
-    from oodbench.paths import require_run_folder
+    """Print the leaderboard of one or more runs and studies."""
+    from oodbench.paths import is_study, require_run_folder
 
     for run in runs:  # before anything heavy is imported
-        require_run_folder(run)
-    from oodbench.results.folder import RunFolder
+        if not is_study(run):
+            require_run_folder(run)
+    from oodbench.results.study import run_folders
 
-    folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
+    found = {run: run_folders(run, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for run in runs}
+    folders = [folder for of in found.values() for folder in of]
     for folder in folders:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
+    labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in found[run]}
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.selection import select
@@ -76,7 +79,7 @@ def leaderboard(
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
     intervals = "" if not interval else "all" if written in ("csv", "json") else metric
-    frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
+    frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
     text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
     if plot is not None:
         from oodbench.leaderboard.plots import draw

@@ -26,9 +26,9 @@ def list_names(
         _show_suite(show, family)
         return
     if family == "suites":
-        from oodbench.suite import load_suite, suite_names
+        from oodbench.suites.load import load_study, suite_names
 
-        rows: list[dict[str, Any]] = [{"name": name, "summary": load_suite(name).title} for name in suite_names()]
+        rows: list[dict[str, Any]] = [{"name": name, "summary": load_study(name).title} for name in suite_names()]
     else:
         from oodbench import registry
 
@@ -59,11 +59,11 @@ def list_names(
 def _show_suite(name: str, family: str) -> None:
     """Print a suite that can be read; ``--check`` and ``--json`` are about lists."""
     from oodbench.errors import UsageError
-    from oodbench.suite import load_suite, suite_text
+    from oodbench.suites.load import load_study, suite_text
 
     if family != "suites":
         raise UsageError(f"--show prints a suite; write oodbench list suites --show {name}")
-    load_suite(name, trust_model=True)  # to print a name imports nothing
+    load_study(name, trust_model=True)  # to print a name imports nothing
     print_text(suite_text(name).rstrip() + "\n")
 
 

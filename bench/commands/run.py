@@ -36,9 +36,15 @@ def run(
         typer.Option(metavar="NAME", help="Use no suite: test --dataset against this set, with --model."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Use this model instead of the suite's; a name, or module:function.")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights of the model: safetensors or a state dict.")] = None,
+        list[str],
+        typer.Option(
+            metavar="NAME", help="Use this model instead of the suite's, a name or module:function; repeat for several runs."
+        ),
+    ] = [],  # noqa: B006
+    weights: Annotated[
+        list[Path],
+        typer.Option(help="Weights of the model, safetensors or a state dict; repeat for several checkpoints."),
+    ] = [],  # noqa: B006
     weights_key: WeightsKey = None,
     detector: Annotated[
         list[str], typer.Option(metavar="NAME", help="Run only this detector, or all; repeat for several.")
@@ -49,14 +55,20 @@ def run(
         list[str], typer.Option(metavar="NAME", help="Run only unsupervised, per-shift or transfer; repeat for several.")
     ] = [],  # noqa: B006
     data: Data = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/SUITE. An existing run is resumed.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; by default runs/SUITE, of several runs runs/SUITE-study. An existing run is resumed."),
+    ] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Resize all images to this many pixels per side.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Random seed for splits, limits, generated sets and detectors that draw.")
-    ] = None,
+        list[int],
+        typer.Option(
+            min=0, help="Random seed for splits, limits, generated sets and detectors that draw; repeat for several runs."
+        ),
+    ] = [],  # noqa: B006
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
@@ -77,42 +89,44 @@ def run(
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard, then the costs.
 
-    The last line is the run folder. Exits with 1 if a cell failed, if all were skipped, or if the run could not start.
+    Several models, weights or seeds are a study: one run each, and tables of their means. The last line is the run folder.
+    Exits with 1 if a cell failed, if all were skipped, or if a run could not start.
     """
-    from oodbench.suite import UntrustedModel, chosen_suite
+    from oodbench.suites.load import UntrustedModel, chosen_study
 
     fails = []
-    given: dict[str, Any] = {"model": model, "datasets": dataset, "detectors": detector}
+    given: dict[str, Any] = {"datasets": dataset, "detectors": detector}
+    given |= {"models": model, "weights": list(map(str, weights)), "seeds": seed}
     try:
-        chosen = chosen_suite(suite, in_distribution, **given, trust_model=trust_model or model is not None)
+        study = chosen_study(suite, in_distribution, **given, trust_model=trust_model or bool(model))
     except UntrustedModel as error:
         if not dry_run:
             raise
         fails = [reason(error)]
-        chosen = chosen_suite(suite, trust_model=True)  # a plan imports no model
-    find_in_working_folder(*plugin, model or chosen.model or "")
-    detectors = (detector or chosen.detectors if plugin else detector) + add_plugins(plugin)
-    chosen = chosen.override(
-        model=model,
+        study = chosen_study(suite, **given, trust_model=True)  # a plan imports no model
+    models = list(dict.fromkeys(one.model for one in study.runs.values() if one.model))
+    find_in_working_folder(*plugin, *models)
+    detectors = (detector or study.first.detectors if plugin else detector) + add_plugins(plugin)
+    study = study.override(
         detectors=detectors,
         parameters=read_parameters(param),
         datasets=dataset,
         protocols=protocol,
-        seed=seed,
         batch_size=batch_size,
         size=size,
     )
-    sets = [chosen.in_distribution, *chosen.each_set()]
-    check_names(chosen.detectors, sets, [chosen.model] if chosen.model else [], chosen.parameters)
+    for one in study.runs.values():
+        check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)
     check_device(device)
-    from oodbench.engine.run import plan
-    from oodbench.engine.run import run as run_suite
+    from oodbench.engine.study import plan, run_study, with_stand_ins
     from oodbench.paths import sweep_cache
     from oodbench.progress import terminal_progress
+    from oodbench.results.study import StudyFolder, run_folders
 
     if dry_run:
-        with only_results():
-            lines = plan(chosen, weights=weights, data=data, out=out, limit=limit, fails=fails)
+        with only_results(), terminal_progress() as progress:
+            study = with_stand_ins(study, data, progress)
+            lines = plan(study, data=data, out=out, limit=limit, fails=fails)
         print(*lines, sep="\n")
         return
     sweep_cache()
@@ -120,14 +134,15 @@ def run(
     with only_results() as output, terminal_progress() as progress:
         progress.tracebacks = debugging()
 
-        def show(folder: Any) -> None:
-            before.update(folder.costs())
+        def show(folders: Any) -> None:
+            if folders[0].study is None:  # whose costs are not measured yet
+                before.update(folders[0].costs())
             with progress.paused():
-                _print_results(folder, width, output)
+                _print_results(folders, width, output)
 
-        folder = run_suite(
-            chosen,
-            weights=weights,
+        study = with_stand_ins(study, data, progress)
+        path = run_study(
+            study,
             weights_key=weights_key,
             data=data,
             out=out,
@@ -140,35 +155,46 @@ def run(
             cell_timeout=cell_timeout,
             on_results=show,
         )
-    if folder.costs() != before:
-        _print_costs(folder, width)
-    print(folder.path)
+    folders = run_folders(path)
+    if folders[0].costs() != before:
+        _print_costs(folders, width)
+    print(path)
+    statuses = {status for folder in folders for status in _statuses(folder, study)}
+    absent = folders[0].study is not None and study.runs.keys() & StudyFolder(path).missing().keys()
+    if absent or "failed" in statuses or statuses == {"skipped"} or (strict and "skipped" in statuses):
+        raise typer.Exit(1)
+
+
+def _statuses(folder: Any, study: Any) -> set[str]:
+    """How the cells of a run folder went that this run asked for."""
+    chosen = study.runs.get("" if folder.study is None else folder.path.name)
+    if chosen is None:  # a run of an earlier study in this folder
+        return set()
     asked = {(name.dataset, name.severity) for name in (parse(one.name) for one in chosen.tested_sets())}
-    statuses = {
+    return {
         cell.status
         for cell in folder.records()
         if cell.detector in chosen.detectors and (cell.dataset, cell.level) in asked and cell.protocol in chosen.protocols
     }
-    if "failed" in statuses or statuses == {"skipped"} or (strict and "skipped" in statuses):
-        raise typer.Exit(1)
 
 
-def _print_results(folder: Any, width: int, output: TextIO) -> None:
+def _print_results(folders: Any, width: int, output: TextIO) -> None:
     """The best rows, what went wrong, and where the rest is; the costs and the run folder's own line follow."""
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
     from oodbench.leaderboard.severity import curves
 
-    frame, notes = gather([folder])
+    frame, notes = gather(folders)
+    study = folders[0].study
     print_text(brief(frame, notes, width=width, lines=LINES - 3), output)
-    print(f"All rows, sets and notes: oodbench leaderboard {folder.path}", file=output, flush=True)
+    print(f"All rows, sets and notes: oodbench leaderboard {(study or folders[0]).path}", file=output, flush=True)
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
-        print(f"Severity curves: {folder.write_severity(draw('severity', frame))}", file=output, flush=True)
+        print(f"Severity curves: {(study or folders[0]).write_severity(draw('severity', frame))}", file=output, flush=True)
 
 
-def _print_costs(folder: Any, width: int) -> None:
+def _print_costs(folders: Any, width: int) -> None:
     from oodbench.leaderboard.brief import brief_costs
     from oodbench.leaderboard.gather import gather
 
-    print_text(brief_costs(gather([folder])[0], width=width))
+    print_text(brief_costs(gather(folders)[0], width=width))

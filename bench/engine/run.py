@@ -21,6 +21,7 @@ from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.network import try_network
 from oodbench.engine.recorder import Measured, Recorder
+from oodbench.engine.space import expected_bytes, require_space, size
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import Trial, Trials
 from oodbench.errors import CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
@@ -38,7 +39,6 @@ from oodbench.suite import Suite
 def run(
     suite: Suite,
     *,
-    weights: str | Path | None = None,
     weights_key: str | None = None,
     data: DataRoots = None,
     out: str | Path | None = None,
@@ -50,22 +50,26 @@ def run(
     progress: Progress | None = None,
     cell_timeout: float | None = None,
     on_results: Callable[[RunFolder], None] = lambda folder: None,
+    like_this: int = 1,
 ) -> RunFolder:
     """Run a suite and return its run folder. Arguments and errors as of ``oodbench.run``.
 
-    ``on_results`` is called when all cells are done, before costs are measured.
+    ``on_results`` is called when all cells are done, before costs are measured. ``like_this`` is how many runs of this size,
+    with this one, the disk must have room for.
     """
     progress = progress or Progress()
     target = resolve_device(device)
-    weights = suite.weights if weights is None else weights
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with contained(), no_exit(), folder.locked(progress.say, fresh), same, calls.watched(progress, cell_timeout):
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
-        loaded.load_model(weights, target, weights_key)
+        loaded.load_model(suite.weights, target, weights_key)
         loaded.load_test_sets(progress)
+        needed = require_space(folder.path, loaded, like_this)
+        if like_this > 1:
+            progress.say(f"{counted(like_this, 'run')} will take about {size(needed)} on disk")
         if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
             progress.say(f"{', '.join(idle)}: {_no_row(suite)}")
         benign = [one.name for one in loaded.test_sets if one.kind == "benign"]
@@ -73,7 +77,7 @@ def run(
             progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
             folder.clear(progress.say)
-        current = _Run(loaded, folder, progress, weights)
+        current = _Run(loaded, folder, progress)
         current.try_network()
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)
@@ -92,11 +96,11 @@ def default_folder(suite: Suite) -> Path:
 def plan(
     suite: Suite,
     *,
-    weights: str | Path | None = None,
     data: DataRoots = None,
     out: str | Path | None = None,
     limit: int | None = None,
     fails: Sequence[str] = (),
+    like_this: int = 1,
 ) -> list[str]:
     """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written.
 
@@ -108,7 +112,7 @@ def plan(
     loaded.load_test_sets(Progress())
     if suite.model is not None:
         try:
-            check_weights(suite.model, suite.weights if weights is None else weights, data)
+            check_weights(suite.model, suite.weights, data)
         except OodbenchError as error:
             fails = [*fails, reason(error)]
     lines = [
@@ -137,18 +141,20 @@ def plan(
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    lines.append(counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell"))
+    cells = counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell")
+    each = "" if like_this == 1 else f" in each of {counted(like_this, 'run')}, together"
+    lines.append(f"{cells}{each or ','} about {size(like_this * expected_bytes(loaded))} on disk")
     return [one_line(line) for line in lines]
 
 
 class _Run:
     """The records of a run, and what is known of the in-distribution test images."""
 
-    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress, weights: str | Path | None) -> None:
+    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress) -> None:
         self.loaded, self.folder, self.progress, self.suite = loaded, folder, progress, loaded.suite
         self.fitting = Fitting(loaded, progress)
         about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
-        about["weights"] = Path(weights).name if weights else None
+        about["weights"] = Path(self.suite.weights).name if self.suite.weights else None
         self.recorder = Recorder(loaded, self.fitting, about)
         self.trials: Trials | None = None  # once opened
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets

@@ -8,7 +8,7 @@ from oodbench.errors import UsageError
 from oodbench.models import weights as files
 from oodbench.models.build import brings_weights, build, outline
 from oodbench.models.device import resolve_device
-from oodbench.paths import DataRoots
+from oodbench.paths import DataRoots, data_roots
 
 __all__ = ["load_model", "resolve_device"]
 
@@ -28,7 +28,8 @@ def load_model(
     Args:
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
             ``module:function``, which returns a Classifier or a module with its own weights.
-        weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one; by default
+        weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one, from the working folder or from
+            ``models`` in a data root; by default
             ``models/NAME.safetensors`` in a data root (a colon in a name becomes a dash), the authors' file there, or the
             file that comes with oodbench.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
@@ -75,5 +76,12 @@ def check_weights(name: str, weights: str | Path | None, data: DataRoots) -> Non
 
 
 def weights_path(name: str, weights: str | Path | None, data: DataRoots) -> Path | None:
-    """The weights file: the given one, or the first that exists of those that ``load_model`` looks for; None if none does."""
-    return Path(weights) if weights is not None else next((p for p in files.places(name, data) if p.exists()), None)
+    """The weights file: the given one, or the first that exists of those that ``load_model`` looks for; None if none does.
+
+    A given file that does not exist is searched in the folder ``models`` of each data root.
+    """
+    if weights is None:
+        return next((p for p in files.places(name, data) if p.exists()), None)
+    path = Path(weights)
+    below = () if path.exists() or path.is_absolute() else (root / "models" / path for root in data_roots(data))
+    return next((p for p in below if p.exists()), path)

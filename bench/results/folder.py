@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from oodbench.results import json_files, pass_file
 from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord
 from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
+
+if TYPE_CHECKING:
+    from oodbench.results.study import StudyFolder
 
 SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
@@ -51,6 +54,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, without_costs: Say | None = None) -> None:
         self.path, self._without_costs = Path(path), without_costs
+        self.study: StudyFolder | None = None  # that it was found in
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
         self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here

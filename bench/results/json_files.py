@@ -13,6 +13,7 @@ from oodbench.paths import read_small, write_atomically
 from oodbench.results.pass_file import finite_json
 from oodbench.results.records import SCHEMA_VERSION
 from oodbench.results.schema_1 import VERSION_1
+from oodbench.suite import FolderName
 
 CHECKSUM = "sha256"  # an entry of both files
 NO_COSTS = "`oodbench run` measures costs again"  # remedy
@@ -29,6 +30,17 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     suite: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+
+class StudyManifest(BaseModel):
+    """What study.json says: the folder of each run, and why one could not be run (empty where it could)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: FolderName
+    title: str = ""
+    runs: dict[FolderName, str]
 
 
 class Cost(BaseModel):
@@ -53,6 +65,16 @@ class NewerVersion(BadData):
 
 def read_manifest(path: Path, remedy: str) -> Manifest:
     """What run.json says. Raises NewerVersion, or BadData for a damaged file, with the remedy."""
+    return _validated(Manifest, _read_version(path, remedy), path, remedy)
+
+
+def read_study(path: Path, remedy: str) -> StudyManifest:
+    """What study.json says. Raises as ``read_manifest``."""
+    return _validated(StudyManifest, _read_version(path, remedy), path, remedy)
+
+
+def _read_version(path: Path, remedy: str) -> dict[str, Any]:
+    """A file with a schema version that this oodbench reads, which it has then."""
     found = _read(path, remedy)
     version = found.get("schema_version")
     if type(version) is not int or version not in (VERSION_1, SCHEMA_VERSION):
@@ -60,7 +82,7 @@ def read_manifest(path: Path, remedy: str) -> Manifest:
         if type(version) is int and version > SCHEMA_VERSION:
             raise NewerVersion(f"{says}; use a newer oodbench, or choose another folder with --out")
         raise BadData(f"{says}; {remedy}")
-    return _validated(Manifest, found | {"schema_version": SCHEMA_VERSION}, path, remedy)
+    return found | {"schema_version": SCHEMA_VERSION}
 
 
 def read_costs(path: Path) -> Costs:

@@ -19,13 +19,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from oodbench.errors import BadData, counted, one_line, reason
-from oodbench.paths import require_own_file, require_run_folder
+from oodbench.paths import is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
 from oodbench.results import json_files, pass_file
 from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
 from oodbench.results.schema_1 import has_cells
+from oodbench.results.study import run_folders
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TOLERANCE = 1e-9  # of a figure, which another processor may round otherwise
@@ -44,7 +45,7 @@ class Verification(NamedTuple):
     """What ``verify`` found.
 
     Attributes:
-        path: the run folder.
+        path: the folder of the run or study.
         records: number of records.
         figures: number of records whose figures were computed again.
         problems: what disagrees, one line each.
@@ -66,9 +67,15 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
 
     Figures must agree within 1e-9. ``aside`` is not part of the run and is not read.
 
-    Raises UsageError for a folder that no run wrote.
+    A study is verified run by run.
+
+    Raises UsageError for a folder that no run wrote, BadData for a study whose study.json is damaged.
     """
     folder, progress = RunFolder(path), progress or Progress()
+    if is_study(folder.path):
+        each = [verify(run.path, progress) for run in run_folders(folder.path)]
+        records, figures, problems = zip(*((of.records, of.figures, of.problems) for of in each), strict=True)
+        return Verification(folder.path, sum(records), sum(figures), [problem for of in problems for problem in of])
     require_run_folder(folder.path)
     problems: list[str] = []
     settings: Mapping[str, Any] = {}

@@ -1,9 +1,9 @@
-"""The sets whose scores a picture shows: those of one seed, and of a corruption its highest level."""
+"""The sets whose scores a picture shows: those of one checkpoint and seed, and of a corruption its highest level."""
 
 import pandas as pd
 
 from oodbench.errors import BadData, UsageError
-from oodbench.leaderboard.aggregate import BENIGN, KINDS, SET, unique_cells
+from oodbench.leaderboard.aggregate import BENIGN, GROUP, KINDS, SET, unique_cells
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.plots.stored import StoredScores
 
@@ -17,6 +17,7 @@ def scored_cells(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     if cells.empty:
         raise BadData(f"no cell has scores, so there is nothing to draw as {kind}; oodbench leaderboard says why")
     cells = cells[cells["seed"] == cells["seed"].min()]
+    cells = cells[cells["checkpoint"] == cells.groupby(GROUP)["checkpoint"].transform("first")]
     highest = cells.groupby(SET, sort=False)["level"].transform("max")
     cells = cells[cells["level"].isna() | (cells["level"] == highest)]
     names = [

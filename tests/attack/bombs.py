@@ -30,7 +30,7 @@ from oodbench.errors import OodbenchError
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.results import pass_file
 from oodbench.results.folder import RunFolder
-from oodbench.suite import load_suite
+from oodbench.suites.load import load_suite
 
 Bomb = tuple[Callable[[Path], Callable[[], Any]], str]  # writes it into a folder and returns its reader; what is said of it
 LARGE = "torchvision:vit_h_14"  # 633 million weights

@@ -15,7 +15,7 @@ from trial import MEGABYTES, SECONDS, Row, forked
 
 from oodbench.errors import OodbenchError
 from oodbench.models import weights
-from oodbench.suite import load_suite
+from oodbench.suites.load import load_suite
 
 SUITE = """
 name = "small"

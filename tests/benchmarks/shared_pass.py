@@ -21,7 +21,7 @@ import oodbench
 from oodbench import batching, protocols
 from oodbench.datasets.load import load_dataset
 from oodbench.models.load import load_model
-from oodbench.suite import load_suite
+from oodbench.suites.load import load_suite
 
 DETECTORS = ["msp", "energy", "maxlogit", "entropy", "odin", "mahalanobis-v", "rmd", "knn", "vim", "she", "klm", "gradnorm"]
 

@@ -10,7 +10,8 @@ import pytest
 from new_process import oodbench
 
 from oodbench.errors import UsageError
-from oodbench.suite import Suite, TestSet, load_suite, read_suite, suite_names
+from oodbench.suite import Suite, TestSet
+from oodbench.suites.load import load_study, load_suite, read_study, suite_names
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -19,7 +20,7 @@ def test_a_suite_that_is_shown_is_a_suite_file(tmp_path, name):
     assert shown.returncode == 0, shown.stderr
     file = tmp_path / f"{name}.toml"
     file.write_text(shown.stdout, encoding="utf-8")
-    assert load_suite(file) == load_suite(name)
+    assert load_study(file) == load_study(name)
     assert "# " in shown.stdout
     assert oodbench("list", "suites", "--show", file).stdout == shown.stdout
 
@@ -180,5 +181,5 @@ SET = '[[sets]]\nname = "photos"\n'
 )
 def test_what_is_wrong_in_a_suite_file_is_said_with_its_key(text, says):
     with pytest.raises(UsageError, match=f"^suite it.toml: {re.escape(says)}") as raised:
-        read_suite(text, "it.toml")
+        read_study(text, "it.toml")
     assert not re.search("Input|Field|Extra|valid ", str(raised.value))

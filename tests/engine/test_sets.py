@@ -24,7 +24,8 @@ from oodbench.inference import thresholds
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.progress import Progress
-from oodbench.suite import Suite, TestSet, load_suite
+from oodbench.suite import Suite, TestSet
+from oodbench.suites.load import load_suite
 
 FILTERED = {"eps": 0.2, "filtered": True, "noise_std": 0.05}
 
@@ -194,7 +195,7 @@ def test_the_slowest_detectors_are_named_and_the_others_counted(others, rest):
     ],
 )
 def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     written = "".join("\n[[sets]]\n" + "".join(f"{k} = {v!r}\n" for k, v in one.items()) for one in sets)
     file = tmp_path / "twice.toml"
@@ -212,7 +213,7 @@ def test_a_set_named_twice_is_an_error(tmp_path, sets, message):
     ],
 )
 def test_toml_that_python_cannot_hold_is_refused_in_one_line(tmp_path, value, message):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     file = tmp_path / "deep.toml"
     text = 'in_distribution = "digits"\ndetectors = ["knn"]\n[[sets]]\nname = "photos"\nsettings = {a = VALUE}\n'
@@ -226,7 +227,7 @@ SUITE = 'in_distribution = "digits"\ndetectors = ["pixels"]\n{}\n[[sets]]\nname 
 
 @pytest.mark.parametrize("name", ["/abs", "../x", "..", ".", "a/b", "a/", "C:x", r"a\\b"])
 def test_the_name_of_a_suite_is_one_folder(tmp_path, name):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     file = tmp_path / "mine.toml"
     file.write_text(SUITE.format(f'name = "{name}"'))
@@ -237,7 +238,7 @@ def test_the_name_of_a_suite_is_one_folder(tmp_path, name):
 
 
 def test_a_suite_from_elsewhere_names_no_code_unless_it_is_trusted(tmp_path, monkeypatch):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
@@ -256,14 +257,14 @@ def test_a_suite_from_elsewhere_names_no_code_unless_it_is_trusted(tmp_path, mon
 
 
 def test_a_pipe_in_place_of_a_suite_is_named(tmp_path):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     with pipe_at(tmp_path / "x.toml"), pytest.raises(BadData, match=r"x.toml is not a regular file; replace it with one"):
         load_suite(tmp_path / "x.toml")
 
 
 def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_path):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     file = tmp_path / "typo.toml"
     text = 'in_distribution = "digits"\ndetectors = ["knn"]\n[parameters.{}]\nk = 3\n[[sets]]\nname = "photos"\n'
@@ -288,7 +289,7 @@ def test_parameters_of_a_detector_that_the_suite_does_not_list_are_an_error(tmp_
     ],
 )
 def test_a_wrong_key_or_value_of_a_suite_is_named(tmp_path, line, message):
-    from oodbench.suite import load_suite
+    from oodbench.suites.load import load_suite
 
     file = tmp_path / "wrong.toml"
     file.write_text(f'in_distribution = "digits"\ndetectors = ["knn"]\n{line}\n[[sets]]\nname = "photos"\n')

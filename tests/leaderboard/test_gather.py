@@ -23,7 +23,7 @@ from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.severity import curves
 from oodbench.results.json_files import Manifest
 from oodbench.results.records import cost_key
-from oodbench.suite import load_suite
+from oodbench.suites.load import load_suite
 
 
 def row(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
