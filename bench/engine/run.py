@@ -100,7 +100,6 @@ def plan(
     out: str | Path | None = None,
     limit: int | None = None,
     fails: Sequence[str] = (),
-    like_this: int = 1,
 ) -> list[str]:
     """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written.
 
@@ -123,10 +122,11 @@ def plan(
         f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train), 'image')}",
         f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
         f"size      {loaded.size}x{loaded.size} pixels",
+        f"disk      about {size(expected_bytes(loaded))}",
     ]
     if loaded.validation is not None:
         count = counted(len(loaded.validation), "image")
-        lines.insert(-2, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
+        lines.insert(-3, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
         if parse(test_set.name).attack and not test_set.error:
@@ -141,9 +141,7 @@ def plan(
             protocols_of.setdefault(row.name, []).append(row.protocol)
         lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
         lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    cells = counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell")
-    each = "" if like_this == 1 else f" in each of {counted(like_this, 'run')}, together"
-    lines.append(f"{cells}{each or ','} about {size(like_this * expected_bytes(loaded))} on disk")
+    lines.append(counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell"))
     return [one_line(line) for line in lines]
 
 

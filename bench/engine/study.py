@@ -119,12 +119,9 @@ def plan(study: Study, *, out: str | Path | None = None, **options: Any) -> list
     if list(study.runs) == [""]:
         return engine.plan(study.first, out=target, **options)
     first, *others = study.runs
-    lines = engine.plan(study.first, out=target / first, like_this=len(study.runs), **options)
-    return [*lines, f"study     {target}, {counted(len(study.runs), 'run')}; the one above is {first}", *map(_other, others)]
-
-
-def _other(label: str) -> str:
-    return f"also      {label}"
+    lines = [f"study     {target}, {counted(len(study.runs), 'run')}; this is {first}"]
+    lines += engine.plan(study.first, out=target / first, **options)
+    return [*lines, *(f"also      {label}" for label in others)]
 
 
 def _refuse_copies(study: Study, data: DataRoots, weights_key: str | None, progress: Progress) -> None:
