@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import FOLDER, canonical, folder_name, parse, recorded
+from oodbench.datasets.name import canonical, heading, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.models import imports_code
 from oodbench.paths import read_small
@@ -265,7 +265,7 @@ def chosen_suite(
 
 def named_after(in_distribution: str) -> str:
     """The name of a suite made of this in-distribution set: ``mydata`` for ``folder:/home/me/mydata``."""
-    name = parse(in_distribution).original.removeprefix(f"{FOLDER}:")
+    name = heading(parse(in_distribution).original)
     return re.sub(r"[/\\:]+", "-", name).replace("++", "+")
 
 
@@ -286,12 +286,13 @@ def _validated(values: dict[str, Any], name: object) -> Suite:
         raise UsageError(f"suite {name}: {_complaint(error.errors(), values)}") from error
     sets = suite.each_set()
     paths: dict[str, str] = {}
-    for path in (parse(one).path for one in (suite.in_distribution, *sets) if one.startswith(f"{FOLDER}:")):
-        other = paths.setdefault(recorded(folder_name(path)), path)
-        if other != path:
+    for parsed in map(parse, (suite.in_distribution, *sets)):
+        in_results = recorded(parsed.whole)
+        other = paths.setdefault(in_results, parsed.path)
+        if other != parsed.path:
             raise UsageError(
-                f"suite {name}: {other} and {path} would both be {recorded(folder_name(path))} in results; rename one, or name"
-                " it from a folder above it: --data DIR and folder:PATH"
+                f"suite {name}: {other} and {parsed.path} would both be {in_results} in results; rename one, or name it from a"
+                f" folder above it: --data DIR and {parsed.base}:PATH"
             )
     if len(sets) < sum(len(one.each()) for one in suite.sets):
         twice = Counter(one.name for several in suite.sets for one in several.each()).most_common(1)[0][0]

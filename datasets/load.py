@@ -4,6 +4,7 @@ The forms of names are listed in ``oodbench.datasets.name``.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,8 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
-from oodbench.datasets.name import FOLDER, Name, is_absolute, parse
+from oodbench.datasets.image_list import image_list
+from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, Name, is_absolute, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
@@ -30,6 +32,7 @@ from oodbench.progress import Progress
 SIZE_WHERE_SIZES_VARY = 32
 MOST_WORKERS = 1024  # more would only exhaust the machine
 DIGITS = 18  # every number of so many digits fits into the int64 of labels
+OWN: Mapping[str, Callable[[Path, str, str], ImageSet]] = {FOLDER: folder, IMAGE_LIST: image_list}  # loader(root, path, split)
 IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once into one tensor
 
 
@@ -87,7 +90,7 @@ def original(
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
     # One call reads a whole set, which may take long: ours are only named.
-    ours = parsed.base == FOLDER or registry.find("datasets", parsed.base).distribution == "oodbench"
+    ours = parsed.base in BY_PATH or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
         loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
     images = _uniform(loaded, size, resize, workers, progress)
@@ -203,7 +206,8 @@ def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) ->
     """What ``load(root)`` gives for the first data root that holds the set. Raises MissingData, naming all, if none does."""
     roots = data_roots(data)
     missing = []
-    for root in roots[:1] if is_absolute(name.path) else roots:
+    # An absolute folder is the same below every root; the images of an absolute list are not.
+    for root in roots[:1] if is_absolute(name.path) and not os.path.isfile(name.path) else roots:
         try:
             return load(root)
         except MissingData as error:
@@ -215,8 +219,8 @@ def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) ->
 
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     """Load the base set with its loader, and check that the loader kept its contract."""
-    if name.base == FOLDER:
-        return folder(root, name.path, split)
+    if name.base in BY_PATH:
+        return OWN[name.base](root, name.path, split)
     loader = registry.load("datasets", name.base)
     owner = registry.find("datasets", name.base).owner
     if name.part and not takes_parts(loader):

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
+from oodbench.datasets.name import heading
 from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
@@ -201,7 +202,7 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
             best |= {i for i in complete if texts[i] == texts[champion]}
     of_seeds = ["" if pd.isna(value) else f" ±{100 * value:.1f}" for value in spread]
     texts = [text + added for text, added in zip(texts, of_seeds, strict=True)]
-    lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
+    lines: tuple[str, ...] = (heading(label("dataset", name, content)),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
         lines = ("all sets" if name == "all" else name, lacking + counted(expected[0], "cell"))

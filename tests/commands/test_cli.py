@@ -100,11 +100,16 @@ def test_a_file_is_written_in_the_format_of_its_name(small_run, tmp_path):
     assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("[\n")
 
 
-def test_a_folder_of_images_is_recognised_by_its_path(tmp_path):
+def test_images_of_the_user_are_recognised_by_their_path(tmp_path):
     (tmp_path / "mine").mkdir()
-    done = oodbench("run", "--dataset", "mine", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "unknown dataset 'mine'; write folder:mine for a folder of images" in done.stderr
+    (tmp_path / "mine.txt").touch()
+    for path, message in (
+        ("mine", "folder:mine for a folder of images"),
+        ("mine.txt", "imglist:mine.txt for a list of images"),
+    ):
+        done = oodbench("run", "--dataset", path, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"unknown dataset '{path}'; write {message}" in done.stderr
 
 
 def test_a_second_run_finds_everything_done(small_run):
@@ -304,7 +309,8 @@ def test_list_as_text_and_as_json(family):
     assert done.returncode == 0
     assert rows
     assert all(row["name"] in done.stdout and row["summary"] for row in rows)
-    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH"]}.get(family, [])
+    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH", "imglist:FILE"]}
+    patterns = patterns.get(family, [])
     assert [row["name"] for row in rows][-len(patterns) or len(rows) :] == patterns
 
 
