@@ -3,6 +3,7 @@
 ======================  =====================================================================
 ``cifar10``             a registered set
 ``cifar10:airplane``    one class of it, by name or number
+``cifar10:not-airplane``  all other classes of it; a class that is called ``not-airplane`` takes precedence
 ``tinyimagenet:disjoint``  it without the classes that are also in CIFAR-10 (``oodbench.datasets.overlaps``)
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
@@ -29,6 +30,7 @@ BENIGN = ("jpeg-95", "jpeg-85", "jpeg-75", "grey-level", "pixel-shift")
 ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
 CHANGED = ("corruption", "benign", "adversarial")  # kinds of the sets that are made from another by a change
 LEVELS = (1, 2, 3, 4, 5)
+NOT = "not-"  # before the class that a selection leaves out
 FOLDER, IMAGE_LIST = "folder", "imglist"
 BY_PATH = {FOLDER: "folder", IMAGE_LIST: "list"}  # the user's own images, named by a path; what messages call them
 
@@ -55,7 +57,7 @@ class Name:
         original: the name without its corruption, benign change or attack, as in results.
         base: the registered set, or one of ``BY_PATH``.
         path: the path of a folder or list, absolute or below the data root.
-        wanted_class: the one class to keep, by name or number.
+        wanted_class: the one class to keep, by name or number, or the one to leave out after ``NOT``.
         part, part_level: the part of a set that has parts, and its level.
         corruption, level: the generated corruption, and its level.
         benign: the benign change.

@@ -44,6 +44,7 @@ def test_the_parts_of_the_published_corruptions():
     [
         ("cifar10", Name("cifar10", "cifar10"), "cifar10", None, ""),
         ("cifar10:airplane", Name("cifar10:airplane", "cifar10", wanted_class="airplane"), "cifar10:airplane", None, ""),
+        ("cifar10:not-0", Name("cifar10:not-0", "cifar10", wanted_class="not-0"), "cifar10:not-0", None, ""),
         ("cifar10:0", Name("cifar10:0", "cifar10", wanted_class="0"), "cifar10:0", None, ""),
         ("cifar10c/fog@3", Name("cifar10c/fog@3", "cifar10c", part="fog", part_level=3), "cifar10c/fog", 3, ""),
         ("cifar10c/fog", Name("cifar10c/fog", "cifar10c", part="fog"), "cifar10c/fog", None, ""),
