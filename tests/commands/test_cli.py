@@ -253,6 +253,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["score", "nowhere", "image.png"], 1, "no such file: nowhere; make one with oodbench fit"),
         (["list", "detector"], 2, "detectors"),
         (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
+        (
+            ["train", "resnet18", "--dataset", "digits", "--out", "w.safetensors", "--recipe", "resnet"],
+            2,
+            "unknown recipe 'resnet'; did you mean 'resnet-cifar'? (known: openood, resnet-cifar, densenet-cifar, svhn, ",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_remedy(tmp_path, arguments, code, says):
@@ -455,6 +460,10 @@ def test_train_writes_weights_that_a_run_takes(tmp_path):
     done = oodbench("train", "resnet8-digits", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-1] == str(weights)
+    card = json.loads((tmp_path / "w.card.json").read_text())
+    assert (card["recipe"]["name"], card["recipe"]["epochs"], card["recipe"]["lr"]) == ("openood", 1, 0.05)
+    assert (card["test"]["set"], card["test"]["images"]) == ("digits", 577)
+    assert 0 < card["test"]["accuracy"] < 1
     small = ["--detector", "msp", "--dataset", "photos", "--no-costs", "--limit"]
     runs = {"run": [*small, 20, "--weights", weights], "own": [*small, 20], "more": [*small, 30]}
     for name, given in runs.items():
