@@ -81,11 +81,11 @@ def require_regular(path: Path) -> None:
         raise BadData(f"{path} is not a regular file; replace it with one, or remove it")
 
 
-def read_small(path: Path) -> bytes:
-    """The content of a file of text. Raises BadData for one of more than ``MOST_TEXT`` bytes, or as ``require_regular``."""
+def read_small(path: Path, most: int = MOST_TEXT) -> bytes:
+    """The content of a file of text. Raises BadData for one of more than ``most`` bytes, or as ``require_regular``."""
     require_regular(path)
-    if (size := path.stat().st_size) > MOST_TEXT:
-        raise BadData(f"{path} has {size:,} bytes, more than {MOST_TEXT:,} for a file of text; shorten it, or name another")
+    if (size := path.stat().st_size) > most:
+        raise BadData(f"{path} has {size:,} bytes, more than {most:,} for a file of text; shorten it, or name another")
     return path.read_bytes()
 
 

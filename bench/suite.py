@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import FOLDER, canonical, folder_name, parse, recorded
+from oodbench.datasets.name import canonical, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
@@ -170,12 +170,13 @@ def validated(values: dict[str, Any], name: object) -> Suite:
         raise UsageError(f"suite {name}: {_complaint(error.errors(), values)}") from error
     sets = suite.each_set()
     paths: dict[str, str] = {}
-    for path in (parse(one).path for one in (suite.in_distribution, *sets) if one.startswith(f"{FOLDER}:")):
-        other = paths.setdefault(recorded(folder_name(path)), path)
-        if other != path:
+    for parsed in map(parse, (suite.in_distribution, *sets)):
+        in_results = recorded(parsed.whole)
+        other = paths.setdefault(in_results, parsed.path)
+        if other != parsed.path:
             raise UsageError(
-                f"suite {name}: {other} and {path} would both be {recorded(folder_name(path))} in results; rename one, or name"
-                " it from a folder above it: --data DIR and folder:PATH"
+                f"suite {name}: {other} and {parsed.path} would both be {in_results} in results; rename one, or name it from a"
+                f" folder above it: --data DIR and {parsed.base}:PATH"
             )
     if len(sets) < sum(len(one.each()) for one in suite.sets):
         twice = Counter(one.name for several in suite.sets for one in several.each()).most_common(1)[0][0]

@@ -8,7 +8,8 @@ sizes vary, its ``shape`` is (N, C, 0, 0) and images are requested one at a time
 below ``root``, and UsageError for an unknown split or part. Resizing, colour, one class of a set, corruptions and attacks
 work the same for all sets: see ``load``.
 
-``folder:PATH`` needs no entry in the table: it is any folder of images, absolute or below the data root.
+``folder:PATH`` and ``imglist:FILE`` need no entry in the table: they are any folder of images and any list of images,
+absolute or below the data root.
 """
 
 import importlib
@@ -23,6 +24,7 @@ __all__ = ["TABLE", "adversarial", "corruptions", "load"]
 
 PATTERNS = {  # names that stand for many sets
     "folder:PATH": Entry("", "Any folder of images, or of class folders, with train and test or without"),
+    "imglist:FILE": Entry("", "The images that a text file lists, with labels or without, such as OpenOOD's lists"),
 }
 TABLE = {
     "digits": Entry(

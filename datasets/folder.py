@@ -1,13 +1,13 @@
 """Any folder of images, absolute or below the data root: ``folder:PATH``."""
 
 import os
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import torch
 
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
-from oodbench.datasets.name import FOLDER, folder_name, is_absolute, recorded
+from oodbench.datasets.name import FOLDER, heading, is_absolute, path_name, recorded, require_sound
 from oodbench.errors import BadData, MissingData, UsageError
 from oodbench.image_set import ImageSet, Source
 
@@ -25,8 +25,9 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
     Raises UsageError for a path with ``..``, MissingData if the folder does not exist, and BadData for a
     folder that holds no images, images beside class folders, or folders of class folders.
     """
-    name = folder_name(path)
-    place = root / _sound(path)  # which is ``path`` alone if it is absolute
+    name = path_name(FOLDER, path)
+    require_sound(FOLDER, path)
+    place = root / path  # which is ``path`` alone if it is absolute
     if not os.path.isdir(place):  # also where the name is too long to exist
         elsewhere = "another folder" if is_absolute(path) else "another data root with --data DIR or OODBENCH_DATA"
         raise MissingData(f"{name} is missing: {place.absolute()} is not a folder; create it, or name {elsewhere}")
@@ -46,12 +47,12 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
 
 def _read(path: str, place: Path, split: str, numbering: list[Path]) -> ImageSet:
     """Read one split. The names of the folders ``numbering`` have the first labels."""
-    name = folder_name(path)
+    name = path_name(FOLDER, path)
     flat, folders = image_files(place), class_folders(place)
     classes = tuple(dict.fromkeys(path.name for path in (*numbering, *folders)))
     paths, labels = labelled_files((path, classes.index(path.name)) for path in folders)
     if deep := next((path for path in subfolders(place) if path not in folders and class_folders(path)), None):
-        inside = folder_name(f"{path}/{deep.name}")
+        inside = path_name(FOLDER, f"{path}/{deep.name}")
         raise BadData(
             f"{deep} holds folders of images, one level too deep; move them up, or name {inside} instead (a split is called"
             " train, test, val, valid or validation)"
@@ -67,16 +68,5 @@ def _read(path: str, place: Path, split: str, numbering: list[Path]) -> ImageSet
         split=split,
         kind="far-ood",
         classes=classes if paths else (),
-        source=Source(title=f"the user's folder {recorded(name).removeprefix(f'{FOLDER}:')}"),
+        source=Source(title=f"the user's folder {heading(recorded(name))}"),
     )
-
-
-def _sound(path: str) -> str:
-    # Parse as Windows does, with both kinds of slash and drives: a path inside by these rules is inside on every system.
-    parsed = PureWindowsPath(path)
-    if not parsed.name or ".." in parsed.parts or (parsed.anchor and not is_absolute(path)):
-        raise UsageError(
-            f"folder:{path} must name a folder without '..'; write folder:PATH with a path below the data root, or an"
-            " absolute one"
-        )
-    return path

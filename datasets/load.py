@@ -4,7 +4,8 @@ The forms of names are listed in ``oodbench.datasets.name``.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
-from oodbench.datasets.name import FOLDER, Name, is_absolute, parse
+from oodbench.datasets.image_list import image_list
+from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
@@ -30,6 +32,7 @@ from oodbench.progress import Progress
 SIZE_WHERE_SIZES_VARY = 32
 MOST_WORKERS = 1024  # more would only exhaust the machine
 DIGITS = 18  # every number of so many digits fits into the int64 of labels
+OWN: Mapping[str, Callable[[Path, str, str], ImageSet]] = {FOLDER: folder, IMAGE_LIST: image_list}  # loader(root, path, split)
 IN_MEMORY = 2 * 2**30  # largest set, in bytes of pixels, that is decoded once into one tensor
 
 
@@ -87,14 +90,14 @@ def original(
     if resize not in FILTERS:
         raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
     # One call reads a whole set, which may take long: ours are only named.
-    ours = parsed.base == FOLDER or registry.find("datasets", parsed.base).distribution == "oodbench"
+    ours = parsed.base in BY_PATH or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
         loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
-    images = _uniform(loaded, size, resize, workers, progress)
+    images = replace(_uniform(loaded, size, resize, workers, progress), name=parsed.whole)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
-        images = without_classes(images, left_out)
+        images = without_classes(images, [images.classes.index(name) for name in images.classes if name in left_out])
     elif parsed.wanted_class:
-        images = one_class(images, parsed.wanted_class)
+        images = by_class(images, parsed.wanted_class)
     return replace(images, name=parsed.original, split=split)
 
 
@@ -124,36 +127,42 @@ def changed(
     return images
 
 
-def one_class(images: ImageSet, wanted: str) -> ImageSet:
-    """Select the images of one class, by name or number; ``base_index`` refers to the whole set.
+def by_class(images: ImageSet, wanted: str) -> ImageSet:
+    """Select the images of one class, or after ``not-`` of all others; ``base_index`` refers to the whole set.
 
-    Raises UsageError for an unknown class, BadData if the set has no image of it.
+    A class has a name or a number. Raises UsageError for an unknown one, BadData if no image is left.
     """
-    if images.labels is None:
-        raise UsageError(f"{images.name} has no labels, so no class '{wanted}'; leave ':{wanted}' out")
-    if wanted in images.classes:
-        label = images.classes.index(wanted)
-    elif wanted.isdecimal() and len(wanted) <= DIGITS and (not images.classes or int(wanted) < len(images.classes)):
-        label = int(wanted)
-    elif not images.classes:
-        raise UsageError(f"{images.name} has no class '{wanted}'; its classes are numbers of at most {DIGITS} digits")
-    else:
-        listing = f"{len(images.classes)} classes: {', '.join(images.classes[:10])}{', …' * (len(images.classes) > 10)}"
-        raise UsageError(registry.unknown(f"class of {images.name}", wanted, images.classes, listing))
-    rows = torch.nonzero(images.labels == label).flatten()
-    if len(rows) == 0:
-        raise BadData(f"{images.name} ({images.split}) holds no image of class '{wanted}'; choose another class")
-    return _part(images, rows)
+    leaves_out = wanted.startswith(NOT) and wanted not in images.classes
+    name = wanted.removeprefix(NOT) if leaves_out else wanted
+    label = _label(images, name, wanted)
+    assert images.labels is not None  # as it has a label
+    found = images.labels == label
+    if not found.any() and not (leaves_out and images.classes):
+        raise BadData(f"{images.name} ({images.split}) holds no image of class '{name}'; choose another class")
+    return without_classes(images, [label]) if leaves_out else _part(images, torch.nonzero(found).flatten())
 
 
-def without_classes(images: ImageSet, left_out: Collection[str]) -> ImageSet:
-    """Select the images of all other classes. Raises BadData if there is none."""
-    assert images.labels is not None  # sets with known overlaps have labels
-    known = torch.tensor([label for label, name in enumerate(images.classes) if name in left_out])
-    rows = torch.nonzero(~torch.isin(images.labels, known)).flatten()
+def without_classes(images: ImageSet, left_out: Sequence[int]) -> ImageSet:
+    """Select the images of all other classes, by number. Raises BadData if there is none."""
+    assert images.labels is not None
+    rows = torch.nonzero(~torch.isin(images.labels, torch.tensor(left_out))).flatten()
     if len(rows) == 0:
         raise BadData(f"{images.name} ({images.split}) holds only images of classes that are left out; use {images.name}")
     return _part(images, rows)
+
+
+def _label(images: ImageSet, name: str, selection: str) -> int:
+    """The number of a class. Raises UsageError for an unknown one, and for a set without labels."""
+    if images.labels is None:
+        raise UsageError(f"{images.name} has no labels, so no class '{name}'; leave ':{selection}' out")
+    if name in images.classes:
+        return images.classes.index(name)
+    if name.isdecimal() and len(name) <= DIGITS and (not images.classes or int(name) < len(images.classes)):
+        return int(name)
+    if not images.classes:
+        raise UsageError(f"{images.name} has no class '{name}'; its classes are numbers of at most {DIGITS} digits")
+    listing = f"{len(images.classes)} classes: {', '.join(images.classes[:10])}{', …' * (len(images.classes) > 10)}"
+    raise UsageError(registry.unknown(f"class of {images.name}", name, images.classes, listing))
 
 
 def _part(images: ImageSet, rows: Tensor) -> ImageSet:
@@ -203,7 +212,8 @@ def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) ->
     """What ``load(root)`` gives for the first data root that holds the set. Raises MissingData, naming all, if none does."""
     roots = data_roots(data)
     missing = []
-    for root in roots[:1] if is_absolute(name.path) else roots:
+    # An absolute folder is the same below every root; the images of an absolute list are not.
+    for root in roots[:1] if is_absolute(name.path) and not os.path.isfile(name.path) else roots:
         try:
             return load(root)
         except MissingData as error:
@@ -215,8 +225,8 @@ def from_roots(name: Name, data: DataRoots, load: Callable[[Path], ImageSet]) ->
 
 def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     """Load the base set with its loader, and check that the loader kept its contract."""
-    if name.base == FOLDER:
-        return folder(root, name.path, split)
+    if name.base in BY_PATH:
+        return OWN[name.base](root, name.path, split)
     loader = registry.load("datasets", name.base)
     owner = registry.find("datasets", name.base).owner
     if name.part and not takes_parts(loader):

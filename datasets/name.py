@@ -3,17 +3,19 @@
 ======================  =====================================================================
 ``cifar10``             a registered set
 ``cifar10:airplane``    one class of it, by name or number
+``cifar10:not-airplane``  all other classes of it; a class that is called ``not-airplane`` takes precedence
 ``tinyimagenet:disjoint``  it without the classes that are also in CIFAR-10 (``oodbench.datasets.overlaps``)
 ``cifar10c/fog@3``      a part of a set that has parts, at a level
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
 ``cifar10+jpeg-85``     a benign change, which should raise no alarm
 ``cifar10+pgd``         an attack, built-in or of another library (``cifar10+foolbox:LinfPGD``)
 ``folder:PATH``         a folder of images, absolute or below the data root; ``folder:PATH:class`` is one class
+``imglist:FILE``        the images that a text file lists; the same rules as for ``folder:PATH``
 ======================  =====================================================================
 
 The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/``
-is ``folder:a``. A plus sign in the name of a folder is doubled: ``folder:a++b+haze@3`` is the folder ``a+b`` under haze.
-Results name a folder with an absolute path by its last part: ``folder:/home/me/photos`` is ``folder:photos`` there.
+is ``folder:a``. A plus sign in a path is doubled: ``folder:a++b+haze@3`` is the folder ``a+b`` under haze.
+Results name an absolute path by its last part: ``folder:/home/me/photos`` is ``folder:photos`` there.
 """
 
 import re
@@ -28,7 +30,9 @@ BENIGN = ("jpeg-95", "jpeg-85", "jpeg-75", "grey-level", "pixel-shift")
 ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
 CHANGED = ("corruption", "benign", "adversarial")  # kinds of the sets that are made from another by a change
 LEVELS = (1, 2, 3, 4, 5)
-FOLDER = "folder"
+NOT = "not-"  # before the class that a selection leaves out
+FOLDER, IMAGE_LIST = "folder", "imglist"
+BY_PATH = {FOLDER: "folder", IMAGE_LIST: "list"}  # the user's own images, named by a path; what messages call them
 
 # The parts of CIFAR-10-C, named as its authors' files are (Hendrycks & Dietterich, ICLR 2019). The paper's benchmark is
 # the mean over the 15 main corruptions; the 4 extra ones are for validation.
@@ -51,9 +55,9 @@ class Name:
 
     Attributes:
         original: the name without its corruption, benign change or attack, as in results.
-        base: the registered set, or ``folder``.
-        path: the path of a folder, absolute or below the data root.
-        wanted_class: the one class to keep, by name or number.
+        base: the registered set, or one of ``BY_PATH``.
+        path: the path of a folder or list, absolute or below the data root.
+        wanted_class: the one class to keep, by name or number, or the one to leave out after ``NOT``.
         part, part_level: the part of a set that has parts, and its level.
         corruption, level: the generated corruption, and its level.
         benign: the benign change.
@@ -79,6 +83,14 @@ class Name:
         return self.original if self.part_level is None else self.original.rpartition("@")[0]
 
     @property
+    def whole(self) -> str:
+        """The set, or its part, without class and change."""
+        if self.path:
+            return path_name(self.base, self.path)
+        level = "" if self.part_level is None else f"@{self.part_level}"
+        return f"{self.base}/{self.part}{level}" if self.part else self.base
+
+    @property
     def severity(self) -> int | None:
         """The level of the corruption or of the part."""
         return self.level if self.corruption else self.part_level
@@ -94,13 +106,14 @@ def parse(text: str) -> Name:
     try:
         text.encode()
     except UnicodeEncodeError:  # no file of results could hold it
-        raise UsageError(f"{text!r} is not valid UTF-8; rename the folder") from None
+        raise UsageError(f"{text!r} is not valid UTF-8; rename the {BY_PATH.get(base_of(text), FOLDER)}") from None
     original, plus, change = _parts(canonical(text))
-    if original.endswith(":") and original != f"{FOLDER}:":
+    scheme = _scheme(original)
+    if original.endswith(":") and original != scheme:
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
-    if original.startswith(f"{FOLDER}:"):
+    if scheme:
         path, _, wanted_class = _path_and_class(original)
-        parsed = Name(_recorded(original), FOLDER, path.replace("++", "+"), wanted_class.replace("++", "+"))
+        parsed = Name(_recorded(original), scheme[:-1], path.replace("++", "+"), wanted_class.replace("++", "+"))
     else:
         whole, slash, part = original.partition("/")
         base, _, wanted_class = whole.partition(":")
@@ -125,47 +138,68 @@ def parse_unchanged(text: str, otherwise: str = "") -> Name:
 
 
 def canonical(text: str) -> str:
-    """Return the one spelling of a name: without ``.``, and without doubled or closing slashes in the path of a folder.
+    """Return the one spelling of a name: without ``.``, and without doubled or closing slashes in its path.
 
     Accepts any text, also invalid names.
     """
     original, plus, change = _parts(text)
-    if not original.startswith(f"{FOLDER}:"):
+    if not (scheme := _scheme(original)):
         return text
     path, colon, wanted_class = _path_and_class(original)
     one_path = str(PurePosixPath(path)) if path else ""
-    return f"{FOLDER}:{one_path}{colon}{wanted_class}{plus}{change}"
+    return f"{scheme}{one_path}{colon}{wanted_class}{plus}{change}"
 
 
-def folder_name(path: str) -> str:
-    """Return the name of a folder, the inverse of ``parse(name).path``."""
-    return f"{FOLDER}:{path.replace('+', '++')}"
+def path_name(base: str, path: str) -> str:
+    """Return the name of a folder or list, the inverse of ``parse(name).path``."""
+    return f"{base}:{path.replace('+', '++')}"
+
+
+def heading(name: str) -> str:
+    """Return a name as headings show it: of the user's own images the path alone. Accepts any text."""
+    return name.removeprefix(_scheme(name))
 
 
 def recorded(text: str) -> str:
-    """Return the name that results have: of an absolute path only the last folder. Accepts any text, also invalid names."""
+    """Return the name that results have: of an absolute path only its last part. Accepts any text, also invalid names."""
     original, plus, change = _parts(canonical(text))
     return f"{_recorded(original)}{plus}{change}"
 
 
 def is_absolute(path: str) -> bool:
-    """Whether the path of a folder is absolute, on this system or another."""
+    """Whether a path is absolute, on this system or another."""
     return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
+def is_sound(path: str, absolute: bool = False) -> bool:
+    """Whether a path names something below the folder that it is relative to, or may be ``absolute``; never with ``..``."""
+    # Parse as Windows does, with both kinds of slash and drives: a path inside by these rules is inside on every system.
+    parsed = PureWindowsPath(path)
+    return bool(parsed.name) and ".." not in parsed.parts and (not parsed.anchor or (absolute and is_absolute(path)))
+
+
+def require_sound(base: str, path: str) -> None:
+    """Raise UsageError for the path of a folder or list that is neither absolute nor stays below the data root."""
+    if not is_sound(path, absolute=True):
+        raise UsageError(
+            f"{base}:{path} must name a {BY_PATH[base]} without '..'; write {base}:PATH with a path below the data root, or an"
+            " absolute one"
+        )
+
+
 def base_of(text: str) -> str:
-    """Return the registered set at the start of a name, or ``folder``. Accepts any text, also invalid names."""
+    """Return the registered set at the start of a name, or one of ``BY_PATH``. Accepts any text, also invalid names."""
     return text.partition("+")[0].partition(":")[0].partition("/")[0]
 
 
 def source_and_change(dataset: str) -> tuple[str, str]:
     """Split a name: ``cifar10+haze`` into (``cifar10``, ``haze``), ``cifar10c/fog`` into (``cifar10c``, ``fog``).
 
-    For other names, the second value is empty. A slash belongs to the path of a folder; in any other name it precedes a part.
+    For other names, the second value is empty. A slash belongs to a path; in a name without one it precedes a part.
     Accepts any text.
     """
     original, _, change = _parts(dataset)
-    if "/" in original and not dataset.startswith(f"{FOLDER}:"):
+    if "/" in original and not _scheme(dataset):
         original, _, change = dataset.partition("/")
     return original, change
 
@@ -178,9 +212,15 @@ def require_corruption(corruption: str, level: int | str) -> None:
         raise UsageError(f"'{corruption}' needs a level from 1 (mild) to 5, not {level}; write {corruption}@1")
 
 
+def _scheme(text: str) -> str:
+    """Return the beginning of a name that holds a path, ``folder:`` or ``imglist:``; else nothing."""
+    base, colon, _ = text.partition(":")
+    return f"{base}:" if colon and base in BY_PATH else ""
+
+
 def _parts(text: str) -> tuple[str, str, str]:
-    """Split a name before its corruption or attack: at the first plus sign or, for a folder, the first that is not doubled."""
-    if not text.startswith(f"{FOLDER}:"):
+    """Split a name before its corruption or attack: at the first plus sign or, after a path, the first that is not doubled."""
+    if not _scheme(text):
         return text.partition("+")
     matched = re.match(r"(?:[^+]|\+\+)*", text)
     assert matched  # it matches any text
@@ -189,18 +229,18 @@ def _parts(text: str) -> tuple[str, str, str]:
 
 
 def _path_and_class(original: str) -> tuple[str, str, str]:
-    """Split the name of a folder into path, colon and class. The colon of a Windows drive belongs to the path."""
-    text = original.removeprefix(f"{FOLDER}:")
+    """Split a name that holds a path into path, colon and class. The colon of a Windows drive belongs to the path."""
+    text = heading(original)
     drive = text[:2] if PureWindowsPath(text).is_absolute() and text[1:2] == ":" else ""
     path, colon, wanted_class = text.removeprefix(drive).partition(":")
     return drive + path, colon, wanted_class
 
 
 def _recorded(original: str) -> str:
-    if not original.startswith(f"{FOLDER}:"):
+    if not (scheme := _scheme(original)):
         return original
     path, colon, wanted_class = _path_and_class(original)
-    return f"{FOLDER}:{PureWindowsPath(path).name if is_absolute(path) else path}{colon}{wanted_class}"
+    return f"{scheme}{PureWindowsPath(path).name if is_absolute(path) else path}{colon}{wanted_class}"
 
 
 def _with_change(parsed: Name, text: str, change: str) -> Name:
@@ -210,7 +250,7 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
         return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
     if changing not in (*BENIGN, *ATTACKS) and ":" not in changing:  # attacks of other libraries have a colon
         known = [*CORRUPTIONS, *BENIGN, *ATTACKS]
-        doubled = "; write a + in the name of a folder as ++" if parsed.base == FOLDER else ""
+        doubled = f"; write a + in the name of a {BY_PATH[parsed.base]} as ++" if parsed.path else ""
         raise UsageError(unknown("change or attack", changing, known, f"known: {', '.join(known)}{doubled}"))
     if at:
         raise UsageError(f"'{text}': {changing} has no level; write {parsed.original}+{changing}")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from oodbench import registry
-from oodbench.datasets.name import FOLDER, base_of, canonical
+from oodbench.datasets.name import BY_PATH, base_of, canonical
 from oodbench.errors import UsageError
 from oodbench.leaderboard.aggregate import KINDS
 from oodbench.suite import PROTOCOLS, as_names
@@ -71,7 +71,7 @@ def _check(option: _Option) -> None:
 
 
 def _is_set(name: str) -> bool:
-    return base_of(name) == FOLDER or base_of(name) in registry.records("datasets")
+    return base_of(name) in BY_PATH or base_of(name) in registry.records("datasets")
 
 
 def _whole(level: float) -> str:

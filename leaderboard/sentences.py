@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 from typing import Any
 
+from oodbench.datasets.name import heading
 from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import CONTROL
@@ -51,7 +52,7 @@ def _words(note: Any) -> str:
 
 @_words.register
 def _(note: Cue) -> str:
-    figures = (f"{n.removeprefix('folder:')} ({100 * value:.1f})" for n, value in zip(note.about, note.auroc, strict=True))
+    figures = (f"{heading(n)} ({100 * value:.1f})" for n, value in zip(note.about, note.auroc, strict=True))
     return (
         f"{CONTROL}, the control, does not use the network. Under {note.protocol} its AUROC ×100 is {100 * CUE:.0f} or more on"
         f" {listed(figures, 6)}: simple image statistics separate these sets, and any detector may rely on them."

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
+from oodbench.datasets.name import heading
 from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
@@ -201,7 +202,7 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
             champion = choose(complete, key=lambda i: values[i])
             best |= {i for i in complete if texts[i] == texts[champion]}
     texts = [text + plus_minus(value) for text, value in zip(texts, spread, strict=True)]
-    lines: tuple[str, ...] = (label("dataset", name, content).removeprefix("folder:"),)
+    lines: tuple[str, ...] = (heading(label("dataset", name, content)),)
     if group == "mean":
         lacking = f"{filled[0]} of " if filled[0] < expected[0] else ""
         lines = ("all sets" if name == "all" else name, lacking + counted(expected[0], "cell"))

@@ -8,6 +8,7 @@ from oodbench.datasets.corruptions import CORRUPTIONS as GENERATED
 from oodbench.datasets.name import (
     ATTACKS,
     BENIGN,
+    BY_PATH,
     CHALLENGES,
     CORRUPTIONS,
     CORRUPTIONS_C,
@@ -17,8 +18,9 @@ from oodbench.datasets.name import (
     Name,
     base_of,
     canonical,
-    folder_name,
+    heading,
     parse,
+    path_name,
     require_corruption,
     source_and_change,
 )
@@ -42,6 +44,7 @@ def test_the_parts_of_the_published_corruptions():
     [
         ("cifar10", Name("cifar10", "cifar10"), "cifar10", None, ""),
         ("cifar10:airplane", Name("cifar10:airplane", "cifar10", wanted_class="airplane"), "cifar10:airplane", None, ""),
+        ("cifar10:not-0", Name("cifar10:not-0", "cifar10", wanted_class="not-0"), "cifar10:not-0", None, ""),
         ("cifar10:0", Name("cifar10:0", "cifar10", wanted_class="0"), "cifar10:0", None, ""),
         ("cifar10c/fog@3", Name("cifar10c/fog@3", "cifar10c", part="fog", part_level=3), "cifar10c/fog", 3, ""),
         ("cifar10c/fog", Name("cifar10c/fog", "cifar10c", part="fog"), "cifar10c/fog", None, ""),
@@ -95,6 +98,18 @@ def test_the_parts_of_the_published_corruptions():
             *("folder:a++b+foolbox:LinfPGD", None, "adversarial"),
         ),
         ("folder:", Name("folder:", "folder"), "folder:", None, ""),
+        ("imglist:", Name("imglist:", "imglist"), "imglist:", None, ""),
+        ("imglist:a/b c.txt", Name("imglist:a/b c.txt", "imglist", path="a/b c.txt"), "imglist:a/b c.txt", None, ""),
+        (
+            "imglist:./a++b.txt:3+haze@2",
+            Name("imglist:a++b.txt:3", "imglist", path="a+b.txt", wanted_class="3", corruption="haze", level=2),
+            *("imglist:a++b.txt:3+haze", 2, "corruption"),
+        ),
+        (
+            "imglist:/home/me/a.txt+pgd",
+            Name("imglist:a.txt", "imglist", path="/home/me/a.txt", attack="pgd"),
+            *("imglist:a.txt+pgd", None, "adversarial"),
+        ),
     ],
 )
 def test_every_form(text, name, dataset, severity, kind):
@@ -103,10 +118,23 @@ def test_every_form(text, name, dataset, severity, kind):
     assert (found.dataset, found.severity, found.kind) == (dataset, severity, kind)
 
 
+@pytest.mark.parametrize("base", BY_PATH)
 @pytest.mark.parametrize("path", ["a", "a+b", "+", "a++", "a/+b", "a+haze@3"])
-def test_every_path_has_a_name(path):
-    assert parse(folder_name(path)).path == path
-    assert parse(f"{folder_name(path)}+haze@3").path == path
+def test_every_path_has_a_name(base, path):
+    name = path_name(base, path)
+    assert (parse(name).path, parse(f"{name}+haze@3").path) == (path, path)
+    assert heading(name) == name.partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        *(("cifar10", "cifar10"), ("cifar10:cat+haze@3", "cifar10"), ("cifar10c:cat/fog@3", "cifar10c/fog@3")),
+        *(("cifar10c/fog", "cifar10c/fog"), ("folder:a++b:cat+pgd", "folder:a++b"), ("imglist:/a/b.txt:3", "imglist:/a/b.txt")),
+    ],
+)
+def test_the_whole_set_behind_a_name(text, whole):
+    assert parse(text).whole == whole
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -136,6 +164,9 @@ def test_every_attack(attack):
         ),
         ("cifar10+haez@3", "unknown change or attack 'haez'; did you mean 'haze'"),
         ("folder:b\udcff", "is not valid UTF-8; rename the folder"),
+        ("imglist:b\udcff", "is not valid UTF-8; rename the list"),
+        ("folder:a+b", r"unknown change or attack 'b'.*; write a \+ in the name of a folder as \+\+"),
+        ("imglist:a+b.txt", r"unknown change or attack 'b.txt'.*; write a \+ in the name of a list as \+\+"),
         ("cifar10+", "unknown change or attack ''"),
         ("cifar10+pgd@3", r"'cifar10\+pgd@3': pgd has no level; write cifar10\+pgd"),
         ("cifar10+foolbox:LinfPGD@3", "LinfPGD has no level"),
@@ -164,6 +195,7 @@ def test_a_corruption_alone_is_checked():
         *(("folder:a//b/./c/:cat", "folder:a/b/c:cat"), ("folder:./a/+haze@1", "folder:a+haze@1")),
         *((text, text) for text in ("folder:a/../b", "folder:/a", "folder:..", "folder:", "cifar10c/fog@3", "./a/", "")),
         *((f"folder:{path}", "folder:.") for path in (".", "./", "././")),
+        *(("imglist:./a//b.txt:3+haze@1", "imglist:a/b.txt:3+haze@1"), ("imglist:/a.txt", "imglist:/a.txt")),
     ],
 )
 def test_a_folder_has_one_name(text, name):
@@ -183,6 +215,7 @@ def test_a_folder_has_one_name(text, name):
         ),
         *(("cifar10c/fog@3", "cifar10c"), ("cifar10c:cat/fog@3", "cifar10c"), ("curetsr/Haze@9", "curetsr")),
         *(("folder:a/b", "folder"), ("folder:a/b:cat+haze@1", "folder"), ("folder", "folder"), ("", ""), ("+/:", "")),
+        ("imglist:a/b.txt:3+haze@1", "imglist"),
     ],
 )
 def test_the_base_of_any_text(text, base):
@@ -201,6 +234,7 @@ def test_the_base_of_any_text(text, base):
             ("folder:a/b:cat", "folder:a/b:cat", ""),
         ),
         *(("folder:a++b", "folder:a++b", ""), ("folder:a+++haze", "folder:a++", "haze")),
+        *(("imglist:a/b.txt:3", "imglist:a/b.txt:3", ""), ("imglist:a/b.txt+haze", "imglist:a/b.txt", "haze")),
         *(("a set of somebody", "a set of somebody", ""), ("", "", "")),
     ],
 )

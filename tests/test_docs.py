@@ -27,6 +27,7 @@ from oodbench.image_set import KINDS
 from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.formats import render
 from oodbench.models import TABLE as MODELS
+from oodbench.models.recipes import RECIPES
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
 from oodbench.suite import PROTOCOLS, Suite, TestSet
@@ -266,7 +267,7 @@ def spans(page: str) -> set[str]:
         ("docs/dataset.md", list(DATASETS)),
         ("docs/dataset.md", sorted(corruptions.CORRUPTIONS)),
         ("docs/dataset.md", BENIGN),
-        ("docs/model.md", list(MODELS)),
+        ("docs/model.md", [*MODELS, *RECIPES]),
         ("docs/model.md", [part for published in PUBLISHED.values() for part in (published.file, published.sha256)]),
         ("docs/run.md", suite_names()),
         ("docs/results.md", list(COLUMNS)),
@@ -288,6 +289,16 @@ def test_each_set_is_documented_with_its_address():
 def table_rows(text: str) -> list[list[str]]:
     """The cells of each row of Markdown tables, without bold."""
     return [[cell.strip(" *") for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_page_of_models_has_the_values_of_each_recipe():
+    rows = table_rows((ROOT / "docs" / "model.md").read_text(encoding="utf-8"))
+    for name, recipe in RECIPES.items():
+        drops = " and ".join(f"{100 * share:g}%" for share in recipe.drops)
+        schedule = f"{recipe.lr:g}, ÷10 after {drops}" if drops else f"{recipe.lr:g}, cosine"
+        values = recipe.epochs, recipe.batch_size, schedule, f"{recipe.weight_decay:g}"
+        yes = ("yes" if value else "no" for value in (recipe.nesterov, recipe.augment))
+        assert [f"`{name}`", *map(str, values), *yes, str(recipe.size or "")] in [row[:8] for row in rows]
 
 
 @pytest.mark.parametrize("suite", suite_names())

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from oodbench.datasets.name import FOLDER, base_of
+from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, base_of
 from oodbench.errors import UsageError, contained, no_exit
 
 WIDTH = 160  # characters a line of a pipe or a file
@@ -70,10 +70,12 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
             registry.check_parameters(name, parameters.get(name, {}), record.parameters.split())
     for name in datasets:
         base = base_of(name)
-        if base != FOLDER and base not in registry.records("datasets") and Path(name).is_dir():
-            raise UsageError(f"unknown dataset '{name}'; write folder:{name} for a folder of images (oodbench list datasets)")
-        if base != FOLDER:
-            registry.find("datasets", base)
+        if base in BY_PATH:
+            continue
+        if base not in registry.records("datasets") and Path(name).exists():
+            own, what = (FOLDER, "folder of images") if Path(name).is_dir() else (IMAGE_LIST, "list of images")
+            raise UsageError(f"unknown dataset '{name}'; write {own}:{name} for a {what} (oodbench list datasets)")
+        registry.find("datasets", base)
     for name in models:
         if ":" not in name:
             registry.find("models", name)

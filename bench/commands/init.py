@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from oodbench.commands.common import Debug, check_names
-from oodbench.datasets.name import CORRUPTIONS, FOLDER, LEVELS, base_of, canonical, parse, parse_unchanged
+from oodbench.datasets.name import BY_PATH, CORRUPTIONS, LEVELS, base_of, canonical, parse, parse_unchanged
 from oodbench.errors import UsageError, one_line
 from oodbench.registry import unknown
 
@@ -239,6 +239,6 @@ def _table(name: str, levels: list[int]) -> str:
     lines = ["[[sets]]", f"name = {_toml(name)}"]
     if levels:
         lines.append(f"levels = {levels}")
-    elif base_of(name) == FOLDER and not parse(name).kind:
+    elif base_of(name) in BY_PATH and not parse(name).kind:
         lines.append('# kind = "near-ood"  # by default far-ood')
     return "\n".join([*lines, ""])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from oodbench import protocols, registry
 from oodbench.conformance.outcomes import Failed, Skipped, require
-from oodbench.datasets.load import from_roots, load_dataset, takes_parts
-from oodbench.datasets.name import Name, canonical, folder_name, is_absolute, parse
+from oodbench.datasets.load import OWN, from_roots, load_dataset, takes_parts
+from oodbench.datasets.name import BY_PATH, Name, canonical, is_absolute, parse
 from oodbench.errors import MissingData, Unsuitable, UsageError, reason
 from oodbench.image_set import KINDS, ImageSet
 from oodbench.paths import DataRoots
@@ -34,8 +34,9 @@ class Subject:
         self._loaded: dict[str, ImageSet | Exception] = {}
 
     @property
-    def is_folder(self) -> bool:
-        return self.parsed.base == "folder"
+    def is_own(self) -> bool:
+        """Whether it is the user's own images, named by a path."""
+        return self.parsed.base in BY_PATH
 
     def load(self, split: str) -> ImageSet:
         """The split as a run gets it: RGB, in one size."""
@@ -43,10 +44,8 @@ class Subject:
 
     def original(self, root: Path, split: str) -> ImageSet:
         """The result of the loader itself."""
-        if self.is_folder:
-            from oodbench.datasets.folder import folder
-
-            return folder(root, self.parsed.path, split)
+        if self.is_own:
+            return OWN[self.parsed.base](root, self.parsed.path, split)
         loader = registry.load("datasets", self.parsed.base)
         return loader(root, split, self.parsed.part, self.parsed.part_level) if takes_parts(loader) else loader(root, split)
 
@@ -55,17 +54,9 @@ class Subject:
         return from_roots(self.parsed, self.data, lambda root: self.original(root, split))
 
     @property
-    def base_name(self) -> str:
-        """The set, or its part, without class and change."""
-        if self.is_folder:
-            return folder_name(self.parsed.path)
-        level = f"@{self.parsed.part_level}" if self.parsed.part_level else ""
-        return f"{self.parsed.base}/{self.parsed.part}{level}" if self.parsed.part else self.parsed.base
-
-    @property
     def lacks_part(self) -> bool:
         """Whether it has parts and none is named."""
-        return not self.is_folder and not self.parsed.part and takes_parts(registry.load("datasets", self.parsed.base))
+        return not self.is_own and not self.parsed.part and takes_parts(registry.load("datasets", self.parsed.base))
 
     def loaded(self, split: str) -> ImageSet | Exception:
         """A split, or the error that it raised."""
@@ -170,8 +161,8 @@ def base_index(subject: Subject) -> str:
             f"{split}: base_index is {rows.dtype} {tuple(rows.shape)}",
         )
         require(int(rows.min()) >= 0, f"{split}: base_index has the negative row {int(rows.min())}")
-        if subject.base_name != subject.name:
-            base = load_dataset(subject.base_name, data=subject.data, split=split)
+        if subject.parsed.whole != subject.name:
+            base = load_dataset(subject.parsed.whole, data=subject.data, split=split)
             strangers = set(rows.tolist()) - set(base.base_index.tolist())
             require(not strangers, f"{split}: base_index has row {min(strangers, default=0)}, which is not in {base.name}")
             require(found.base == base.identity, f"{split}: base is {found.base}, but {base.name} has {base.identity}")
@@ -196,8 +187,8 @@ def splits_apart(subject: Subject) -> str:
 
 def source(subject: Subject) -> str:
     """Users must know its licence, and whom to cite."""
-    if subject.is_folder:
-        raise Skipped("it is a folder of the user")
+    if subject.is_own:
+        raise Skipped(f"it is a {BY_PATH[subject.parsed.base]} of the user")
     found = next(iter(subject.splits.values()))
     empty = [field for field in ("title", "licence", "citation") if not getattr(found.source, field).strip()]
     require(not empty, f"its source has no {' and no '.join(empty)}; fill in oodbench.Source")

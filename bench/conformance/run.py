@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from oodbench import paths, registry
 from oodbench.conformance.outcomes import Failed, Outcome, Skipped
-from oodbench.datasets.name import base_of
+from oodbench.datasets.name import BY_PATH, base_of
 from oodbench.errors import UsageError, contained, reason
 from oodbench.paths import DataRoots
 
@@ -76,7 +76,7 @@ def family_of(name: str) -> Family:
     base = base_of(name)
     known: dict[Family, set[str]] = {family: set(registry.records(family)) for family in FAMILIES}
     found: list[Family] = [f for f in FAMILIES if (name if f == "detectors" else base) in known[f]]
-    if base == "folder" and not found:
+    if base in BY_PATH and not found:
         return "datasets"
     if len(found) == 2:
         raise UsageError(f"'{name}' is a detector and a data set; choose with --family detectors or --family datasets")

@@ -35,6 +35,11 @@ TABLE = {
         "DenseNet-BC, depth 100, growth rate 12, for 32x32 images",
         "Huang et al. 2017, arXiv 1608.06993",
     ),
+    "curetsr-net": Entry(
+        "oodbench.models.curetsr_net:curetsr_net",
+        "The small network of CURE-TSR's authors, for 28x28 images",
+        "Temel et al. 2017, arXiv 1712.02463",
+    ),
     "resnet8-digits": Entry(
         "oodbench.models.cifar_resnet:resnet8",
         "ResNet-8 for the embedded 8x8 digits, with its weights",

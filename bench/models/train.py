@@ -1,10 +1,9 @@
-"""Trains a classifier: SGD with Nesterov momentum, cosine schedule, crops and flips, checkpoint and resume."""
+"""Trains a classifier by a recipe: SGD with momentum, a schedule, crops and flips; checkpoint and resume."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,11 @@ from oodbench.classifier import Classifier
 from oodbench.datasets.name import CHANGED, parse_unchanged
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
-from oodbench.models import weights
+from oodbench.models import card, recipes, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.device import resolve_device
+from oodbench.models.recipes import Recipe
 
 
 def train(
@@ -27,83 +27,102 @@ def train(
     *,
     out: str | Path,
     test_set: ImageSet | None = None,
-    epochs: int = 100,
-    batch_size: int = 128,
-    lr: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    recipe: str | Recipe = recipes.DEFAULT,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    augment: bool | None = None,
     seed: int = 0,
     device: str = "auto",
-    augment: bool = True,
     resume: bool = True,
     progress: bool = True,
 ) -> Classifier:
     """Train model ``name`` on a labelled set, write its weights to ``out`` (safetensors), and return it, frozen.
 
-    Normalisation belongs to the model, so ``load_model(name, weights=out)`` gives the same network. A checkpoint is
-    written beside ``out`` after each epoch. An interrupted training that is started again resumes from it and, on the
-    CPU, ends with the same weights bit for bit. On CUDA it uses mixed precision. ``progress`` shows a bar on stderr, with
-    the accuracy on the training images of the epoch, or on ``test_set`` if given.
+    ``recipe`` names the settings; those that are given take the place of its own. Its ``size`` is for the caller, who loads
+    the images. Normalisation belongs to the model, so ``load_model(name, weights=out)`` gives the same network. A card beside
+    ``out`` states what made the weights, and their accuracy on ``test_set``, which is read after the last epoch only.
 
-    Raises BadData for a set without labels or with one class, UsageError for a set with a corruption or attack, for
-    invalid settings and for settings that differ from the checkpoint, and OodbenchError for a loss that diverges or a
-    folder that cannot be written.
+    A checkpoint is written beside ``out`` after each epoch. An interrupted training that is started again resumes from it and,
+    on the CPU, ends with the same weights bit for bit. On CUDA it uses mixed precision and channels last. ``progress`` shows a
+    bar on stderr, with the accuracy on the training images of the epoch.
+
+    Raises BadData for a set without labels or with one class, UsageError for an unknown recipe, for a set with a corruption or
+    attack, for invalid settings and for settings that differ from the checkpoint, and OodbenchError for a loss that diverges or
+    a folder that cannot be written.
     """
     out, target = Path(out), resolve_device(device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise UsageError(f"cannot write weights to {out}; name a file that ends in .safetensors")
-    for option, value in (("epochs", epochs), ("batch size", batch_size), ("lr", lr)):
-        if not value > 0:
-            raise UsageError(f"{option} is {value}; give a number above 0")
+    recipe = (recipes.find(recipe) if isinstance(recipe, str) else recipe).override(
+        epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, augment=augment
+    )
     if train_set.kind in CHANGED:
         parse_unchanged(train_set.name)
+    if test_set is not None:
+        _require_labels(test_set)
     classifier = build(name, _classes(train_set), seed).to(target)
     classifier.check(train_set.read([0, 1]).float() / 255)
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-    }
-    training = Training(classifier, train_set, seed=seed, augment=augment, **options)
+    if (layout := _layout(target)) is not None:
+        classifier.module.to(memory_format=layout)
+    training = Training(
+        classifier,
+        train_set,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        drops=recipe.drops,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        seed=seed,
+        augment=recipe.augment,
+    )
     checkpoint = Checkpoint(
         out.with_name(f"{out.name}.checkpoint"),
         {"module": classifier.module, "optimizer": training.optimizer, "scaler": training.scaler},
         {
             "model": name,
             "images": train_set.fingerprint,
-            "epochs": epochs,
-            "batch size": batch_size,
-            "lr": lr,
-            "momentum": momentum,
-            "weight decay": weight_decay,
+            "epochs": recipe.epochs,
+            "batch size": recipe.batch_size,
+            "lr": recipe.lr,
+            "drops": list(recipe.drops),
+            "momentum": recipe.momentum,
+            "nesterov": recipe.nesterov,
+            "weight decay": recipe.weight_decay,
             "seed": seed,
-            "augment": augment and ("crops and flips" if train_set.flips else "crops"),
+            "augment": recipe.augment and ("crops and flips" if train_set.flips else "crops"),
             "precision": str(training.precision),
         },
     )
     first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
     checkpoint.store(first)  # before the first epoch, so that an unwritable folder is noticed early
 
-    with _bar(name, epochs, training.steps, first, progress) as (on_step, on_epoch):
-        for epoch in range(first, epochs):
+    with _bar(name, recipe.epochs, training.steps, first, progress) as (on_step, on_epoch):
+        for epoch in range(first, recipe.epochs):
             loss, reached = training.epoch(epoch, on_step)
             if not math.isfinite(loss):
-                raise OodbenchError(f"training {name} diverged in epoch {epoch + 1} (loss {loss}); lower lr, now {lr:g}")
+                raise OodbenchError(f"training {name} diverged in epoch {epoch + 1} (loss {loss}); lower lr, now {recipe.lr:g}")
             checkpoint.store(epoch + 1)
-            classifier.module.eval()
-            on_epoch(epoch + 1, loss, reached if test_set is None else accuracy(classifier, test_set, batch_size))
+            on_epoch(epoch + 1, loss, reached)
 
+    if layout is not None:
+        classifier.module.to(memory_format=torch.contiguous_format)
+    classifier.requires_grad_(False).eval()
+    reached_there = None if test_set is None else accuracy(classifier, test_set)
     weights.write(out, classifier.module)
+    card.write(out, classifier, recipe, seed, train_set, test_set, reached_there)
     checkpoint.remove()
-    return classifier.requires_grad_(False).eval()
+    return classifier
 
 
 class Training:
-    """Trains a classifier in place, epoch by epoch: SGD with Nesterov momentum and a cosine schedule.
+    """Trains a classifier in place, epoch by epoch, by SGD; the settings are those of a ``Recipe``.
 
-    Uses mixed precision on CUDA. ``images`` are labelled; ``augment`` shifts them, and mirrors them if their set allows it.
+    Uses mixed precision on CUDA. ``images`` are labelled.
     """
 
     def __init__(
@@ -114,7 +133,9 @@ class Training:
         epochs: int,
         batch_size: int,
         lr: float,
+        drops: Sequence[float] = (),
         momentum: float = 0.9,
+        nesterov: bool = True,
         weight_decay: float = 5e-4,
         seed: int = 0,
         augment: bool = True,
@@ -122,10 +143,12 @@ class Training:
         self.steps = math.ceil(len(images) / batch_size)  # per epoch
         self.precision = _precision(classifier.device)
         parameters = classifier.module.requires_grad_(True).parameters()
-        self.optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+        self.optimizer = torch.optim.SGD(
+            parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0
+        )
         self.scaler = torch.amp.GradScaler(classifier.device.type, enabled=self.precision is torch.float16)
         self._classifier, self._images = classifier, images
-        self._epochs, self._lr, self._seed, self._augment = epochs, lr, seed, augment
+        self._epochs, self._lr, self._drops, self._seed, self._augment = epochs, lr, drops, seed, augment
 
     def epoch(self, number: int, on_step: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Run epoch ``number`` (from 0) over all images; returns mean loss and accuracy during the epoch."""
@@ -157,24 +180,34 @@ class Training:
                 )
             loss = F.cross_entropy(logits, labels)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self._lr, step, self._epochs * self.steps)
+            group["lr"] = self._rate(step)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), logits.detach()
 
+    def _rate(self, step: int) -> float:
+        if self._drops:
+            return dropped(self._lr, step // self.steps, self._epochs, self._drops)
+        return cosine(self._lr, step, self._epochs * self.steps)
+
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
     """Accuracy on a labelled set. Raises BadData for a set without labels."""
-    if images.labels is None:
-        raise BadData(f"{images.name or 'the test set'} has no labels; accuracy needs them")
+    labels = _require_labels(images)
     correct = 0
     with torch.inference_mode():
         for rows in torch.arange(len(images)).split(batch_size):
             batch = images.read(rows).to(classifier.device, classifier.dtype) / 255
-            correct += int((classifier(batch).argmax(1).cpu() == images.labels[rows]).sum())
+            correct += int((classifier(batch).argmax(1).cpu() == labels[rows]).sum())
     return correct / len(images)
+
+
+def _require_labels(images: ImageSet) -> Tensor:
+    if images.labels is None:
+        raise BadData(f"{images.name or 'the test set'} has no labels; accuracy needs them")
+    return images.labels
 
 
 def augmented(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor:
@@ -201,6 +234,11 @@ def cosine(lr: float, step: int, steps: int) -> float:
     return lr * (1 + math.cos(math.pi * step / steps)) / 2
 
 
+def dropped(lr: float, epoch: int, epochs: int, drops: Sequence[float]) -> float:
+    """``lr`` divided by ten for each share of the epochs in ``drops`` that is over before this epoch (from 0)."""
+    return lr * 0.1 ** sum(epoch >= round(share * epochs) for share in drops)
+
+
 def _classes(images: ImageSet) -> int:
     """The number of classes of the set or of its labels. Raises BadData if nothing can be learnt from them."""
     name = images.name or "the training set"
@@ -219,6 +257,11 @@ def _precision(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _layout(device: torch.device) -> torch.memory_format | None:
+    """The memory layout in which convolutions are fastest; None on the CPU, where results must not depend on it."""
+    return torch.channels_last if device.type == "cuda" else None
 
 
 @contextmanager

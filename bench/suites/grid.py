@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import PureWindowsPath
 from typing import Any
 
-from oodbench.datasets.name import FOLDER, canonical, parse
+from oodbench.datasets.name import canonical, heading, parse
 from oodbench.errors import UsageError
 
 SINGLE = {"models": "model", "seeds": "seed"}  # what the key of a list is called where there is one value
@@ -138,5 +138,5 @@ def _told_apart(files: list[str]) -> Iterator[str]:
 
 def named_after(in_distribution: str) -> str:
     """The name of a run on this in-distribution set: ``mydata`` for ``folder:/home/me/mydata``."""
-    name = parse(in_distribution).original.removeprefix(f"{FOLDER}:")
+    name = heading(parse(in_distribution).original)
     return re.sub(r"[/\\:]+", "-", name).replace("++", "+")

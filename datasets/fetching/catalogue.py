@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oodbench import registry
 from oodbench.datasets.fetching.expected_files import Challenges, Expected, File, Images, any_exists, differences
-from oodbench.datasets.name import CHALLENGES, CORRUPTIONS_C, FOLDER, LEVELS, parse
+from oodbench.datasets.name import BY_PATH, CHALLENGES, CORRUPTIONS_C, LEVELS, parse
 from oodbench.errors import UsageError
 from oodbench.models.published import PUBLISHED
 
@@ -129,8 +129,8 @@ def find(name: str) -> Item:
     base = parse(name).base
     if base in CATALOGUE and (base == name or CATALOGUE[base].family == "dataset"):
         return CATALOGUE[base]
-    if base == FOLDER:
-        raise UsageError(f"{name} is your own folder; data fetch and data verify do not apply to it")
+    if base in BY_PATH:
+        raise UsageError(f"{name} is your own {BY_PATH[base]}; data fetch and data verify do not apply to it")
     known = registry.records("datasets")
     if base not in known:
         raise UsageError(registry.unknown("set or weights", name, [*CATALOGUE, *known], "oodbench data list"))

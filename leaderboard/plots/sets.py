@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from oodbench.datasets.name import heading
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard.aggregate import BENIGN, GROUP, KINDS, SET, unique_cells
 from oodbench.leaderboard.labels import label
@@ -21,7 +22,7 @@ def scored_cells(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     highest = cells.groupby(SET, sort=False)["level"].transform("max")
     cells = cells[cells["level"].isna() | (cells["level"] == highest)]
     names = [
-        label("dataset", name if pd.isna(level) else f"{name}@{level:.0f}", content).removeprefix("folder:")
+        heading(label("dataset", name if pd.isna(level) else f"{name}@{level:.0f}", content))
         for name, level, content in cells[["dataset", "level", "content"]].itertuples(index=False, name=None)
     ]
     return cells.assign(set=names)

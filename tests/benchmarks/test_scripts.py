@@ -26,6 +26,13 @@ def test_gradient_norms_are_measured():
     assert re.search(r"oodbench.gradients +\d+ MiB", text), text
 
 
+def test_training_is_measured(data_root):
+    options = ["--data", str(data_root), "--images", "40", "--repeats", "2"]
+    text = printed("training.py", *options)
+    assert len(re.findall(r"seed \d: .*plain \d+\.\d s, accuracy .*; \d+\.\d\d of the time", text)) == 2, text
+    assert re.search(r"median: \d+\.\d\d of the time of the plain loop", text), text
+
+
 def test_a_large_run_folder_is_measured():
     text = printed("run_folder.py", "--sets", "6", "--rows", "4")
     assert "opening all 24: " in text, text

@@ -20,7 +20,7 @@ def test_a_name_of_both_families_is_asked_about(monkeypatch):
     with pytest.raises(UsageError, match="'msp' is a detector and a data set; choose with --family"):
         family_of("msp")
     assert family_of("digits:3+noise@1") == "datasets"
-    assert family_of("folder:anything") == "datasets"
+    assert family_of("folder:anything") == family_of("imglist:anything") == "datasets"
     assert family_of("knn") == "detectors"
 
 
@@ -86,6 +86,7 @@ def test_wrong_usage(arguments, says):
     [
         ("cifar100", "cifar100 was not checked: cifar100 (train) is missing"),
         ("folder:nowhere", "folder:nowhere was not checked: folder:nowhere is missing"),
+        ("imglist:nowhere.txt", "imglist:nowhere.txt was not checked: imglist:nowhere.txt is missing"),
         ("cifar10c", "cifar10c was not checked: "),
     ],
 )

@@ -100,11 +100,16 @@ def test_a_file_is_written_in_the_format_of_its_name(small_run, tmp_path):
     assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("[\n")
 
 
-def test_a_folder_of_images_is_recognised_by_its_path(tmp_path):
+def test_images_of_the_user_are_recognised_by_their_path(tmp_path):
     (tmp_path / "mine").mkdir()
-    done = oodbench("run", "--dataset", "mine", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "unknown dataset 'mine'; write folder:mine for a folder of images" in done.stderr
+    (tmp_path / "mine.txt").touch()
+    for path, message in (
+        ("mine", "folder:mine for a folder of images"),
+        ("mine.txt", "imglist:mine.txt for a list of images"),
+    ):
+        done = oodbench("run", "--dataset", path, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"unknown dataset '{path}'; write {message}" in done.stderr
 
 
 def test_a_second_run_finds_everything_done(small_run):
@@ -248,6 +253,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["score", "nowhere", "image.png"], 1, "no such file: nowhere; make one with oodbench fit"),
         (["list", "detector"], 2, "detectors"),
         (["train", "resnet20-cifar1", "--dataset", "digits", "--out", "w.safetensors"], 2, "did you mean 'resnet20-cifar10'"),
+        (
+            ["train", "resnet18", "--dataset", "digits", "--out", "w.safetensors", "--recipe", "resnet"],
+            2,
+            "unknown recipe 'resnet'; did you mean 'resnet-cifar'? (known: openood, resnet-cifar, densenet-cifar, svhn, ",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_remedy(tmp_path, arguments, code, says):
@@ -304,7 +314,8 @@ def test_list_as_text_and_as_json(family):
     assert done.returncode == 0
     assert rows
     assert all(row["name"] in done.stdout and row["summary"] for row in rows)
-    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH"]}.get(family, [])
+    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH", "imglist:FILE"]}
+    patterns = patterns.get(family, [])
     assert [row["name"] for row in rows][-len(patterns) or len(rows) :] == patterns
 
 
@@ -449,6 +460,10 @@ def test_train_writes_weights_that_a_run_takes(tmp_path):
     done = oodbench("train", "resnet8-digits", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-1] == str(weights)
+    card = json.loads((tmp_path / "w.card.json").read_text())
+    assert (card["recipe"]["name"], card["recipe"]["epochs"], card["recipe"]["lr"]) == ("openood", 1, 0.05)
+    assert (card["test"]["set"], card["test"]["images"]) == ("digits", 577)
+    assert 0 < card["test"]["accuracy"] < 1
     small = ["--detector", "msp", "--dataset", "photos", "--no-costs", "--limit"]
     runs = {"run": [*small, 20, "--weights", weights], "own": [*small, 20], "more": [*small, 30]}
     for name, given in runs.items():

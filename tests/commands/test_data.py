@@ -103,6 +103,7 @@ def test_answers_without_importing_anything_heavy(arguments, tmp_path):
         (["fetch", "svhm"], 2, "unknown set or weights 'svhm'; did you mean 'svhn'? (oodbench data list)"),
         (["verify", "svhm"], 2, "did you mean 'svhn'?"),
         (["fetch", "folder:cats"], 2, "folder:cats is your own folder"),
+        (["verify", "imglist:cats.txt"], 2, "imglist:cats.txt is your own list"),
         (["fetch", "svhn", "--split", "val"], 2, "svhn has no split 'val' to fetch; it has extra, test, train"),
         (["fetch", "svhn", "--mirror", "/a/folder"], 2, "mirror '/a/folder' is not an address"),
         (["fetch", "curetsr"], 1, "request it at https://ieee-dataport.org/"),

@@ -169,6 +169,7 @@ LAYOUTS = {
         {"Imagenet_resize/Imagenet_resize/a.jpg": encoded("jpg")},
     ),
     "classes/cat/a.png": ("folder:classes", {"classes/cat/a.png": encoded("png")}),
+    "lists/test.txt": ("imglist:lists/test.txt", {"lists/test.txt": b"classes/cat/a.png 0\ntest_256/a.jpg 1\n"}),
     "test_256/a.jpg": ("places365", {"test_256/a.jpg": encoded("jpg")}),
     **{f"set/a.{suffix}": ("folder:set", {f"set/a.{suffix}": encoded(suffix)}) for suffix in ("png", "tif", "webp", "bmp")},
 }
@@ -272,10 +273,16 @@ def test_damaged_official_files(data_root, tmp_path, path):
 text = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("\t;\n\r\v\x85 n0129.-")), max_size=40)
 
 
-@pytest.mark.parametrize("path", [f"{TINY}/wnids.txt", f"{TINY}/val/val_annotations.txt", "GT-final_test.csv"])
+TABLES = f"{TINY}/wnids.txt", f"{TINY}/val/val_annotations.txt", "GT-final_test.csv", "lists/test.txt"
+
+
+@pytest.mark.parametrize("path", TABLES)
 def test_tables_of_any_lines(layouts, path):
     parts = st.sampled_from(
-        ["n01", "n02", "a.JPEG", "b.JPEG", "\t", "\n", ";", "0", "42", "43", "Filename", "ClassId", "00000.ppm", "../x", "\0"]
+        [
+            *("n01", "n02", "a.JPEG", "b.JPEG", "\t", "\n", ";", "0", "42", "43", "Filename", "ClassId", "00000.ppm", "../x"),
+            *("\0", "-1", "test_256/a.jpg"),
+        ]
     )
 
     @fuzz
@@ -307,11 +314,10 @@ def test_names_of_any_kind(layouts):
             path.unlink()
 
     check()
+    parts = ["cifar10c", "curetsr", "folder", "imglist", ":", "/", "@3", "+", "fog"]
 
     @fuzz
-    @given(
-        st.one_of(text, st.lists(st.sampled_from(["cifar10c", "curetsr", "folder", ":", "/", "@3", "+", "fog"])).map("".join))
-    )
+    @given(st.one_of(text, st.lists(st.sampled_from(parts)).map("".join)))
     def look_up(name):
         read(name, layouts)
 

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from image_files import random_images, save_image
 from PIL import Image
 from scipy.io import savemat
 
@@ -13,18 +14,6 @@ from oodbench import load_dataset
 from oodbench.errors import BadData, MissingData
 
 CIFAR10_NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
-
-
-def random_images(count, height=32, width=32, channels=3, seed=0):
-    """uint8 (N, C, H, W)."""
-    return np.random.default_rng(seed).integers(0, 256, (count, channels, height, width), dtype=np.uint8)
-
-
-def save_image(path, image):
-    """Write (C, H, W) in the format of the suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    Image.fromarray(pixels).save(path)
 
 
 def python2_batch(images, labels):

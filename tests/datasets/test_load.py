@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from image_files import save_image
 from PIL import Image
 
 from oodbench import ImageSet, Source, datasets, load_dataset, registry
@@ -226,6 +227,55 @@ def test_one_class_by_name_and_by_number(third_party):
         load_dataset("theirs:emu")
     third_party(ImageSet(random_images(4), labels, classes=names, source=Source(official_size={"test": 9})))
     assert load_dataset("theirs:dog").official_size != 2, "a class of a subset does not pass for a whole class"
+
+
+def test_all_classes_but_one_by_name_and_by_number(third_party):
+    labels = torch.tensor([0, 1, 2, 1])
+    third_party(
+        ImageSet(random_images(4), labels, classes=("cat", "dog", "owl", "emu"), source=Source(official_size={"test": 4}))
+    )
+    whole, others = load_dataset("theirs"), load_dataset("theirs:not-dog")
+    assert (others.name, others.base_index.tolist(), others.labels.tolist()) == ("theirs:not-dog", [0, 2], [0, 2])
+    assert (others.base, others.official_size, others.classes) == (whole.fingerprint, 2, whole.classes)
+    assert load_dataset("theirs:not-1").fingerprint == others.fingerprint
+    assert load_dataset("theirs:not-dog+noise@1").base_index.tolist() == [0, 2]
+    assert len(load_dataset("theirs:not-emu")) == 4, "a class may have no image in a split"
+    with pytest.raises(
+        UsageError, match=r"unknown class of theirs 'dgo'; did you mean 'dog'\? \(4 classes: cat, dog, owl, emu\)"
+    ):
+        load_dataset("theirs:not-dgo")
+    with pytest.raises(UsageError, match=r"unknown class of theirs '4' \(4 classes: cat, dog, owl, emu\)"):
+        load_dataset("theirs:not-4")
+    third_party(ImageSet(random_images(4), labels * 0, classes=("cat",)))
+    with pytest.raises(BadData, match=r"theirs .* holds only images of classes that are left out"):
+        load_dataset("theirs:not-cat")
+    third_party(ImageSet(random_images(4)))
+    with pytest.raises(UsageError, match="theirs has no labels, so no class 'cat'; leave ':not-cat' out"):
+        load_dataset("theirs:not-cat")
+
+
+def test_a_class_that_is_called_not_something(third_party):
+    third_party(ImageSet(random_images(3), torch.tensor([0, 1, 2]), classes=("cat", "not-cat", "not-not-cat")))
+    assert [load_dataset(f"theirs:{name}").base_index.tolist() for name in ("not-cat", "not-0", "not-not-cat")] == [
+        [1],
+        [1, 2],
+        [2],
+    ]
+    assert load_dataset("theirs:not-not-not-cat").base_index.tolist() == [0, 1]
+
+
+def test_sets_of_the_user_without_one_class(third_party, tmp_path):
+    third_party(ImageSet(random_images(4), torch.tensor([0, 5, 5, 7])))  # numbers alone, as in lists of images
+    assert load_dataset("theirs:not-5").base_index.tolist() == [0, 3]
+    with pytest.raises(BadData, match="holds no image of class '6'"):
+        load_dataset("theirs:not-6")
+    for number, name in enumerate(("cat", "dog", "dog+")):
+        save_image(tmp_path / "pets" / name / "0.png", random_images(3)[number].numpy())
+    (tmp_path / "pets.txt").write_text("pets/cat/0.png 0\npets/dog/0.png 1\n")
+    found = {
+        name: load_dataset(name, data=tmp_path) for name in ("folder:pets:not-dog++", "folder:pets", "imglist:pets.txt:not-0")
+    }
+    assert [images.base_index.tolist() for images in found.values()] == [[0, 1], [0, 1, 2], [1]]
 
 
 @pytest.mark.parametrize("number", [10**18, "9" * 5000])

@@ -538,3 +538,19 @@ def test_a_text_is_one_name_and_not_its_letters(tmp_path):
     (record,) = oodbench.run("digits", out=tmp_path / "run", **options).records()
     assert (record.detector, record.dataset, record.protocol) == ("msp", "photos", "unsupervised")
     assert set(load_suite("digits").override(detectors="all").detectors) >= set(DETECTORS)
+
+
+def test_one_class_against_the_other_classes(tmp_path):
+    """The others share a base with the in-distribution images, and none of them is one of these."""
+    sets = ("digits:not-3", "digits:4", "digits:not-3+noise@5")
+    options = {"detectors": ["pixels"], "measure_costs": False, "out": tmp_path / "run"}
+    frame = oodbench.run(in_distribution="digits:3", datasets=sets, **options).frame()
+    whole = load_dataset("digits")
+    assert set(frame["status"]) == {"ok"}
+    assert len(frame) == 6  # two protocols
+    first = frame.drop_duplicates("dataset").set_index("dataset")
+    assert first["kind"].to_dict() == {"digits:not-3": whole.kind, "digits:4": whole.kind, "digits:not-3+noise": "corruption"}
+    assert first["n_out"]["digits:not-3"] == int((whole.labels != 3).sum())
+    loaded = LoadedSuite(suite(TestSet(name="digits:not-4"), in_distribution="digits:3"), Progress())
+    loaded.load_test_sets(Progress())
+    assert "of digits:not-4: also in digits:3 (test), which is in-distribution" in str(loaded.test_sets[0].error)

@@ -16,11 +16,12 @@ from torch import nn
 
 import oodbench
 from oodbench import registry
-from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
+from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
 from oodbench.models import TABLE, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.cifar_resnet import Block
+from oodbench.models.curetsr_net import standardised
 from oodbench.models.load import load_model, resolve_device
 from oodbench.models.train import accuracy
 
@@ -32,6 +33,7 @@ PARAMETERS = {
     "resnet50": 23_520_842,
     "resnet101": 42_512_970,
     "densenet-bc-100-12": 769_162,
+    "curetsr-net": 44_726,
     "resnet8-digits": 75_290,
 }
 WEIGHTS_HASH = "e6d7fb1191ca3e79"  # of resnet8-digits
@@ -60,10 +62,11 @@ def test_a_network_has_its_size_layers_and_head(name):
     modules = dict(classifier.module.named_modules())
     for layer in calls:
         modules[layer].register_forward_hook(lambda *_, layer=layer: calls.update({layer: calls[layer] + 1}))
-    classifier(torch.rand(2, 3, 16, 16))
+    side = 28 if name == "curetsr-net" else 16
+    classifier(torch.rand(2, 3, side, side))
     assert calls
     assert set(calls.values()) == {1}
-    classifier.check(torch.rand(2, 3, 16, 16))
+    classifier.check(torch.rand(2, 3, side, side))
     assert build(name, 7).head.out_features == 7
 
 
@@ -85,6 +88,16 @@ def test_the_shortcut_takes_every_second_pixel_and_adds_zero_channels():
             for column in range(3):
                 expected[:, channel + 2, row, column] = x[:, channel, 2 * row, 2 * column]
     torch.testing.assert_close(block(x), expected, rtol=0, atol=0)
+
+
+def test_the_network_of_curetsr_standardises_each_image_as_the_authors_do():
+    images = torch.rand(2, 3, 28, 28, dtype=torch.float64)
+    images[1, 2] = 0.5  # one colour: 0 instead of the authors' 0 / 0
+    normed = images * 255 / torch.linalg.vector_norm(images * 255, dim=(1, 2, 3), keepdim=True)
+    expected = torch.stack([(channel - channel.mean()) / channel.std().clamp_min(1e-6) for channel in normed.flatten(0, 1)])
+    torch.testing.assert_close(standardised(images), expected.view_as(images))
+    with pytest.raises(Unsuitable, match="curetsr-net does not take images"):
+        build("curetsr-net").check(torch.rand(2, 3, 32, 32))
 
 
 @pytest.mark.data

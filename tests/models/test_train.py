@@ -1,20 +1,26 @@
 """Training: augmentation, schedule, checkpoint and resume."""
 
+import json
 import math
 import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flips import flipped
 from safetensors.torch import load_file
+from scipy.io import savemat
 
 from oodbench import ImageSet, cli, load_dataset
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.models import recipes
+from oodbench.models import train as train_module
+from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.load import load_model
-from oodbench.models.train import accuracy, augmented, cosine, train
+from oodbench.models.train import _seeded, accuracy, augmented, cosine, dropped, train
 
 SETTINGS = {"epochs": 4, "batch_size": 16, "lr": 0.05, "device": "cpu", "progress": False}
 MODEL = "resnet8-digits"
@@ -76,19 +82,20 @@ def test_a_trained_network_has_learnt_and_is_the_one_on_disk(bright_set, tmp_pat
     loaded = load_model(MODEL, out)
     assert loaded.weights_hash == trained.weights_hash
     assert loaded.head.out_features == 3
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["net.card.json", "net.safetensors"]
 
 
-@pytest.mark.parametrize("epochs", [0, 2, 4])
-def test_an_interrupted_run_ends_with_the_same_weights(epochs, bright_set, dropping, tmp_path, monkeypatch):
-    train(dropping, bright_set, out=tmp_path / "whole.safetensors", **SETTINGS)
+@pytest.mark.parametrize(("epochs", "recipe"), [(0, "openood"), (2, "openood"), (4, "openood"), (3, "densenet-cifar")])
+def test_an_interrupted_run_ends_with_the_same_weights(epochs, recipe, bright_set, dropping, tmp_path, monkeypatch):
+    settings = SETTINGS | {"recipe": recipe}
+    train(dropping, bright_set, out=tmp_path / "whole.safetensors", **settings)
     out = tmp_path / "resumed.safetensors"
-    train_until(epochs, dropping, bright_set, out=out, **SETTINGS)
+    train_until(epochs, dropping, bright_set, out=out, **settings)
     assert not out.exists()
     torch.rand(3)  # what else happened in the process must not matter
     kept, store = [], Checkpoint.store
     monkeypatch.setattr(Checkpoint, "store", lambda self, done: (kept.append(done), store(self, done)))
-    train(dropping, bright_set, out=out, **SETTINGS)
+    train(dropping, bright_set, out=out, **settings)
     assert kept == list(range(epochs, 5))  # finished epochs are not done again
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not list(tmp_path.glob("*.checkpoint"))
@@ -106,6 +113,10 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
     train_until(1, MODEL, bright_set, out=out, **SETTINGS)
     with pytest.raises(UsageError, match=r"a training with epochs 4 instead of 5; delete .*net\.safetensors\.checkpoint"):
         train(MODEL, bright_set, out=out, **{**SETTINGS, "epochs": 5})
+    with pytest.raises(
+        UsageError, match=r"a training with drops \[\] instead of \[0\.5, 0\.75\], weight decay 0\.0005 instead"
+    ):
+        train(MODEL, bright_set, out=out, recipe="densenet-cifar", **SETTINGS)
     train(MODEL, bright_set, out=out, resume=False, **{**SETTINGS, "epochs": 1})
 
 
@@ -168,6 +179,111 @@ def test_each_epoch_draws_another_order(bright_set, tmp_path, monkeypatch):
 
 def test_the_schedule_is_half_a_cosine():
     assert [cosine(0.2, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0.2, 0.1 + 0.1 * math.sqrt(0.5), 0.1, 0])
+
+
+def test_the_rate_drops_to_a_tenth_at_shares_of_the_epochs():
+    rates = [dropped(0.1, epoch, 80, (0.375, 0.75)) for epoch in (0, 29, 30, 59, 60, 79)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert [dropped(1, epoch, 3, (0.5, 0.75)) for epoch in range(3)] == pytest.approx([1, 1, 0.01])
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch):
+    """Against a loop that is written out, on one batch a step and without augmentation."""
+    recipe = recipes.find(name)
+    epochs = 4
+    trained = train(
+        dropping,
+        bright_set,
+        out=tmp_path / "net.safetensors",
+        recipe=name,
+        augment=False,
+        epochs=epochs,
+        batch_size=65,
+        device="cpu",
+        progress=False,
+    )
+    network = build(dropping, 3)
+    parameters = network.module.requires_grad_(True).parameters()
+    optimizer = torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+    milestones = [round(share * epochs) for share in recipe.drops]
+    schedule = (
+        torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        if milestones
+        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    )
+    for epoch in range(epochs):
+        network.module.train()
+        with _seeded(0, epoch, torch.device("cpu")) as generator:
+            rows = torch.randperm(len(bright_set), generator=generator)
+            loss = torch.nn.functional.cross_entropy(network(bright_set.images[rows] / 255), bright_set.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    for key, value in network.module.state_dict().items():
+        torch.testing.assert_close(trained.module.state_dict()[key], value)
+
+
+def test_recipes_are_known_by_name(bright_set, tmp_path):
+    assert all(recipe.name == name and recipe.source for name, recipe in recipes.RECIPES.items())
+    with pytest.raises(
+        UsageError, match=r"unknown recipe 'curetsrr'; did you mean 'curetsr'\? \(known: openood, resnet-cifar, dense"
+    ):
+        train(MODEL, bright_set, out=tmp_path / "net.safetensors", recipe="curetsrr", **SETTINGS)
+    changed = recipes.find("svhn").override(epochs=3, augment=True, lr=None)
+    assert (changed.epochs, changed.augment, changed.lr, changed.batch_size) == (3, True, 0.1, 64)
+
+
+def test_the_card_says_what_made_the_weights(bright_set, tmp_path):
+    out = tmp_path / "net.safetensors"
+    bright_set.classes, apart = ("dark", "grey", "bright"), bright_set.select(torch.arange(30))
+    trained = train(MODEL, bright_set, out=out, test_set=apart, recipe="svhn", seed=3, **SETTINGS)
+    card = json.loads((tmp_path / "net.card.json").read_text())
+    assert card["weights"] == {"file": "net.safetensors", "hash": load_model(MODEL, out).weights_hash}
+    assert (card["model"], card["seed"], card["train"]["images"]) == (MODEL, 3, 65)
+    assert card["train"]["fingerprint"] == bright_set.fingerprint
+    assert card["train"]["classes"] == ["dark", "grey", "bright"]
+    assert (card["test"]["fingerprint"], card["test"]["accuracy"]) == (apart.fingerprint, accuracy(trained, apart))
+    recipe = recipes.find("svhn")
+    assert card["recipe"] == recipe.values() | {"epochs": 4, "batch_size": 16, "lr": 0.05}
+    assert card["software"]["torch"] == torch.__version__
+    assert card["code"].keys() == {"network", "training"}
+    train(MODEL, bright_set, out=out, **SETTINGS | {"epochs": 1})
+    assert json.loads((tmp_path / "net.card.json").read_text())["test"] is None
+    with pytest.raises(BadData, match="bare has no labels; accuracy needs them"):
+        train(MODEL, bright_set, out=out, test_set=ImageSet(bright_set.images, name="bare"), **SETTINGS)
+
+
+def test_the_command_resizes_as_its_recipe_says_and_needs_no_test_images(tmp_path, monkeypatch, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
+    (tmp_path / "svhn").mkdir()
+    savemat(tmp_path / "svhn" / "train_32x32.mat", {"X": images, "y": np.arange(1, 21)[:, None] % 10 + 1})
+    out = tmp_path / "net.safetensors"
+    options = ["--dataset", "svhn", "--data", tmp_path, "--recipe", "curetsr", "--epochs", 1, "--device", "cpu", "--out", out]
+    monkeypatch.setattr("sys.argv", ["oodbench", "train", "curetsr-net", *map(str, options)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "the card will not state an accuracy: svhn (test) is missing" in capsys.readouterr().err
+    card = json.loads((tmp_path / "net.card.json").read_text())
+    assert (card["train"]["pixels"], card["recipe"]["batch_size"], card["test"]) == ([28, 28], 256, None)
+    assert str(tmp_path) not in json.dumps(card)
+    assert load_model("curetsr-net", out).head.out_features == 10
+
+
+def test_channels_last_changes_neither_files_nor_networks(bright_set, tmp_path, monkeypatch):
+    """As on CUDA, here on the CPU, where sums may differ in the last digits."""
+    assert train_module._layout(torch.device("cpu")) is None
+    assert train_module._layout(torch.device("cuda")) is torch.channels_last
+    train(MODEL, bright_set, out=tmp_path / "0.safetensors", **SETTINGS | {"epochs": 1})
+    monkeypatch.setattr(train_module, "_layout", lambda device: torch.channels_last)
+    out, settings = tmp_path / "1.safetensors", SETTINGS | {"epochs": 1}
+    train_until(1, MODEL, bright_set, out=out, **settings)
+    trained = train(MODEL, bright_set, out=out, **settings)
+    assert all(value.is_contiguous() for value in trained.module.state_dict().values())
+    for key, value in load_file(tmp_path / "0.safetensors").items():
+        torch.testing.assert_close(load_file(out)[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_sets_that_teach_nothing_are_refused(bright_set, tmp_path):
