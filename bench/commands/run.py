@@ -158,10 +158,15 @@ def _print_results(folder: Any, width: int, output: TextIO) -> None:
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
+    from oodbench.leaderboard.recognition import recognition_frame, summary
     from oodbench.leaderboard.severity import curves
+    from oodbench.leaderboard.text import wrapped
 
     frame, notes = gather([folder])
-    print_text(brief(frame, notes, width=width, lines=LINES - 3), output)
+    recognition = wrapped(summary(recognition_frame(folder)), width)
+    print_text(brief(frame, notes, width=width, lines=LINES - 3 - len(recognition.splitlines())), output)
+    if recognition:
+        print_text(f"{recognition}\n", output)
     print(f"All rows, sets and notes: oodbench leaderboard {folder.path}", file=output, flush=True)
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
         print(f"Severity curves: {folder.write_severity(draw('severity', frame))}", file=output, flush=True)
