@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -260,7 +260,7 @@ def summary(frame: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     accuracy, ece = (means(cells, metric).loc[NETWORK] for metric in ("accuracy", "ece"))
-    inside = next((of for of in accuracy.index if of[0] == IN_DISTRIBUTION), None)
+    inside: Any = next((of for of in accuracy.index if of[0] == IN_DISTRIBUTION), None)
     shown = {inside: f"on {inside[1]}"} if inside else {}
     shown |= {("mean", "corruption"): "in the mean over corruptions"} if ("mean", "corruption") in accuracy else {}
     figures = [f"accuracy {percent(accuracy[of])} and ECE {percent(ece[of])} {where}" for of, where in shown.items()]
