@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from oodbench.engine.study import run_study, with_stand_ins
 from oodbench.errors import UsageError
@@ -14,8 +14,11 @@ from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frames_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
+from oodbench.leaderboard.recognition import COLUMNS as RECOGNITION
+from oodbench.leaderboard.recognition import gather_recognition, recognition_frames, render_recognition
 from oodbench.paths import STUDY, DataRoots, is_study, require_run_folder, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
+from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
 from oodbench.results.statistics import Difference, difference
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+TableName = Literal["detection", "recognition"]
 SHOWN = 10  # rows of each protocol that a notebook shows of results, beside the controls
 
 
@@ -57,23 +61,37 @@ class Shown:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
-    def frame(self) -> "pd.DataFrame":
-        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``.
+    def frame(self, table: TableName = "detection") -> "pd.DataFrame":
+        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``, or of ``recognition.COLUMNS`` there.
 
-        Raises BadData if run.json is damaged or missing: the settings of the records are not known then.
+        Args:
+            table: ``detection``, or ``recognition``: the accuracy and calibration of class probabilities.
+
+        Raises UsageError for another table, BadData if run.json is damaged or missing: the settings of the records are not
+        known then.
         """
-        return frames_of(self._folders())[list(COLUMNS)]
+        require_table(table)
+        folders = self._folders()
+        return recognition_frames(folders)[[*RECOGNITION]] if table == "recognition" else frames_of(folders)[list(COLUMNS)]
 
-    def table(self, metric: str = "auroc", *, top: int | None = None) -> Table:
+    def table(self, metric: str | None = None, *, top: int | None = None, table: TableName = "detection") -> Table:
         """The tables of ``oodbench leaderboard``: ``print`` shows their text, a notebook HTML.
 
         Args:
-            metric: which figure they show, a column of ``frame()`` such as ``auroc`` or ``fpr95``.
-            top: show only the best rows of each protocol, this many, and the controls.
+            metric: which figure they show, a column of ``frame()`` such as ``auroc`` (the default) or ``fpr95``; of
+                recognition, ``accuracy`` (the default), ``ece``, ``nll``, ``brier`` or ``aurc``.
+            top: show only the best rows of each protocol, this many, and the controls; recognition shows all rows.
+            table: ``detection`` or ``recognition``.
 
-        Raises UsageError for an unknown metric, BadData if a file of the run is damaged or run.json is missing.
+        Raises UsageError for an unknown metric or table, BadData if a file of the run is damaged or run.json is missing.
         """
-        frame, notes = gather(self._folders())
+        require_table(table)
+        folders = self._folders()
+        metric = metric or ("accuracy" if table == "recognition" else "auroc")
+        if table == "recognition":
+            frame, notes = gather_recognition(folders)
+            return Table(*(render_recognition(frame, format, metric=metric, notes=notes) for format in ("table", "html")))
+        frame, notes = gather(folders)
         return Table(*(render(frame, format, metric=metric, top=top, notes=notes) for format in ("table", "html")))
 
     def plot(
@@ -186,6 +204,12 @@ def open_study(path: str | Path) -> StudyResults:
         raise UsageError(f"{path} is not a study (it has no {STUDY}); name one that `oodbench run` wrote, or use open_run")
     results.manifest()
     return results
+
+
+def require_table(name: str) -> None:
+    """Raise UsageError for a table that there is not."""
+    if name not in get_args(TableName):
+        raise UsageError(unknown("table", name, get_args(TableName), f"it is {' or '.join(get_args(TableName))}"))
 
 
 def _warn(why: str) -> None:

@@ -1,13 +1,15 @@
-"""Figures of class probabilities: accuracy, expected calibration error, negative log-likelihood and Brier score."""
+"""Figures of class probabilities: accuracy, calibration, likelihood, Brier score and the area under the risk-coverage curve;
+and the temperature that calibrates logits."""
 
 from typing import Any
 
 import numpy as np
 
 from oodbench.errors import BadData
-from oodbench.results.facts import ProbabilityFigures
+from oodbench.results.facts import ProbabilityFigures, RecognitionFigures
 
 BINS = 15  # as in Guo et al. 2017
+TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that is fitted
 # The Brier score is the mean of the squared error Σ_c (p_c − [c = label])², in [0, 2] (Brier 1950): a sum over classes.
 COLUMNS = ("confidence", "right", "probability of the label", "squared error")
 
@@ -58,6 +60,60 @@ def negative_log_likelihood(own: np.ndarray) -> float:
     A probability of 0 counts as the smallest float64, so that the mean stays finite.
     """
     return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+
+
+def recognition_figures(images: np.ndarray) -> RecognitionFigures:
+    """All figures of a record of recognition, from ``per_image`` columns (N, 4)."""
+    confidence, right = images[:, 0], images[:, 1]
+    area = area_under_risk_coverage(confidence, right)
+    return RecognitionFigures(**figures(images).model_dump(), aurc=area, excess_aurc=area - least_area(right))
+
+
+def area_under_risk_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
+    """AURC = (1/N) Σ_k (share of wrong answers among the k most confident), in [0, 1], lower is better.
+
+    ``confidence`` (N,) is any number that is higher for answers that are more likely ``right`` (N,). Equal ones are broken at
+    random: each share is its expected value. Geifman and El-Yaniv, NeurIPS 2017, arXiv 1705.08500.
+    """
+    _, place = np.unique(-confidence, return_inverse=True)  # 0 for the most confident
+    sizes = np.bincount(place)
+    wrong = np.bincount(place, weights=1 - np.asarray(right, dtype=np.float64)) / sizes  # of one of these, as expected
+    return float((np.repeat(wrong, sizes).cumsum() / np.arange(1, len(right) + 1)).mean())
+
+
+def least_area(right: np.ndarray) -> float:
+    """The AURC of the best possible order of these answers (N,): all right ones before all wrong ones.
+
+    What an order has beyond it is its excess (Geifman, Uziel and El-Yaniv, ICLR 2019, arXiv 1805.08206).
+    """
+    return area_under_risk_coverage(np.asarray(right, dtype=np.float64), right)
+
+
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T within ``TEMPERATURES`` for which softmax(logits / T) has the least NLL, of logits (N, classes) and labels (N,).
+
+    Guo et al., ICML 2017, arXiv 1706.04599. NLL is convex in 1/T, so the root of its derivative is found (Brent's method).
+    Where all answers are right, as on images that a network was trained on, NLL falls with T: then it is the lowest.
+
+    Raises BadData for labels that are no classes of the logits.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import softmax
+
+    _, classes = _checked(softmax(logits, axis=1), labels)
+    centred = logits - logits.max(1, keepdims=True)
+    own = centred[np.arange(len(classes)), classes].mean()
+
+    def slope(inverse: float) -> float:
+        """d NLL / d (1/T)."""
+        return float((softmax(inverse * centred, axis=1) * centred).sum(1).mean() - own)
+
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    if slope(low) >= 0:
+        return TEMPERATURES[1]
+    if slope(high) <= 0:
+        return TEMPERATURES[0]
+    return 1 / float(brentq(slope, low, high, xtol=1e-12))
 
 
 def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

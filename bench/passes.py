@@ -8,7 +8,7 @@ Memory does not grow with the number of images, except for what a detector keeps
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OnError = Callable[["Detector", Exception], None]
 OnBatch = Callable[[float], None]  # work done, in forward passes of one image
 Settings = Sequence[dict[str, Any]]
+Keep = Callable[["Detector", np.ndarray, np.ndarray], np.ndarray]  # see ``statistics``
 Errors = dict["Detector", Exception]
 T = TypeVar("T")
 
@@ -256,6 +257,8 @@ def statistics(
     guard: Guard | None = None,
     on_error: OnError = raise_it,
     logits: list[np.ndarray] | None = None,
+    riders: Collection["Detector"] = (),
+    keep: Keep = lambda detector, values, rows: values,
 ) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
     """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
 
@@ -263,7 +266,8 @@ def statistics(
     the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
     finite. ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
     arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
-    a pass with a ``guard`` does not take.
+    a pass with a ``guard`` does not take. ``riders`` among the jobs ride along: the forward pass is not theirs to share, and
+    no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of the values (n, S, D) of a batch.
     """
     signals = signals_of(list(jobs)) if signals is None else signals
     twins = images.clean if isinstance(images, ImageSet) else None
@@ -274,7 +278,7 @@ def statistics(
         seconds = dict.fromkeys(jobs, 0.0)
         errors: Errors = {}
         device = classifier.device if classifier else torch.device("cpu")
-        work = pass_equivalents(jobs, classifier)
+        work = pass_equivalents({d: settings for d, settings in jobs.items() if d not in riders}, classifier)
         for piece, batch in batches(images, classifier, pieces, workers):
             base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
             probe = Probe(classifier, batch, signals, clean=base)
@@ -285,12 +289,12 @@ def statistics(
                 synchronise(device)
                 if guard is not None:
                     guard.ignore_changes()
-                shared = (time.perf_counter() - start) / max(1, len(parts))
+                shared = (time.perf_counter() - start) / max(1, sum(detector not in riders for detector in parts))
                 for detector in list(parts):
                     start = time.perf_counter()
                     try:
                         with turn(detector, probe, guard), detector.computing(jobs[detector]):
-                            parts[detector].append(detector.grouped_statistics(probe))
+                            parts[detector].append(keep(detector, detector.grouped_statistics(probe), piece))
                     except Exception as error:
                         del parts[detector]
                         errors[detector] = error
@@ -308,53 +312,6 @@ def statistics(
             except BadData as error:
                 errors[detector] = error
         return (found, {detector: seconds[detector] for detector in found}), errors
-
-    return _isolated(once, guard, on_error)
-
-
-def probabilities(
-    detectors: Sequence["Detector"],
-    classifier: Classifier | None,
-    images: ImageSet,
-    batch_size: int,
-    *,
-    signals: frozenset[str],
-    workers: int = 0,
-    on_batch: OnBatch = lambda n: None,
-    guard: Guard | None = None,
-    on_error: OnError = raise_it,
-) -> tuple[dict["Detector", np.ndarray], np.ndarray | None]:
-    """One pass over in-distribution images: float64 class probabilities (N, classes) by detector, for those that give
-    some, and the network's softmax, None if there is no network or it fails."""
-
-    def once(guard: Guard | None) -> tuple[tuple[dict["Detector", np.ndarray], np.ndarray | None], Errors]:
-        parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in detectors}
-        errors: Errors = {}
-        network: list[np.ndarray] = []
-        gives = classifier is not None
-        for piece, batch in batches(images, classifier, pieces_of(np.arange(len(images)), batch_size), workers):
-            probe = Probe(classifier, batch, signals, clean=batch)
-            with probe.mode():
-                try:
-                    network += [probe.softmax.cpu().numpy()] if gives else []
-                except TooSlow:
-                    raise
-                except Exception:  # reported by the detectors that read the network
-                    gives, network = False, []
-                if guard is not None:
-                    guard.ignore_changes()
-                for detector in list(parts):
-                    try:
-                        with turn(detector, probe, guard):
-                            given = detector.probabilities(probe)
-                        if given is not None:
-                            parts[detector].append(given.detach().double().cpu().numpy())
-                    except Exception as error:
-                        del parts[detector]
-                        errors[detector] = error
-            on_batch(len(piece))
-        found = {detector: np.concatenate(part) for detector, part in parts.items() if part}
-        return (found, np.concatenate(network) if network else None), errors
 
     return _isolated(once, guard, on_error)
 

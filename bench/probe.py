@@ -200,6 +200,10 @@ class Probe:
 
         return self._once("base", probe)
 
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """What a detector computes of this batch for its scores and its class probabilities, computed once for each ``key``."""
+        return self._give(self._once(("own", key), compute))
+
     def input_gradient(self, loss: Loss, key: Hashable = None) -> Tensor:
         """∂ Σₙ lossₙ / ∂ images: (N, C, H, W), so each image's gradient is its own.
 

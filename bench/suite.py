@@ -164,6 +164,7 @@ def as_names(names: str | Sequence[str]) -> list[str]:
 
 
 def validated(values: dict[str, Any], name: object) -> Suite:
+    """A suite with these values. Raises UsageError that names the suite and the wrong key."""
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:

@@ -106,8 +106,8 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadData(f"{file}, line {line}: not valid UTF-8; save the list as UTF-8") from error
+        wrong = content.count(b"\n", 0, error.start) + 1
+        raise BadData(f"{file}, line {wrong}: not valid UTF-8; save the list as UTF-8") from error
     # Not ``splitlines``: it splits at characters that names of files may hold.
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if stripped := line.replace("\t", " ").strip():

@@ -113,9 +113,17 @@ class DUQ(Detector):
 
     def exponents(self, probe: Probe) -> Tensor:
         """s_c = −log K_c: float64 (N, classes)."""
-        features = probe.features.double() / self.scale_
-        offsets = offsets_of(features, self.embedding_.double(), self.centroids_.double())
-        return exponents_of(offsets, self.length_scale)
+
+        def compute() -> Tensor:
+            features = probe.features.double() / self.scale_
+            offsets = offsets_of(features, self.embedding_.double(), self.centroids_.double())
+            return exponents_of(offsets, self.length_scale)
+
+        return probe.once(("duq", id(self)), compute)
+
+    def probabilities(self, probe: Probe) -> Tensor:
+        """K_c / Σ_k K_k: (N, classes). The paper does not normalise the kernels, but only probabilities can be judged."""
+        return (-self.exponents(probe)).softmax(1)
 
     def statistics(self, probe: Probe) -> Tensor:
         return -torch.expm1(-self.exponents(probe).min(1).values)

@@ -109,10 +109,14 @@ class Ensemble(Detector):
 
     def _logits(self, probe: Probe) -> Tensor:
         """Logits of the classifier, then of the other members: float64 (members, N, classes)."""
-        own = probe.logits
-        with torch.no_grad():
-            others = [member(probe.images).double() for member in self._further(probe.classifier, own.shape[1])]
-        return torch.stack([own, *others])
+
+        def compute() -> Tensor:
+            own = probe.logits
+            with torch.no_grad():
+                others = [member(probe.images).double() for member in self._further(probe.classifier, own.shape[1])]
+            return torch.stack([own, *others])
+
+        return probe.once(("ensemble", id(self)), compute)
 
     def _further(self, classifier: Classifier, classes: int) -> list[Classifier]:
         """The additional members, on the device of the classifier and in its dtype."""

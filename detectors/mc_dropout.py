@@ -35,4 +35,11 @@ class MCDropout(Detector):
         self.passes, self.p, self.seed = passes, p, seed
 
     def statistics(self, probe: Probe) -> Tensor:
-        return uncertainties(probe.stochastic(self.passes, self.p, self.random_seed))
+        return uncertainties(self._logits(probe))
+
+    def probabilities(self, probe: Probe) -> Tensor:
+        """The mean softmax: (N, classes)."""
+        return self._logits(probe).softmax(2).mean(0)
+
+    def _logits(self, probe: Probe) -> Tensor:
+        return probe.stochastic(self.passes, self.p, self.random_seed)

@@ -39,8 +39,22 @@ from oodbench.suite import as_names
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
 
-TEXTS = frozenset(("model", "in_distribution", "detector", "protocol", "dataset", "kind", "status", "reason", "machine"))
-WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out"))
+TEXTS = frozenset(
+    (
+        "model",
+        "in_distribution",
+        "detector",
+        "source",
+        "protocol",
+        "dataset",
+        "kind",
+        "status",
+        "reason",
+        "machine",
+        "checkpoint",
+    )
+)
+WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out", "n"))
 EXTRA = (*ENDS, "machine")  # columns of csv and json that a frame may lack, behind the others
 SEVERITY = "severity"  # beside the parts of a table
 
@@ -84,12 +98,13 @@ def render(
         raise UsageError(unknown("order", sort, known, f"sort by {', '.join(known)}"))
     columns = as_names(columns)
     if format in ("csv", "json"):
-        shown = _chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
-        return {"csv": _csv, "json": _json}[format](frame if sort is None else _sorted(frame, metric, sort), shown)
+        shown = chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
+        table = labelled(frame if sort is None else _sorted(frame, metric, sort))
+        return {"csv": write_csv, "json": write_json}[format](table, shown)
     if format not in writers:
         raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
     by_level = [SEVERITY] if format != "tex" and metric == "auroc" else []  # LaTeX's usual fonts have no sparklines
-    shown = _chosen(columns, [*PARTS, *by_level])
+    shown = chosen(columns, [*PARTS, *by_level])
     if frame.empty:
         return f"% {NO_CELLS}\n" if format == "tex" else f"{NO_CELLS}\n"
     sort = sort or MEAN
@@ -107,7 +122,7 @@ def render(
     return "\n".join(map(writers[format], tables))
 
 
-def _chosen(columns: list[str], known: list[str]) -> list[str]:
+def chosen(columns: list[str], known: list[str]) -> list[str]:
     """The columns, by default all. Raises UsageError for one that is not there."""
     for name in columns:
         if name not in known:
@@ -121,7 +136,8 @@ def _sorted(frame: pd.DataFrame, metric: str, sort: str) -> pd.DataFrame:
     return frame.iloc[place.argsort(kind="stable")]
 
 
-def _csv(frame: pd.DataFrame, columns: list[str]) -> str:
+def write_csv(frame: pd.DataFrame, columns: list[str]) -> str:
+    """These columns as CSV; texts that a spreadsheet would read as formulas begin with an apostrophe."""
     table = _typed(frame, columns)
     for name in TEXTS.intersection(columns):
         plain = {text: escape.spreadsheet(escape.plain(text)) for text in table[name].dropna().unique()}
@@ -129,7 +145,8 @@ def _csv(frame: pd.DataFrame, columns: list[str]) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _json(frame: pd.DataFrame, columns: list[str]) -> str:
+def write_json(frame: pd.DataFrame, columns: list[str]) -> str:
+    """These columns as a JSON list of objects; an unknown value is null, never NaN."""
     table = _typed(frame, columns).replace([math.inf, -math.inf], None).astype(object)
     known = table.where(table.notna(), None)
     rows = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in known.to_dict("records")]
@@ -139,4 +156,4 @@ def _json(frame: pd.DataFrame, columns: list[str]) -> str:
 def _typed(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Columns of csv and json, whole numbers as whole numbers though some cells lack them."""
     whole = WHOLE_NUMBERS.intersection(columns)
-    return labelled(frame)[columns].assign(**{name: pd.to_numeric(frame[name]).astype("Int64") for name in whole})
+    return frame[columns].assign(**{name: pd.to_numeric(frame[name]).astype("Int64") for name in whole})

@@ -1,8 +1,8 @@
 """One frame from a run folder: the columns that tables and files show, and behind them the facts that notes are made of."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ValidationError
@@ -12,8 +12,10 @@ from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
 from oodbench.results.json_files import Costs, Manifest
-from oodbench.results.records import DetectionRecord, cost_key
+from oodbench.results.records import DetectionRecord, SetRecord, cost_key
 from oodbench.suite import Suite
+
+Kind = TypeVar("Kind", bound=SetRecord)
 
 # What a table says beside its figures, one value per record. Facts are JSON text, empty where there are none.
 FACTS = (
@@ -53,13 +55,18 @@ def frames_of(folders: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def in_order(folder: RunFolder) -> list[DetectionRecord]:
-    """The records of a folder, set by set as its suite lists them; sets of earlier runs come last, by name."""
+    """The records of detection of a folder, as ``ordered`` orders them."""
+    return ordered(folder, folder.records())
+
+
+def ordered(folder: RunFolder, records: Iterable[Kind]) -> list[Kind]:
+    """Records of a folder, set by set as its suite lists them; sets of earlier runs come last, by name."""
     try:
         suite = Suite.model_validate(folder.manifest().suite)
     except ValidationError:  # another oodbench's
-        return list(folder.records())
+        return list(records)
     places = {name: place for place, name in enumerate(suite.each_set())}
-    return sorted(folder.records(), key=lambda record: places.get(record.set_name, len(places)))  # stable
+    return sorted(records, key=lambda record: places.get(record.set_name, len(places)))  # stable
 
 
 def _about(manifest: Manifest) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
 from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
 from oodbench.leaderboard.intervals import with_intervals
 from oodbench.leaderboard.notes import Note, NotRun, disagreements, machines, network_notes, run_notes, subsets, together
-from oodbench.results.network import stored
+from oodbench.results.network import NetworkAccuracy, stored
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
-    from oodbench.results.study import StudyFolder
 
 
 def gather(
@@ -50,8 +49,7 @@ def gather(
         label = labels.get(folder.path)
         names.append(label or (_run_name(folder, folders) if len(folders) > 1 else ""))
         found = frame_of(folder)
-        study = "" if folder.study is None else f"study {folder.study.path.name}"
-        found = found.assign(images=_test_images(found), run=len(frames), study=study)
+        found = found.assign(images=_test_images(found), run=len(frames), study=study_of(folder))
         frames.append(found if label is None else found.assign(model=label))
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
@@ -77,8 +75,7 @@ def gather(
         frame["source"] = ""
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
-    notes = [note for study in dict.fromkeys(folder.study for folder in folders) for note in _not_run(study)]
-    notes += network_notes({_run_name(folder, folders): stored(folder.manifest().provenance) for folder in folders})
+    notes = [*not_run(folders), *network_notes(accuracies(folders))]
     notes += together([run_notes(frame[frame["run"] == run], name) for run, name in enumerate(names)])
     notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
     of_costs = machines(frame)
@@ -95,9 +92,20 @@ def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:
     return folder.path.name if alone else str(folder.path)
 
 
-def _not_run(study: "StudyFolder | None") -> list[Note]:
-    """Runs of a study that its figures are without, and why."""
-    return [NotRun((name,), why) for name, why in study.missing().items()] if study else []
+def study_of(folder: "RunFolder") -> str:
+    """What tables call the study of a run; empty for a run that was found alone."""
+    return "" if folder.study is None else f"study {folder.study.path.name}"
+
+
+def accuracies(folders: Sequence["RunFolder"]) -> dict[str, NetworkAccuracy | None]:
+    """How often the network of each run is right, by what notes call the run."""
+    return {_run_name(folder, folders): stored(folder.manifest().provenance) for folder in folders}
+
+
+def not_run(folders: Sequence["RunFolder"]) -> list[Note]:
+    """Runs of studies that their figures are without, and why."""
+    studies = dict.fromkeys(folder.study for folder in folders)
+    return [NotRun((name,), why) for study in studies if study for name, why in study.missing().items()]
 
 
 def _test_images(frame: pd.DataFrame) -> "pd.Series[str]":

@@ -26,10 +26,12 @@ from oodbench.heads import HEADS
 from oodbench.image_set import KINDS
 from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.recognition import COLUMNS as RECOGNITION
 from oodbench.models import TABLE as MODELS
 from oodbench.models.recipes import RECIPES
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
+from oodbench.results.records import NETWORK_SOURCES
 from oodbench.suite import PROTOCOLS, Suite, TestSet
 from oodbench.suites.load import suite_names
 
@@ -271,6 +273,7 @@ def spans(page: str) -> set[str]:
         ("docs/model.md", [part for published in PUBLISHED.values() for part in (published.file, published.sha256)]),
         ("docs/run.md", suite_names()),
         ("docs/results.md", list(COLUMNS)),
+        ("docs/recognition.md", [*RECOGNITION, *NETWORK_SOURCES, *("introspective", "ensemble", "mc-dropout", "duq")]),
         ("docs/results.md", [*PROTOCOLS, *KINDS, "ok", "skipped", "failed"]),
         ("docs/suites.md", [name for name in Suite.model_fields if name != "sets"]),
         ("docs/suites.md", list(TestSet.model_fields)),

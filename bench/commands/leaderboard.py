@@ -1,9 +1,10 @@
 """``oodbench leaderboard``: the tables of one or more runs and studies."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +22,10 @@ def leaderboard(
             show_default=False,
         ),
     ] = None,
+    table: Annotated[
+        Literal["detection", "recognition"],
+        typer.Option(help="Show how well detectors detect, or how good class probabilities are: accuracy and calibration."),
+    ] = "detection",
     top: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
@@ -29,7 +34,15 @@ def leaderboard(
     dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Show only this set; repeat for several.")] = [],  # noqa: B006
     kind: Annotated[list[str], typer.Option(metavar="KIND", help="Show only sets of this kind; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[list[str], typer.Option(metavar="NAME", help="Show only this protocol; repeat for several.")] = [],  # noqa: B006
-    metric: Annotated[str, typer.Option(metavar="NAME", help="Show this figure in tables, such as fpr95.")] = "auroc",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Show this figure in tables, such as fpr95 (default: auroc); of recognition ece, nll, brier or aurc (default:"
+            " accuracy).",
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[
         list[str],
         typer.Option(
@@ -71,16 +84,27 @@ def leaderboard(
     for folder in folders:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in found[run]}
-    from oodbench.leaderboard.formats import render
-    from oodbench.leaderboard.gather import gather
-    from oodbench.leaderboard.selection import select
-
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
-    keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
-    intervals = "" if not interval else "all" if written in ("csv", "json") else metric
-    frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
-    text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
+    names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
+    text: Callable[..., str]
+    if table == "recognition":
+        _refuse_for_recognition(top=top, protocol=protocol, sort=sort, interval=interval, plot=plot)
+        from oodbench.leaderboard.recognition import gather_recognition, render_recognition
+
+        frame, notes = gather_recognition(folders, labels=labels, sources=detector, **names)
+        text = partial(render_recognition, frame, written, metric=metric or "accuracy", notes=notes, columns=columns)
+    else:
+        from oodbench.leaderboard.formats import render
+        from oodbench.leaderboard.gather import gather
+        from oodbench.leaderboard.selection import select
+
+        metric = metric or "auroc"
+        keep = partial(select, detectors=detector, protocols=protocol, **names)
+        intervals = "" if not interval else "all" if written in ("csv", "json") else metric
+        frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
+        shown: dict[str, Any] = {"top": top, "columns": columns, "sort": sort, "intervals": interval}
+        text = partial(render, frame, written, metric=metric, notes=notes, **shown)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
         from oodbench.leaderboard.plots.stored import StoredScores
@@ -99,6 +123,13 @@ def leaderboard(
         print(text(), end="")
     else:
         print_text(text(width=terminal_width()))
+
+
+def _refuse_for_recognition(**options: Any) -> None:
+    """Raise UsageError for an option that recognition does not have."""
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"--table recognition has no --{name}; leave it out")
 
 
 def _labels(runs: list[Path], given: list[str]) -> dict[Path, str]:

@@ -183,14 +183,22 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
+    from oodbench.leaderboard.recognition import recognition_frames, summary
     from oodbench.leaderboard.severity import curves
+    from oodbench.leaderboard.text import wrapped
+    from oodbench.paths import write_atomically
+    from oodbench.results.folder import SEVERITY
 
     frame, notes = gather(folders)
-    study = folders[0].study
-    print_text(brief(frame, notes, width=width, lines=LINES - 3), output)
-    print(f"All rows, sets and notes: oodbench leaderboard {(study or folders[0]).path}", file=output, flush=True)
+    where = (folders[0].study or folders[0]).path
+    recognition = "\n".join(wrapped(line, width) for line in summary(recognition_frames(folders)).splitlines())
+    print_text(brief(frame, notes, width=width, lines=LINES - 3 - len(recognition.splitlines())), output)
+    if recognition:
+        print_text(f"{recognition}\n", output)
+    print(f"All rows, sets and notes: oodbench leaderboard {where}", file=output, flush=True)
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
-        print(f"Severity curves: {(study or folders[0]).write_severity(draw('severity', frame))}", file=output, flush=True)
+        write_atomically(where / SEVERITY, draw("severity", frame))
+        print(f"Severity curves: {where / SEVERITY}", file=output, flush=True)
 
 
 def _print_costs(folders: Any, width: int) -> None:

@@ -1,14 +1,15 @@
 """What the detectors of a run learn before they are scored: each once, when it is needed, and each failing alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from oodbench import calibration, passes, protocols
+from oodbench import passes, protocols
 from oodbench.detector import Detector
 from oodbench.engine.loaded_suite import LoadedSuite
-from oodbench.errors import BadData, reason
+from oodbench.errors import reason
 from oodbench.heads import HEADS, Head
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -23,7 +24,7 @@ class Fitting:
         heads: the unsupervised head of each, calibrated once it is fitted.
         signals: what all of them ask of a probe, so that some of them get the same arithmetic as all.
         probabilities: by name, for detectors that give class probabilities, what their figures need of each image (N, 4);
-            the network's are under ``""``. See ``calibration.per_image``.
+            the network's are under ``""``. See ``calibration.per_image`` and ``Recognition.judge``.
     """
 
     def __init__(self, loaded: LoadedSuite, progress: Progress) -> None:
@@ -54,43 +55,28 @@ class Fitting:
         self.broken[detector.name] = error
         self.progress.fail(detector.name, error, type(detector).__module__)
 
-    def fit(self, names: Iterable[str]) -> None:
-        """Fit the detectors of these names that are not fitted yet, in one pass over the training images."""
+    def fit(
+        self,
+        names: Iterable[str],
+        also: Mapping[Detector, Head] = MappingProxyType({}),
+        failed: dict[Detector, Exception] | None = None,
+    ) -> None:
+        """Fit the detectors of these names that are not fitted yet, in one pass over the training images.
+
+        ``also``: other jobs whose heads are calibrated in the same pass; ``failed`` receives their errors.
+        """
         new = {name for name in names if name not in self._begun}
         self._begun |= new
         suite, classifier = self.loaded.suite, self.loaded.classifier
         options: dict[str, Any] = {"batch_size": suite.batch_size, "workers": self.workers} | self._failing
         passes.learn(self.sound(new), classifier, self.train_set, progress=self.progress, **options)
-        heads = {detector: self.heads[detector] for detector in self.sound(new)}
-        passes.calibrate(heads, classifier, self.train_set, signals=self.signals, **options)
 
-    def judge_probabilities(self, names: Iterable[str]) -> None:
-        """Collect the class probabilities that detectors give, and the network's, on the labelled test images."""
-        images, classifier = self.loaded.in_distribution, self.loaded.classifier
-        giving = [detector for detector in self.sound(names) if detector.gives_probabilities]
-        if not giving or images.labels is None or self.loaded.unsuitable:
-            return
-        self.progress.stage(f"{images.name}: class probabilities of {len(images):,} images")
-        self.progress.expect(len(images))
-        found, network = passes.probabilities(
-            giving,
-            classifier,
-            images,
-            self.loaded.suite.batch_size,
-            signals=self.signals,
-            workers=self.workers,
-            on_batch=self.progress.advance,
-            **self._failing,
-        )
-        labels = images.labels.numpy()
-        try:
-            if network is not None:
-                self.probabilities[""] = calibration.per_image(network, labels)
-        except BadData as error:  # a network of other classes than the set's
-            self.progress.fail("no accuracy or calibration is reported", error)
-            return
-        for detector, values in found.items():
-            try:
-                self.probabilities[detector.name] = calibration.per_image(values, labels)
-            except BadData as error:
+        def on_error(detector: Detector, error: Exception) -> None:
+            if detector in also and failed is not None:
+                failed[detector] = error
+            else:
                 self.break_(detector, error)
+
+        heads = {detector: self.heads[detector] for detector in self.sound(new)} | dict(also)
+        options |= {"signals": self.signals, "on_error": on_error}
+        passes.calibrate(heads, classifier, self.train_set, **options)

@@ -19,7 +19,7 @@ from oodbench.image_set import ImageSet
 from oodbench.protocols import LEARNT_SHARE
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
-from oodbench.results.records import SPLIT_ROLES, DetectionRecord, Status, corruption_record
+from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, Status, corruption_record
 
 PROBABILITY_ROLES = ("probabilities", "network_probabilities")
 
@@ -27,7 +27,7 @@ PROBABILITY_ROLES = ("probabilities", "network_probabilities")
 class Measured(NamedTuple):
     """A record with figures, and its arrays by hash: the set's own, and those that many sets share."""
 
-    record: DetectionRecord
+    record: SetRecord
     own: dict[str, np.ndarray]
     shared: dict[str, np.ndarray]
 
@@ -46,17 +46,12 @@ class Recorder:
     def record(self, test_set: LoadedTestSet, row: Row, status: Status = "ok", **fields: Any) -> DetectionRecord:
         """What decides the record of a row on a set, and ``fields`` of what came out."""
         loaded, images = self.loaded, test_set.images
-        name = parse(test_set.name)
         detector = loaded.detectors.get(row.detector)
         source = loaded.source if row.protocol == "transfer" else None
         negatives = images.negatives if images is not None else None
-        sets = [loaded.train, loaded.in_distribution, images, source.images if source else None]
         return DetectionRecord(
-            model=self.suite.model or "",
-            weights_hash=loaded.weights_hash,
-            in_distribution=recorded(self.suite.in_distribution),
+            **self._of_set(test_set, loaded.train, loaded.in_distribution, images, source.images if source else None),
             in_fingerprint=(negatives or loaded.in_distribution).fingerprint,
-            train_fingerprint=loaded.train.fingerprint,
             detector=row.detector,
             variant=row.variant,
             parameters=detector.parameters() if detector else self.suite.parameters.get(row.detector, {}),
@@ -65,24 +60,38 @@ class Recorder:
             protocol=row.protocol,
             transfer_from=source.name if source else "",
             transfer_fingerprint=_learnt_from(source),
-            dataset=name.dataset,
-            level=name.severity,
-            kind=test_set.kind,
-            fingerprint=images.fingerprint if images is not None else "",
-            corruption=corruption_record(name.dataset, name.severity, test_set.kind, self.suite.seed),
-            attack=images.attack_record if images is not None else None,
-            seed=self.suite.seed,
-            sizes={f"{s.name} ({s.split})": (len(s), s.official_size) for s in sets if s is not None},
             status=status,
-            provenance=self.provenance,
             **fields,
         )
 
+    def recognition(self, test_set: LoadedTestSet, status: Status, **fields: Any) -> RecognitionRecord:
+        """The record of a source of class probabilities on a set, which ``fields`` name, and what came out."""
+        return RecognitionRecord(**self._of_set(test_set, test_set.images), status=status, **fields)
+
+    def _of_set(self, test_set: LoadedTestSet, *used: ImageSet | None) -> dict[str, Any]:
+        """The fields that every record of a set has; ``used`` are the sets whose sizes it tells."""
+        loaded, images = self.loaded, test_set.images
+        name = parse(test_set.name)
+        return {
+            "model": self.suite.model or "",
+            "weights_hash": loaded.weights_hash,
+            "in_distribution": recorded(self.suite.in_distribution),
+            "train_fingerprint": loaded.train.fingerprint,
+            "dataset": name.dataset,
+            "level": name.severity,
+            "kind": test_set.kind,
+            "fingerprint": images.fingerprint if images is not None else "",
+            "corruption": corruption_record(name.dataset, name.severity, test_set.kind, self.suite.seed),
+            "attack": images.attack_record if images is not None else None,
+            "seed": self.suite.seed,
+            "sizes": {f"{s.name} ({s.split})": (len(s), s.official_size) for s in used if s is not None},
+            "provenance": self.provenance,
+        }
+
     def without_figures(self, test_set: LoadedTestSet, row: Row, error: Exception | None) -> DetectionRecord:
         """The record that says why there are no figures: skipped where that is nobody's fault, else failed."""
-        status: Status = "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
         code = type(self.loaded.detectors.get(row.detector)).__module__
-        return self.record(test_set, row, status, reason=reason_in(error or BadData("no reason"), code))
+        return self.record(test_set, row, status_of(error), reason=reason_in(error or BadData("no reason"), code))
 
     def measured(self, test_set: LoadedTestSet, row: Row, trial: Trial, measured: MeasuredTestSet) -> Measured:
         """The record of a row with its figures. Raises what the head was not fitted for, and BadData for useless scores."""
@@ -130,6 +139,11 @@ class Recorder:
         by_head = row.protocol == "unsupervised" and HEADS[detector.unsupervised_head].calibrates
         if not detector.reads_network or not (detector.calibrates or by_head):
             return ""
+        return self.calibrating
+
+    @property
+    def calibrating(self) -> Literal["training", "validation"]:
+        """The images that heads and temperatures are calibrated on."""
         return "training" if self.loaded.validation is None else "validation"
 
     def _arrays(self, row: Row, trial: Trial, measured: MeasuredTestSet) -> dict[str, np.ndarray]:
@@ -146,6 +160,11 @@ class Recorder:
             given = self.fitting.probabilities.get(row.detector), self.fitting.probabilities.get("")
             arrays |= {role: array for role, array in zip(PROBABILITY_ROLES, given, strict=True) if array is not None}
         return arrays
+
+
+def status_of(error: Exception | None) -> Status:
+    """Of a record without figures: ``skipped`` where that is nobody's fault."""
+    return "skipped" if isinstance(error, Unsuitable | MissingData) else "failed"
 
 
 def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:

@@ -20,6 +20,7 @@ from oodbench.engine import calls, costs, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.network import try_network
+from oodbench.engine.recognition import Recognition
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.space import expected_bytes, require_space, size
 from oodbench.engine.statistics_cache import StatisticsCache
@@ -32,7 +33,7 @@ from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.network import as_provenance, stored
 from oodbench.results.provenance import provenance
-from oodbench.results.records import DetectionRecord
+from oodbench.results.records import DetectionRecord, RecognitionRecord, SetRecord
 from oodbench.suite import Suite
 
 
@@ -154,6 +155,7 @@ class _Run:
         about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
         about["weights"] = Path(self.suite.weights).name if self.suite.weights else None
         self.recorder = Recorder(loaded, self.fitting, about)
+        self.recognition = Recognition(loaded, self.fitting, self.recorder)
         self.trials: Trials | None = None  # once opened
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         shared: dict[str, Any] = {
@@ -204,7 +206,7 @@ class _Run:
         present = [(test_set, rows) for test_set, rows in work if rows and test_set.images is not None]
         costs.expect(self.loaded, present, self.progress)
         if present:
-            self._open({row.detector for _, rows in present for row in rows})
+            self._open({row.detector for _, rows in present for row in rows}, [test_set for test_set, _ in present])
             self.spent.clear()
             if estimate:
                 costs.say_estimate(self.fitting, present, self.progress)
@@ -249,10 +251,9 @@ class _Run:
             self.progress.say(f"{why}: computing {counted(count, 'cell')} again")
         return work
 
-    def _open(self, names: Collection[str]) -> None:
+    def _open(self, names: Collection[str], test_sets: Collection[LoadedTestSet]) -> None:
         """Fit these detectors, and pass over the in-distribution test images, before the first set."""
-        self.fitting.fit(names)
-        self.fitting.judge_probabilities(names)
+        self.recognition.fit(names, test_sets, self.folder)
         images = self.loaded.in_distribution
         # The validation rows of every set are the first of this order, so their batches serve all sets.
         order = protocols.stratified_order(len(images), protocols.labels_of(images), self.suite.seed)
@@ -272,9 +273,11 @@ class _Run:
             signals=self.fitting.signals,
             workers=self.loaded.workers,
             guard=self.loaded.guard,
-            on_changed=self.fitting.break_,
+            on_changed=lambda job, error: self.fitting.break_(getattr(job, "of", None) or job, error),
             on_batch=self.progress.advance,
             spent=self.spent,
+            riders=self.recognition.riders(images),
+            keep=self.recognition.keep(images),
         )
 
     def _run_set(self, test_set: LoadedTestSet, images: ImageSet, rows: list[Row]) -> None:
@@ -286,6 +289,9 @@ class _Run:
                 wanted.setdefault(row.protocol, []).append(self.loaded.detectors[row.detector])
         trials, measured = self.trials.of(test_set, images, wanted)
         found: list[Measured] = []
+        if any(isinstance(trial, Trial) for trial in trials.values()):  # so there was a pass
+            self._recognise(self.trials.in_distribution)
+            found = self.recognition.measured(test_set, measured.anomalous)
         without: list[DetectionRecord] = []
         for row in rows:
             trial = self.fitting.broken.get(row.detector) or trials[row.protocol]
@@ -299,10 +305,19 @@ class _Run:
             without.append(self.recorder.without_figures(test_set, row, trial))
         self._write(without, found)
 
+    def _recognise(self, in_distribution: StatisticsCache) -> None:
+        """Judge class probabilities on the in-distribution test images, and write the records, once."""
+        if not self.recognition.judged:
+            self.recognition.judge(in_distribution)
+            self._write([], self.recognition.measured(self.recognition.in_distribution, in_distribution))
+
     def _write(self, without: list[DetectionRecord], found: list[Measured]) -> None:
+        found = [one for one in found if not (isinstance(one.record, RecognitionRecord) and self.folder.finished(one.record))]
         own = {hash: array for one in found for hash, array in one.own.items()}
         shared = {hash: array for one in found for hash, array in one.shared.items()}
-        records = [*(one.record for one in found), *without]
+        records: list[SetRecord] = [*(one.record for one in found), *without]
+        if not records:
+            return
         kept = self.folder.write(records, own, shared, self.progress.say)
         for why, count in Counter(record.reason for record in kept).items():
             self.progress.say(f"{records[0].set_name}: {why}; keeping the existing result of {counted(count, 'cell')}")

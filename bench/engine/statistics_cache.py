@@ -30,6 +30,7 @@ class StatisticsCache:
     guard: of the network; on_changed: receives each detector that changed the network or took too long, and the error.
     on_batch: receives the work of each batch, in forward passes of one image.
     spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
+    riders: computed on each batch that is passed for others; what is kept of them, as of all, is what ``keep`` gives.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class StatisticsCache:
         on_changed: passes.OnError = lambda detector, error: None,
         on_batch: passes.OnBatch = lambda work: None,
         spent: dict[str, float] | None = None,
+        riders: Sequence[Detector] = (),
+        keep: passes.Keep = lambda detector, values, rows: values,
     ) -> None:
         rest = np.setdiff1d(np.arange(len(images)), first)
         self.images = images
@@ -60,6 +63,8 @@ class StatisticsCache:
             "guard": guard,
             "on_batch": on_batch,
             "on_error": self._fail,
+            "riders": riders,
+            "keep": keep,
         }
         self._values: dict[tuple[Detector, str], np.ndarray] = {}  # (N, D), NaN where not yet computed
         self._seconds: dict[tuple[Detector, str], float] = {}
@@ -72,14 +77,12 @@ class StatisticsCache:
         masks = [np.isin(np.arange(len(self.images)), rows) for _, rows in demands]
         # Batches that lack the same statistics share a pass.
         groups: dict[tuple[tuple[Detector, str], ...], list[np.ndarray]] = {}
+        riding = {rider: [rider.setting] for rider in self._pass["riders"]}
         for piece in self._pieces:
             wanted = merged(*(jobs for (jobs, _), mask in zip(demands, masks, strict=True) if mask[piece].any()))
-            missing = tuple(
-                (detector, _key(setting))
-                for detector, settings in wanted.items()
-                for setting in settings
-                if detector not in self.failures and not self._known(detector, setting, piece[0])
-            )
+            missing = self._missing(wanted, piece[0])
+            if missing:
+                missing = self._missing(merged(wanted, riding), piece[0])
             groups.setdefault(missing, []).append(piece)
         for missing, pieces in groups.items():
             if missing:
@@ -101,6 +104,15 @@ class StatisticsCache:
         if isinstance(error, ChangedNetwork | TooSlow):
             self._on_changed(detector, error)
 
+    def _missing(self, jobs: Jobs, row: int) -> tuple[tuple[Detector, str], ...]:
+        """What is not known of the batch that begins with this row."""
+        return tuple(
+            (detector, _key(setting))
+            for detector, settings in jobs.items()
+            for setting in settings
+            if detector not in self.failures and not self._known(detector, setting, row)
+        )
+
     def _known(self, detector: Detector, setting: Setting, row: int) -> bool:
         values = self._values.get((detector, _key(setting)))
         return values is not None and not np.isnan(values[row]).any()
@@ -113,7 +125,8 @@ class StatisticsCache:
         found, seconds = passes.statistics(jobs, pieces=pieces, **self._pass)
         rows = np.concatenate(pieces)
         for detector, values in found.items():
-            self._spent[detector.name] = self._spent.get(detector.name, 0.0) + seconds[detector]
+            if detector not in self._pass["riders"]:
+                self._spent[detector.name] = self._spent.get(detector.name, 0.0) + seconds[detector]
             for place, setting in enumerate(jobs[detector]):
                 slot = detector, _key(setting)
                 self._values.setdefault(slot, np.full((len(self.images), values.shape[2]), np.nan))[rows] = values[:, place]

@@ -49,6 +49,13 @@ class ProbabilityFigures(Facts):
     brier: float
 
 
+class RecognitionFigures(ProbabilityFigures):
+    """The figures of a source of class probabilities on one set; see ``oodbench.calibration``."""
+
+    aurc: float
+    excess_aurc: float  # over the best possible order of the same answers
+
+
 class CalibrationRecord(Facts):
     """A detector's own class probabilities on the in-distribution test images, beside the network's."""
 

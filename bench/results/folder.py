@@ -22,15 +22,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible, write_atomically
+from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible
 from oodbench.results import json_files, pass_file
 from oodbench.results.json_files import Costs, Manifest
-from oodbench.results.records import DetectionRecord
+from oodbench.results.records import DetectionRecord, RecognitionRecord, SetRecord
 from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini"
 FOLDERS = ("passes", "shared", "aside", CELLS)
 ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
+Kind = TypeVar("Kind", bound=SetRecord)
 RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies
 RESTORE = "restore run.json from a copy, or choose another folder with --out"
 
@@ -57,7 +58,7 @@ class RunFolder:
         self.study: StudyFolder | None = None  # that it was found in
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
-        self._written: dict[str, dict[tuple[str, str], DetectionRecord]] | None = None  # by set; while a run writes here
+        self._written: dict[str, dict[tuple[str, str], SetRecord]] | None = None  # by set; while a run writes here
         self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
         self._provenance: dict[str, Any] = {}  # of an earlier run here
         self._lost: BadData | None = None  # why run.json does not hold them
@@ -72,14 +73,19 @@ class RunFolder:
         return json_files.read_manifest(path, remedy)
 
     def records(self) -> Iterator[DetectionRecord]:
-        """All records, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
+        """The records of detection, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
         if has_cells(self.path):  # schema version 1; nothing else is there before it is migrated
             yield from (record for record, _ in cells(self.path))
             return
         for path in self.pass_files():
-            yield from self.records_of(path)
+            yield from (one for one in self.records_of(path) if isinstance(one, DetectionRecord))
 
-    def arrays(self, record: DetectionRecord) -> dict[str, np.ndarray]:
+    def recognition(self) -> Iterator[RecognitionRecord]:
+        """The records of recognition, set by set in order of name. Raises BadData for a damaged file."""
+        for path in self.pass_files():
+            yield from (one for one in self.records_of(path) if isinstance(one, RecognitionRecord))
+
+    def arrays(self, record: SetRecord) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""
         if has_cells(self.path):
             same = (of for one, of in cells(self.path) if (one.set_name, one.place) == (record.set_name, record.place))
@@ -199,7 +205,7 @@ class RunFolder:
                     raise BadData(f"{path} {whose}; {RESTORE}")
         return found
 
-    def _drop_records(self, path: Path, whole: list[DetectionRecord], lost: int, say: Say) -> None:
+    def _drop_records(self, path: Path, whole: list[SetRecord], lost: int, say: Say) -> None:
         """Leave only the whole records in a file: nobody can compute the figures of the others again."""
         aside = pass_file.free_path(self.path / "aside" / path.name)
         shutil.copyfile(path, aside)
@@ -275,29 +281,30 @@ class RunFolder:
         found = self.manifest()
         json_files.write(self.path / "run.json", found.model_copy(update={"provenance": found.provenance | facts}).model_dump())
 
-    def finished(self, record: DetectionRecord) -> bool:
+    def finished(self, record: SetRecord) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
         found = self.earlier(record)
         return found is not None and found.status == "ok" and found.key == record.key
 
-    def earlier(self, record: DetectionRecord) -> DetectionRecord | None:
+    def earlier(self, record: Kind) -> Kind | None:
         """The record that is in its place, whatever it was made from."""
         assert self._written is not None, "the folder is not locked"
-        return self._written.get(record.set_name, {}).get(record.place)
+        found = self._written.get(record.set_name, {}).get(record.place)
+        return found if isinstance(found, type(record)) else None
 
     def outdated(self, codes: Mapping[str, str]) -> Counter[str]:
-        """How many records with figures are of other code of these detectors than ``codes`` (hash by name)."""
+        """How many records of detection with figures are of other code of these detectors than ``codes`` (hash by name)."""
         assert self._written is not None, "the folder is not locked"
-        there = (record for of_set in self._written.values() for record in of_set.values() if record.status == "ok")
-        return Counter(one.detector for one in there if one.code != codes.get(one.detector, one.code))
+        there = (one for of_set in self._written.values() for one in of_set.values() if isinstance(one, DetectionRecord))
+        return Counter(one.detector for one in there if one.status == "ok" and one.code != codes.get(one.detector, one.code))
 
     def write(
         self,
-        records: Sequence[DetectionRecord],
+        records: Sequence[SetRecord],
         arrays: Mapping[str, np.ndarray],
         shared: Mapping[str, np.ndarray] | None = None,
         say: Say = lambda line: None,
-    ) -> list[DetectionRecord]:
+    ) -> list[SetRecord]:
         """Write the records of one set, with their arrays by hash, and return those that gave way to existing ones.
 
         A record without figures does not replace one with figures of the same code, so that a set or a plug-in that is
@@ -345,17 +352,12 @@ class RunFolder:
         """Write costs.json."""
         json_files.write(self.path / "costs.json", costs)
 
-    def write_severity(self, picture: bytes) -> Path:
-        """Write the picture of the severity curves and return its path."""
-        write_atomically(self.path / SEVERITY, picture)
-        return self.path / SEVERITY
-
     # Files
 
     def pass_files(self) -> list[Path]:
         return visible(self.passes_path, "*.safetensors")
 
-    def records_of(self, path: Path) -> list[DetectionRecord]:
+    def records_of(self, path: Path) -> list[SetRecord]:
         """The records of a pass file. Raises BadData where they are another set's, as in a file that was copied or renamed."""
         records = pass_file.read_records(path)
         for name in {record.set_name for record in records}:
@@ -382,7 +384,7 @@ def _cause(error: BadData) -> str:
     return reason(error).rsplit("; ", 1)[0]
 
 
-def _is_better(before: DetectionRecord | None, new: DetectionRecord) -> bool:
+def _is_better(before: SetRecord | None, new: SetRecord) -> bool:
     """Whether the record that is there has figures, the new one has none, and the detector's code is not known to differ."""
     return before is not None and before.status == "ok" and new.status != "ok" and new.code in ("", before.code)
 

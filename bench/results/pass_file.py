@@ -24,10 +24,11 @@ from safetensors import SafetensorError
 
 from oodbench.errors import BadData
 from oodbench.paths import MOST_TEXT, require_regular, write_atomically
-from oodbench.results.records import SCHEMA_VERSION, DetectionRecord
+from oodbench.results.records import SCHEMA_VERSION, DetectionRecord, RecognitionRecord, SetRecord
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
-RECORDS = {"detection": DetectionRecord}  # by task
+DETECTION = "detection"
+RECORDS: dict[str, type[SetRecord]] = {DETECTION: DetectionRecord, "recognition": RecognitionRecord}  # by task
 TEXT = "records"
 STORED = "stored"  # the compressed text's checksum, in the metadata: some bits of it decompress to the same text
 # What its readers raise for another file.
@@ -59,15 +60,16 @@ def hash_of(array: np.ndarray) -> str:
 
 
 def write(
-    path: Path, records: Sequence[DetectionRecord], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+    path: Path, records: Sequence[SetRecord], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
 ) -> None:
     """Write the file whole or not at all. ``settings``: those of run.json, so that the records outlive it."""
     from safetensors.numpy import save
 
-    dumped = [record.model_dump(mode="json") for record in records]
-    common = {name: _most_common([one[name] for one in dumped]) for name in (dumped[0] if dumped else ())}
-    own = [{name: value for name, value in one.items() if value != common[name]} for one in dumped]
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "common": common, "records": own}
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    for task in RECORDS:
+        of_task = _compact([record.model_dump(mode="json") for record in records if record.task == task])
+        # Other tasks stand apart, so that an earlier oodbench, which knows detection alone, still reads the file.
+        content |= of_task if task == DETECTION else {task: of_task} if of_task["records"] else {}
     if settings:
         content["settings"] = json.dumps(settings, sort_keys=True)  # as text: most readers need not parse it
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
@@ -75,7 +77,7 @@ def write(
     write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest(), STORED: _digest(stored[TEXT])}))
 
 
-def read_records(path: Path) -> list[DetectionRecord]:
+def read_records(path: Path) -> list[SetRecord]:
     """The records, without reading an array. Raises BadData for a damaged file, or one of another schema version."""
     with _opened(path) as file:
         return _records(file, path)
@@ -126,10 +128,19 @@ def _digest(stored: np.ndarray) -> str:
     return hashlib.sha256(stored.tobytes()).hexdigest()
 
 
-def _records(file: Any, path: Path) -> list[DetectionRecord]:
-    content = _content(file, path)
-    common = content["common"]
-    return [RECORDS[one.get("task", common.get("task"))].model_validate(common | one) for one in content["records"]]
+def _compact(dumped: list[dict[str, Any]]) -> dict[str, Any]:
+    """Records of one task, the most frequent value of each field once."""
+    common = {name: _most_common([one[name] for one in dumped]) for name in (dumped[0] if dumped else ())}
+    own = [{name: value for name, value in one.items() if value != common[name]} for one in dumped]
+    return {"common": common, "records": own}
+
+
+def _records(file: Any, path: Path) -> list[SetRecord]:
+    content, found = _content(file, path), list[SetRecord]()
+    for task, kind in RECORDS.items():
+        of_task = content if task == DETECTION else content.get(task, {"common": {}, "records": []})
+        found += [kind.model_validate(of_task["common"] | one) for one in of_task["records"]]
+    return found
 
 
 def _content(file: Any, path: Path) -> dict[str, Any]:

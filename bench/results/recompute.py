@@ -1,9 +1,11 @@
 """Computes the figures of a record again from its stored arrays, and from nothing else."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 
 from oodbench import calibration, metrics
 from oodbench.errors import BadData
@@ -11,6 +13,8 @@ from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import DetectionRecord
 from oodbench.results.schema_1 import SCORING_VERSION as NOT_STORED
+
+TOLERANCE = 1e-9  # of a figure, which another processor may round otherwise
 
 
 class Figures(NamedTuple):
@@ -76,3 +80,24 @@ def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarra
 def _tested(arrays: Mapping[str, np.ndarray], role: str, rows: str) -> np.ndarray:
     """The values of the rows that are tested; without a split that is every row."""
     return arrays[role][arrays[rows]] if rows in arrays else arrays[role]
+
+
+def unequal(told: Mapping[str, Any], found: Mapping[str, Any], source: str = "scores") -> Iterator[str]:
+    """Which figures that a record tells are not those found again from its ``source``."""
+    of_record, again = _flat(told), _flat(found)
+    for name in sorted(of_record.keys() | again.keys()):
+        stored, computed = of_record.get(name), again.get(name)
+        if stored is None or computed is None or not abs(stored - computed) <= TOLERANCE:
+            yield f"{name} is {stored}, but its {source} give {computed}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """``{"metrics": {"auroc": .9}}`` -> ``{"metrics.auroc": .9}``, without what is None."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        inner = value.model_dump() if isinstance(value, BaseModel) else vars(value) if is_dataclass(value) else value
+        if isinstance(inner, dict):
+            found |= _flat(inner, f"{prefix}{name}.")
+        elif inner is not None:
+            found[prefix + name] = inner
+    return found

@@ -12,12 +12,16 @@ from pydantic import BaseModel, ConfigDict
 
 from oodbench.datasets.name import CORRUPTIONS, source_and_change
 from oodbench.metrics import Metrics
-from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord, Int64
+from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord, Int64, RecognitionFigures
 
 SCHEMA_VERSION = 2
 # Raised when the harness itself (probe, heads, protocols, metrics) may give other figures: records of an older version are
 # computed again.
 SCORING_VERSION = 2
+
+# Sources of class probabilities: the network's softmax, as it is and after temperature scaling. A detector is one by its name.
+NETWORK, SCALED = NETWORK_SOURCES = ("network", "network-scaled")
+IN_DISTRIBUTION = "in-distribution"  # the kind of the in-distribution test images, beside ``image_set.KINDS``
 
 Status = Literal["ok", "skipped", "failed"]
 
@@ -57,31 +61,54 @@ class Record(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class DetectionRecord(Record):
-    """One detector on one set under one protocol. Rates are fractions in [0, 1].
+class SetRecord(Record):
+    """What a record says that is of one set, which is named by its parts: ``dataset`` is the name without ``level``."""
 
-    The set is named by its parts: ``dataset`` is the name without ``level``.
-    """
-
-    task: Literal["detection"] = "detection"
-    in_fingerprint: str  # of the in-distribution side: the test images, or the set's own negatives
     train_fingerprint: str
     detector: str
-    variant: str = ""  # which of the detector's variants; empty for its own score
     parameters: dict[str, Any]
     code: str = ""  # hash of the detector's code; empty where that could not be loaded
-    non_default: dict[str, tuple[Any, Any]] = {}  # the parameters that are not the detector's defaults: (value, default)
-    protocol: str
-    transfer_from: str = ""  # under transfer: the set that the head learnt from
-    transfer_fingerprint: str = ""  # content of that set and of its negatives, and its kind
     dataset: str
     level: Int64 | None
     kind: str
     fingerprint: str  # of the set; empty where it could not be read
     corruption: CorruptionRecord | None = None
     attack: AttackRecord | None = None
-    # What came out; None where nothing did.
     sizes: dict[str, tuple[Int64, Int64 | None]] = {}  # images here and in the official set, by set name
+    # For what calibrates: whether the network has seen the images ("training") or not ("validation").
+    calibrated_on: Literal["", "training", "validation"] = ""
+
+    decides: ClassVar[frozenset[str]] = Record.decides | {
+        "train_fingerprint", "detector", "parameters", "code", "dataset", "level", "kind", "fingerprint",
+    }  # fmt: skip
+
+    @property
+    def set_name(self) -> str:
+        """The name of the set with its level."""
+        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
+
+    @property
+    def row(self) -> str:
+        """What tables call it."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Which record of its set this is."""
+        raise NotImplementedError
+
+
+class DetectionRecord(SetRecord):
+    """One detector on one set under one protocol. Rates are fractions in [0, 1]."""
+
+    task: Literal["detection"] = "detection"
+    in_fingerprint: str  # of the in-distribution side: the test images, or the set's own negatives
+    variant: str = ""  # which of the detector's variants; empty for its own score
+    non_default: dict[str, tuple[Any, Any]] = {}  # the parameters that are not the detector's defaults: (value, default)
+    protocol: str
+    transfer_from: str = ""  # under transfer: the set that the head learnt from
+    transfer_fingerprint: str = ""  # content of that set and of its negatives, and its kind
+    # What came out; None where nothing did.
     n_in: Int64 | None = None
     n_out: Int64 | None = None
     # Tested images that look like one that the head learnt from, or, unsupervised, like an in-distribution one.
@@ -90,21 +117,13 @@ class DetectionRecord(Record):
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own
     head: str | None = None
-    # For heads and detectors that calibrate: whether the network has seen them ("training") or not ("validation").
-    calibrated_on: Literal["", "training", "validation"] = ""
     drawn_once: bool = False  # whether the detector made networks of its own, from the run's seed
     wall_seconds: float | None = None
     calibration: CalibrationRecord | None = None
 
-    decides: ClassVar[frozenset[str]] = Record.decides | {
-        "in_fingerprint", "train_fingerprint", "detector", "variant", "parameters", "code", "protocol", "transfer_from",
-        "transfer_fingerprint", "dataset", "level", "kind", "fingerprint",
+    decides: ClassVar[frozenset[str]] = SetRecord.decides | {
+        "in_fingerprint", "variant", "protocol", "transfer_from", "transfer_fingerprint",
     }  # fmt: skip
-
-    @property
-    def set_name(self) -> str:
-        """The name of the set with its level."""
-        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
 
     @property
     def row(self) -> str:
@@ -115,6 +134,29 @@ class DetectionRecord(Record):
     def place(self) -> tuple[str, str]:
         """Which record of its set this is."""
         return self.row, self.protocol
+
+
+class RecognitionRecord(SetRecord):
+    """One source of class probabilities on one set with the network's classes."""
+
+    task: Literal["recognition"] = "recognition"
+    source: str  # one of ``NETWORK_SOURCES``, or the detector whose own class probabilities they are
+    detector: str = ""  # that detector, if any
+    parameters: dict[str, Any] = {}
+    # What came out; None where nothing did.
+    n: Int64 | None = None
+    figures: RecognitionFigures | None = None
+    temperature: float | None = None  # that the network's logits are divided by, where it was fitted
+
+    decides: ClassVar[frozenset[str]] = SetRecord.decides | {"source"}
+
+    @property
+    def row(self) -> str:
+        return self.source
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.source, self.task
 
 
 def row_name(detector: str, variant: str) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from oodbench.errors import BadData, UsageError
-from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder, write_atomically
+from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder
 from oodbench.results import json_files
-from oodbench.results.folder import SEVERITY, RunFolder, Say
+from oodbench.results.folder import RunFolder, Say
 
 AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedy
 
@@ -68,11 +68,6 @@ class StudyFolder:
         """Keep why a run could not start; an empty ``why`` says that it could."""
         found = self.manifest()
         self._write(found.model_copy(update={"runs": found.runs | {run: why}}))
-
-    def write_severity(self, picture: bytes) -> Path:
-        """Write the picture of the severity curves over all runs and return its path."""
-        write_atomically(self.path / SEVERITY, picture)
-        return self.path / SEVERITY
 
     def _write(self, manifest: json_files.StudyManifest) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

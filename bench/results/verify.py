@@ -11,31 +11,29 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
 
 from oodbench.errors import BadData, counted, one_line, reason
 from oodbench.paths import is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
-from oodbench.results import json_files, pass_file
+from oodbench.results import json_files, pass_file, verify_recognition
 from oodbench.results.folder import SEVERITY, RunFolder
-from oodbench.results.recompute import NOT_STORED, figures_of
-from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
+from oodbench.results.recompute import NOT_STORED, figures_of, unequal
+from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, corruption_record
 from oodbench.results.schema_1 import has_cells
 from oodbench.results.study import run_folders
 
 PNG = b"\x89PNG\r\n\x1a\n"
-TOLERANCE = 1e-9  # of a figure, which another processor may round otherwise
 LEARNT, TESTED = ("in_fit", "in_choose", "out_fit", "out_choose"), ("in_test", "out_test")
 KINDS = {"in_scores": "f", "out_scores": "f", "in_base": "i", "out_base": "i", "in_noisy": "b"}  # of numbers, by role
 KINDS |= dict.fromkeys(SPLIT_ROLES, "i")
 SIDES = {"in": "in-distribution", "out": "anomalous"}
 PROBABILITIES = ("probabilities", "network_probabilities")
 NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration")
+NO_RECOGNITION = ("n", "figures", "temperature")
 # What a record takes over from the settings of its run, which are in run.json.
 SETTINGS = {"model": "model", "in_distribution": "in_distribution", "seed": "seed", "weights_hash": "weights",
             "train_fingerprint": "training images"}  # fmt: skip
@@ -74,8 +72,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     folder, progress = RunFolder(path), progress or Progress()
     if is_study(folder.path):
         each = [verify(run.path, progress) for run in run_folders(folder.path)]
-        records, figures, problems = zip(*((of.records, of.figures, of.problems) for of in each), strict=True)
-        return Verification(folder.path, sum(records), sum(figures), [problem for of in problems for problem in of])
+        wrong = [problem for of in each for problem in of.problems]
+        return Verification(folder.path, sum(of.records for of in each), sum(of.figures for of in each), wrong)
     require_run_folder(folder.path)
     problems: list[str] = []
     settings: Mapping[str, Any] = {}
@@ -94,13 +92,14 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
             shared = pass_file.read_arrays(folder.shared_path)
     if has_cells(folder.path):
         problems.append(f"{folder.path} was written by an older oodbench, which did not store what figures need; run it again")
-    files: dict[Path, list[DetectionRecord]] = {}
+    files: dict[Path, list[SetRecord]] = {}
     for file in folder.pass_files():
         with _caught(problems):
             files[file] = folder.records_of(file)
     records = [record for of_file in files.values() for record in of_file]
     problems += _across(records)
-    sources = {record.set_name: record for record in records if record.protocol == "per-shift" and record.status == "ok"}
+    detection = [record for record in records if isinstance(record, DetectionRecord)]
+    sources = {one.set_name: one for one in detection if one.protocol == "per-shift" and one.status == "ok"}
     progress.stage("computing figures again from their scores")
     progress.expect(len(records))
 
@@ -148,7 +147,7 @@ def _require_picture(path: Path) -> None:
 
 def _of_file(
     path: Path,
-    records: list[DetectionRecord],
+    records: list[SetRecord],
     shared: Mapping[str, np.ndarray],
     settings: Mapping[str, Any],
     sources: Mapping[str, DetectionRecord],
@@ -171,13 +170,19 @@ def _of_file(
     arrays = {**shared, **stored}
     for record in records:
         found = [*_disagreements(record, settings), *_wrong(record, arrays, sources)]
-        yield from (f"{record.row} on {record.set_name} ({record.protocol}): {what}" for what in found)
+        yield from (f"{record.row} on {record.set_name} ({record.place[1]}): {what}" for what in found)
+    yield from verify_recognition.of_one_set(_recognition(records), arrays)
 
 
-def _wrong(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> list[str]:
+def _recognition(records: list[SetRecord]) -> list[RecognitionRecord]:
+    return [record for record in records if isinstance(record, RecognitionRecord)]
+
+
+def _wrong(record: SetRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> list[str]:
     """What is wrong with the arrays and the figures of a record."""
     if record.status != "ok":
-        given = [name for name in NO_FIGURES if getattr(record, name) is not None]
+        names = NO_FIGURES if isinstance(record, DetectionRecord) else NO_RECOGNITION
+        given = [name for name in names if getattr(record, name) is not None]
         return [f"is {record.status}, but has {', '.join(given) or 'arrays'}"] if given or record.arrays else []
     if record.scoring_version == NOT_STORED:
         return ["an older oodbench did not store what its figures need; run it again"]
@@ -185,25 +190,32 @@ def _wrong(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
         return [f"lacks the arrays of {', '.join(lost)}"]
     own = {role: arrays[name] for role, name in record.arrays.items()}
     try:
+        if isinstance(record, RecognitionRecord):
+            return verify_recognition.wrong(record, own)
+        assert isinstance(record, DetectionRecord)
         return list(_structure(record, own)) or list(_split(record, own, sources)) or list(_figures(record, own))
     except Exception as error:  # whatever else somebody may have stored
         return [f"its figures cannot be computed ({reason(error)})"]
 
 
-def _disagreements(record: DetectionRecord, settings: Mapping[str, Any]) -> Iterator[str]:
+def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[str]:
     """Where a record contradicts the settings of its run, or itself."""
     for field, name in SETTINGS.items():
         if name in settings and getattr(record, field) != settings[name]:
             yield f"its {field} is {getattr(record, field)}, but that of the run is {settings[name]}"
     wanted = settings.get(f"parameters of {record.detector}")
-    if wanted is None and record.status == "ok" and settings:
+    if wanted is None and record.status == "ok" and settings and record.detector:
         yield "the settings of the run do not list its detector"
     if wanted is not None and json.loads(json.dumps(record.parameters)) != wanted:
         yield f"its parameters are {record.parameters}, but those of the run are {wanted}"
-    if record.protocol not in ("unsupervised", "per-shift", "transfer"):
-        yield f"{record.protocol} is not a protocol"
     if record.corruption != corruption_record(record.dataset, record.level, record.kind, record.seed):
         yield "its corruption is not the one that its name says"
+    if isinstance(record, RecognitionRecord):
+        yield from verify_recognition.contradictions(record, settings)
+    if not isinstance(record, DetectionRecord):
+        return
+    if record.protocol not in ("unsupervised", "per-shift", "transfer"):
+        yield f"{record.protocol} is not a protocol"
     if wrong := [n for n, (value, _) in record.non_default.items() if n in record.parameters and record.parameters[n] != value]:
         yield f"it says two things of {', '.join(wrong)}"
 
@@ -276,32 +288,17 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
 def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Which figures do not follow from the scores."""
     counts = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
-    found = counts | _flat(figures_of(arrays, record.seed)._asdict())
-    told = _flat({name: getattr(record, name) for name in NO_FIGURES})
-    for name in sorted(found.keys() | told.keys()):
-        stored, again = told.get(name), found.get(name)
-        if stored is None or again is None or not abs(stored - again) <= TOLERANCE:
-            yield f"{name} is {stored}, but its scores give {again}"
+    told = {name: getattr(record, name) for name in NO_FIGURES}
+    yield from unequal(told, counts | figures_of(arrays, record.seed)._asdict())
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """``{"metrics": {"auroc": .9}}`` -> ``{"metrics.auroc": .9}``, without what is None."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        inner = value.model_dump() if isinstance(value, BaseModel) else vars(value) if is_dataclass(value) else value
-        if isinstance(inner, dict):
-            found |= _flat(inner, f"{prefix}{name}.")
-        elif inner is not None:
-            found[prefix + name] = inner
-    return found
-
-
-def _across(records: list[DetectionRecord]) -> Iterator[str]:
+def _across(records: list[SetRecord]) -> Iterator[str]:
     """Where records of several sets contradict each other."""
     codes: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        if record.status == "ok":
+        if record.status == "ok" and record.detector:
             codes[record.detector].add(record.code)
     for detector, several in codes.items():
         if len(several) > 1:
             yield f"{detector} has figures of {len(several)} versions of its code; run it again on all sets"
+    yield from verify_recognition.of_one_run(_recognition(records))

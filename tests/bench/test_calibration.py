@@ -1,7 +1,13 @@
 """Accuracy, calibration error, likelihood and Brier score against scikit-learn and figures worked by hand."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from oodbench import calibration
@@ -110,3 +116,115 @@ def test_rounding_below_zero_counts_as_zero():
 def test_what_are_no_probabilities_is_named(probabilities, labels, message):
     with pytest.raises(BadData, match=message):
         calibration.evaluate_probabilities(probabilities, labels)
+
+
+# Risk and coverage
+
+
+def slow_area(confidence, right):
+    """The mean over random orders of equal confidences: all of them, in exact fractions."""
+    groups = [
+        [r for c, r in zip(confidence, right, strict=True) if c == value] for value in sorted({*confidence}, reverse=True)
+    ]
+    orders = [sum(parts, ()) for parts in itertools.product(*(list(itertools.permutations(group)) for group in groups))]
+    areas = []
+    for order in orders:
+        risks = [Fraction(sum(not r for r in order[:k]), k) for k in range(1, len(order) + 1)]
+        areas.append(sum(risks) / len(risks))
+    return sum(areas) / len(areas)
+
+
+@pytest.mark.parametrize("values", [2, 3, 100])
+def test_risk_and_coverage_against_all_orders(random, values):
+    for _ in range(20):
+        size = random.integers(1, 8)
+        confidence, right = random.integers(values, size=size) / 7, random.random(size) < 0.6
+        expected = slow_area(confidence.tolist(), right.tolist())
+        assert calibration.area_under_risk_coverage(confidence, right) == pytest.approx(float(expected), abs=1e-15)
+
+
+def slow_area_of_many(confidence, right):
+    """One k after another, in float64."""
+    order = sorted(range(len(right)), key=lambda i: -confidence[i])
+    risks, wrong, place = [], 0.0, 0
+    while place < len(order):
+        tied = [i for i in order[place:] if confidence[i] == confidence[order[place]]]
+        errors = sum(not right[i] for i in tied)
+        for more in range(1, len(tied) + 1):
+            risks.append((wrong + errors * more / len(tied)) / (place + more))
+        wrong, place = wrong + errors, place + len(tied)
+    return sum(risks) / len(risks)
+
+
+@pytest.mark.parametrize("digits", [1, 2, 9])
+def test_risk_and_coverage_of_many_against_a_loop(random, digits):
+    confidence = random.random(500).round(digits)
+    right = random.random(500) < confidence
+    found = calibration.area_under_risk_coverage(confidence, right)
+    assert found == pytest.approx(slow_area_of_many(confidence, right), abs=1e-13)
+
+
+def test_risk_and_coverage_worked_by_hand():
+    right = np.array([True, False, True, True])
+    assert calibration.area_under_risk_coverage(np.array([4, 3, 2, 1]), right) == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert calibration.area_under_risk_coverage(np.array([4, 1, 3, 2]), right) == pytest.approx((0 + 0 + 0 + 1 / 4) / 4)
+    assert calibration.area_under_risk_coverage(np.ones(4), right) == pytest.approx(1 / 4)  # of no order: the share of errors
+    assert calibration.least_area(right) == pytest.approx(1 / 16)
+    assert calibration.least_area(~np.ones(3, bool)) == 1
+    assert calibration.least_area(np.ones(3)) == 0
+
+
+def test_no_order_is_better_than_the_best(drawn):
+    columns = calibration.per_image(*drawn)
+    found = calibration.recognition_figures(columns)
+    assert 0 < found.excess_aurc < found.aurc
+    assert found.aurc == pytest.approx(slow_area_of_many(columns[:, 0], columns[:, 1]), abs=1e-13)
+    assert found.aurc - found.excess_aurc == pytest.approx(slow_area_of_many(columns[:, 1], columns[:, 1]), abs=1e-13)
+    assert found.model_dump(exclude={"aurc", "excess_aurc"}) == calibration.figures(columns).model_dump()
+
+
+# Temperature
+
+
+def nll_at(temperature, logits, labels):
+    return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1, 4])
+def test_the_temperature_against_a_search_of_the_likelihood(random, scale):
+    logits = random.normal(size=(400, 5)) * 2
+    labels = np.array([random.choice(5, p=row) for row in softmax(logits, axis=1)])
+    found = calibration.fitted_temperature(scale * logits, labels)
+    searched = minimize_scalar(nll_at, (0.1, 10), args=(scale * logits, labels), tol=1e-10)
+    assert found == pytest.approx(searched.x, rel=1e-5)
+    assert found == pytest.approx(scale, rel=0.15)  # labels were drawn from the unscaled ones
+    grid = np.geomspace(*calibration.TEMPERATURES, 500)
+    assert nll_at(found, scale * logits, labels) <= min(nll_at(t, scale * logits, labels) for t in grid) + 1e-12
+
+
+def test_the_temperature_against_the_authors_optimiser(random):
+    """L-BFGS from 1.5, as in their published code."""
+    logits = torch.from_numpy(random.normal(size=(400, 5)) * 6)
+    labels = torch.from_numpy(np.array([random.choice(5, p=row) for row in (logits / 3).softmax(1).numpy()]))
+    temperature = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([temperature], lr=0.01, max_iter=2000, tolerance_grad=1e-10, tolerance_change=1e-14)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits / temperature, labels)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    assert calibration.fitted_temperature(logits.numpy(), labels.numpy()) == pytest.approx(temperature.item(), rel=1e-4)
+
+
+def test_the_temperature_stays_within_bounds():
+    logits = np.array([[3.0, 0, 0], [0, 3.0, 0]])
+    assert calibration.fitted_temperature(logits, np.array([0, 1])) == calibration.TEMPERATURES[0]  # all right
+    assert calibration.fitted_temperature(logits, np.array([1, 2])) == calibration.TEMPERATURES[1]  # all wrong
+    assert calibration.fitted_temperature(np.zeros((2, 3)), np.array([1, 2])) in calibration.TEMPERATURES
+    with pytest.raises(BadData, match="labels lie in 1 to 3, and there are 3 classes"):
+        calibration.fitted_temperature(logits, np.array([1, 3]))
+    with pytest.raises(BadData, match="not finite"):
+        calibration.fitted_temperature(np.array([[np.inf, 0.0]]), np.array([0]))

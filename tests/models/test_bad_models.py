@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import oodbench
-from oodbench import passes, registry
+from oodbench import batching, passes, registry
 from oodbench.classifier import Classifier
 from oodbench.conformance.task import TinyResNet, easy_task
 from oodbench.engine import timing
+from oodbench.engine.recognition import Source
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
 from oodbench.inference import thresholds
@@ -403,10 +404,14 @@ def test_a_network_that_fails_does_not_hide_the_probabilities_and_costs_of_other
             return probe.images.mean((2, 3)).softmax(1)
 
     classifier, detector, failed = network(FewAtOnce), OfPixels(), {}
-    images = ImageSet((IMAGES * 255).byte())
-    found, of_network = passes.probabilities([detector], classifier, images, 8, signals=frozenset({"logits", "images"}))
-    assert of_network is None
-    assert found[detector].shape == (len(IMAGES), 3)
+    images, jobs = ImageSet((IMAGES * 255).byte()), {Source("network"): [{}], Source("pixels", detector): [{}]}
+    pieces = batching.pieces_of(np.arange(len(images)), 8)
+    found, _ = passes.statistics(
+        jobs, classifier, images, pieces, signals=frozenset({"logits", "images"}), on_error=failed.__setitem__
+    )
+    assert [source.name for source in failed] == ["network"]
+    assert [values.shape for values in found.values()] == [(len(IMAGES), 1, 3)]
+    failed.clear()
     jobs = {"pixels": timing.Job(detector, {}), "msp": timing.Job(oodbench.load_detector("msp"), {})}
     assert list(timing.seconds_per_image({job.detector: [{}] for job in jobs.values()}, classifier, IMAGES)[1]) == [detector]
     costs = timing.standalone_costs(jobs, classifier, IMAGES, 1, on_error=failed.__setitem__)

@@ -57,6 +57,7 @@ def test_one_file_per_set_and_one_for_what_sets_share(finished):
         ".lock",
         "passes/digits+noise@5.safetensors",
         "passes/digits-heldout.safetensors",
+        "passes/digits.safetensors",
         "run.json",
         "shared/in-distribution.safetensors",
     ]

@@ -4,8 +4,16 @@ import pytest
 from pydantic import ValidationError
 from run_folders import detection_record
 
+from oodbench.results import pass_file
 from oodbench.results.facts import CorruptionRecord
-from oodbench.results.records import SCHEMA_VERSION, SCORING_VERSION, DetectionRecord, corruption_record, cost_key
+from oodbench.results.records import (
+    SCHEMA_VERSION,
+    SCORING_VERSION,
+    DetectionRecord,
+    RecognitionRecord,
+    corruption_record,
+    cost_key,
+)
 
 DECIDING = {
     "model": "x", "weights_hash": "x", "in_distribution": "x", "seed": 5, "scoring_version": 9, "in_fingerprint": "x",
@@ -74,3 +82,30 @@ def test_costs_are_known_by_detector_parameters_and_setting():
     assert len(set(keys)) == 4
     assert cost_key("a", {}, {}) == keys[0]
     assert cost_key("a", {"k": 1, "l": 2}, None) == cost_key("a", {"l": 2, "k": 1}, None)
+
+
+RECOGNITION = {
+    "model": "net", "weights_hash": "w", "in_distribution": "digits", "train_fingerprint": "t", "seed": 0, "source": "network",
+    "dataset": "digits+haze", "level": 3, "kind": "corruption", "fingerprint": "f", "status": "ok",
+}  # fmt: skip
+
+
+def test_what_decides_a_record_of_recognition():
+    decides = {name: DECIDING[name] for name in RecognitionRecord.decides - {"task", "source"}} | {"source": "duq"}
+    outcomes = {name: OTHERS[name] for name in ("reason", "provenance", "arrays", "sizes", "calibrated_on")}
+    outcomes |= {"status": "failed", "n": 4, "temperature": 2.0}
+    plain = RecognitionRecord(**RECOGNITION)
+    assert RecognitionRecord.model_fields.keys() == {*decides, *outcomes, "task", "figures", "corruption", "attack"}
+    for name, value in decides.items():
+        assert RecognitionRecord(**RECOGNITION | {name: value}).key != plain.key
+    for name, value in outcomes.items():
+        assert RecognitionRecord(**RECOGNITION | {name: value}).key == plain.key
+    assert (plain.row, plain.set_name, plain.place) == ("network", "digits+haze@3", ("network", "recognition"))
+
+
+def test_records_of_both_tasks_share_a_file(tmp_path):
+    records = [detection_record(), RecognitionRecord(**RECOGNITION), detection_record(detector="knn")]
+    pass_file.write(tmp_path / "both", records, {})
+    assert pass_file.read_records(tmp_path / "both") == [records[0], records[2], records[1]]
+    pass_file.write(tmp_path / "one", records[1:2], {})
+    assert pass_file.read_records(tmp_path / "one") == records[1:2]

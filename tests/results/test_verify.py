@@ -14,9 +14,10 @@ from run_folders import detection_record, files
 
 import oodbench
 from oodbench.errors import UsageError
+from oodbench.paths import write_atomically
 from oodbench.results import json_files, pass_file, verify
 from oodbench.results.facts import CorruptionRecord
-from oodbench.results.folder import SHARED, RunFolder
+from oodbench.results.folder import SEVERITY, SHARED, RunFolder
 from oodbench.results.pass_file import hash_of
 
 SETS = ["photos", "uniform", "digits+noise@1", "digits+noise@3"]
@@ -32,7 +33,7 @@ def whole(tmp_path_factory):
     folder.write_costs({"key": {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}})
     picture = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(picture, "png")
-    folder.write_severity(picture.getvalue())
+    write_atomically(folder.path / SEVERITY, picture.getvalue())
     return folder.path
 
 
@@ -66,13 +67,14 @@ def test_a_run_agrees_with_itself(folder):
     assert (found.ok, found.problems) == (True, [])
     records = list(folder.records())
     assert {record.protocol for record in records} == set(PROTOCOLS)
+    records += folder.recognition()
     assert (found.records, found.figures) == (len(records), sum(record.status == "ok" for record in records))
 
 
 def test_every_flipped_bit_is_noticed(folder):
     before, random = files(folder), np.random.default_rng(0)
     names = [name for name, content in before.items() if content]
-    assert {"run.json", "costs.json", "severity.png", f"shared/{SHARED}"} <= {*names}
+    assert {"run.json", "costs.json", "severity.png", f"shared/{SHARED}", "passes/digits.safetensors"} <= {*names}
     for number in range(200):
         name = names[number % len(names)]
         damaged = bytearray(before[name])
@@ -123,6 +125,51 @@ EDITS = {
     "scores that are rows": ({}, {"out_scores": lambda scores: np.arange(60)}, "out_scores is not what oodbench stores"),
     "infinite scores": ({}, {"out_scores": lambda scores: scores * np.inf}, "out_scores is not what oodbench stores"),
 }
+
+
+RECOGNITION = {  # of the network after temperature scaling, on digits+noise@3
+    "a count": ({"n": 7}, None, "n is 7, but its probabilities give 60"),
+    "no figure": ({"figures": None}, None, r"figures\.\w+ is None, but its probabilities give"),
+    "a probability": ({}, {"probabilities": lambda of: of + np.array([0, 0, 0, 0.1])}, "no class probabilities give row 0"),
+    "a confidence": ({}, {"probabilities": lambda of: of * [0.5, 1, 1, 1]}, "no class probabilities give row 0"),
+    "an answer": ({}, {"probabilities": lambda of: of * [1, 0, 1, 1]}, "it is right on other images than the network"),
+    "half an answer": ({}, {"probabilities": lambda of: of * [1, 0.5, 1, 1]}, "no class probabilities give row 0"),
+    "fewer images": ({}, {"probabilities": lambda of: of[1:]}, r"has 59 images of digits\+noise@3, but its sizes say 60"),
+    "fewer columns": ({}, {"probabilities": lambda of: of[:, 1:]}, r"probabilities is not what oodbench stores .*\(60, 3\)"),
+    "infinite values": ({}, {"probabilities": lambda of: of * np.inf}, "no class probabilities give row 0"),
+    "no array": ({"arrays": {}}, None, "stores nothing in place of probabilities"),
+    "a temperature": ({"temperature": 3.0}, None, "network-scaled has several temperatures"),
+    "no temperature": ({"temperature": None}, None, "its temperature is None"),
+    "an impossible temperature": ({"temperature": -1.0}, None, "its temperature is -1.0"),
+    "calibration": ({"calibrated_on": "validation"}, None, "calibrated on validation, but the run calibrates it on training"),
+    "a source": ({"source": "knn"}, None, "its detector is none, but its source is knn"),
+    "a detector": ({"source": "knn", "detector": "knn"}, None, "the settings of the run do not list its detector"),
+    "a kind": ({"kind": "in-distribution"}, None, r"digits\+noise@3 is not the in-distribution set"),
+    "a network": ({"weights_hash": "0" * 16}, None, "its weights_hash is 0000000000000000, but that of the run is "),
+    "an input": ({"fingerprint": "0" * 16}, None, r"digits\+noise@3.safetensors holds records of images that differ"),
+    "a status": ({"status": "skipped"}, None, "is skipped, but has n, figures, temperature"),
+}
+
+
+@pytest.mark.parametrize("edit", RECOGNITION)
+def test_an_edit_of_recognition_is_named(folder, edit):
+    changes, arrays, says = RECOGNITION[edit]
+    forge(folder, "digits+noise@3", ("network-scaled", "recognition"), arrays, **changes)
+    found = problems(folder)
+    assert any(re.search(says, problem) for problem in found), found
+
+
+def test_an_edited_figure_of_recognition_is_named(folder):
+    for name in ("accuracy", "ece", "nll", "brier", "aurc", "excess_aurc"):
+        (record,) = (r for r in folder.recognition() if r.set_name == "digits" and r.source == "network")
+        edited = record.figures.model_copy(update={name: getattr(record.figures, name) + 1e-6})
+        forge(folder, "digits", record.place, figures=edited)
+        assert any(f"figures.{name} is " in problem for problem in problems(folder)), name
+        forge(folder, "digits", record.place, figures=record.figures)
+    assert problems(folder) == []
+    forge(folder, "digits", ("network", "recognition"), kind="corruption", fingerprint="0" * 16)
+    assert any("digits is the in-distribution set" in problem for problem in problems(folder))
+    assert any("but that of the run's in-distribution images is" in problem for problem in problems(folder))
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -233,7 +280,7 @@ def test_no_run_of_an_older_oodbench_is_recomputed(tmp_path, folder):
 
 def test_the_command(folder):
     done = new_process.oodbench("verify", folder.path)
-    records = len(list(folder.records()))
+    records = len([*folder.records(), *folder.recognition()])
     assert (done.returncode, done.stdout.splitlines()[-1].partition(": ")[0]) == (0, str(folder.path))
     assert done.stdout.endswith(": all agree with their scores\n")
     assert f"{records} records" in done.stdout

@@ -1,0 +1,202 @@
+"""Recognition: how good class probabilities are, of the network and of detectors, on every set with the network's classes.
+
+The probabilities are computed on the batches on which detectors are computed anyway, so they cost no further forward pass of
+a set. Only the temperature of the network's logits needs the held-out images, in the pass in which heads are calibrated.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench import calibration, protocols
+from oodbench.datasets.name import recorded
+from oodbench.detector import Detector
+from oodbench.engine.fitting import Fitting
+from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
+from oodbench.engine.recorder import Measured, Recorder, status_of
+from oodbench.engine.statistics_cache import StatisticsCache
+from oodbench.errors import BadData, Unsuitable, reason_in
+from oodbench.heads import Head
+from oodbench.image_set import ImageSet
+from oodbench.passes import Keep
+from oodbench.probe import Probe
+from oodbench.results.folder import RunFolder
+from oodbench.results.pass_file import hash_of
+from oodbench.results.records import IN_DISTRIBUTION, NETWORK, NETWORK_SOURCES, SCALED
+
+ROLE = "probabilities"
+
+
+class Source(Detector):
+    """A source of class probabilities, as a job of a pass: the network's softmax, or what a detector gives.
+
+    ``statistics`` gives the probabilities (N, classes).
+    """
+
+    def __init__(self, name: str, of: Detector | None = None, temperature: float = 1.0) -> None:
+        self.name, self.of, self.temperature = name, of, temperature
+        self.signals = ("logits",) if of is None else of.signals
+
+    def statistics(self, probe: Probe) -> Tensor:
+        if self.of is None:
+            return probe.softmax if self.name == NETWORK else (probe.logits / self.temperature).softmax(1)
+        given = self.of.probabilities(probe)
+        if given is None:
+            raise GivesNone(f"{self.name} gives no class probabilities here")
+        return given
+
+
+class GivesNone(Unsuitable):
+    """A detector that may give class probabilities gives none with its hyper-parameters."""
+
+
+class Logits(Detector):
+    """The logits of the network, as a job of the pass that calibrates heads."""
+
+    name = SCALED
+    signals = ("logits",)
+
+    def statistics(self, probe: Probe) -> Tensor:
+        return probe.logits
+
+
+class Temperature(Head):
+    """Fits the temperature to logits (n, 1, classes) and the labels (n,) of the same images."""
+
+    calibrates = True
+    temperature_: float
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels.numpy()
+
+    def calibrate(self, inside: np.ndarray) -> None:
+        self.temperature_ = calibration.fitted_temperature(inside[:, 0], self.labels)
+
+
+class Recognition:
+    """The sources of a run, and the records of what they are worth.
+
+    sources: after ``fit``; those of broken detectors too. judged: whether the in-distribution test images have been.
+    """
+
+    def __init__(self, loaded: LoadedSuite, fitting: Fitting, recorder: Recorder) -> None:
+        self.loaded, self.fitting, self.recorder = loaded, fitting, recorder
+        self.in_distribution = LoadedTestSet(recorded(loaded.suite.in_distribution), IN_DISTRIBUTION, loaded.in_distribution)
+        self.sources: list[Source] = []
+        self._why_not: dict[str, Exception] = {}  # why a source of the network's can have no figures
+        self.judged = False
+
+    def fit(self, names: Collection[str], test_sets: Iterable[LoadedTestSet], folder: RunFolder) -> None:
+        """Fit the detectors of these names, and note who gives class probabilities.
+
+        The temperature is fitted if the folder lacks a record of it, on one of the sets or on the in-distribution images.
+        """
+        fitting = self.fitting
+        by_network = self.loaded.classifier is not None and not self.loaded.unsuitable and not fitting.signals <= {"images"}
+        scaled = by_network and any(self._lacks(one, SCALED, folder) for one in (self.in_distribution, *test_sets))
+        head, failed = self._head() if scaled else None, dict[Detector, Exception]()
+        fitting.fit(names, {} if head is None else {Logits(): head}, failed)
+        self.sources = [Source(NETWORK)] if by_network else []
+        if head is not None and not failed:
+            self.sources.append(Source(SCALED, temperature=head.temperature_))
+        elif scaled:
+            self._why_not[SCALED] = next(iter(failed.values()), Unsuitable("the images to calibrate on have no labels"))
+        giving = [one for name, one in fitting.detectors.items() if name in names and one.gives_probabilities]
+        self.sources += [Source(one.name, one) for one in giving if one.name not in NETWORK_SOURCES]
+
+    def _lacks(self, test_set: LoadedTestSet, source: str, folder: RunFolder) -> bool:
+        """Whether a source of the network's is judged on a set, and the folder has no figures of it."""
+        shown = test_set.images is not None and shows_classes(test_set.images, self.loaded.in_distribution)
+        return shown and not folder.finished(self.recorder.recognition(test_set, "ok", source=source))
+
+    def _head(self) -> Temperature | None:
+        """What fits the temperature, if the images that heads are calibrated on have labels."""
+        train = self.fitting.train_set
+        labels = train.labels if train.validation is None else train.validation.labels
+        if labels is None:
+            return None
+        return Temperature(labels if train.validation is not None else labels[torch.from_numpy(train.held_out)])
+
+    def riders(self, images: ImageSet) -> list[Source]:
+        """The sources that are judged on these images: none where they do not show the network's classes."""
+        if not shows_classes(images, self.loaded.in_distribution):
+            return []
+        return [source for source in self.sources if source.of is None or source.name not in self.fitting.broken]
+
+    @staticmethod
+    def keep(images: ImageSet) -> Keep:
+        """What is kept of each image: of probabilities what figures need (``calibration.per_image``), else all."""
+        labels = protocols.labels_of(images)
+
+        def kept(detector: Detector, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            if not isinstance(detector, Source) or labels is None:
+                return values
+            return calibration.per_image(values[:, 0], labels[rows])[:, None]
+
+        return kept
+
+    def judge(self, cache: StatisticsCache) -> None:
+        """Judge the class probabilities of detectors, and the network's, on the in-distribution test images, once.
+
+        A detector whose probabilities fail there can have no figures.
+        """
+        self.judged = True
+        found = {source: self._columns(source, cache) for source in self.riders(cache.images)}
+        giving = {source: columns for source, columns in found.items() if source.of is not None}
+        given = self.fitting.probabilities
+        for source, columns in found.items():
+            if source.name == NETWORK and isinstance(columns, np.ndarray):
+                given[""] = columns
+            elif source.name == NETWORK and isinstance(columns, BadData) and giving:  # a network of other classes
+                self.fitting.progress.fail("no accuracy or calibration is reported", columns)
+                return
+        for source, columns in giving.items():
+            assert source.of is not None
+            if isinstance(columns, np.ndarray):
+                given[source.name] = columns
+            elif not isinstance(columns, GivesNone):
+                self.fitting.break_(source.of, columns)
+
+    def measured(self, test_set: LoadedTestSet, cache: StatisticsCache) -> list[Measured]:
+        """The records of all sources on a set, with what their figures need of each image; none if it has other classes."""
+        if not shows_classes(cache.images, self.loaded.in_distribution):
+            return []
+        found = {source.name: (source, self._columns(source, cache)) for source in self.sources}
+        found |= {name: (Source(name), error) for name, error in self._why_not.items()}
+        return [self._measured(test_set, *pair) for pair in found.values()]
+
+    def _columns(self, source: Source, cache: StatisticsCache) -> np.ndarray | Exception:
+        """``calibration.per_image`` (N, 4) of a source, or why it has none."""
+        if source.of is not None and source.name in self.fitting.broken:
+            return self.fitting.broken[source.name]
+        try:
+            return cache.get(source, [source.setting], np.arange(len(cache.images)))[:, 0]
+        except Exception as error:
+            return error
+
+    def _measured(self, test_set: LoadedTestSet, source: Source, columns: np.ndarray | Exception) -> Measured:
+        about: dict[str, Any] = {"source": source.name}
+        if source.of is not None:
+            code = self.recorder.code.get(source.name, "")
+            about |= {"detector": source.name, "parameters": source.of.parameters(), "code": code}
+        if isinstance(columns, Exception):
+            reason = reason_in(columns, type(source.of).__module__)
+            record = self.recorder.recognition(test_set, status_of(columns), reason=reason, **about)
+            return Measured(record, {}, {})
+        if source.name == SCALED:
+            about |= {"temperature": source.temperature, "calibrated_on": self.recorder.calibrating}
+        array = hash_of(columns)
+        figures = calibration.recognition_figures(columns)
+        record = self.recorder.recognition(test_set, "ok", n=len(columns), figures=figures, arrays={ROLE: array}, **about)
+        return Measured(record, {array: columns}, {})
+
+
+def shows_classes(images: ImageSet, in_distribution: ImageSet) -> bool:
+    """Whether labels of these images are classes that the network knows: those of the in-distribution images."""
+    if images.labels is None or in_distribution.labels is None:
+        return False
+    same = images.classes == in_distribution.classes
+    return same and (bool(images.classes) or protocols.shares_images(images, in_distribution))
