@@ -226,7 +226,7 @@ def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextT
         texts = [f"{text} ({count}/{whole})" if 0 < count < whole else text for text, count in zip(figures, have, strict=True)]
         added = ["" if pd.isna(of) else f" ±{about.factor * of:.{about.digits}f}" for of in spread]
         texts = [text + of for text, of in zip(texts, added, strict=True)]
-        group, name = place
+        group, name = map(str, place)
         lines = (name, counted(whole, "record")) if group == "mean" else (name.removeprefix("folder:"),)
         shown.append(Column(group, lines, texts, best))
     calibrated = cells[cells["status"] == "ok"].groupby("source")["calibrated_on"].last()
