@@ -39,7 +39,22 @@ from oodbench.suite import as_names
 
 __all__ = ["COLUMNS", "means", "pivot", "render"]
 
-TEXTS = frozenset(("model", "in_distribution", "detector", "protocol", "dataset", "kind", "status", "reason", "machine"))
+TEXTS = frozenset(
+    (
+        "model",
+        "in_distribution",
+        "detector",
+        "protocol",
+        "dataset",
+        "kind",
+        "status",
+        "reason",
+        "machine",
+        "metric",
+        "source",
+        "stands_in",
+    )
+)
 WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out"))
 EXTRA = (*ENDS, "machine")  # columns of csv and json that a frame may lack, behind the others
 SEVERITY = "severity"  # beside the parts of a table
@@ -76,20 +91,17 @@ def render(
 
     Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns.
     """
-    writers: dict[str, Callable[[TextTable], str]]
-    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
     frame = qualified(frame)
     require_metric(metric)
     if sort is not None and sort not in (known := sorts(frame)):
         raise UsageError(unknown("order", sort, known, f"sort by {', '.join(known)}"))
     columns = as_names(columns)
     if format in ("csv", "json"):
-        shown = _chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
-        return {"csv": _csv, "json": _json}[format](frame if sort is None else _sorted(frame, metric, sort), shown)
-    if format not in writers:
-        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
+        shown = chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
+        return cells_as(format, labelled(frame if sort is None else _sorted(frame, metric, sort)), shown)
+    write = writer(format, width)
     by_level = [SEVERITY] if format != "tex" and metric == "auroc" else []  # LaTeX's usual fonts have no sparklines
-    shown = _chosen(columns, [*PARTS, *by_level])
+    shown = chosen(columns, [*PARTS, *by_level])
     if frame.empty:
         return f"% {NO_CELLS}\n" if format == "tex" else f"{NO_CELLS}\n"
     sort = sort or MEAN
@@ -104,10 +116,24 @@ def render(
     if not tables:
         raise BadData("no corruption has figures at two levels, so there is no severity; show another column")
     tables[last].notes.extend(notes)
-    return "\n".join(map(writers[format], tables))
+    return "\n".join(map(write, tables))
 
 
-def _chosen(columns: list[str], known: list[str]) -> list[str]:
+def writer(format: str, width: int | None = None) -> Callable[[TextTable], str]:
+    """What writes a table for people in this format. Raises UsageError for an unknown one."""
+    writers: dict[str, Callable[[TextTable], str]]
+    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
+    if format not in writers:
+        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
+    return writers[format]
+
+
+def cells_as(format: str, frame: pd.DataFrame, columns: list[str]) -> str:
+    """These columns of all rows, for programs: csv or json."""
+    return {"csv": _csv, "json": _json}[format](frame, columns)
+
+
+def chosen(columns: list[str], known: list[str]) -> list[str]:
     """The columns, by default all. Raises UsageError for one that is not there."""
     for name in columns:
         if name not in known:
@@ -139,4 +165,4 @@ def _json(frame: pd.DataFrame, columns: list[str]) -> str:
 def _typed(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Columns of csv and json, whole numbers as whole numbers though some cells lack them."""
     whole = WHOLE_NUMBERS.intersection(columns)
-    return labelled(frame)[columns].assign(**{name: pd.to_numeric(frame[name]).astype("Int64") for name in whole})
+    return frame[columns].assign(**{name: pd.to_numeric(frame[name]).astype("Int64") for name in whole})

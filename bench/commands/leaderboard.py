@@ -1,14 +1,20 @@
 """``oodbench leaderboard``: the tables of one or more runs."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
 from oodbench.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from oodbench.results.folder import RunFolder
 
 
 def leaderboard(
@@ -56,17 +62,27 @@ def leaderboard(
         Literal["bars", "cost", "hist", "roc", "severity"] | None,
         typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="published|RUN",
+            help="Compare with the figures that papers published, or with another run: measured, theirs and the difference.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs."""
     from oodbench.paths import require_run_folder
 
-    for run in runs:  # before anything heavy is imported
+    other = [Path(beside)] if beside not in (None, "published") else []
+    for run in [*runs, *other]:  # before anything heavy is imported
         require_run_folder(run)
     from oodbench.results.folder import RunFolder
 
-    folders = [RunFolder(path, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for path in runs]
-    for folder in folders:
+    warn = partial(print, file=sys.stderr)
+    opened = [RunFolder(path, lambda why: warn(f"oodbench: {one_line(why)}")) for path in (*runs, *other)]
+    folders, others = opened[: len(runs)], opened[len(runs) :]
+    for folder in opened:
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
@@ -75,9 +91,18 @@ def leaderboard(
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
-    intervals = "" if not interval else "all" if written in ("csv", "json") else metric
-    frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
-    text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort, intervals=interval)
+    text: Callable[..., str]
+    if beside is not None:
+        given = {"--plot": plot, "--top": top, "--sort": sort, "--label": label or None}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"--beside takes no {unused[0]}; leave one of the two out")
+        selected = any((detector, dataset, kind, protocol))
+        text = partial(_beside(folders, others, keep, selected), written, metric=metric, columns=columns, intervals=interval)
+    else:
+        intervals = "" if not interval else "all" if written in ("csv", "json") else metric
+        frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
+        shown = {"metric": metric, "top": top, "notes": notes, "columns": columns, "sort": sort, "intervals": interval}
+        text = partial(render, frame, written, **shown)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
         from oodbench.leaderboard.plots.stored import StoredScores
@@ -96,6 +121,22 @@ def leaderboard(
         print(text(), end="")
     else:
         print_text(text(width=terminal_width()))
+
+
+def _beside(
+    folders: list["RunFolder"], others: list["RunFolder"], keep: Callable[["DataFrame"], "DataFrame"], selected: bool
+) -> Callable[..., str]:
+    """What writes the comparison of runs with published figures or, if there is one, with another run."""
+    from oodbench.leaderboard.beside import beside_published, beside_run, cells_of
+    from oodbench.leaderboard.beside_table import render_beside
+    from oodbench.leaderboard.published import own_figures, read_papers
+
+    cells = cells_of(folders, keep)
+    if others:
+        compared = beside_run(cells, cells_of(others, keep), str(others[0].path), selected)
+    else:
+        compared = beside_published(cells, own_figures(), read_papers(), selected)
+    return partial(render_beside, compared)
 
 
 def _labels(runs: list[Path], given: list[str]) -> dict[Path, str]:
