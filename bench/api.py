@@ -73,7 +73,8 @@ class Results(RunFolder):
         """
         self.manifest()
         frame, notes = gather([self])
-        return Table(*(render(frame, format, metric=metric, top=top, notes=notes) for format in ("table", "html")))
+        shown = {"metric": metric, "top": top, "notes": notes, "scores": StoredScores([self])}
+        return Table(*(render(frame, format, **shown) for format in ("table", "html")))
 
     def plot(
         self,

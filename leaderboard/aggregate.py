@@ -4,7 +4,7 @@ A frame holds one row per cell, in ``COLUMNS``. A mean is taken step by step, so
 cells: over seeds, then levels of one corruption, then corruptions of one base set (and attacks on it), then sets.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -101,6 +101,16 @@ def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally
     return Tally(*(part.reindex(order) for part in found))
 
 
+def best_of(found: Tally, place: int, rows: Sequence[int], metric: str) -> tuple[int | None, list[int]]:
+    """The best of these rows in a column, and all of them that have its cells; None where no row has all of them."""
+    group, name, _ = (str(part) for part in found.values.columns[place])
+    values, cells = found.values.iloc[:, place].tolist(), found.cells.iloc[:, place].tolist()
+    whole = (found.filled if group == "mean" else found.expected).iloc[:, place].tolist()
+    complete = [row for row in rows if cells[row] and cells[row] == whole[row]]
+    choose = max if METRICS[metric][1] and BENIGN not in (group, name) else min
+    return choose(complete, key=lambda row: values[row], default=None), complete
+
+
 def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Low and high ends of the figures of a tally that come from one cell, ``like`` its values; NaN for the others.
 
@@ -162,14 +172,14 @@ def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     by_dataset = by_level.groupby([*row, *SET]).mean()
     long = by_dataset.reset_index()
     sets = long[SET].drop_duplicates()
-    counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
-    long = long.merge(sets.assign(set=pd.Series(counts_as, sets.index)), on=SET, how="left", sort=False)
+    separate = [counts_as(*key) for key in sets.itertuples(index=False, name=None)]
+    long = long.merge(sets.assign(set=pd.Series(separate, sets.index)), on=SET, how="left", sort=False)
     by_set = long.groupby([*row, "kind", "set"])["value"].mean()
     separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
     return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
 
 
-def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
+def counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
     """The set that a mean counts a dataset as: other content is another set, unless both are made from one base."""
     of = base(kind, dataset)
     return of, content if of == dataset else ""

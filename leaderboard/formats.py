@@ -32,6 +32,7 @@ from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.latex import write_latex
 from oodbench.leaderboard.markdown import write_markdown
 from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.text import write_text
 from oodbench.leaderboard.text_table import NO_CELLS, PARTS, TextTable, text_table
 from oodbench.registry import unknown
@@ -71,6 +72,7 @@ def render(
     columns: str | Sequence[str] = (),
     sort: str | None = None,
     intervals: bool = False,
+    scores: StoredScores | None = None,
 ) -> str:
     """A frame with one row per cell (``COLUMNS``) as text.
 
@@ -88,8 +90,11 @@ def render(
             ``overhead``, a kind or a set, the best first, and whole rows before those that lack cells. Without it, csv and
             json keep the order of the frame.
         intervals: show 95 % intervals in tables; csv and json hold those that the frame has.
+        scores: where the scores of the cells are read. With them, md, html and tex print in bold not only the best AUROC of
+            each column and protocol, but all that are not distinguishable from it at 5 % (``ties``).
 
-    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns.
+    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns or scores are
+    damaged.
     """
     frame = qualified(frame)
     require_metric(metric)
@@ -109,7 +114,9 @@ def render(
         frame = frame.assign(mark=frame["machine"].map(marks_of(frame)))
     tables = []
     if {*shown} & {*PARTS}:
-        tables = [text_table(cells, metric, top, sort, shown, intervals) for _, cells in frame.groupby(GROUP, sort=False)]
+        bold = format != "table"
+        each = (cells for _, cells in frame.groupby(GROUP, sort=False))
+        tables = [text_table(cells, metric, top, sort, shown, intervals, bold, scores if bold else None) for cells in each]
     last = len(tables) - 1
     if SEVERITY in shown:
         tables += severity.text_tables(frame, top, sort)

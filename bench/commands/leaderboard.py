@@ -86,6 +86,7 @@ def leaderboard(
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.plots.stored import StoredScores
     from oodbench.leaderboard.selection import select
 
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
@@ -101,11 +102,19 @@ def leaderboard(
     else:
         intervals = "" if not interval else "all" if written in ("csv", "json") else metric
         frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
-        shown = {"metric": metric, "top": top, "notes": notes, "columns": columns, "sort": sort, "intervals": interval}
+        scores = StoredScores(folders)
+        shown = {
+            "scores": scores,
+            "metric": metric,
+            "top": top,
+            "notes": notes,
+            "columns": columns,
+            "sort": sort,
+            "intervals": interval,
+        }
         text = partial(render, frame, written, **shown)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
-        from oodbench.leaderboard.plots.stored import StoredScores
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
