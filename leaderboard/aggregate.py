@@ -166,17 +166,36 @@ def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([cells.assign(scope="", of=""), scoped[scoped["scope"] != ""]])
 
 
+def figures_by_set(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """The figures that a mean over all sets is taken over: rows by ``ROW``, one column per (kind, set) that counts as one set.
+
+    NaN where a row has no figure; a figure may be the mean of fewer cells than others have, see ``tally``.
+    """
+    measured = _measured(unique_cells(frame), metric)
+    by_set = _by_counted_set(_by_dataset(measured[measured["kind"] != BENIGN], ROW), ROW)
+    return by_set.unstack(["kind", "set"])
+
+
 def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
+    by_dataset = _by_dataset(measured, row)
+    by_set = _by_counted_set(by_dataset, row)
+    separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
+    return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
+
+
+def _by_dataset(measured: pd.DataFrame, row: list[str]) -> pd.Series:
     by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over seeds
-    by_dataset = by_level.groupby([*row, *SET]).mean()
+    return by_level.groupby([*row, *SET]).mean()
+
+
+def _by_counted_set(by_dataset: pd.Series, row: list[str]) -> pd.Series:
+    """By row, kind and what counts as one set."""
     long = by_dataset.reset_index()
     sets = long[SET].drop_duplicates()
     separate = [counts_as(*key) for key in sets.itertuples(index=False, name=None)]
     long = long.merge(sets.assign(set=pd.Series(separate, sets.index)), on=SET, how="left", sort=False)
-    by_set = long.groupby([*row, "kind", "set"])["value"].mean()
-    separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
-    return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
+    return long.groupby([*row, "kind", "set"])["value"].mean()
 
 
 def counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:

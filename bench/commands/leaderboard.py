@@ -59,8 +59,8 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
     plot: Annotated[
-        Literal["bars", "cost", "hist", "roc", "severity"] | None,
-        typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
+        Literal["bars", "cd", "cost", "hist", "roc", "severity"] | None,
+        typer.Option(metavar="KIND", help="Draw bars, cd, cost, hist, roc or severity instead of printing tables."),
     ] = None,
     beside: Annotated[
         str | None,
