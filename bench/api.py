@@ -92,7 +92,8 @@ class Shown:
             frame, notes = gather_recognition(folders)
             return Table(*(render_recognition(frame, format, metric=metric, notes=notes) for format in ("table", "html")))
         frame, notes = gather(folders)
-        return Table(*(render(frame, format, metric=metric, top=top, notes=notes) for format in ("table", "html")))
+        shown: dict[str, Any] = {"metric": metric, "top": top, "notes": notes, "scores": StoredScores(folders)}
+        return Table(*(render(frame, format, **shown) for format in ("table", "html")))
 
     def plot(
         self,
@@ -106,9 +107,11 @@ class Shown:
         """A picture of the results, which a notebook shows; ``.savefig("bars.pdf")`` writes it to a file.
 
         Args:
-            kind: ``bars`` (AUROC and its interval), ``cost`` (AUROC against milliseconds per image), ``hist`` (the scores of
-                one detector on each set), ``roc`` (curves on one set) or ``severity`` (AUROC by level of a corruption).
-            top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``severity`` all.
+            kind: ``bars`` (AUROC and its interval), ``cd`` (average ranks over sets, and which differ), ``cost`` (AUROC
+                against milliseconds per image), ``hist`` (the scores of one detector on each set), ``roc`` (curves on one
+                set) or ``severity`` (AUROC by level of a corruption).
+            top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``cd`` and
+                ``severity`` all.
             detectors: draw only these rows; ``hist`` draws the best of them.
             datasets: draw only these sets, with or without a level; ``roc`` draws the first of them.
             protocols: draw only these protocols.

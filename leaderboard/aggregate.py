@@ -5,7 +5,7 @@ cells: over repeats (the checkpoints of a study and seeds), then levels of one c
 (and attacks on it), then sets.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -103,6 +103,16 @@ def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally
     return Tally(*(part.reindex(order) for part in found))
 
 
+def best_of(found: Tally, place: int, rows: Sequence[int], metric: str) -> tuple[int | None, list[int]]:
+    """The best of these rows in a column, and all of them that have its cells; None where no row has all of them."""
+    group, name, _ = (str(part) for part in found.values.columns[place])
+    values, cells = found.values.iloc[:, place].tolist(), found.cells.iloc[:, place].tolist()
+    whole = (found.filled if group == "mean" else found.expected).iloc[:, place].tolist()
+    complete = [row for row in rows if cells[row] and cells[row] == whole[row]]
+    choose = max if METRICS[metric][1] and BENIGN not in (group, name) else min
+    return choose(complete, key=lambda row: values[row], default=None), complete
+
+
 def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Low and high ends of the figures of a tally that come from one cell, ``like`` its values; NaN for the others.
 
@@ -158,20 +168,39 @@ def _scoped(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([cells.assign(scope="", of=""), scoped[scoped["scope"] != ""]])
 
 
+def figures_by_set(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """The figures that a mean over all sets is taken over: rows by ``ROW``, one column per (kind, set) that counts as one set.
+
+    NaN where a row has no figure; a figure may be the mean of fewer cells than others have, see ``tally``.
+    """
+    measured = _measured(unique_cells(frame), metric)
+    by_set = _by_counted_set(_by_dataset(measured[measured["kind"] != BENIGN], ROW), ROW)
+    return by_set.unstack(["kind", "set"])
+
+
 def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
-    by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over repeats
-    by_dataset = by_level.groupby([*row, *SET]).mean()
-    long = by_dataset.reset_index()
-    sets = long[SET].drop_duplicates()
-    counts_as = [_counts_as(*key) for key in sets.itertuples(index=False, name=None)]
-    long = long.merge(sets.assign(set=pd.Series(counts_as, sets.index)), on=SET, how="left", sort=False)
-    by_set = long.groupby([*row, "kind", "set"])["value"].mean()
+    by_dataset = _by_dataset(measured, row)
+    by_set = _by_counted_set(by_dataset, row)
     separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
     return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
 
 
-def _counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
+def _by_dataset(measured: pd.DataFrame, row: list[str]) -> pd.Series:
+    by_level = measured.groupby([*row, *SET, "level"], dropna=False)["value"].mean()  # over repeats
+    return by_level.groupby([*row, *SET]).mean()
+
+
+def _by_counted_set(by_dataset: pd.Series, row: list[str]) -> pd.Series:
+    """By row, kind and what counts as one set."""
+    long = by_dataset.reset_index()
+    sets = long[SET].drop_duplicates()
+    separate = [counts_as(*key) for key in sets.itertuples(index=False, name=None)]
+    long = long.merge(sets.assign(set=pd.Series(separate, sets.index)), on=SET, how="left", sort=False)
+    return long.groupby([*row, "kind", "set"])["value"].mean()
+
+
+def counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
     """The set that a mean counts a dataset as: other content is another set, unless both are made from one base."""
     of = base(kind, dataset)
     return of, content if of == dataset else ""

@@ -32,6 +32,7 @@ from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.latex import write_latex
 from oodbench.leaderboard.markdown import write_markdown
 from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.text import write_text
 from oodbench.leaderboard.text_table import NO_CELLS, PARTS, TextTable, text_table
 from oodbench.registry import unknown
@@ -52,6 +53,8 @@ TEXTS = frozenset(
         "reason",
         "machine",
         "checkpoint",
+        "metric",
+        "stands_in",
     )
 )
 WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out", "n"))
@@ -70,6 +73,7 @@ def render(
     columns: str | Sequence[str] = (),
     sort: str | None = None,
     intervals: bool = False,
+    scores: StoredScores | None = None,
 ) -> str:
     """A frame with one row per cell (``COLUMNS``) as text.
 
@@ -87,11 +91,12 @@ def render(
             ``overhead``, a kind or a set, the best first, and whole rows before those that lack cells. Without it, csv and
             json keep the order of the frame.
         intervals: show 95 % intervals in tables; csv and json hold those that the frame has.
+        scores: where the scores of the cells are read. With them, md, html and tex print in bold not only the best AUROC of
+            each column and protocol, but all that are not distinguishable from it at 5 % (``ties``).
 
-    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns.
+    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns or scores are
+    damaged.
     """
-    writers: dict[str, Callable[[TextTable], str]]
-    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
     frame = qualified(frame)
     require_metric(metric)
     if sort is not None and sort not in (known := sorts(frame)):
@@ -99,10 +104,8 @@ def render(
     columns = as_names(columns)
     if format in ("csv", "json"):
         shown = chosen(columns, [*COLUMNS, *(name for name in EXTRA if name in frame.columns)])
-        table = labelled(frame if sort is None else _sorted(frame, metric, sort))
-        return {"csv": write_csv, "json": write_json}[format](table, shown)
-    if format not in writers:
-        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
+        return cells_as(format, labelled(frame if sort is None else _sorted(frame, metric, sort)), shown)
+    write = writer(format, width)
     by_level = [SEVERITY] if format != "tex" and metric == "auroc" else []  # LaTeX's usual fonts have no sparklines
     shown = chosen(columns, [*PARTS, *by_level])
     if frame.empty:
@@ -112,14 +115,30 @@ def render(
         frame = frame.assign(mark=frame["machine"].map(marks_of(frame)))
     tables = []
     if {*shown} & {*PARTS}:
-        tables = [text_table(cells, metric, top, sort, shown, intervals) for _, cells in frame.groupby(GROUP, sort=False)]
+        bold = format != "table"
+        each = (cells for _, cells in frame.groupby(GROUP, sort=False))
+        tables = [text_table(cells, metric, top, sort, shown, intervals, bold, scores if bold else None) for cells in each]
     last = len(tables) - 1
     if SEVERITY in shown:
         tables += severity.text_tables(frame, top, sort)
     if not tables:
         raise BadData("no corruption has figures at two levels, so there is no severity; show another column")
     tables[last].notes.extend(notes)
-    return "\n".join(map(writers[format], tables))
+    return "\n".join(map(write, tables))
+
+
+def writer(format: str, width: int | None = None) -> Callable[[TextTable], str]:
+    """What writes a table for people in this format. Raises UsageError for an unknown one."""
+    writers: dict[str, Callable[[TextTable], str]]
+    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
+    if format not in writers:
+        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
+    return writers[format]
+
+
+def cells_as(format: str, frame: pd.DataFrame, columns: list[str]) -> str:
+    """These columns of all rows, for programs: csv or json."""
+    return {"csv": _csv, "json": _json}[format](frame, columns)
 
 
 def chosen(columns: list[str], known: list[str]) -> list[str]:
@@ -136,7 +155,7 @@ def _sorted(frame: pd.DataFrame, metric: str, sort: str) -> pd.DataFrame:
     return frame.iloc[place.argsort(kind="stable")]
 
 
-def write_csv(frame: pd.DataFrame, columns: list[str]) -> str:
+def _csv(frame: pd.DataFrame, columns: list[str]) -> str:
     """These columns as CSV; texts that a spreadsheet would read as formulas begin with an apostrophe."""
     table = _typed(frame, columns)
     for name in TEXTS.intersection(columns):
@@ -145,7 +164,7 @@ def write_csv(frame: pd.DataFrame, columns: list[str]) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def write_json(frame: pd.DataFrame, columns: list[str]) -> str:
+def _json(frame: pd.DataFrame, columns: list[str]) -> str:
     """These columns as a JSON list of objects; an unknown value is null, never NaN."""
     table = _typed(frame, columns).replace([math.inf, -math.inf], None).astype(object)
     known = table.where(table.notna(), None)

@@ -5,8 +5,7 @@ checkpoints of a study and seeds), then levels of one corruption, then corruptio
 sets of one kind.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,16 +15,12 @@ import pandas as pd
 from oodbench import calibration
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard.aggregate import REPEATS, base
-from oodbench.leaderboard.formats import chosen, write_csv, write_json
+from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.frame import ordered
 from oodbench.leaderboard.gather import accuracies, not_run, study_of
-from oodbench.leaderboard.html import write_html
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.latex import write_latex
-from oodbench.leaderboard.markdown import write_markdown
 from oodbench.leaderboard.notes import REMARKS, Note, network_notes
 from oodbench.leaderboard.selection import Names, select
-from oodbench.leaderboard.text import write_text
 from oodbench.leaderboard.text_table import Column, TextTable, repeats_of
 from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
@@ -135,21 +130,17 @@ def render_recognition(
         raise UsageError(unknown("metric of recognition", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     names, cells = as_names(columns), _labelled(frame)
     if format in ("csv", "json"):
-        write = write_csv if format == "csv" else write_json
         shown = cells.assign(
             model=_labels(cells, "model", "network"), in_distribution=_labels(cells, "in_distribution", "images")
         )
-        return write(shown, chosen(names, [*COLUMNS]))
-    writers: dict[str, Callable[[TextTable], str]]
-    writers = {"table": partial(write_text, width=width), "md": write_markdown, "html": write_html, "tex": write_latex}
-    if format not in writers:
-        raise UsageError(unknown("format", format, [*writers, "csv", "json"], "one of table, md, html, csv, json, tex"))
+        return cells_as(format, shown, chosen(names, [*COLUMNS]))
+    write = writer(format, width)
     parts = chosen(names, [*PARTS])
     if frame.empty:
         return f"% {NO_RECORDS}\n" if format == "tex" else f"{NO_RECORDS}\n"
     tables = [_text_table(of, metric, parts) for _, of in cells.groupby(GROUP, sort=False)]
     tables[-1].notes.extend(notes)
-    return "\n".join(map(writers[format], tables))
+    return "\n".join(map(write, tables))
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from oodbench.leaderboard.aggregate import (
     ROW,
     Tally,
     base,
+    best_of,
     corruptions_of,
     cost_spreads,
     costs,
@@ -29,6 +30,8 @@ from oodbench.leaderboard.aggregate import (
 )
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Note, table_notes
+from oodbench.leaderboard.plots.stored import StoredScores
+from oodbench.leaderboard.ties import BEST_ALONE, RULE, TESTED, like_the_best
 from oodbench.results.facts import NOISY
 
 NO_CELLS = "No cells yet; oodbench run --dry-run shows which ones a run makes."
@@ -80,11 +83,14 @@ def text_table(
     sort: str = MEAN,
     parts: Sequence[str] = PARTS,
     intervals: bool = False,
+    bold: bool = False,
+    scores: StoredScores | None = None,
 ) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
     With ``top``, only that many rows per protocol, and the controls. ``sort`` as in ``tally``; ``parts`` are those of
-    ``PARTS`` that it has. With ``intervals``, each figure of one cell has its interval.
+    ``PARTS`` that it has. With ``intervals``, each figure of one cell has its interval. ``bold``: whether the format shows
+    ``best``, so that the caption says what it is; with ``scores``, AUROC that does not differ from the best is of it.
     """
     cells = unique_cells(frame)
     found = tally(cells, metric, sort)
@@ -93,8 +99,10 @@ def text_table(
     competing = keys[~keys["detector"].isin(CONTROLS)]
     contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
     entrants = [competing.index[places].tolist() for places in contenders]
-    choose = max if METRICS[metric][1] else min
-    columns = [_figures(found, entrants, place, choose) for place in range(found.values.shape[1])]
+    columns = [_figures(found, entrants, place, metric) for place in range(found.values.shape[1])]
+    if scores is not None and metric == TESTED:
+        alike = like_the_best(cells, found, entrants, scores)
+        columns = [replace(column, best=column.best | also) for column, also in zip(columns, alike, strict=True)]
     if intervals:
         columns = _with_intervals(columns, *interval_ends(cells, metric, found.values))
     figures = [column.only(shown) for column in columns]
@@ -105,7 +113,12 @@ def text_table(
     return TextTable(
         title=title_of(keys),
         caption=" ".join(
-            [*_caption(cells, found, shown, metric, sort, parts), *([INTERVALS] if intervals else []), *rows_shown(keys, shown)]
+            [
+                *_caption(cells, found, shown, metric, sort, parts),
+                *([RULE if scores is not None and metric == TESTED else BEST_ALONE] if bold else []),
+                *([INTERVALS] if intervals else []),
+                *rows_shown(keys, shown),
+            ]
         ),
         labels=row_labels(rows),
         sets=[column for column, mean in zip(figures, means, strict=True) if not mean and SETS in parts],
@@ -182,14 +195,13 @@ def alignment(columns: Sequence[Column]) -> list[str]:
     return ["left" if place < 2 else "right" for place in range(len(columns))]
 
 
-def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callable[..., int]) -> Column:
+def _figures(found: Tally, entrants: list[list[int]], place: int, metric: str) -> Column:
     """A column of figures; ``entrants`` are the rows of each protocol without the control's.
 
     The best of a protocol must have all its cells. Cells that no row has are reported once, in a mean's heading; where a
     row lacks others, its figure says so.
     """
     group, name, content = (str(part) for part in found.values.columns[place])
-    choose = min if BENIGN in (group, name) else choose
     values, spread, cells, present, filled, expected = (part.iloc[:, place].tolist() for part in found)
     whole = filled if group == "mean" else expected
     texts = []
@@ -198,9 +210,8 @@ def _figures(found: Tally, entrants: list[list[int]], place: int, choose: Callab
         texts.append(f"{figure} ({have}/{of})" if 0 < have < of else figure)
     best = set()
     for rows in entrants:
-        if complete := [i for i in rows if cells[i] and cells[i] == whole[i]]:
-            champion = choose(complete, key=lambda i: values[i])
-            best |= {i for i in complete if texts[i] == texts[champion]}
+        champion, complete = best_of(found, place, rows, metric)
+        best |= {i for i in complete if champion is not None and texts[i] == texts[champion]}
     texts = [text + plus_minus(value) for text, value in zip(texts, spread, strict=True)]
     lines: tuple[str, ...] = (heading(label("dataset", name, content)),)
     if group == "mean":

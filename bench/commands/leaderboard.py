@@ -4,12 +4,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from oodbench.commands.common import Debug, print_json, print_text, terminal_width
 from oodbench.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from oodbench.results.folder import RunFolder
 
 
 def leaderboard(
@@ -66,30 +71,39 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
     plot: Annotated[
-        Literal["bars", "cost", "hist", "roc", "severity"] | None,
-        typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
+        Literal["bars", "cd", "cost", "hist", "roc", "severity"] | None,
+        typer.Option(metavar="KIND", help="Draw bars, cd, cost, hist, roc or severity instead of printing tables."),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="published|RUN",
+            help="Compare with the figures that papers published, or with another run: measured, theirs and the difference.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the leaderboard of one or more runs and studies."""
     from oodbench.paths import is_study, require_run_folder
-
-    for run in runs:  # before anything heavy is imported
-        if not is_study(run):
-            require_run_folder(run)
     from oodbench.results.study import run_folders
 
-    found = {run: run_folders(run, lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr)) for run in runs}
-    folders = [folder for of in found.values() for folder in of]
-    for folder in folders:
+    other = [Path(beside)] if beside not in (None, "published") else []
+    for run in [*runs, *other]:  # before anything heavy is imported
+        if not is_study(run):
+            require_run_folder(run)
+    warn = partial(print, file=sys.stderr)
+    opened = {run: run_folders(run, lambda why: warn(f"oodbench: {one_line(why)}")) for run in [*runs, *other]}
+    for folder in (folder for of in opened.values() for folder in of):
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
-    labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in found[run]}
+    folders = [folder for run in runs for folder in opened[run]]
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
+    labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in opened[run]}
     text: Callable[..., str]
     if table == "recognition":
-        _refuse_for_recognition(top=top, protocol=protocol, sort=sort, interval=interval, plot=plot)
+        refused = {"top": top, "protocol": protocol, "sort": sort, "interval": interval, "plot": plot, "beside": beside}
+        _refuse("--table recognition", **refused)
         from oodbench.leaderboard.recognition import gather_recognition, render_recognition
 
         frame, notes = gather_recognition(folders, labels=labels, sources=detector, **names)
@@ -97,17 +111,25 @@ def leaderboard(
     else:
         from oodbench.leaderboard.formats import render
         from oodbench.leaderboard.gather import gather
+        from oodbench.leaderboard.plots.stored import StoredScores
         from oodbench.leaderboard.selection import select
 
         metric = metric or "auroc"
         keep = partial(select, detectors=detector, protocols=protocol, **names)
-        intervals = "" if not interval else "all" if written in ("csv", "json") else metric
-        frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
-        shown: dict[str, Any] = {"top": top, "columns": columns, "sort": sort, "intervals": interval}
-        text = partial(render, frame, written, metric=metric, notes=notes, **shown)
+        scores = StoredScores(folders)
+        if beside is not None:
+            _refuse("--beside", plot=plot, top=top, sort=sort, label=label)
+            selected = any((detector, dataset, kind, protocol))
+            others = [folder for run in other for folder in opened[run]]
+            compared = _beside(folders, others, keep, selected)
+            text = partial(compared, written, metric=metric, columns=columns, intervals=interval)
+        else:
+            intervals = "" if not interval else "all" if written in ("csv", "json") else metric
+            frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
+            shown: dict[str, Any] = {"top": top, "columns": columns, "sort": sort, "intervals": interval, "scores": scores}
+            text = partial(render, frame, written, metric=metric, notes=notes, **shown)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
-        from oodbench.leaderboard.plots.stored import StoredScores
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
@@ -125,11 +147,27 @@ def leaderboard(
         print_text(text(width=terminal_width()))
 
 
-def _refuse_for_recognition(**options: Any) -> None:
-    """Raise UsageError for an option that recognition does not have."""
+def _refuse(what: str, **options: Any) -> None:
+    """Raise UsageError for an option that is given and that ``what`` does not take."""
     for name, value in options.items():
         if value:
-            raise UsageError(f"--table recognition has no --{name}; leave it out")
+            raise UsageError(f"{what} takes no --{name}; leave one of the two out")
+
+
+def _beside(
+    folders: list["RunFolder"], others: list["RunFolder"], keep: Callable[["DataFrame"], "DataFrame"], selected: bool
+) -> Callable[..., str]:
+    """What writes the comparison of runs with published figures or, if there is one, with another run."""
+    from oodbench.leaderboard.beside import beside_published, beside_run, cells_of
+    from oodbench.leaderboard.beside_table import render_beside
+    from oodbench.leaderboard.published import own_figures, read_papers
+
+    cells = cells_of(folders, keep)
+    if others:
+        compared = beside_run(cells, cells_of(others, keep), str(others[0].path), selected)
+    else:
+        compared = beside_published(cells, own_figures(), read_papers(), selected)
+    return partial(render_beside, compared)
 
 
 def _labels(runs: list[Path], given: list[str]) -> dict[Path, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from oodbench.leaderboard.plots.picture import Picture
     from oodbench.leaderboard.plots.stored import StoredScores
 
-KINDS = ("bars", "cost", "hist", "roc", "severity")  # each a module here
+KINDS = ("bars", "cd", "cost", "hist", "roc", "severity")  # each a module here
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -23,11 +23,12 @@ def figure(kind: str, frame: pd.DataFrame, scores: "StoredScores | None" = None,
     """A picture of a frame with one row per cell, as a matplotlib Figure.
 
     Args:
-        kind: ``bars`` (AUROC and its interval), ``cost`` (AUROC against milliseconds per image), ``hist`` (scores of the
-            best detector on each set), ``roc`` (curves on the first set of the table) or ``severity`` (AUROC by level).
+        kind: ``bars`` (AUROC and its interval), ``cd`` (average ranks over sets, and which differ), ``cost`` (AUROC against
+            milliseconds per image), ``hist`` (scores of the best detector on each set), ``roc`` (curves on the first set of
+            the table) or ``severity`` (AUROC by level).
         frame: what ``gather`` gives, or ``Results.frame()``; all of its cells are drawn, so select before.
         scores: where ``hist`` and ``roc`` read the scores of a cell.
-        top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``severity`` all.
+        top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``cd`` and ``severity`` all.
 
     Raises UsageError for an unknown kind, BadData where the frame lacks what the picture shows.
     """

@@ -1,6 +1,7 @@
 """The scores that stand behind the cells of a frame."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from oodbench.results.records import DetectionRecord
 
 Key = tuple[Any, ...]
+ROLES = ("in_scores", "out_scores", "in_test", "out_test", "in_base", "out_base")
 
 
 class StoredScores:
@@ -27,16 +29,36 @@ class StoredScores:
 
         Raises BadData where they are missing or damaged.
         """
+        arrays = self.arrays(cell, ROLES[:2])
+        return arrays["in_scores"], arrays["out_scores"]
+
+    def record(self, cell: Any) -> "DetectionRecord":
+        """The record that a cell was made from. Raises BadData where it is not there."""
+        return self._stored(cell)[1]
+
+    def arrays(
+        self, cell: Any, roles: Sequence[str] = ROLES, known: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a cell by role: its scores, and which images they are of. ``known`` ones, by hash, are not read again.
+
+        Raises BadData where the scores are missing or an array is damaged.
+        """
+        folder, record = self._stored(cell)
+        if missing := [role for role in ROLES[:2] if role not in record.arrays]:
+            raise BadData(f"{cell['detector']} on {cell['dataset']} stores no {missing[0]}; run it again")
+        wanted = {role: name for role, name in record.arrays.items() if role in roles}
+        unread = {role: name for role, name in wanted.items() if name not in known}
+        read = folder.arrays(record.model_copy(update={"arrays": unread}))
+        return {role: known[name] if name in known else read[role] for role, name in wanted.items()}
+
+    def _stored(self, cell: Any) -> tuple["RunFolder", "DetectionRecord"]:
         if self._found is None:
             records = ((folder, record) for folder in self._folders for record in folder.records() if record.metrics)
             self._found = {_key_of_record(record): (folder, record) for folder, record in records}
-        where = f"{cell['detector']} on {cell['dataset']}"
         if (found := self._found.get(_key_of_cell(cell))) is None:
+            where = f"{cell['detector']} on {cell['dataset']}"
             raise BadData(f"{where}: its run folder stores no scores of this figure; run it again")
-        arrays = found[0].arrays(found[1])
-        if missing := [role for role in ("in_scores", "out_scores") if role not in arrays]:
-            raise BadData(f"{where} stores no {missing[0]}; run it again")
-        return arrays["in_scores"], arrays["out_scores"]
+        return found
 
 
 def _key_of_record(record: "DetectionRecord") -> Key:

@@ -45,7 +45,9 @@ def gather(monkeypatch):
         return labelled(frame), list(map(sentence, notes))
 
     def raw(**runs):
-        folders = [SimpleNamespace(path=n, rows=rows, manifest=lambda: Manifest(settings={})) for n, rows in runs.items()]
+        folders = [
+            SimpleNamespace(path=n, study=None, rows=rows, manifest=lambda: Manifest(settings={})) for n, rows in runs.items()
+        ]
         return gathering.gather(folders)
 
     gather.raw = raw

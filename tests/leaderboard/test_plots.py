@@ -1,5 +1,6 @@
 """Pictures: what they show is what the tables and the stored scores say, and names fit and are not taken for formulas."""
 
+import re
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from oodbench.leaderboard.plots import FORMATS, KINDS, draw, figure
 from oodbench.leaderboard.plots.picture import fitted, folded, width_of
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.results.folder import RunFolder
+from oodbench.results.ranks import critical_difference
 
 HOSTILE = "$\\frac{1}{0}$ _<script>alert(1)</script>\x1b--&\u202e" + "long" * 30
 SETS = ["digits-heldout", "photos", "digits+noise@1", "digits+noise@5", "digits+grey-level"]
@@ -273,3 +275,75 @@ def test_the_command_draws_each_kind(finished, tmp_path, monkeypatch, capsys):
 
 def _of(finished):
     return gather([finished])[0], "png", StoredScores([finished])
+
+
+# Critical differences
+
+
+def ranked(sets, detectors=30, noise=0.02):
+    """Detectors of which each is better than the next one, on sets of which corruptions and attacks count once a base."""
+    rng, cells = np.random.default_rng(0), []
+    kinds = [{"dataset": f"far-{number}"} for number in range(sets - 2)]
+    kinds += [{"dataset": f"digits+{name}", "kind": "corruption", "level": 1} for name in ("haze", "snow", "noise")]
+    kinds += [{"dataset": f"digits+{name}", "kind": "adversarial"} for name in ("pgd", "cw")]
+    for number in range(detectors):
+        of = ({"auroc": 0.95 - number / 100 + rng.normal(0, noise)} | kind for kind in kinds)
+        cells += [cell(f"detector-{number:02}", **one) for one in of]
+    return frame(*cells)
+
+
+def drawn_texts(picture):
+    return [text.get_text() for text in texts_of(picture)]
+
+
+def bars_of(picture):
+    """First and last row of each bar beside the plot."""
+    axes = picture.axes[0]
+    lines = [line for line in axes.lines if line.get_linewidth() == 1.6]
+    return [tuple(round(float(y)) for y in line.get_ydata()) for line in lines]
+
+
+def test_ranks_are_of_independent_sets():
+    picture = figure("cd", ranked(8, noise=0))
+    texts = drawn_texts(picture)
+    assert "unsupervised, 8 independent sets" in texts  # six, all corruptions of digits, and all attacks on it
+    names = [text.get_text() for text in picture.axes[0].get_yticklabels()]
+    assert names == [f"detector-{number:02} {number + 1:.1f}" for number in range(30)]
+    difference = critical_difference(30, 8)
+    assert any(f"Critical difference {difference:.1f} between 30 rows." in text for text in texts)
+    reach = int(np.ceil(difference)) - 1
+    assert bars_of(picture) == [(first, first + reach) for first in range(30 - reach)]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts_of(picture)]
+    assert not [(a, b) for place, (a, one) in enumerate(boxes) for b, other in boxes[:place] if _share(one, other)]
+
+
+def test_with_few_sets_nothing_is_said_of_differences():
+    picture = figure("cd", ranked(5))
+    assert any("Fewer than 6 independent sets" in text for text in drawn_texts(picture))
+    assert bars_of(picture) == []
+    assert not re.search(r"ritical difference \d", " ".join(drawn_texts(picture)))
+    assert bars_of(figure("cd", ranked(6, noise=0))) != []
+
+
+def test_equal_detectors_have_no_bars():
+    rng = np.random.default_rng(1)
+    cells = [cell(f"d{n}", dataset=f"s{m}", auroc=rng.uniform()) for n in range(5) for m in range(8)]
+    picture = figure("cd", frame(*cells))
+    assert any("Friedman's test finds no difference" in text for text in drawn_texts(picture))
+    assert bars_of(picture) == []
+
+
+def test_rows_that_lack_sets_are_named():
+    found = ranked(8, detectors=4)
+    lacking = (found["detector"] == "detector-01") & (found["dataset"] == "digits+snow")
+    found.loc[lacking, ["auroc", "status"]] = np.nan, "failed"
+    control = [cell("pixels", dataset, kind=kind) for dataset, kind in found[["dataset", "kind"]].drop_duplicates().to_numpy()]
+    picture = figure(
+        "cd", pd.concat([found, frame(*control).assign(level=lambda of: of["kind"].eq("corruption").map({True: 1}))])
+    )
+    said = " ".join(drawn_texts(picture))
+    assert "Left out: pixels (control)." in said
+    assert "no figure: detector-01." in said
+    assert len(picture.axes[0].get_yticklabels()) == 3
+    with pytest.raises(BadData, match="no protocol has two rows with figures on all sets"):
+        figure("cd", frame(cell("msp"), cell("pixels")))

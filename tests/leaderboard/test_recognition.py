@@ -142,8 +142,8 @@ def test_the_command(finished, tmp_path):
         ("network", "digits+noise", "3"), ("network", "digits+noise", "5"),
     }  # fmt: skip
     for options, says in (
-        (["--top", "3"], "--table recognition has no --top; leave it out"),
-        (["--protocol", "per-shift"], "--table recognition has no --protocol"),
+        (["--top", "3"], "--table recognition takes no --top; leave it out"),
+        (["--protocol", "per-shift"], "--table recognition takes no --protocol"),
         (["--detector", "knn"], "none of the runs holds the detector 'knn'; the runs hold network, network-scaled, mc-dropout"),
         (["--metric", "auroc"], "unknown metric of recognition 'auroc'"),
         (["--kind", "adversarial"], "none of the runs holds the kind 'adversarial'"),

@@ -7,7 +7,7 @@ import pytest
 
 import oodbench
 from oodbench.errors import BadData
-from oodbench.results.statistics import difference
+from oodbench.results.statistics import area, deviation, difference, holm, p_value
 
 
 def paired(rng, n, m, lead=0.0):
@@ -125,3 +125,44 @@ def test_detectors_of_a_run(tmp_path):
     for pair in itertools.permutations(["msp", "odin"], 2):
         with pytest.raises(oodbench.OodbenchError, match="unknown detector 'odin'"):
             results.difference(*pair, "digits-heldout")
+
+
+def test_holm_agrees_with_r():
+    """The p values of statsmodels' tests, which quote Holm's adjustment by R's package multtest."""
+    given = [
+        0.838541367553, 0.642193923795, 0.680845947633, 0.967833824309, 0.71626938238, 0.177096952723, 5.23656777208e-005,
+        0.0202732688798, 0.00028140506198, 0.0149877310796,
+    ]  # fmt: skip
+    by_r = [5.23656777208e-04, 2.53264555782e-03, 1.1990184863680e-01, 1.4191288215860e-01, *[1.0] * 6]
+    assert np.sort(holm(given)) == pytest.approx(by_r, rel=1e-10)
+    assert (np.argsort(holm(given), kind="stable")[:4] == [6, 8, 9, 7]).all()
+
+
+def test_holm_is_the_step_down_method():
+    """One hypothesis after another, as Holm describes it: reject while p is at most 5 % over the number that is left."""
+    rng = np.random.default_rng(8)
+    for size in range(1, 9):
+        p_values = rng.uniform(0, 0.06, size).round(3)
+        rejected = []
+        for place, index in enumerate(np.argsort(p_values, kind="stable")):
+            if p_values[index] * (size - place) > 0.05:
+                break
+            rejected.append(index)
+        assert sorted(rejected) == np.flatnonzero(holm(p_values) <= 0.05).tolist()
+    assert holm([]).size == 0
+
+
+def test_pulls_add_up_to_the_difference():
+    rng = np.random.default_rng(9)
+    first, second = ([side.round(1) for side in pair] for pair in paired(rng, 50, 40, lead=0.3))
+    one, other = area(*first), area(*second)
+    for side in (*one[1:], *other[1:]):
+        assert side.sum() == pytest.approx(0, abs=1e-12)
+    assert one.auroc == pytest.approx(oodbench.evaluate(*first).auroc, abs=1e-12)
+    apart = np.concatenate([one.inside - other.inside, one.outside - other.outside])
+    alone = difference(first, second, (np.arange(50), 50 + np.arange(40)))
+    assert one.auroc - other.auroc == pytest.approx(alone.auroc, abs=1e-12)
+    assert deviation([apart]) == pytest.approx((alone.high - alone.low) / 2 / 1.959964, rel=1e-6)
+    assert p_value(alone.auroc, deviation([apart])) == pytest.approx(alone.p, rel=1e-6)
+    assert deviation([apart, apart]) == pytest.approx(2 * deviation([apart]))  # nothing is known of how they depend
+    assert (deviation([np.zeros(3)]), p_value(0.1, 0.0)) == (0, 1)
