@@ -183,11 +183,13 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
+    from oodbench.leaderboard.plots.cd import ranked
     from oodbench.leaderboard.recognition import recognition_frames, summary
     from oodbench.leaderboard.severity import curves
     from oodbench.leaderboard.text import wrapped
     from oodbench.paths import write_atomically
     from oodbench.results.folder import SEVERITY
+    from oodbench.results.study import RANKS
 
     frame, notes = gather(folders)
     where = (folders[0].study or folders[0]).path
@@ -199,6 +201,9 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
         write_atomically(where / SEVERITY, draw("severity", frame))
         print(f"Severity curves: {where / SEVERITY}", file=output, flush=True)
+    if folders[0].study is not None and ranked(frame):
+        write_atomically(where / RANKS, draw("cd", frame))
+        print(f"Average ranks and critical differences: {where / RANKS}", file=output, flush=True)
 
 
 def _print_costs(folders: Any, width: int) -> None:

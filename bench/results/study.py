@@ -17,6 +17,7 @@ from oodbench.paths import STUDY, is_study, require_own_folder, require_run_fold
 from oodbench.results import json_files
 from oodbench.results.folder import RunFolder, Say
 
+RANKS = "critical-difference.png"
 AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedy
 
 

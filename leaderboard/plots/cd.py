@@ -29,25 +29,38 @@ BARS = " Bars at the right join rows whose ranks differ by less than the critica
 NO_RANKS = "no protocol has two rows with figures on all sets, so there are no ranks; oodbench leaderboard says what is missing"
 
 
+def ranked(frame: pd.DataFrame) -> bool:
+    """Whether some protocol of a table has two rows with figures on all sets, the controls apart."""
+    return any(rows for _, cells in by_group(frame) for _, rows, _ in _ranked(cells, None))
+
+
 def figure(frame: pd.DataFrame, scores: object, top: int | None) -> Picture:
     """The picture. Raises BadData where no protocol has two rows with figures on all sets."""
     blocks = []
     for title, cells in by_group(frame):
-        found, protocols = rows_by_protocol(cells, len(cells) if top is None else top)
         by_set = figures_by_set(cells)
         panels, bars = [], False
-        for name, rows in protocols:
-            whole = found.cells[OVERALL] == found.filled[OVERALL]
-            ranked = [row for row in rows if not row.control and whole[row.key]]
-            if len(ranked) > 1:
-                figures = by_set.loc[[row.key for row in ranked]].dropna(axis=1, how="all").to_numpy().T  # (sets, rows)
-                panel, joins = _panel(name, ranked, [row for row in rows if row not in ranked], figures)
-                panels.append(panel)
-                bars |= joins
+        for name, rows, left_out in _ranked(cells, top):
+            figures = by_set.loc[[row.key for row in rows]].dropna(axis=1, how="all").to_numpy().T  # (sets, rows)
+            panel, joins = _panel(name, rows, left_out, figures)
+            panels.append(panel)
+            bars |= joins
         blocks += [Block(title, panels, REMARK + BARS * bars)] if panels else []
     if not blocks:
         raise BadData(NO_RANKS)
     return stacked("Critical differences", blocks)
+
+
+def _ranked(cells: pd.DataFrame, top: int | None) -> list[tuple[str, list[Row], list[Row]]]:
+    """The protocols with two rows or more that have figures on all sets: their names, these rows, and the others."""
+    found, protocols = rows_by_protocol(cells, len(cells) if top is None else top)
+    whole = found.cells[OVERALL] == found.filled[OVERALL]
+    each = []
+    for name, rows in protocols:
+        complete = [row for row in rows if not row.control and whole[row.key]]
+        if len(complete) > 1:
+            each.append((name, complete, [row for row in rows if row not in complete]))
+    return each
 
 
 def _panel(name: str, ranked: list[Row], left_out: list[Row], figures: np.ndarray) -> tuple[Panel, bool]:
