@@ -14,7 +14,9 @@ RECORD = 1024  # bytes of a record without its arrays, compressed
 def expected_bytes(loaded: LoadedSuite) -> int:
     """About what the finished folder of a run takes."""
     share, inside = loaded.suite.learnt_share, len(loaded.in_distribution)
-    total = 0
+    sources = 2 + sum(detector.gives_probabilities for detector in loaded.detectors.values())
+    of_image = sources * 4  # numbers of recognition, at most
+    total = of_image * inside * NUMBER
     seen = 0  # scores of the in-distribution images that all sets share
     for test_set in loaded.test_sets:
         rows, outside = loaded.rows(test_set), len(test_set.images or ())
@@ -22,7 +24,7 @@ def expected_bytes(loaded: LoadedSuite) -> int:
         tested = sum(size - protocols.validation_size(size, share) for size in (inside, outside))
         learning = len(rows) - alone
         numbers = alone * outside + learning * tested + (inside + outside if learning else 0)
-        total += numbers * NUMBER + len(rows) * RECORD
+        total += (numbers + of_image * outside) * NUMBER + len(rows) * RECORD
         seen = max(seen, alone)
     return total + seen * inside * NUMBER
 
