@@ -41,7 +41,7 @@ def image_list(root: Path, path: str, split: str) -> ImageSet:
         elsewhere = "another list" if is_absolute(path) else "another data root with --data DIR or OODBENCH_DATA"
         raise MissingData(f"{name} is missing: {file.absolute()} is not a file; create it, or name {elsewhere}")
     train = file.with_name(TEST.sub("train", file.name, count=1))
-    if train == file or not train.is_file():
+    if train == file or not os.path.isfile(train):
         if split == "train":
             named = f"add the list {train.name}" if train != file else "name it test.txt and add a list train.txt"
             raise UsageError(f"{name} has no split 'train'; it has test; to learn from it, {named} beside it")

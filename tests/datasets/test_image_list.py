@@ -148,6 +148,12 @@ def test_a_relative_list_stays_below_the_data_root(root, path):
         load_dataset(f"imglist:{path}", data=root)
 
 
+def test_the_longest_name_of_a_list(root):
+    """That of its training list would be one letter longer, which no file system takes."""
+    name = listed(root, "cat/0.png 0", f"test_{'x' * 246}.txt")
+    assert len(load_dataset(name, data=root)) == 1
+
+
 def test_a_folder_is_not_a_list(root):
     with pytest.raises(MissingData, match="cat is not a file; create it, or name another data root with --data DIR"):
         load_dataset("imglist:cat", data=root)
