@@ -72,8 +72,8 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
         base = base_of(name)
         if base in BY_PATH:
             continue
-        if base not in registry.records("datasets") and Path(name).exists():
-            own, what = (FOLDER, "folder of images") if Path(name).is_dir() else (IMAGE_LIST, "list of images")
+        if base not in registry.records("datasets") and os.path.exists(name):  # unlike pathlib's, for a name of any length
+            own, what = (FOLDER, "folder of images") if os.path.isdir(name) else (IMAGE_LIST, "list of images")
             raise UsageError(f"unknown dataset '{name}'; write {own}:{name} for a {what} (oodbench list datasets)")
         registry.find("datasets", base)
     for name in models:

@@ -50,8 +50,8 @@ detectors = {detectors}
 # [parameters.knn]
 # k = 10
 
-# The sets to tell from it: those of `oodbench list datasets`, folders of images (folder:PATH), and corruptions or attacks
-# of any set, such as +haze with levels, or +pgd.
+# The sets to tell from it: those of `oodbench list datasets`, folders of images (folder:PATH) and lists of them
+# (imglist:FILE), and corruptions or attacks of any set, such as +haze with levels, or +pgd.
 {sets}"""
 
 Read = TypeVar("Read")

@@ -80,7 +80,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "svhn",
-            "DenseNets on SVHN in Huang et al. 2017 (arXiv 1608.06993), from memory; their dropout of .2 is left out. For other"
+            "DenseNets on SVHN in Huang et al. 2017 (arXiv 1608.06993, section 4.2), whose dropout of .2 is left out. For other"
             " networks it is a choice",
             epochs=40,
             batch_size=64,

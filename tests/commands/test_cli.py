@@ -110,6 +110,7 @@ def test_images_of_the_user_are_recognised_by_their_path(tmp_path):
         done = oodbench("run", "--dataset", path, cwd=tmp_path)
         assert done.returncode == 2
         assert f"unknown dataset '{path}'; write {message}" in done.stderr
+    assert "unknown dataset 'xxx" in oodbench("run", "--dataset", "x" * 300, cwd=tmp_path).stderr
 
 
 def test_a_second_run_finds_everything_done(small_run):

@@ -105,8 +105,8 @@ def test_the_training_list_is_beside_the_test_list(root, test, train):
         ("cat/0.png 0\ncat 1", "line 2: 'cat' is not a file"),
         ("cat/0.png 0\ncat/\0.png 1", "line 2: 'cat/.*' is not a file"),
         ("cat/0.png 0\ndog/0.png 1\n./cat//0.png 0", "line 3: './cat//0.png' is also on line 1; remove one of the two"),
-        ("cat/0.png -2", "line 1: the label '-2' must be a class number from 0 to 999,999, or -1"),
-        ("cat/0.png 1000000", "line 1: the label '1000000' must be"),
+        ("cat/0.png -2", "line 1: the label '-2' must be a class number from 0 to 99,999, or -1"),
+        ("cat/0.png 100000", "line 1: the label '100000' must be"),
         (f"cat/0.png {'0' * 5000}", "line 1: the label '0+…' must be"),
         (b"cat/0.png 0\ncat/\xff.png 1", "line 2: not valid UTF-8; save the list as UTF-8"),
         (f"cat/0.png 0\n{'x' * 10**5} 1", "line 2: 'x+…' is not a file"),
@@ -146,6 +146,12 @@ def test_a_list_is_read_within_bounds(root, monkeypatch):
 def test_a_relative_list_stays_below_the_data_root(root, path):
     with pytest.raises(UsageError, match=r"must name a list without '\.\.'; write imglist:PATH"):
         load_dataset(f"imglist:{path}", data=root)
+
+
+def test_the_longest_name_of_a_list(root):
+    """That of its training list would be one letter longer, which no file system takes."""
+    name = listed(root, "cat/0.png 0", f"test_{'x' * 246}.txt")
+    assert len(load_dataset(name, data=root)) == 1
 
 
 def test_a_folder_is_not_a_list(root):
