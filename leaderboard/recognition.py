@@ -196,7 +196,8 @@ def _means(cells: pd.DataFrame, metric: str) -> _Means:
 def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextTable:
     about, found = METRICS[metric], _means(cells, metric)
     sources, shown = found.values.index.tolist(), []
-    for place in found.values.columns:
+    columns: Any = found.values.columns
+    for place in columns:
         whole, values, have = int(found.expected[place]), found.values[place].tolist(), found.have[place].tolist()
         figures = [
             f"{about.factor * value:.{about.digits}f}" if count else "–" for value, count in zip(values, have, strict=True)
@@ -210,7 +211,7 @@ def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextT
         shown.append(Column(group, lines, texts, best))
     calibrated = cells[cells["status"] == "ok"].groupby("source")["calibrated_on"].last()
     first = cells.iloc[0]
-    model, inside = label("model", first["model"], first["network"]), label("in_distribution", *first[GROUP[2:]])
+    model, inside = (label(name, first[name], first[of]) for name, of in (("model", "network"), ("in_distribution", "images")))
     return TextTable(
         title=f"{model}, recognition, in-distribution {inside}",
         caption=_caption(cells, about),
@@ -260,7 +261,7 @@ def summary(frame: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     accuracy, ece = (means(cells, metric).loc[NETWORK] for metric in ("accuracy", "ece"))
-    inside: Any = next((of for of in accuracy.index if of[0] == IN_DISTRIBUTION), None)
+    inside = next((of for of in accuracy.index if of[0] == IN_DISTRIBUTION), None)
     shown = {inside: f"on {inside[1]}"} if inside else {}
     shown |= {("mean", "corruption"): "in the mean over corruptions"} if ("mean", "corruption") in accuracy else {}
     figures = [f"accuracy {percent(accuracy[of])} and ECE {percent(ece[of])} {where}" for of, where in shown.items()]
