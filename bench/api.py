@@ -105,7 +105,9 @@ class Results(RunFolder):
 
         Args:
             kind: ``bars`` (AUROC and its interval), ``cost`` (AUROC against milliseconds per image), ``hist`` (the scores of
-                one detector on each set), ``roc`` (curves on one set) or ``severity`` (AUROC by level of a corruption).
+                one detector on each set), ``roc`` (curves on one set), ``severity`` (AUROC by level of a corruption), or of
+                recognition ``reliability`` (accuracy by confidence, of one source on one set) or ``generalization``
+                (accuracy against ECE under corruptions).
             top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``severity`` all.
             detectors: draw only these rows; ``hist`` draws the best of them.
             datasets: draw only these sets, with or without a level; ``roc`` draws the first of them.
@@ -115,6 +117,10 @@ class Results(RunFolder):
         the picture shows, such as costs.
         """
         self.manifest()
+        if kind in plots.RECOGNITION:
+            from oodbench.leaderboard.plots import recognition
+
+            return recognition.figure(kind, gather_recognition([self], sources=detectors, datasets=datasets)[0], [self])
         keep = partial(select, detectors=detectors, datasets=datasets, protocols=protocols)
         frame, _ = gather([self], keep=keep)
         return plots.figure(kind, frame, StoredScores([self]), top)

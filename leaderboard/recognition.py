@@ -125,7 +125,7 @@ def render_recognition(
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='recognition')")
     if metric not in METRICS:
         raise UsageError(unknown("metric of recognition", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
-    names, cells = as_names(columns), _labelled(frame)
+    names, cells = as_names(columns), each_once(frame)
     if format in ("csv", "json"):
         write = write_csv if format == "csv" else write_json
         shown = cells.assign(
@@ -144,7 +144,7 @@ def render_recognition(
     return "\n".join(map(writers[format], tables))
 
 
-def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+def each_once(frame: pd.DataFrame) -> pd.DataFrame:
     """Each record once, as it occurs last; ``network`` and ``images`` tell apart what has one name, else they are empty."""
     found = frame.reset_index(drop=True).assign(**{name: "" for name in FACTS if name not in frame.columns})
     several = found.groupby("model")["checkpoint"].transform("nunique") > 1
@@ -168,7 +168,7 @@ class _Means(NamedTuple):
 
 def means(frame: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """One row per source, one column per (kind, dataset) and then per ("mean", kind), of one model and in-distribution set."""
-    return _means(_labelled(frame), metric).values
+    return _means(each_once(frame), metric).values
 
 
 def _means(cells: pd.DataFrame, metric: str) -> _Means:

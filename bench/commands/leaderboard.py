@@ -66,8 +66,12 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
     plot: Annotated[
-        Literal["bars", "cost", "hist", "roc", "severity"] | None,
-        typer.Option(metavar="KIND", help="Draw bars, cost, hist, roc or severity instead of printing tables."),
+        Literal["bars", "cost", "hist", "roc", "severity", "reliability", "generalization"] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Draw bars, cost, hist, roc or severity instead of printing tables; of recognition, reliability or"
+            " generalization.",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -85,8 +89,11 @@ def leaderboard(
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
     text: Callable[..., str]
-    if table == "recognition":
-        _refuse_for_recognition(top=top, protocol=protocol, sort=sort, interval=interval, plot=plot)
+    from oodbench.leaderboard.plots import RECOGNITION
+
+    of_recognition = plot in RECOGNITION
+    if table == "recognition" or of_recognition:
+        _refuse_for_recognition(top=top, protocol=protocol, sort=sort, interval=interval, plot=plot and not of_recognition)
         from oodbench.leaderboard.recognition import gather_recognition, render_recognition
 
         frame, notes = gather_recognition(folders, labels=_labels(runs, label), sources=detector, **names)
@@ -108,7 +115,13 @@ def leaderboard(
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
-        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), StoredScores(folders), top))
+        written = picture.suffix.removeprefix(".")
+        if of_recognition:
+            from oodbench.leaderboard.plots import recognition
+
+            write_atomically(picture, recognition.draw(plot, frame, written, folders))
+        else:
+            write_atomically(picture, draw(plot, frame, written, StoredScores(folders), top))
         print(picture)
     elif out is not None:
         from oodbench.paths import write_atomically
