@@ -102,7 +102,7 @@ def _stored(cell: Any, folders: Sequence["RunFolder"]) -> np.ndarray:
 
 
 def _generalization(cells: pd.DataFrame) -> Picture:
-    arrows = []
+    arrows: list[tuple[str, Any, Any]] = []
     for _, of in cells.groupby(GROUP, sort=False):
         accuracy, ece = (means(of, metric) for metric in ("accuracy", "ece"))
         if not {NETWORK, INTROSPECTIVE} <= {*accuracy.index} or UNDER_CORRUPTION not in accuracy:
@@ -111,7 +111,7 @@ def _generalization(cells: pd.DataFrame) -> Picture:
         first = of.iloc[0]
         name = f"{label('model', first['model'], first['network'])} on {first['in_distribution']}"
         if not np.isnan(ends).any():
-            arrows.append((name, *ends))
+            arrows.append((name, ends[0], ends[1]))
     if not arrows:
         raise BadData(
             f"no run has figures of {NETWORK} and {INTROSPECTIVE} on corruptions; run the detector {INTROSPECTIVE} on some"

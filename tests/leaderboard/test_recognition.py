@@ -169,6 +169,15 @@ def test_a_run_ends_with_a_line_of_it(finished):
     assert summary(frame[frame.source == "mc-dropout"]) == summary(frame.iloc[:0]) == ""
 
 
+def test_the_output_of_a_run_has_the_line(tmp_path):
+    options = ["--detector", "msp", "--dataset", "digits+haze@3", "--limit", "40", "--no-costs", "--out", tmp_path / "run"]
+    lines = new_process.oodbench("run", *options).stdout.splitlines()
+    line = summary(gather_recognition([RunFolder(tmp_path / "run")])[0])
+    assert "in the mean over corruptions" in line
+    assert line in " ".join(lines)
+    assert lines[-1] == str(tmp_path / "run")
+
+
 def test_several_runs(finished, tmp_path):
     copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
     both, _ = gather_recognition([finished, copy])
