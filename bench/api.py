@@ -109,7 +109,8 @@ class Shown:
         Args:
             kind: ``bars`` (AUROC and its interval), ``cd`` (average ranks over sets, and which differ), ``cost`` (AUROC
                 against milliseconds per image), ``hist`` (the scores of one detector on each set), ``roc`` (curves on one
-                set) or ``severity`` (AUROC by level of a corruption).
+                set), ``severity`` (AUROC by level of a corruption), or of recognition ``reliability`` (accuracy by
+                confidence, of one source on one set) or ``generalization`` (accuracy against ECE under corruptions).
             top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``cd`` and
                 ``severity`` all.
             detectors: draw only these rows; ``hist`` draws the best of them.
@@ -120,6 +121,10 @@ class Shown:
         the picture shows, such as costs.
         """
         folders = self._folders()
+        if kind in plots.RECOGNITION:
+            from oodbench.leaderboard.plots import recognition
+
+            return recognition.figure(kind, gather_recognition(folders, sources=detectors, datasets=datasets)[0], folders)
         keep = partial(select, detectors=detectors, datasets=datasets, protocols=protocols)
         frame, _ = gather(folders, keep=keep)
         return plots.figure(kind, frame, StoredScores(folders), top)

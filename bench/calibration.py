@@ -49,9 +49,22 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: 
     ``confidence`` (N,) is the largest probability, ``right`` (N,) whether it is the label's. Bins are equally wide,
     ((b − 1)/B, b/B], and 0 belongs to the first.
     """
-    place = np.searchsorted(np.arange(1, bins) / bins, confidence)  # how many inner edges are below
+    place = _bin_of(confidence, bins)
     # Of bin b: n_b · (accuracy − mean confidence), so that an empty one adds nothing.
     return float(np.abs(np.bincount(place, weights=right - confidence, minlength=bins)).sum() / len(right))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By bin of ``expected_calibration_error``, (bins,) each: images, accuracy and mean confidence, NaN where there is none."""
+    place = _bin_of(confidence, bins)
+    counts = np.bincount(place, minlength=bins)
+    sums = (np.bincount(place, weights=values, minlength=bins) for values in (right, confidence))
+    accuracy, mean = (np.divide(of, counts, out=np.full(bins, np.nan), where=counts > 0) for of in sums)
+    return counts, accuracy, mean
+
+
+def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.searchsorted(np.arange(1, bins) / bins, confidence)  # how many inner edges are below
 
 
 def negative_log_likelihood(own: np.ndarray) -> float:

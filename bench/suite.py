@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import canonical, parse, recorded
+from oodbench.datasets.name import MISCLASSIFIED, canonical, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
@@ -186,8 +186,8 @@ def validated(values: dict[str, Any], name: object) -> Suite:
         listing = f"its sets are {', '.join(sets)}"
         raise UsageError(f"suite {name}: transfer_from: {unknown('set', suite.transfer_from, sets, listing)}")
     source = suite.transfer_from
-    if source is not None and (sets[source].kind or parse(source).kind) == "benign":
-        raise UsageError(f"suite {name}: transfer_from: nothing can be learnt from {source}, which is benign; name another set")
+    if source is not None and (kind := sets[source].kind or parse(source).kind) in ("benign", MISCLASSIFIED):
+        raise UsageError(f"suite {name}: transfer_from: nothing can be learnt from {source}, which is {kind}; name another set")
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from, in its file")
     return suite

@@ -21,7 +21,7 @@ from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
 from oodbench.datasets.image_list import image_list
-from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse
+from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse, without_answers
 from oodbench.datasets.overlaps import shared_classes
 from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
@@ -70,6 +70,8 @@ def load_dataset(
     parsed = parse(name)
     if first is not None and first < 1:
         raise UsageError(f"first is {first}; give a number of images of at least 1")
+    if parsed.misclassified:
+        raise UsageError(f"{name}: only a run knows which images a network gets wrong; load {without_answers(name)}")
     if parsed.attack:
         require_attack(parsed.attack)
     progress = progress or Progress()

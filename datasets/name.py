@@ -9,17 +9,19 @@
 ``cifar10+haze@3``      a corruption at a level from 1 to 5
 ``cifar10+jpeg-85``     a benign change, which should raise no alarm
 ``cifar10+pgd``         an attack, built-in or of another library (``cifar10+foolbox:LinfPGD``)
+``cifar10+misclassified``  the images that the network gets wrong, against those that it gets right
 ``folder:PATH``         a folder of images, absolute or below the data root; ``folder:PATH:class`` is one class
 ``imglist:FILE``        the images that a text file lists; the same rules as for ``folder:PATH``
 ======================  =====================================================================
 
-The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. A path has one spelling: ``folder:./a/``
+The corruption, benign change or attack comes last: ``cifar10:airplane+haze@3``. Only ``+misclassified`` may follow, with the
+level behind it: ``cifar10+haze+misclassified@3``, ``cifar10c/fog+misclassified@3``. A path has one spelling: ``folder:./a/``
 is ``folder:a``. A plus sign in a path is doubled: ``folder:a++b+haze@3`` is the folder ``a+b`` under haze.
 Results name an absolute path by its last part: ``folder:/home/me/photos`` is ``folder:photos`` there.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 
 from oodbench.errors import UsageError
@@ -28,7 +30,8 @@ from oodbench.registry import unknown
 CORRUPTIONS = ("noise", "lens-blur", "gaussian-blur", "dirty-lens", "exposure", "snow", "haze", "decolor")
 BENIGN = ("jpeg-95", "jpeg-85", "jpeg-75", "grey-level", "pixel-shift")
 ATTACKS = ("fgsm", "bim", "pgd", "iterll", "cw", "semantic")
-CHANGED = ("corruption", "benign", "adversarial")  # kinds of the sets that are made from another by a change
+MISCLASSIFIED = "misclassified"  # a kind, and the end of the names of its sets
+CHANGED = ("corruption", "benign", "adversarial", MISCLASSIFIED)  # kinds of the sets that are made from another by a change
 LEVELS = (1, 2, 3, 4, 5)
 NOT = "not-"  # before the class that a selection leaves out
 FOLDER, IMAGE_LIST = "folder", "imglist"
@@ -62,6 +65,7 @@ class Name:
         corruption, level: the generated corruption, and its level.
         benign: the benign change.
         attack: the attack.
+        misclassified: whether right and wrong answers of the network on these images are told apart.
     """
 
     original: str
@@ -74,10 +78,23 @@ class Name:
     level: int | None = None
     benign: str = ""
     attack: str = ""
+    misclassified: bool = False
+
+    @property
+    def plain(self) -> "Name":
+        """The name of the images, whatever the network answers."""
+        return replace(self, misclassified=False)
+
+    @property
+    def full(self) -> str:
+        """The name with its level, as in results."""
+        return self.dataset if self.severity is None else f"{self.dataset}@{self.severity}"
 
     @property
     def dataset(self) -> str:
         """The name without its level, as shown in tables."""
+        if self.misclassified:
+            return f"{self.plain.dataset}+{MISCLASSIFIED}"
         if change := self.corruption or self.benign or self.attack:
             return f"{self.original}+{change}"
         return self.original if self.part_level is None else self.original.rpartition("@")[0]
@@ -97,7 +114,9 @@ class Name:
 
     @property
     def kind(self) -> str:
-        """The kind that a change in the name gives the set: ``corruption``, ``benign`` or ``adversarial``; else empty."""
+        """The kind that the name gives the set, one of ``CHANGED``, or empty."""
+        if self.misclassified:
+            return MISCLASSIFIED
         return "adversarial" if self.attack else "benign" if self.benign else "corruption" if self.corruption else ""
 
 
@@ -109,6 +128,8 @@ def parse(text: str) -> Name:
         raise UsageError(f"{text!r} is not valid UTF-8; rename the {BY_PATH.get(base_of(text), FOLDER)}") from None
     original, plus, change = _parts(canonical(text))
     scheme = _scheme(original)
+    if MISCLASSIFIED in re.split(r"[+@]", change):
+        return _of_answers(text, original, change)
     if original.endswith(":") and original != scheme:
         raise UsageError(f"'{text}' names no class; leave out the colon, or write {original}CLASS")
     if scheme:
@@ -158,6 +179,12 @@ def path_name(base: str, path: str) -> str:
 def heading(name: str) -> str:
     """Return a name as headings show it: of the user's own images the path alone. Accepts any text."""
     return name.removeprefix(_scheme(name))
+
+
+def without_answers(text: str) -> str:
+    """Return the name of the images of which ``text``, a name with ``+misclassified``, tells right and wrong answers apart."""
+    before, _, level = text.rpartition(f"+{MISCLASSIFIED}")
+    return before + level
 
 
 def recorded(text: str) -> str:
@@ -255,6 +282,20 @@ def _with_change(parsed: Name, text: str, change: str) -> Name:
     if at:
         raise UsageError(f"'{text}': {changing} has no level; write {parsed.original}+{changing}")
     return Name(**vars(parsed) | {"benign" if changing in BENIGN else "attack": changing})
+
+
+def _of_answers(text: str, original: str, change: str) -> Name:
+    """Parse a name that ends in ``+misclassified``, with its level behind it: ``change`` is what follows the ``original``."""
+    changes, at, level = change.partition("@")
+    before, _, last = f"+{changes}".rpartition("+")
+    if last != MISCLASSIFIED or MISCLASSIFIED in before:
+        raise UsageError(f"'{text}': +{MISCLASSIFIED} comes last, and behind it the level; write SET+{MISCLASSIFIED}@LEVEL")
+    if at and not before and "/" not in original:
+        raise UsageError(f"'{text}': {original} has no level; write {original}+{MISCLASSIFIED}")
+    parsed = parse(f"{original}{before}{at}{level}")
+    if parsed.attack:
+        raise UsageError(f"'{text}': an attack is made to be misclassified; write {parsed.original}+{MISCLASSIFIED}")
+    return replace(parsed, misclassified=True)
 
 
 def _level(text: str) -> int | None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from oodbench.datasets.name import EXTRA_CORRUPTIONS_C as EXTRA
 from oodbench.datasets.name import MAIN_CORRUPTIONS_C as MAIN
-from oodbench.datasets.name import source_and_change
+from oodbench.datasets.name import MISCLASSIFIED, source_and_change
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.registry import unknown
 from oodbench.suite import PROTOCOLS
@@ -42,8 +42,9 @@ METRICS = {  # column: (what tables call it, whether higher is better)
     "detection_accuracy": ("detection accuracy", True),
     "detection_error": ("detection error", False),
 }
-KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign")
+KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "misclassified", "benign")
 BENIGN = "benign"  # the kind whose figure is a rate of false alarms, whatever the metric, and not part of means over sets
+APART = (BENIGN, MISCLASSIFIED)  # kinds that are not part of means over sets
 CONTROL = "pixels"  # the detector that does not use the network
 CONTROLS = (CONTROL, "untrained")  # detectors that show what others owe to the images or to the architecture
 
@@ -79,7 +80,8 @@ def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally
 
     Rows are sorted by the mean over all sets, or by another of ``sorts``: a kind (its mean), a set, a column of ``COST``,
     or ``detector`` (the name). A row without all the cells that others have there comes after those that have them. Values
-    of benign changes are rates of false alarms, whatever the metric, and not part of the mean over all sets. A cell that
+    of benign changes are rates of false alarms, whatever the metric. Kinds in ``APART`` are not part of the mean over all
+    sets. A cell that
     occurs twice (in several runs) counts once, as it occurs last. Raises UsageError for an unknown metric, BadData where
     columns are missing.
     """
@@ -174,7 +176,7 @@ def figures_by_set(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     NaN where a row has no figure; a figure may be the mean of fewer cells than others have, see ``tally``.
     """
     measured = _measured(unique_cells(frame), metric)
-    by_set = _by_counted_set(_by_dataset(measured[measured["kind"] != BENIGN], ROW), ROW)
+    by_set = _by_counted_set(_by_dataset(measured[~measured["kind"].isin(APART)], ROW), ROW)
     return by_set.unstack(["kind", "set"])
 
 
@@ -182,7 +184,7 @@ def _averages(measured: pd.DataFrame, row: list[str] = ROW) -> list[pd.Series]:
     """Means by row and set, by row and kind, and by row."""
     by_dataset = _by_dataset(measured, row)
     by_set = _by_counted_set(by_dataset, row)
-    separated = by_set[by_set.index.get_level_values("kind") != BENIGN]
+    separated = by_set[~by_set.index.get_level_values("kind").isin(APART)]
     return [by_dataset, by_set.groupby([*row, "kind"]).mean(), separated.groupby(row).mean()]
 
 
@@ -207,8 +209,8 @@ def counts_as(kind: str, dataset: str, content: str) -> tuple[str, str]:
 
 
 def _counts(cells: pd.DataFrame, keys: list[str]) -> list[pd.Series]:
-    """Cells by ``keys`` and set, by ``keys`` and kind, and by ``keys`` without the benign ones."""
-    separated = cells[cells["kind"] != BENIGN]
+    """Cells by ``keys`` and set, by ``keys`` and kind, and by ``keys`` without those of kinds that stand apart."""
+    separated = cells[~cells["kind"].isin(APART)]
     return [of.groupby([*keys, *by])["status"].size() for of, by in ((cells, SET), (cells, ["kind"]), (separated, []))]
 
 
@@ -258,7 +260,7 @@ def means(frame: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """One row per model, in-distribution set, detector and protocol: the mean over each kind of set and over all sets.
 
     Columns are ``model in_distribution protocol detector`` (and those of ``QUALIFIERS`` that the frame has), and for each
-    kind that the frame holds, and for ``all`` without benign changes: ``KIND`` (the mean, a fraction), ``KIND cells`` (how
+    kind that the frame holds, and for ``all`` without kinds in ``APART``: ``KIND`` (the mean, a fraction), ``KIND cells`` (how
     many cells stand behind it) and ``KIND expected`` (how many there are to fill). Repeats are averaged. Sorted as ``tally``.
     """
     found = tally(frame, metric)

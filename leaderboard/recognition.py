@@ -128,7 +128,7 @@ def render_recognition(
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='recognition')")
     if metric not in METRICS:
         raise UsageError(unknown("metric of recognition", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
-    names, cells = as_names(columns), _labelled(frame)
+    names, cells = as_names(columns), each_once(frame)
     if format in ("csv", "json"):
         shown = cells.assign(
             model=_labels(cells, "model", "network"), in_distribution=_labels(cells, "in_distribution", "images")
@@ -143,7 +143,7 @@ def render_recognition(
     return "\n".join(map(write, tables))
 
 
-def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+def each_once(frame: pd.DataFrame) -> pd.DataFrame:
     """Each record once, as it occurs last; ``network`` and ``images`` tell apart what has one name, else they are empty."""
     found = frame.reset_index(drop=True).assign(**{name: "" for name in FACTS if name not in frame.columns})
     networks = found["study"].where(found["study"] != "", found["checkpoint"])
@@ -168,7 +168,7 @@ class _Means(NamedTuple):
 
 def means(frame: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """One row per source, one column per (kind, dataset) and then per ("mean", kind), of one model and in-distribution set."""
-    return _means(_labelled(frame), metric).values
+    return _means(each_once(frame), metric).values
 
 
 def _means(cells: pd.DataFrame, metric: str) -> _Means:
@@ -205,7 +205,8 @@ def _averages(cells: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFr
 def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextTable:
     about, found = METRICS[metric], _means(cells, metric)
     sources, shown = found.values.index.tolist(), []
-    for place in found.values.columns:
+    columns: Any = found.values.columns
+    for place in columns:
         whole, values, have = int(found.expected[place]), found.values[place].tolist(), found.have[place].tolist()
         spread = found.spread[place].tolist()
         figures = [
@@ -222,7 +223,7 @@ def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextT
         shown.append(Column(group, lines, texts, best))
     calibrated = cells[cells["status"] == "ok"].groupby("source")["calibrated_on"].last()
     first = cells.iloc[0]
-    model, inside = label("model", first["model"], first["network"]), label("in_distribution", *first[GROUP[2:]])
+    model, inside = (label(name, first[name], first[of]) for name, of in (("model", "network"), ("in_distribution", "images")))
     return TextTable(
         title=f"{model}, recognition, in-distribution {inside}",
         caption=_caption(cells, about),

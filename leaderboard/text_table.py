@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from oodbench.datasets.name import heading
+from oodbench.datasets.name import MISCLASSIFIED, heading
 from oodbench.errors import counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
@@ -39,6 +39,7 @@ FALSE_ALARMS = (
     "Benign: false alarms ×100, the share of harmlessly changed images rejected at the threshold that accepts 95 % of the"
     " in-distribution images (5 is expected, lower is better); unsupervised only, and not part of means over sets."
 )
+ANSWERS = "Misclassified: images that the network gets wrong, against those it gets right; not part of means over sets."
 SETS, MEANS, COSTS = PARTS = ("sets", "means", "costs")  # parts of a table
 INTERVALS = "In brackets: 95 % intervals over test images, of figures that come from one cell; means have none."
 NOISY_COST = (
@@ -264,6 +265,8 @@ def _caption(
     parts += _mean_remarks(cells, MEANS in shown_parts)
     if (cells["kind"] == BENIGN).any():
         parts.append(FALSE_ALARMS)
+    if (cells["kind"] == MISCLASSIFIED).any():
+        parts.append(ANSWERS)
     if repeats := repeats_of(cells):
         parts.append(f"Means of {repeats}, ± their standard deviation.")
     whole = found.expected.copy()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oodbench.leaderboard.aggregate import BENIGN, ROW, Tally, best_of
+from oodbench.leaderboard.aggregate import APART, BENIGN, ROW, Tally, best_of
 from oodbench.leaderboard.paired import MeanOfSets, Pulls, SetOfCells, set_weights
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.results.statistics import holm, p_value
@@ -68,7 +68,9 @@ class _Protocol:
 
     def like(self, best: int, complete: Sequence[int], group: str, name: str, content: str) -> set[int]:
         """The rows of ``complete`` that are not distinguishable from the best in a column; without scores in common none."""
-        sets = [key for key in self._sets if key == (group, name, content) or (group == "mean" and name in ("all", key[0]))]
+        sets = [key for key in self._sets if key == (group, name, content) or (group == "mean" and name == key[0])]
+        if (group, name) == ("mean", "all"):
+            sets = [key for key in self._sets if key[0] not in APART]
         pulls = {row: [self._pulls[key].get(row) for key in sets] for row in complete}
         known = {row: [one for one in of if one is not None] for row, of in pulls.items() if None not in of}
         others = [row for row in known if row != best]

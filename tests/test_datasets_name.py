@@ -21,8 +21,10 @@ from oodbench.datasets.name import (
     heading,
     parse,
     path_name,
+    recorded,
     require_corruption,
     source_and_change,
+    without_answers,
 )
 from oodbench.errors import UsageError
 
@@ -240,3 +242,40 @@ def test_the_base_of_any_text(text, base):
 )
 def test_source_and_change(dataset, source, change):
     assert source_and_change(dataset) == (source, change)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "dataset", "level"),
+    [
+        ("digits+misclassified", "digits", "digits+misclassified", None),
+        ("digits+haze+misclassified@3", "digits+haze@3", "digits+haze+misclassified", 3),
+        ("digits+jpeg-85+misclassified", "digits+jpeg-85", "digits+jpeg-85+misclassified", None),
+        ("cifar10c/fog+misclassified@2", "cifar10c/fog@2", "cifar10c/fog+misclassified", 2),
+        ("cifar10:airplane+misclassified", "cifar10:airplane", "cifar10:airplane+misclassified", None),
+        ("folder:/a/b++c+misclassified", "folder:/a/b++c", "folder:b++c+misclassified", None),
+    ],
+)
+def test_answers_on_a_set(text, plain, dataset, level):
+    found = parse(text)
+    assert (found.kind, found.dataset, found.severity) == ("misclassified", dataset, level)
+    assert found.plain == parse(plain)
+    assert without_answers(text) == plain
+    assert found.full == recorded(text)
+    assert parse(found.full).full == found.full
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("digits+haze@3+misclassified", r"comes last, and behind it the level; write SET\+misclassified@LEVEL"),
+        ("digits+misclassified+haze@3", r"comes last, and behind it the level"),
+        ("digits+misclassified@3", r"digits has no level; write digits\+misclassified"),
+        ("digits+haze+misclassified", "'haze' needs a level from 1"),
+        ("digits+haze+misclassified@6", "'haze' needs a level from 1"),
+        ("digits+pgd+misclassified", r"an attack is made to be misclassified; write digits\+misclassified"),
+        ("digits+misclassified+misclassified", r"comes last, and behind it the level"),
+    ],
+)
+def test_names_of_answers_that_are_none(text, says):
+    with pytest.raises(UsageError, match=says):
+        parse(text)

@@ -71,8 +71,12 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
     plot: Annotated[
-        Literal["bars", "cd", "cost", "hist", "roc", "severity"] | None,
-        typer.Option(metavar="KIND", help="Draw bars, cd, cost, hist, roc or severity instead of printing tables."),
+        Literal["bars", "cd", "cost", "hist", "roc", "severity", "reliability", "generalization"] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Draw bars, cd, cost, hist, roc or severity instead of printing tables; of recognition, reliability or"
+            " generalization.",
+        ),
     ] = None,
     beside: Annotated[
         str | None,
@@ -101,9 +105,12 @@ def leaderboard(
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
     labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in opened[run]}
     text: Callable[..., str]
-    if table == "recognition":
-        refused = {"top": top, "protocol": protocol, "sort": sort, "interval": interval, "plot": plot, "beside": beside}
-        _refuse("--table recognition", **refused)
+    from oodbench.leaderboard.plots import RECOGNITION
+
+    of_recognition = plot in RECOGNITION
+    if table == "recognition" or of_recognition:
+        refused = {"top": top, "protocol": protocol, "sort": sort, "interval": interval, "beside": beside}
+        _refuse("--table recognition", **refused, plot=plot and not of_recognition)
         from oodbench.leaderboard.recognition import gather_recognition, render_recognition
 
         frame, notes = gather_recognition(folders, labels=labels, sources=detector, **names)
@@ -133,7 +140,13 @@ def leaderboard(
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
-        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), StoredScores(folders), top))
+        written = picture.suffix.removeprefix(".")
+        if of_recognition:
+            from oodbench.leaderboard.plots import recognition
+
+            write_atomically(picture, recognition.draw(plot, frame, written, folders))
+        else:
+            write_atomically(picture, draw(plot, frame, written, StoredScores(folders), top))
         print(picture)
     elif out is not None:
         from oodbench.paths import write_atomically

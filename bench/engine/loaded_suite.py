@@ -18,7 +18,7 @@ from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
-from oodbench.datasets.name import CHANGED, parse, parse_unchanged, recorded
+from oodbench.datasets.name import CHANGED, MISCLASSIFIED, parse, parse_unchanged, recorded, without_answers
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import BadData, Unsuitable, UsageError, around_call, counted, reason
 from oodbench.forward.guard import Guard
@@ -104,6 +104,8 @@ class LoadedSuite:
                 raise UsageError(
                     f"{one.name}: alarms are right on images of another set; test {inside.original}+{parsed.benign} instead"
                 )
+            if parsed.misclassified and one.first is not None:
+                raise UsageError(f"{one.name}: its images are those of {without_answers(one.name)}; leave out first")
             if parsed.attack:
                 resolve(parsed.attack, one.settings)
             elif one.settings:
@@ -166,7 +168,8 @@ class LoadedSuite:
     def load_test_sets(self, progress: Progress) -> None:
         """Load all sets but the attacks: the images that are attacked take their place until ``attack``."""
         sets = self.suite.each_set()
-        wanted = [one for one in sets.values() if one.tested]
+        # Right and wrong answers are of the images of another set, which is read first.
+        wanted = sorted((one for one in sets.values() if one.tested), key=lambda one: parse(one.name).misclassified)
         transfers = self.suite.transfer_from if "transfer" in self.suite.protocols else None
         if transfers is not None and not sets[transfers].tested:
             wanted.append(sets[transfers])
@@ -179,6 +182,9 @@ class LoadedSuite:
             if parse(one.name).attack:
                 self._to_attack.append((test_set, one))
         self._originals.clear()
+        # Behind the set whose images they share, so that its statistics serve them too.
+        place = {one.name: number for number, one in enumerate(self.test_sets)}
+        self.test_sets.sort(key=lambda one: place.get(without_answers(one.name), place[one.name]))
 
     def attack(self, progress: Progress) -> None:
         """Make the attacked sets, against the loaded model."""
@@ -209,9 +215,10 @@ class LoadedSuite:
         return rows
 
     def rows(self, test_set: LoadedTestSet) -> list[Row]:
-        """The rows with a record on this set: only unsupervised ones on benign sets, and no transfer row on its own source."""
+        """The rows with a record on this set: no transfer row on its own source, and none that learn from harmless changes or
+        from answers."""
         rows = [row for name in self.suite.detectors for row in self.rows_of(name)]
-        if test_set.kind == "benign":
+        if test_set.kind in ("benign", MISCLASSIFIED):
             return [row for row in rows if row.protocol == "unsupervised"]
         return [row for row in rows if row.protocol != "transfer" or test_set is not self.source]
 
@@ -250,6 +257,8 @@ class LoadedSuite:
         parsed = parse(one.name)
         kind = one.kind or parsed.kind
         test_set = LoadedTestSet(recorded(one.name), kind or "far-ood", None)
+        if parsed.misclassified:
+            return self._sharing_images(test_set, one, progress)
         try:
             images = self._original(one, "test", self.limit, progress)
         except UsageError:
@@ -263,6 +272,15 @@ class LoadedSuite:
             test_set.images = images
         else:
             self._change(test_set, images, one, progress)
+        return test_set
+
+    def _sharing_images(self, test_set: LoadedTestSet, one: TestSet, progress: Progress) -> LoadedTestSet:
+        """A set of right and wrong answers with the images that they are of: those of another set, if that is loaded."""
+        test_set.kind, name = MISCLASSIFIED, without_answers(one.name)
+        inside = LoadedTestSet(recorded(self.suite.in_distribution), "", self.in_distribution)
+        found = next((other for other in (inside, *self.test_sets) if other.name == recorded(name)), None)
+        found = found or self._load_test_set(one.model_copy(update={"name": name, "kind": None}), progress)
+        test_set.images, test_set.error = found.images, found.error
         return test_set
 
     def _change(self, test_set: LoadedTestSet, images: ImageSet, one: TestSet, progress: Progress) -> None:

@@ -168,6 +168,17 @@ class Recognition:
         found |= {name: (Source(name), error) for name, error in self._why_not.items()}
         return [self._measured(test_set, *pair) for pair in found.values()]
 
+    def right(self, cache: StatisticsCache) -> np.ndarray:
+        """Whether the network is right on each image: bool (N,). Raises why that is not known."""
+        if self.loaded.classifier is None or self.loaded.unsuitable:
+            raise self.loaded.unsuitable or Unsuitable("only a network has answers, and this suite has none")
+        if not shows_classes(cache.images, self.loaded.in_distribution):
+            raise Unsuitable(f"{cache.images.name} has no labels, or other classes than {self.loaded.in_distribution.name}")
+        columns = self._columns(next((source for source in self.sources if source.name == NETWORK), Source(NETWORK)), cache)
+        if isinstance(columns, Exception):
+            raise columns
+        return columns[:, 1] != 0
+
     def _columns(self, source: Source, cache: StatisticsCache) -> np.ndarray | Exception:
         """``calibration.per_image`` (N, 4) of a source, or why it has none."""
         if source.of is not None and source.name in self.fitting.broken:

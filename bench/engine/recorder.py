@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from oodbench import code_hash, metrics
-from oodbench.datasets.name import parse, recorded
+from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
@@ -108,7 +108,9 @@ class Recorder:
         if metrics.alike(np.concatenate([in_scores, out_scores])):
             raise BadData(f"all scores are {in_scores[0]:g}, up to rounding: they tell nothing apart")
         arrays = {"in_scores": in_scores, "out_scores": out_scores, **self._arrays(row, trial, measured)}
-        figures = figures_of(arrays, self.suite.seed)
+        if test_set.kind == MISCLASSIFIED:
+            arrays |= {"in_test": trial.split.in_test, "out_test": trial.split.out_test}
+        figures = figures_of(arrays, self.suite.seed, test_set.kind)
         hashes = {role: hash_of(array) for role, array in arrays.items()}
         record = self.record(
             test_set,
@@ -120,6 +122,8 @@ class Recorder:
             metrics=figures.metrics,
             auroc_clean=figures.auroc_clean,
             calibration=figures.calibration,
+            aurc=figures.aurc,
+            excess_aurc=figures.excess_aurc,
             setting=setting,
             head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
             calibrated_on=self._calibrated_on(detector, row),
@@ -128,7 +132,8 @@ class Recorder:
             + time.perf_counter()
             - start,
         )
-        shared = _shared_roles(row.protocol, measured.in_distribution.images is self.loaded.in_distribution)
+        same_negatives = measured.in_distribution.images is self.loaded.in_distribution and test_set.kind != MISCLASSIFIED
+        shared = _shared_roles(row.protocol, same_negatives)
         return Measured(
             record,
             {hashes[role]: array for role, array in arrays.items() if role not in shared},

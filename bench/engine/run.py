@@ -6,7 +6,7 @@ is not a number become records with a status and a reason.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from oodbench import protocols
-from oodbench.datasets.name import parse, recorded
+from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
 from oodbench.detector import Detector
-from oodbench.engine import calls, costs, timing
+from oodbench.engine import calls, costs, misclassified, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.network import try_network
@@ -24,7 +24,7 @@ from oodbench.engine.recognition import Recognition
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.space import expected_bytes, require_space, size
 from oodbench.engine.statistics_cache import StatisticsCache
-from oodbench.engine.trials import Trial, Trials
+from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
 from oodbench.errors import CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models.device import resolve_device
@@ -73,9 +73,10 @@ def run(
             progress.say(f"{counted(like_this, 'run')} will take about {size(needed)} on disk")
         if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
             progress.say(f"{', '.join(idle)}: {_no_row(suite)}")
-        benign = [one.name for one in loaded.test_sets if one.kind == "benign"]
-        if benign and "unsupervised" not in suite.protocols:
-            progress.say(f"{', '.join(benign)}: benign sets are tested under unsupervised only; add --protocol unsupervised")
+        for kind in ("benign", MISCLASSIFIED):
+            names = [one.name for one in loaded.test_sets if one.kind == kind]
+            if names and "unsupervised" not in suite.protocols:
+                progress.say(f"{', '.join(names)}: {kind} sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
             folder.clear(progress.say)
         current = _Run(loaded, folder, progress)
@@ -157,6 +158,7 @@ class _Run:
         self.recorder = Recorder(loaded, self.fitting, about)
         self.recognition = Recognition(loaded, self.fitting, self.recorder)
         self.trials: Trials | None = None  # once opened
+        self._last: MeasuredTestSet | None = None  # the set that came last
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
@@ -204,12 +206,13 @@ class _Run:
         """Compute every record that is not finished yet. With ``estimate`` the expected time is reported first."""
         work = self._missing()
         present = [(test_set, rows) for test_set, rows in work if rows and test_set.images is not None]
-        costs.expect(self.loaded, present, self.progress)
+        costly = [(test_set, rows) for test_set, rows in present if test_set.kind != MISCLASSIFIED]
+        costs.expect(self.loaded, costly, self.progress)
         if present:
             self._open({row.detector for _, rows in present for row in rows}, [test_set for test_set, _ in present])
             self.spent.clear()
             if estimate:
-                costs.say_estimate(self.fitting, present, self.progress)
+                costs.say_estimate(self.fitting, costly, self.progress)
         for test_set, rows in work:
             if test_set.images is not None and rows:
                 self.progress.stage(f"{test_set.name}: {counted(len(test_set.images), 'image')}")
@@ -287,11 +290,17 @@ class _Run:
         for row in rows:
             if row.detector not in self.fitting.broken:
                 wanted.setdefault(row.protocol, []).append(self.loaded.detectors[row.detector])
-        trials, measured = self.trials.of(test_set, images, wanted)
+        trials: Mapping[str, Trial | Exception]
+        of_answers = test_set.kind == MISCLASSIFIED
+        if of_answers:
+            trials, measured = self._tell_answers_apart(test_set, images, wanted)
+        else:
+            trials, measured = self.trials.of(test_set, images, wanted)
         found: list[Measured] = []
         if any(isinstance(trial, Trial) for trial in trials.values()):  # so there was a pass
             self._recognise(self.trials.in_distribution)
-            found = self.recognition.measured(test_set, measured.anomalous)
+            found = [] if of_answers else self.recognition.measured(test_set, measured.anomalous)
+        self._last = measured
         without: list[DetectionRecord] = []
         for row in rows:
             trial = self.fitting.broken.get(row.detector) or trials[row.protocol]
@@ -304,6 +313,30 @@ class _Run:
                     self.progress.fail(f"{row.name} on {test_set.name}", error)
             without.append(self.recorder.without_figures(test_set, row, trial))
         self._write(without, found)
+
+    def _tell_answers_apart(
+        self, test_set: LoadedTestSet, images: ImageSet, wanted: Mapping[str, list[Detector]]
+    ) -> tuple[dict[str, Trial | Exception], MeasuredTestSet]:
+        """The trial of the network's right and wrong answers on these images, or why there is none; and their statistics.
+
+        The statistics are those of the set that came before, if it has the same images, or of the in-distribution images.
+        """
+        assert self.trials is not None
+        if images is self.loaded.in_distribution:
+            cache = self.trials.in_distribution
+        elif self._last is not None and self._last.anomalous.images is images:
+            cache = self._last.anomalous
+        else:
+            cache = self.trials.measured(test_set, images).anomalous
+        trials: dict[str, Trial | Exception] = {}
+        for protocol, detectors in wanted.items():
+            cache.ensure(({detector: [detector.setting] for detector in detectors}, np.arange(len(images))))
+            try:
+                right = self.recognition.right(cache)
+                trials[protocol] = misclassified.trial_of(right, images.name, self.fitting.heads, detectors)
+            except Exception as error:
+                trials[protocol] = error
+        return trials, misclassified.Answers(test_set.kind, cache, self.suite.seed)
 
     def _recognise(self, in_distribution: StatisticsCache) -> None:
         """Judge class probabilities on the in-distribution test images, and write the records, once."""

@@ -115,7 +115,7 @@ class Trials:
 
         One pass over the set: first the validation rows, whose statistics fit the heads, then the rows that are tested.
         """
-        measured = self._measured(test_set, images)
+        measured = self.measured(test_set, images)
         alone = {detector: [detector.setting] for detector in wanted.get("unsupervised", [])}
         sides, made = measured.sides, images.kind in CHANGED
         trials: dict[str, Trial | OodbenchError] = {}
@@ -140,7 +140,8 @@ class Trials:
         measured.in_distribution.ensure(*((trial.chosen(), trial.split.in_test) for trial in sound))
         return trials, measured
 
-    def _measured(self, test_set: LoadedTestSet, images: ImageSet) -> MeasuredTestSet:
+    def measured(self, test_set: LoadedTestSet, images: ImageSet) -> MeasuredTestSet:
+        """A set with the in-distribution images beside it, whose statistics are computed when they are needed."""
         is_source, seed = test_set is self.loaded.source, self.loaded.suite.seed
         if is_source and self._source is not None:
             return self._source
@@ -165,7 +166,7 @@ class Trials:
         try:
             if source.images is None:
                 raise source.error or BadData("it cannot be read")
-            measured = self._measured(source, source.images)
+            measured = self.measured(source, source.images)
             learnt = measured.learn(detectors)
         except Exception as error:
             kind = Unsuitable if isinstance(error, Unsuitable | MissingData) else BadData

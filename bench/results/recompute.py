@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from oodbench import calibration, metrics
+from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.errors import BadData
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
@@ -23,10 +24,12 @@ class Figures(NamedTuple):
     metrics: metrics.Metrics
     auroc_clean: float | None
     calibration: CalibrationRecord | None
+    aurc: float | None
+    excess_aurc: float | None
 
 
-def figures_of(arrays: Mapping[str, np.ndarray], seed: int) -> Figures:
-    """All figures from the arrays of a record by role; ``in_scores`` and ``out_scores`` are needed.
+def figures_of(arrays: Mapping[str, np.ndarray], seed: int, kind: str) -> Figures:
+    """All figures from the arrays of a record by role; ``in_scores`` and ``out_scores`` are needed. ``kind``: of its set.
 
     Both the run that makes a record and whoever verifies it call this.
     """
@@ -34,7 +37,13 @@ def figures_of(arrays: Mapping[str, np.ndarray], seed: int) -> Figures:
     clean = None
     if "in_noisy" in arrays:
         clean = metrics.auroc(in_scores[~_tested(arrays, "in_noisy", "in_test")], out_scores)
-    return Figures(metrics.evaluate(in_scores, out_scores, seed=seed, **clusters_of(arrays)), clean, calibration_of(arrays))
+    found = metrics.evaluate(in_scores, out_scores, seed=seed, **clusters_of(arrays))
+    area = excess = None
+    if kind == MISCLASSIFIED:
+        right = np.repeat([True, False], [len(in_scores), len(out_scores)])
+        area = calibration.area_under_risk_coverage(-np.concatenate([in_scores, out_scores]), right)
+        excess = area - calibration.least_area(right)
+    return Figures(found, clean, calibration_of(arrays), area, excess)
 
 
 def clusters_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -60,7 +69,7 @@ def calibration_of(arrays: Mapping[str, np.ndarray]) -> CalibrationRecord | None
 
 def recompute(folder: RunFolder, record: DetectionRecord) -> Figures:
     """The figures of a stored record, from the folder's files alone. Raises BadData where its arrays are missing."""
-    return figures_of(arrays_of(folder, record), record.seed)
+    return figures_of(arrays_of(folder, record), record.seed, record.kind)
 
 
 def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarray]:

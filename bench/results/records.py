@@ -114,6 +114,8 @@ class DetectionRecord(SetRecord):
     # Tested images that look like one that the head learnt from, or, unsupervised, like an in-distribution one.
     look_alikes: Int64 = 0
     metrics: Metrics | None = None
+    aurc: float | None = None  # of right and wrong answers: the area under the risk-coverage curve
+    excess_aurc: float | None = None  # over the best possible order
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own
     head: str | None = None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from oodbench.datasets.name import MISCLASSIFIED, parse
 from oodbench.errors import BadData, counted, one_line, reason
 from oodbench.paths import is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
@@ -32,7 +33,7 @@ KINDS = {"in_scores": "f", "out_scores": "f", "in_base": "i", "out_base": "i", "
 KINDS |= dict.fromkeys(SPLIT_ROLES, "i")
 SIDES = {"in": "in-distribution", "out": "anomalous"}
 PROBABILITIES = ("probabilities", "network_probabilities")
-NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration")
+NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration", "aurc", "excess_aurc")
 NO_RECOGNITION = ("n", "figures", "temperature")
 # What a record takes over from the settings of its run, which are in run.json.
 SETTINGS = {"model": "model", "in_distribution": "in_distribution", "seed": "seed", "weights_hash": "weights",
@@ -210,6 +211,8 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
         yield f"its parameters are {record.parameters}, but those of the run are {wanted}"
     if record.corruption != corruption_record(record.dataset, record.level, record.kind, record.seed):
         yield "its corruption is not the one that its name says"
+    if (record.kind == MISCLASSIFIED) != record.dataset.endswith(f"+{MISCLASSIFIED}"):
+        yield f"its kind is {record.kind}, but its name says another"
     if isinstance(record, RecognitionRecord):
         yield from verify_recognition.contradictions(record, settings)
     if not isinstance(record, DetectionRecord):
@@ -222,8 +225,8 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
 
 def _structure(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """What the arrays of a record must be, whatever their values."""
-    learns = record.protocol != "unsupervised"
-    needed = {"in_scores", "out_scores", *(SPLIT_ROLES if learns else ())}
+    learns, of_answers = record.protocol != "unsupervised", record.kind == MISCLASSIFIED
+    needed = {"in_scores", "out_scores", *(SPLIT_ROLES if learns else TESTED if of_answers else ())}
     allowed = needed | {"in_base", "out_base", "in_noisy", *PROBABILITIES}
     if lost := sorted(needed - arrays.keys()):
         yield f"stores no {', '.join(lost)}"
@@ -239,13 +242,17 @@ def _structure(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Ite
         yield "stores base rows of one side only"
         return
     for side in ("in", "out"):
-        tested = len(arrays[f"{side}_test"]) if learns else len(arrays.get(f"{side}_base", arrays[f"{side}_scores"]))
+        scores, rows = arrays[f"{side}_scores"], f"{side}_test" if learns or of_answers else f"{side}_base"
+        tested = len(arrays.get(rows, scores))
         if len(arrays[f"{side}_scores"]) != tested:
             yield f"has {len(arrays[f'{side}_scores'])} {side}_scores, but {tested} images are tested"
 
 
 def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> Iterator[str]:
     """Where counts do not add up, or an image is learnt from and tested."""
+    if record.kind == MISCLASSIFIED:
+        yield from _answers(record, arrays)
+        return
     transfer, sizes = record.protocol == "transfer", {}
     for side, name in (("in", record.in_distribution), ("out", record.set_name)):
         rows = [arrays[f"{side}_{part}"] for part in ("fit", "choose", "test") if f"{side}_{part}" in arrays]
@@ -285,11 +292,23 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
         yield f"tests {counted(len(leak), 'image')} that its head learnt from"
 
 
+def _answers(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Where right and wrong answers are not each image of the set once."""
+    rows, name = np.concatenate([arrays[role] for role in TESTED]), parse(record.set_name).plain.full
+    if record.protocol != "unsupervised":
+        yield f"{record.protocol} does not tell right answers from wrong ones"
+    if not np.array_equal(np.sort(rows), np.arange(len(rows))) or len(arrays.get("in_base", rows)) != len(rows):
+        yield f"its right and wrong answers do not hold each image of {name} once"
+    said = {count for key, (count, _) in record.sizes.items() if key.startswith(f"{name} (")}
+    if said and len(rows) not in said:
+        yield f"has {len(rows)} images of {name}, but its sizes say {', '.join(map(str, sorted(said)))}"
+
+
 def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Which figures do not follow from the scores."""
     counts = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
     told = {name: getattr(record, name) for name in NO_FIGURES}
-    yield from unequal(told, counts | figures_of(arrays, record.seed)._asdict())
+    yield from unequal(told, counts | figures_of(arrays, record.seed, record.kind)._asdict())
 
 
 def _across(records: list[SetRecord]) -> Iterator[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from oodbench.leaderboard.plots.stored import StoredScores
 
 KINDS = ("bars", "cd", "cost", "hist", "roc", "severity")  # each a module here
+RECOGNITION = ("reliability", "generalization")  # in ``plots.recognition``, from another frame
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -49,6 +50,11 @@ def draw(
 
     Raises as ``figure``, and UsageError for another format.
     """
+    require_format(format)
+    return figure(kind, frame, scores, top).rendered(format)
+
+
+def require_format(format: str) -> None:
+    """Raise UsageError for a picture format that there is not."""
     if format not in FORMATS:
         raise UsageError(unknown("picture format", format, FORMATS, f"one of {', '.join(FORMATS)}"))
-    return figure(kind, frame, scores, top).rendered(format)

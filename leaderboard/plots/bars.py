@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from oodbench.errors import BadData
-from oodbench.leaderboard.aggregate import BENIGN, tally
+from oodbench.leaderboard.aggregate import APART, tally
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.plots.column import Block, Panel, Row, by_group, rows_by_protocol, stacked
 from oodbench.leaderboard.plots.picture import CHANCE, COLOURS, COLUMN, MARGIN, SMALL, Picture, fitted, width_of
@@ -46,7 +46,7 @@ def figure(frame: pd.DataFrame, scores: object, top: int | None) -> Picture:
 
 def _sets(cells: pd.DataFrame) -> list[str]:
     """Names of the sets that a mean over all sets is over."""
-    counted = cells[(cells["kind"] != BENIGN) & (cells["status"] == "ok")]
+    counted = cells[~cells["kind"].isin(APART) & (cells["status"] == "ok")]
     names = counted[["dataset", "content"]].drop_duplicates().itertuples(index=False, name=None)
     return [label("dataset", *name) for name in names]
 

@@ -7,11 +7,14 @@ import re
 import shutil
 
 import new_process
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 import oodbench
 from oodbench.errors import BadData, UsageError
+from oodbench.leaderboard.plots import FORMATS, RECOGNITION, recognition
 from oodbench.leaderboard.recognition import COLUMNS, METRICS, gather_recognition, means, render_recognition, summary
 from oodbench.results.folder import RunFolder
 
@@ -166,6 +169,15 @@ def test_a_run_ends_with_a_line_of_it(finished):
     assert summary(frame[frame.source == "mc-dropout"]) == summary(frame.iloc[:0]) == ""
 
 
+def test_the_output_of_a_run_has_the_line(tmp_path):
+    options = ["--detector", "msp", "--dataset", "digits+haze@3", "--limit", "40", "--no-costs", "--out", tmp_path / "run"]
+    lines = new_process.oodbench("run", *options).stdout.splitlines()
+    line = summary(gather_recognition([RunFolder(tmp_path / "run")])[0])
+    assert "in the mean over corruptions" in line
+    assert line in " ".join(lines)
+    assert lines[-1] == str(tmp_path / "run")
+
+
 def test_several_runs(finished, tmp_path):
     copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
     both, _ = gather_recognition([finished, copy])
@@ -178,6 +190,90 @@ def test_several_runs(finished, tmp_path):
     )
     titles = [line for line in render_recognition(other, "md").splitlines() if line.startswith("###")]
     assert titles == [f"### net #{name}, recognition, in-distribution digits" for name in ("cccccc", "d")]
+
+
+# Pictures
+
+
+def slow_bins(images):
+    """Count, accuracy and mean confidence of each of 15 bins, one image after another."""
+    found = [[] for _ in range(15)]
+    for confidence, right, *_ in images:
+        found[max(0, int(np.ceil(confidence * 15 - 1e-12)) - 1)].append((confidence, right))
+    return [(len(of), np.mean([r for _, r in of]), np.mean([c for c, _ in of])) if of else (0, None, None) for of in found]
+
+
+def test_reliability_shows_each_bin(finished):
+    options = {"detectors": "mc-dropout", "datasets": "digits+noise"}
+    picture = finished.plot("reliability", **options)
+    (record,) = (r for r in finished.recognition() if (r.source, r.set_name) == ("mc-dropout", "digits+noise@5"))
+    expected = slow_bins(finished.arrays(record)["probabilities"])
+    above, below = picture.axes
+    assert [bar.get_height() for bar in below.patches] == [count for count, _, _ in expected]
+    shown = [bar.get_height() for bar in above.patches]
+    for (count, accuracy, confidence), height, line in zip(expected, shown, above.collections[0].get_segments(), strict=True):
+        if count:
+            assert height == pytest.approx(100 * accuracy)
+            assert line[0][1] == pytest.approx(100 * confidence)
+        else:
+            assert np.isnan(height)
+    texts = " ".join(text.get_text() for text in picture.findobj(Text))
+    assert f"on digits+noise@5, ECE {100 * record.figures.ece:.1f}" in texts.replace("\n", " ")
+    gap = sum(count * abs(accuracy - confidence) for count, accuracy, confidence in expected if count) / 60
+    assert gap == pytest.approx(record.figures.ece)
+    title = " ".join(text.get_text() for text in finished.plot("reliability").findobj(Text))
+    assert "network of resnet8-digits on digits, ECE" in title
+
+
+def test_generalization_leads_from_the_network_to_introspective():
+    rows = [row("network", "digits+haze", 0.5, level=1), row("introspective", "digits+haze", 0.75, level=1, ece=0.125)]
+    rows += [one | {"model": "other", "accuracy": 0.25} for one in rows] + [row("network", "digits", 1.0, "in-distribution")]
+    picture = recognition.figure("generalization", frame(*rows), [])
+    (axes,) = picture.axes
+    assert [(text.xy, text.get_position()) for text in axes.texts] == [
+        ((75, 12.5), (50, 50)), ((25, 12.5), (25, 50)),
+    ]  # fmt: skip
+    names = [text.get_text() for text in picture.texts]
+    assert {"net on digits", "other on digits"} <= {*names}
+    with pytest.raises(BadData, match="no run has figures of network and introspective on corruptions"):
+        recognition.figure("generalization", frame(*rows[:1]), [])
+
+
+@pytest.mark.parametrize("kind", RECOGNITION)
+def test_pictures_repeat_themselves_and_hold_their_texts(finished, kind):
+    found, _ = gather_recognition([finished])
+    if kind == "generalization":
+        found.loc[found.source == "mc-dropout", "source"] = "introspective"
+    for format in FORMATS:
+        assert recognition.draw(kind, found, format, [finished]) == recognition.draw(kind, found, format, [finished])
+    picture = recognition.figure(kind, found, [finished])
+    for text in picture.texts:
+        box = text.get_window_extent()
+        assert picture.bbox.x0 <= box.x0, text
+        assert box.x1 <= picture.bbox.x1, text
+    with pytest.raises(UsageError, match="unknown picture format 'gif'"):
+        recognition.draw(kind, found, "gif", [finished])
+
+
+def test_the_command_draws_them(finished, tmp_path):
+    out = tmp_path / "picture.svg"
+    options = ["--plot", "reliability", "--detector", "network-scaled", "--out", out]
+    done = new_process.oodbench("leaderboard", finished.path, *options)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(out))
+    assert b"<svg" in out.read_bytes()
+    done = new_process.oodbench("leaderboard", finished.path, "--plot", "generalization", "--out", out)
+    assert (done.returncode, "no run has figures of network and introspective" in done.stderr) == (1, True)
+    for options in (["--table", "recognition", "--plot", "bars"], ["--plot", "reliability", "--top", "3"]):
+        assert new_process.oodbench("leaderboard", finished.path, *options).returncode == 2
+
+
+def test_there_is_no_picture_of_nothing(small):
+    with pytest.raises(BadData, match="no source of class probabilities has figures"):
+        recognition.figure("reliability", small[small.status == "failed"], [])
+    with pytest.raises(BadData, match="network on digits: its run folder stores no class probabilities"):
+        recognition.figure("reliability", small, [])
+    with pytest.raises(UsageError, match="unknown picture of recognition 'bars'"):
+        recognition.figure("bars", small, [])
 
 
 def test_names_of_plugins_are_harmless():

@@ -74,7 +74,8 @@ def test_in_distribution_scores_are_stored_once(finished):
 def test_every_figure_follows_from_the_files_alone(finished):
     for record in finished.records():
         found = recompute(finished, record)
-        assert found == (record.metrics, record.auroc_clean, record.calibration), record.place
+        told = (record.metrics, record.auroc_clean, record.calibration, record.aurc, record.excess_aurc)
+        assert found == told, record.place
     # Base images decide the interval where a set is made of the in-distribution images.
     noisy = record_of(finished, "msp", "unsupervised", "digits+noise@5")
     arrays = finished.arrays(noisy)
