@@ -54,6 +54,7 @@ class Column:
     lines: tuple[str, ...]
     texts: list[str]
     best: frozenset[int] = frozenset()  # rows that hold the best figure of their protocol
+    is_label: bool = False  # whether it names the row
 
     def only(self, rows: list[int]) -> "Column":
         """The column with these rows alone."""
@@ -67,7 +68,7 @@ class TextTable:
 
     title: str
     caption: str
-    labels: list[Column]  # detector and protocol
+    labels: list[Column]  # detector, and protocol where each has rows of its own
     sets: list[Column]
     summary: list[Column]  # means and cost
     breaks: list[int]  # rows before which the protocol changes
@@ -164,7 +165,7 @@ def row_labels(rows: pd.DataFrame) -> list[Column]:
         for name, settings in zip(rows["detector"], rows["settings"], strict=True)
     )
     protocols = [label("protocol", *pair) for pair in zip(rows["protocol"], rows["source"], strict=True)]
-    return [Column("", ("detector",), list(detectors)), Column("", ("protocol",), protocols)]
+    return [Column("", (name,), of, is_label=True) for name, of in (("detector", list(detectors)), ("protocol", protocols))]
 
 
 def row_breaks(rows: pd.DataFrame) -> list[int]:
@@ -189,8 +190,8 @@ def side_by_side(table: TextTable, needed: Callable[[list[Column]], int] = len, 
 
 
 def alignment(columns: Sequence[Column]) -> list[str]:
-    """The two labels to the left, figures to the right."""
-    return ["left" if place < 2 else "right" for place in range(len(columns))]
+    """Labels to the left, figures to the right."""
+    return ["left" if column.is_label else "right" for column in columns]
 
 
 def _figures(found: Tally, entrants: list[list[int]], place: int, metric: str) -> Column:

@@ -62,6 +62,10 @@ def leaderboard(
         Literal["bars", "cd", "cost", "hist", "roc", "severity"] | None,
         typer.Option(metavar="KIND", help="Draw bars, cd, cost, hist, roc or severity instead of printing tables."),
     ] = None,
+    table: Annotated[
+        Literal["detection", "protocols"],
+        typer.Option(metavar="NAME", help="Show detection, or protocols: all of them in one row, on the same test samples."),
+    ] = "detection",
     beside: Annotated[
         str | None,
         typer.Option(
@@ -92,33 +96,32 @@ def leaderboard(
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     keep = partial(select, detectors=detector, datasets=dataset, kinds=kind, protocols=protocol)
+    scores = StoredScores(folders)
+    given = {"--plot": plot, "--top": top, "--sort": sort}
     text: Callable[..., str]
     if beside is not None:
-        given = {"--plot": plot, "--top": top, "--sort": sort, "--label": label or None}
-        if unused := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"--beside takes no {unused[0]}; leave one of the two out")
+        _refuse("--beside", given | {"--label": label or None, "--table": None if table == "detection" else table})
         selected = any((detector, dataset, kind, protocol))
         text = partial(_beside(folders, others, keep, selected), written, metric=metric, columns=columns, intervals=interval)
+    elif table == "protocols":
+        _refuse(
+            "--table protocols", given | {"--metric": None if metric == "auroc" else metric, "--interval": interval or None}
+        )
+        frame, notes = gather(folders, labels=_labels(runs, label), keep=keep)
+        from oodbench.leaderboard.protocol_table import render_protocols
+
+        text = partial(render_protocols, frame, scores, written, notes=notes, columns=columns)
     else:
         intervals = "" if not interval else "all" if written in ("csv", "json") else metric
         frame, notes = gather(folders, labels=_labels(runs, label), keep=keep, intervals=intervals)
-        scores = StoredScores(folders)
-        shown = {
-            "scores": scores,
-            "metric": metric,
-            "top": top,
-            "notes": notes,
-            "columns": columns,
-            "sort": sort,
-            "intervals": interval,
-        }
-        text = partial(render, frame, written, **shown)
+        text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort)
+        text = partial(text, intervals=interval, scores=scores)
     if plot is not None:
         from oodbench.leaderboard.plots import draw
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
-        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), StoredScores(folders), top))
+        write_atomically(picture, draw(plot, frame, picture.suffix.removeprefix("."), scores, top))
         print(picture)
     elif out is not None:
         from oodbench.paths import write_atomically
@@ -130,6 +133,12 @@ def leaderboard(
         print(text(), end="")
     else:
         print_text(text(width=terminal_width()))
+
+
+def _refuse(option: str, given: dict[str, object]) -> None:
+    """Raise UsageError for an option that does nothing beside another."""
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{option} takes no {unused[0]}; leave one of the two out")
 
 
 def _beside(
