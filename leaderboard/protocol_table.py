@@ -84,6 +84,7 @@ def render_protocols(
 
 
 def _each(frame: pd.DataFrame, scores: StoredScores) -> Iterator[tuple[pd.DataFrame, _Shared]]:
+    scores.require_quick()
     cells = unique_cells(frame)
     measured = cells[(cells["status"] == "ok") & cells["auroc"].notna() & (cells["kind"] != BENIGN)]
     if measured[["protocol", "source"]].drop_duplicates().shape[0] < 2:

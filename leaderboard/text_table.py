@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from oodbench.errors import counted
+from oodbench.errors import BadData, counted, reason
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     BENIGN,
@@ -99,9 +99,14 @@ def text_table(
     contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
     entrants = [competing.index[places].tolist() for places in contenders]
     columns = [_figures(found, entrants, place, metric) for place in range(found.values.shape[1])]
+    rule = f"{BEST_ALONE}."
     if scores is not None and metric == TESTED:
-        alike = like_the_best(cells, found, entrants, scores)
-        columns = [replace(column, best=column.best | also) for column, also in zip(columns, alike, strict=True)]
+        try:
+            alike = like_the_best(cells, found, entrants, scores)
+            columns = [replace(column, best=column.best | also) for column, also in zip(columns, alike, strict=True)]
+            rule = RULE
+        except BadData as error:  # the figures are there all the same
+            rule = f"{BEST_ALONE} ({reason(error)})."
     if intervals:
         columns = _with_intervals(columns, *interval_ends(cells, metric, found.values))
     figures = [column.only(shown) for column in columns]
@@ -114,7 +119,7 @@ def text_table(
         caption=" ".join(
             [
                 *_caption(cells, found, shown, metric, sort, parts),
-                *([RULE if scores is not None and metric == TESTED else BEST_ALONE] if bold else []),
+                *([rule] if bold else []),
                 *([INTERVALS] if intervals else []),
                 *rows_shown(keys, shown),
             ]
