@@ -73,8 +73,8 @@ class Results(RunFolder):
         """
         self.manifest()
         frame, notes = gather([self])
-        shown = {"metric": metric, "top": top, "notes": notes, "scores": StoredScores([self])}
-        return Table(*(render(frame, format, **shown) for format in ("table", "html")))
+        shown = partial(render, frame, metric=metric, top=top, notes=notes, scores=StoredScores([self]))
+        return Table(*(shown(format) for format in ("table", "html")))
 
     def plot(
         self,

@@ -93,18 +93,24 @@ def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bo
     """Compare the cells of runs with those of another run, called ``name``; where they were ``selected``, these alone.
     Benign changes are left out: their figures are false alarms.
 
-    Networks are matched by name, or whatever their names if either side has one alone. Raises UsageError where the runs have
+    Networks are matched by name, or whatever their names if each side has one. Raises UsageError where the runs have
     no cell in common.
     """
     models = set(frame["model"]), set(other["model"])
     any_model = ("*",) if max(map(len, models)) == 1 else ()
-    figures = []
+    figures: list[Figure] = []
     compared = other[(other["status"] == "ok") & (other["kind"] != BENIGN)]
     measured: Any = compared.groupby(["model", "in_distribution", *PLACE], sort=False, dropna=False)
     for (model, inside, detector, protocol, dataset, level), values in measured[list(METRICS)].mean().iterrows():
-        of = (name, 0, model, (model, *any_model), inside, (inside,), dataset, ((dataset,),))
-        of = (*of, None if pd.isna(level) else int(level), detector, {}, {}, protocol)
-        figures += [Figure(*of, metric, value) for metric, value in values.items() if value == value]
+        at = None if pd.isna(level) else int(level)
+        figures += [
+            Figure(
+                name, 0, model, (model, *any_model), inside, (inside,), dataset, ((dataset,),),
+                at, detector, {}, {}, protocol, metric, value,
+            )
+            for metric, value in values.items()
+            if value == value
+        ]  # fmt: skip
     rows = [row for row in _blocks(frame, figures, each_protocol=False) if not selected or row["status"] != NOT_RUN]
     if not any(row["status"] == "ok" for row in rows):
         raise UsageError(f"{name} and these runs have no cell in common with figures in both; compare runs of the same sets")

@@ -75,7 +75,7 @@ def _table(compared: Comparison, of: pd.DataFrame, one_each: bool, intervals: bo
     rows = rows.loc[order.sort_values(kind="stable").index]
     place = {key: number for number, key in enumerate(rows.itertuples(index=False, name=None))}
     of = of.assign(heading=of["inside"] + ": " + of["heading"]) if one_each else of
-    columns = []
+    columns: list[Column] = []
     for heading, cells in of.groupby("heading", sort=False):
         columns += _columns(str(heading), cells, place, compared.name, intervals)
     inside = "" if one_each else f", in-distribution {first['inside']}"
@@ -134,9 +134,9 @@ def _over_levels(of: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, levels in apart.groupby([*ROW, "heading"], sort=False):
         lacking = levels[levels["status"] != "ok"]
-        numbers = ["measured", OTHER, "difference"]
+        numbers: Any = levels[["measured", OTHER, "difference"]].mean().to_dict()
         first = (lacking if len(lacking) else levels).iloc[[0]]
-        found.append(first if len(levels) == 1 else first.assign(low=math.nan, **levels[numbers].mean().to_dict()))
+        found.append(first if len(levels) == 1 else first.assign(low=math.nan, **numbers))
     return pd.concat(found)
 
 

@@ -41,7 +41,8 @@ def like_the_best(cells: pd.DataFrame, found: Tally, entrants: Sequence[list[int
     keys = found.values.index.to_list()
     for rows in entrants:
         protocol = _Protocol({row: by_row[keys[row]] for row in rows if keys[row] in by_row}, scores)
-        for place, (group, name, content) in enumerate(found.values.columns):
+        columns: Any = found.values.columns
+        for place, (group, name, content) in enumerate(columns):
             best, complete = best_of(found, place, rows, TESTED)
             if best is not None and BENIGN not in (group, name):
                 alike[place] |= protocol.like(best, complete, group, name, content)

@@ -1,7 +1,7 @@
 """``oodbench leaderboard``: the tables of one or more runs."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -135,7 +135,7 @@ def leaderboard(
         print_text(text(width=terminal_width()))
 
 
-def _refuse(option: str, given: dict[str, object]) -> None:
+def _refuse(option: str, given: Mapping[str, object]) -> None:
     """Raise UsageError for an option that does nothing beside another."""
     if unused := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"{option} takes no {unused[0]}; leave one of the two out")

@@ -124,8 +124,8 @@ class LoadedSuite:
             self._originals.clear()  # they still hold the images set apart
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
         if self.validation is not None and len(leak := protocols.copies_of(self.validation, self.in_distribution)):
-            images = counted(len(leak), "image")
-            raise OodbenchError(f"{images} of {self.in_distribution.name} would be both set apart for validation and tested on")
+            some = f"{counted(len(leak), 'image')} of {self.in_distribution.name}"
+            raise OodbenchError(f"{some} would be both set apart for validation and tested on")
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         protocols.require_same_classes(self.train, self.in_distribution)
