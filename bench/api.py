@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -88,12 +88,14 @@ class Shown:
         require_table(table)
         folders = self._folders()
         metric = metric or ("accuracy" if table == "recognition" else "auroc")
+        shown: Callable[[str], str]
         if table == "recognition":
             frame, notes = gather_recognition(folders)
-            return Table(*(render_recognition(frame, format, metric=metric, notes=notes) for format in ("table", "html")))
-        frame, notes = gather(folders)
-        shown: dict[str, Any] = {"metric": metric, "top": top, "notes": notes, "scores": StoredScores(folders)}
-        return Table(*(render(frame, format, **shown) for format in ("table", "html")))
+            shown = partial(render_recognition, frame, metric=metric, notes=notes)
+        else:
+            frame, notes = gather(folders)
+            shown = partial(render, frame, metric=metric, top=top, notes=notes, scores=StoredScores(folders))
+        return Table(*(shown(format) for format in ("table", "html")))
 
     def plot(
         self,

@@ -93,12 +93,12 @@ def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bo
     """Compare the cells of runs with those of another run, called ``name``; where they were ``selected``, these alone.
     Benign changes are left out: their figures are false alarms.
 
-    Networks are matched by name, or whatever their names if either side has one alone. Raises UsageError where the runs have
+    Networks are matched by name, or whatever their names if each side has one. Raises UsageError where the runs have
     no cell in common.
     """
     models = set(frame["model"]), set(other["model"])
     any_model = ("*",) if max(map(len, models)) == 1 else ()
-    figures = []
+    figures: list[Figure] = []
     compared = other[(other["status"] == "ok") & (other["kind"] != BENIGN)]
     measured: Any = compared.groupby(["model", "in_distribution", *PLACE], sort=False, dropna=False)
     for (model, inside, detector, protocol, dataset, level), values in measured[list(METRICS)].mean().iterrows():

@@ -8,7 +8,7 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import METRICS
+from oodbench.leaderboard.aggregate import METRICS, require_metric
 from oodbench.leaderboard.beside import COLUMNS, OTHER, Comparison
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.labels import label
@@ -35,8 +35,9 @@ def render_beside(
         columns: show only these columns of csv and json (``COLUMNS``, with ``other`` for ``published`` beside a run).
         intervals: show the 95 % intervals of measured figures in tables.
 
-    Raises UsageError for an unknown format or column, BadData where nothing is compared in this metric.
+    Raises UsageError for an unknown format, metric or column, BadData where nothing is compared in this metric.
     """
+    require_metric(metric)
     if format in ("csv", "json"):
         names = [compared.name if name == "published" else name for name in COLUMNS]
         pairs = zip(compared.rows["detector"], compared.rows["settings"], strict=True)
@@ -133,10 +134,9 @@ def _over_levels(of: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, levels in apart.groupby([*ROW, "heading"], sort=False):
         lacking = levels[levels["status"] != "ok"]
-        numbers = ["measured", OTHER, "difference"]
+        numbers: Any = levels[["measured", OTHER, "difference"]].mean().to_dict()
         first = (lacking if len(lacking) else levels).iloc[[0]]
-        means = {name: levels[name].mean() for name in numbers}
-        found.append(first if len(levels) == 1 else first.assign(low=math.nan, **means))
+        found.append(first if len(levels) == 1 else first.assign(low=math.nan, **numbers))
     return pd.concat(found)
 
 

@@ -94,8 +94,7 @@ def render(
         scores: where the scores of the cells are read. With them, md, html and tex print in bold not only the best AUROC of
             each column and protocol, but all that are not distinguishable from it at 5 % (``ties``).
 
-    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns or scores are
-    damaged.
+    Raises UsageError for an unknown format, metric, column or order, BadData where the frame lacks columns.
     """
     frame = qualified(frame)
     require_metric(metric)

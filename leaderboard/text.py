@@ -25,7 +25,7 @@ def write_text(table: TextTable, width: int | None) -> str:
     Nothing is cut: where names are too long, they go on in the next line.
     """
     rooms = [None, None] if width is None else [max(NARROWEST[0], width * 2 // 5), max(NARROWEST[1], width // 5)]
-    labels = [_clean(column, room) for column, room in zip(table.labels, rooms, strict=True)]
+    labels = [_clean(column, room) for column, room in zip(table.labels, rooms, strict=False)]
     sets, summary = ([_clean(column) for column in columns] for columns in (table.sets, table.summary))
     clean = replace(table, labels=labels, sets=sets, summary=summary)
     blocks = side_by_side(clean, _needed, (width or math.inf) - _needed(clean.labels))
@@ -56,7 +56,7 @@ def _clean(column: Column, room: int | None = None) -> Column:
     texts = [escape.plain(text) for text in column.texts]
     if room is not None:
         texts = ["\n".join(broken(text, room, room)) for text in texts]
-    return Column(escape.plain(column.group), tuple(lines), texts, column.best)
+    return replace(column, group=escape.plain(column.group), lines=tuple(lines), texts=texts)
 
 
 def broken(name: str, room: int, longest: int, after: str = "-+/:_ ") -> list[str]:

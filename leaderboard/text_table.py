@@ -7,7 +7,7 @@ from itertools import groupby
 import pandas as pd
 
 from oodbench.datasets.name import MISCLASSIFIED, heading
-from oodbench.errors import counted
+from oodbench.errors import BadData, counted, reason
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import (
     BENIGN,
@@ -57,6 +57,7 @@ class Column:
     lines: tuple[str, ...]
     texts: list[str]
     best: frozenset[int] = frozenset()  # rows that hold the best figure of their protocol
+    is_label: bool = False  # whether it names the row
 
     def only(self, rows: list[int]) -> "Column":
         """The column with these rows alone."""
@@ -70,7 +71,7 @@ class TextTable:
 
     title: str
     caption: str
-    labels: list[Column]  # detector and protocol
+    labels: list[Column]  # detector, and protocol where each has rows of its own
     sets: list[Column]
     summary: list[Column]  # means and cost
     breaks: list[int]  # rows before which the protocol changes
@@ -101,9 +102,14 @@ def text_table(
     contenders = competing.groupby(["protocol", "source"], sort=False).indices.values()
     entrants = [competing.index[places].tolist() for places in contenders]
     columns = [_figures(found, entrants, place, metric) for place in range(found.values.shape[1])]
+    rule = f"{BEST_ALONE}."
     if scores is not None and metric == TESTED:
-        alike = like_the_best(cells, found, entrants, scores)
-        columns = [replace(column, best=column.best | also) for column, also in zip(columns, alike, strict=True)]
+        try:
+            alike = like_the_best(cells, found, entrants, scores)
+            columns = [replace(column, best=column.best | also) for column, also in zip(columns, alike, strict=True)]
+            rule = RULE
+        except BadData as error:  # the figures are there all the same
+            rule = f"{BEST_ALONE} ({reason(error)})."
     if intervals:
         columns = _with_intervals(columns, *interval_ends(cells, metric, found.values))
     figures = [column.only(shown) for column in columns]
@@ -116,7 +122,7 @@ def text_table(
         caption=" ".join(
             [
                 *_caption(cells, found, shown, metric, sort, parts),
-                *([RULE if scores is not None and metric == TESTED else BEST_ALONE] if bold else []),
+                *([rule] if bold else []),
                 *([INTERVALS] if intervals else []),
                 *rows_shown(keys, shown),
             ]
@@ -167,7 +173,7 @@ def row_labels(rows: pd.DataFrame) -> list[Column]:
         for name, settings in zip(rows["detector"], rows["settings"], strict=True)
     )
     protocols = [label("protocol", *pair) for pair in zip(rows["protocol"], rows["source"], strict=True)]
-    return [Column("", ("detector",), list(detectors)), Column("", ("protocol",), protocols)]
+    return [Column("", (name,), of, is_label=True) for name, of in (("detector", list(detectors)), ("protocol", protocols))]
 
 
 def row_breaks(rows: pd.DataFrame) -> list[int]:
@@ -192,8 +198,8 @@ def side_by_side(table: TextTable, needed: Callable[[list[Column]], int] = len, 
 
 
 def alignment(columns: Sequence[Column]) -> list[str]:
-    """The two labels to the left, figures to the right."""
-    return ["left" if place < 2 else "right" for place in range(len(columns))]
+    """Labels to the left, figures to the right."""
+    return ["left" if column.is_label else "right" for column in columns]
 
 
 def _figures(found: Tally, entrants: list[list[int]], place: int, metric: str) -> Column:

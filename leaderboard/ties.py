@@ -19,7 +19,7 @@ RULE = (
     "Bold: the best of a protocol, the controls apart, and all rows that are not distinguishable from it at 5 % (DeLong's"
     " paired test on the same test images; Holm's method over the comparisons of a column)."
 )
-BEST_ALONE = "Bold: the best of a protocol, the controls apart; whether others differ from it was not tested."
+BEST_ALONE = "Bold: the best of a protocol, the controls apart; whether others differ from it was not tested"
 
 
 def like_the_best(cells: pd.DataFrame, found: Tally, entrants: Sequence[list[int]], scores: StoredScores) -> list[set[int]]:
@@ -34,6 +34,7 @@ def like_the_best(cells: pd.DataFrame, found: Tally, entrants: Sequence[list[int
     Rows that were tested on other images than the best, as after a run with other data, are not among them. Raises BadData
     where scores are missing or damaged.
     """
+    scores.require_quick()
     alike: list[set[int]] = [set() for _ in range(found.values.shape[1])]
     measured = cells[(cells["status"] == "ok") & cells[TESTED].notna() & (cells["kind"] != BENIGN)]
     by_row: Any = dict(iter(measured.groupby(ROW, sort=False, dropna=False)))

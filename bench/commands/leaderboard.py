@@ -1,7 +1,7 @@
 """``oodbench leaderboard``: the tables of one or more runs and studies."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,8 +28,12 @@ def leaderboard(
         ),
     ] = None,
     table: Annotated[
-        Literal["detection", "recognition"],
-        typer.Option(help="Show how well detectors detect, or how good class probabilities are: accuracy and calibration."),
+        Literal["detection", "recognition", "protocols"],
+        typer.Option(
+            metavar="NAME",
+            help="Show detection; recognition: accuracy and calibration of class probabilities; or protocols: all of them in"
+            " one row, on the same test samples.",
+        ),
     ] = "detection",
     top: Annotated[
         int | None,
@@ -89,12 +93,18 @@ def leaderboard(
 ) -> None:
     """Print the leaderboard of one or more runs and studies."""
     from oodbench.paths import is_study, require_run_folder
-    from oodbench.results.study import run_folders
 
     other = [Path(beside)] if beside not in (None, "published") else []
     for run in [*runs, *other]:  # before anything heavy is imported
         if not is_study(run):
             require_run_folder(run)
+    from oodbench.leaderboard import plots
+    from oodbench.leaderboard.formats import render
+    from oodbench.leaderboard.gather import gather
+    from oodbench.leaderboard.plots.stored import StoredScores
+    from oodbench.leaderboard.selection import select
+    from oodbench.results.study import run_folders
+
     warn = partial(print, file=sys.stderr)
     opened = {run: run_folders(run, lambda why: warn(f"oodbench: {one_line(why)}")) for run in [*runs, *other]}
     for folder in (folder for of in opened.values() for folder in of):
@@ -104,39 +114,37 @@ def leaderboard(
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
     labels = {folder.path: name for run, name in _labels(runs, label).items() for folder in opened[run]}
+    keep = partial(select, detectors=detector, protocols=protocol, **names)
+    scores = StoredScores(folders)
     text: Callable[..., str]
-    from oodbench.leaderboard.plots import RECOGNITION
-
-    of_recognition = plot in RECOGNITION
+    given = {"--plot": plot, "--top": top, "--sort": sort, "--interval": interval, "--metric": metric, "--protocol": protocol}
+    given |= {"--beside": beside, "--label": label}
+    of_recognition = plot in plots.RECOGNITION
     if table == "recognition" or of_recognition:
-        refused = {"top": top, "protocol": protocol, "sort": sort, "interval": interval, "beside": beside}
-        _refuse("--table recognition", **refused, plot=plot and not of_recognition)
+        _refuse("--table recognition", given, "--metric", "--label", *(["--plot"] if of_recognition else []))
         from oodbench.leaderboard.recognition import gather_recognition, render_recognition
 
         frame, notes = gather_recognition(folders, labels=labels, sources=detector, **names)
         text = partial(render_recognition, frame, written, metric=metric or "accuracy", notes=notes, columns=columns)
-    else:
-        from oodbench.leaderboard.formats import render
-        from oodbench.leaderboard.gather import gather
-        from oodbench.leaderboard.plots.stored import StoredScores
-        from oodbench.leaderboard.selection import select
+    elif beside is not None:
+        _refuse("--beside", given | {"--table": table != "detection"}, "--beside", "--interval", "--metric", "--protocol")
+        selected = any((detector, dataset, kind, protocol))
+        others = [folder for run in other for folder in opened[run]]
+        text = partial(_beside(folders, others, keep, selected), written, metric=metric or "auroc", columns=columns)
+        text = partial(text, intervals=interval)
+    elif table == "protocols":
+        _refuse("--table protocols", given, "--label", "--protocol")
+        from oodbench.leaderboard.protocol_table import render_protocols
 
+        frame, notes = gather(folders, labels=labels, keep=keep)
+        text = partial(render_protocols, frame, scores, written, notes=notes, columns=columns)
+    else:
         metric = metric or "auroc"
-        keep = partial(select, detectors=detector, protocols=protocol, **names)
-        scores = StoredScores(folders)
-        if beside is not None:
-            _refuse("--beside", plot=plot, top=top, sort=sort, label=label)
-            selected = any((detector, dataset, kind, protocol))
-            others = [folder for run in other for folder in opened[run]]
-            compared = _beside(folders, others, keep, selected)
-            text = partial(compared, written, metric=metric, columns=columns, intervals=interval)
-        else:
-            intervals = "" if not interval else "all" if written in ("csv", "json") else metric
-            frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
-            shown: dict[str, Any] = {"top": top, "columns": columns, "sort": sort, "intervals": interval, "scores": scores}
-            text = partial(render, frame, written, metric=metric, notes=notes, **shown)
+        intervals = "" if not interval else "all" if written in ("csv", "json") else metric
+        frame, notes = gather(folders, labels=labels, keep=keep, intervals=intervals)
+        text = partial(render, frame, written, metric=metric, top=top, notes=notes, columns=columns, sort=sort)
+        text = partial(text, intervals=interval, scores=scores)
     if plot is not None:
-        from oodbench.leaderboard.plots import draw
         from oodbench.paths import write_atomically
 
         picture = out or Path(f"{plot}.png")
@@ -146,7 +154,7 @@ def leaderboard(
 
             write_atomically(picture, recognition.draw(plot, frame, written, folders))
         else:
-            write_atomically(picture, draw(plot, frame, written, StoredScores(folders), top))
+            write_atomically(picture, plots.draw(plot, frame, written, scores, top))
         print(picture)
     elif out is not None:
         from oodbench.paths import write_atomically
@@ -160,11 +168,11 @@ def leaderboard(
         print_text(text(width=terminal_width()))
 
 
-def _refuse(what: str, **options: Any) -> None:
+def _refuse(what: str, given: Mapping[str, object], *takes: str) -> None:
     """Raise UsageError for an option that is given and that ``what`` does not take."""
-    for name, value in options.items():
-        if value:
-            raise UsageError(f"{what} takes no --{name}; leave one of the two out")
+    for name, value in given.items():
+        if value and name not in takes:
+            raise UsageError(f"{what} takes no {name}; leave one of the two out")
 
 
 def _beside(

@@ -20,7 +20,7 @@ from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, MISCLASSIFIED, parse, parse_unchanged, recorded, without_answers
 from oodbench.detector import Detector, load_detector
-from oodbench.errors import BadData, Unsuitable, UsageError, around_call, counted, reason
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, around_call, counted, reason
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
@@ -125,6 +125,9 @@ class LoadedSuite:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
             self._originals.clear()  # they still hold the images set apart
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
+        if self.validation is not None and len(leak := protocols.copies_of(self.validation, self.in_distribution)):
+            some = f"{counted(len(leak), 'image')} of {self.in_distribution.name}"
+            raise OodbenchError(f"{some} would be both set apart for validation and tested on")
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         protocols.require_same_classes(self.train, self.in_distribution)

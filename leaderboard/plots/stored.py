@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from oodbench.errors import BadData
+from oodbench.results.schema_1 import has_cells
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
@@ -31,6 +32,15 @@ class StoredScores:
         """
         arrays = self.arrays(cell, ROLES[:2])
         return arrays["in_scores"], arrays["out_scores"]
+
+    def require_quick(self) -> None:
+        """Raise BadData for a run folder of an older oodbench, from which the scores of all cells would take hours to read."""
+        for folder in self._folders:
+            if has_cells(folder.path):
+                raise BadData(
+                    f"an older oodbench wrote {folder.path}, with one file per cell; `oodbench run` with the same options and"
+                    " --out migrates it"
+                )
 
     def record(self, cell: Any) -> "DetectionRecord":
         """The record that a cell was made from. Raises BadData where it is not there."""

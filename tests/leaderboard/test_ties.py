@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 import oodbench
-from oodbench.errors import BadData
 from oodbench.leaderboard.aggregate import COLUMNS, ROW, SET, tally, unique_cells
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.paired import MeanOfSets, SetOfCells, set_weights
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.metrics import auroc
+from oodbench.results.folder import RunFolder
 from oodbench.results.statistics import deviation, p_value
 
 SETS = ["digits-heldout", "photos", "digits+noise@1", "digits+noise@5", "digits+haze@2", "digits+cw"]
@@ -163,10 +163,15 @@ def test_bold_is_the_best_and_what_does_not_differ(finished):
     assert "<b>" in finished.table()._repr_html_()
 
 
-def test_scores_that_are_gone_are_an_error(finished, tmp_path):
+def test_without_scores_the_caption_says_why(finished, tmp_path):
     frame, _ = gather([finished])
-    other = frame.assign(wall_seconds=-1.0)
-    with pytest.raises(BadData, match="stores no scores of this figure"):
-        render(other, "md", scores=StoredScores([finished]))
-    empty = pd.DataFrame(columns=list(COLUMNS))
-    assert render(empty, "md", scores=StoredScores([finished]))
+    alone = render(frame, "md")
+    gone = render(frame.assign(wall_seconds=-1.0), "md", scores=StoredScores([finished]))
+    assert "was not tested (" in gone
+    assert "its run folder stores no scores of this figure; run it again)." in gone
+    assert gone.count("**") == alone.count("**")
+    (tmp_path / "cells").mkdir()  # as an older oodbench wrote it
+    (tmp_path / "cells" / "a.safetensors").touch()
+    old = render(frame, "md", scores=StoredScores([RunFolder(tmp_path)]))
+    assert "with one file per cell; \\`oodbench run\\` with the same options" in old
+    assert render(pd.DataFrame(columns=list(COLUMNS)), "md", scores=StoredScores([finished]))

@@ -196,6 +196,29 @@ def test_a_split_that_leaks_is_named(folder, protocol):
     assert any(problem.startswith(f"pixels on {of} ({protocol}): {says}") for problem in problems(folder))
 
 
+@pytest.mark.parametrize("role", ["in_fit", "in_choose", "out_fit", "out_choose"])
+def test_a_test_image_among_those_that_were_learnt_from_is_named(folder, role):
+    """It is planted in the stored split, and nothing is taken away."""
+    of, side = "digits+noise@1", role.partition("_")[0]
+    record = next(r for r in folder.records() if r.place == ("pixels", "per-shift") and r.set_name == of)
+    tested = folder.arrays(record)[f"{side}_test"][0]
+    forge(folder, of, ("pixels", "per-shift"), {role: lambda rows: np.append(rows, tested)})
+    assert any(problem.startswith(f"pixels on {of} (per-shift): ") for problem in problems(folder))
+
+
+def test_a_learnt_image_among_those_that_transfer_tests_is_named(folder):
+    of = "digits+noise@1"
+    record = next(r for r in folder.records() if r.place == ("pixels", "transfer") and r.set_name == of)
+    learnt = folder.arrays(record)["in_fit"][0]
+
+    def planted(rows):
+        rows[0] = learnt
+        return rows
+
+    forge(folder, of, ("pixels", "transfer"), {"in_test": planted})
+    assert any("tests 1 image that its head learnt from" in problem for problem in problems(folder))
+
+
 def test_an_image_under_two_numbers_leaks(folder):
     """Rows are apart, but two of them are one image."""
     of = "digits+noise@1"
