@@ -329,7 +329,8 @@ def qualified(frame: pd.DataFrame) -> pd.DataFrame:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
     lacking = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "") | dict.fromkeys(SPREAD, float("nan"))
     lacking = {name: value for name, value in lacking.items() if name not in frame.columns}
-    return frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
+    found = frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
+    return found.assign(checkpoint=found["checkpoint"].astype(object).fillna(""))
 
 
 def base(kind: str, dataset: str) -> str:

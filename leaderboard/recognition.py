@@ -228,8 +228,8 @@ def _text_table(cells: pd.DataFrame, metric: str, parts: Sequence[str]) -> TextT
         title=f"{model}, recognition, in-distribution {inside}",
         caption=_caption(cells, about),
         labels=[
-            Column("", ("source",), sources),
-            Column("", ("calibrated on",), [calibrated.get(source, "") for source in sources]),
+            Column("", ("source",), sources, is_label=True),
+            Column("", ("calibrated on",), [calibrated.get(source, "") for source in sources], is_label=True),
         ],
         sets=[column for column in shown if column.group != "mean" and SETS in parts],
         summary=[column for column in shown if column.group == "mean" and MEANS in parts],

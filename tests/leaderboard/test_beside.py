@@ -125,7 +125,7 @@ def test_a_mean_over_sets_is_beside_the_mean_of_the_same_sets():
     assert found["heading"] == "near-ood (for tinyimagenet:disjoint)"
     assert "87.6 ±0.5" in render_beside(published(*near), width=None)
     far = row(published(*near, cell("msp", "svhn", 0.5)), file="openood_cifar10.csv", detector="energy", dataset="far-ood")
-    assert (far["status"], far["reason"]) == (NOT_RUN, "the runs do not have mnist, textures, places365")
+    assert (far["status"], far["reason"]) == (NOT_RUN, "the runs do not have folder:mnist, textures, places365")
     seeds = [cell("energy", name, value + seed / 10, seed=seed) for seed in (0, 1) for name, value in SETS_OF_TWO]
     assert row(published(*seeds), detector="energy", dataset="near-ood")["measured"] == pytest.approx(0.75)
 
@@ -135,8 +135,10 @@ SETS_OF_TWO = (("cifar100", 0.6), ("tinyimagenet", 0.8))
 
 def test_hyper_parameters_tell_rows_of_one_detector_apart():
     of = {"in_distribution": "cifar10:airplane", "model": "any-net"}
-    free = cell("gradcon:recon", "cifar10:others", 0.6, non_default=json.dumps({"alpha": [0, 0.03], "epochs": [5, 9]}), **of)
-    bound = cell("gradcon:recon", "cifar10:others", 0.7, non_default=json.dumps({"epochs": [5, 9]}), **of)
+    free = cell(
+        "gradcon:recon", "cifar10:not-airplane", 0.6, non_default=json.dumps({"alpha": [0, 0.03], "epochs": [5, 9]}), **of
+    )
+    bound = cell("gradcon:recon", "cifar10:not-airplane", 0.7, non_default=json.dumps({"epochs": [5, 9]}), **of)
     compared = published(free, bound)
     rows = compared.rows[(compared.rows["status"] == "ok")].set_index("settings")
     assert rows["measured"].to_dict() == {'{"alpha": "0"}': 0.6, "": 0.7}
@@ -145,7 +147,7 @@ def test_hyper_parameters_tell_rows_of_one_detector_apart():
     assert "gradcon:recon (alpha=0)" in text
     assert "in-distribution cifar10:airplane" in text
     several = render_beside(published(bound, bound | {"in_distribution": "cifar10:cat"}), "md")
-    assert "cifar10:airplane: cifar10:others measured" in several  # one table for all classes
+    assert "cifar10:airplane: cifar10:not-airplane measured" in several  # one table for all classes
     assert several.count("gradcon-classes:") == 1
 
 

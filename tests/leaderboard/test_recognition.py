@@ -145,7 +145,7 @@ def test_the_command(finished, tmp_path):
         ("network", "digits+noise", "3"), ("network", "digits+noise", "5"),
     }  # fmt: skip
     for options, says in (
-        (["--top", "3"], "--table recognition takes no --top; leave it out"),
+        (["--top", "3"], "--table recognition takes no --top; leave one of the two out"),
         (["--protocol", "per-shift"], "--table recognition takes no --protocol"),
         (["--detector", "knn"], "none of the runs holds the detector 'knn'; the runs hold network, network-scaled, mc-dropout"),
         (["--metric", "auroc"], "unknown metric of recognition 'auroc'"),
