@@ -1,6 +1,6 @@
 """Figures of rows of a table compared on the same images: how far each image pulls the mean of several AUROCs.
 
-The figure of a set is a mean over its cells (levels, seeds), and that of a kind is a mean over sets, so their pulls are means
+The figure of a set is a mean over its cells (levels, repeats), and that of a kind is a mean over sets, so their pulls are means
 of the cells' (``results.statistics``). An image counts once, however many cells it is in: the in-distribution images that all
 sets are tested against, and the copies of them that corruptions and attacks are made of.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from oodbench.leaderboard.aggregate import SET, counts_as
+from oodbench.leaderboard.aggregate import REPEATS, SET, counts_as
 from oodbench.leaderboard.plots.stored import ROLES, StoredScores
 from oodbench.results.statistics import area, deviation
 
@@ -36,7 +36,7 @@ class SetOfCells:
     def __init__(
         self, cells: Sequence[Mapping[str, Any]], scores: StoredScores, only: Mapping[Any, Rows] | None = None
     ) -> None:
-        """``only``: by level and seed, the rows of either side that count; by default all that were tested."""
+        """``only``: by ``place_of``, the rows of either side that count; by default all that were tested."""
         self._scores = scores
         weights = cell_weights(cells)
         self.cells = {place_of(cell): weight for cell, weight in zip(cells, weights, strict=True)}
@@ -113,9 +113,9 @@ class MeanOfSets:
         return figure, deviation(sums)
 
 
-def place_of(cell: Mapping[str, Any]) -> tuple[float, int]:
-    """Level (-1: none) and seed of a cell."""
-    return -1.0 if pd.isna(cell["level"]) else float(cell["level"]), int(cell["seed"])
+def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Level (-1: none) of a cell, and which of ``REPEATS`` it is."""
+    return -1.0 if pd.isna(cell["level"]) else float(cell["level"]), *(cell[name] for name in REPEATS)
 
 
 def tested(record: Any) -> tuple[Any, ...]:
@@ -143,7 +143,7 @@ def _numbers(arrays: Mapping[str, np.ndarray], side: str, rows: np.ndarray, own:
 
 
 def cell_weights(cells: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The weight of each cell in the figure of its set, a mean over seeds and then over levels."""
+    """The weight of each cell in the figure of its set, a mean over repeats and then over levels."""
     levels = [place_of(cell)[0] for cell in cells]
     return [1 / len(set(levels)) / levels.count(level) for level in levels]
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import BENIGN, CONTROL, GROUP, unique_cells
+from oodbench.leaderboard.aggregate import APART, CONTROL, GROUP, unique_cells
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.labels import label, labelled
 from oodbench.leaderboard.notes import Note
@@ -86,7 +86,7 @@ def render_protocols(
 def _each(frame: pd.DataFrame, scores: StoredScores) -> Iterator[tuple[pd.DataFrame, _Shared]]:
     scores.require_quick()
     cells = unique_cells(frame)
-    measured = cells[(cells["status"] == "ok") & cells["auroc"].notna() & (cells["kind"] != BENIGN)]
+    measured = cells[(cells["status"] == "ok") & cells["auroc"].notna() & ~cells["kind"].isin(APART)]
     if measured[["protocol", "source"]].drop_duplicates().shape[0] < 2:
         raise BadData("these cells are of one protocol, so there is nothing to compare; run another with --protocol")
     for _, of in measured.groupby(GROUP, sort=False):
@@ -128,7 +128,7 @@ def _shared(cells: pd.DataFrame, scores: StoredScores) -> _Shared:
 
 
 def _common(rows: list[list[dict[Any, Any]]], scores: StoredScores) -> dict[Any, Rows] | None:
-    """By level and seed, the rows of either side that one row of each protocol was tested on; None where they are of other
+    """By ``place_of``, the rows of either side that one row of each protocol was tested on; None where they are of other
     images or have too few in common."""
     places = {place_of(cell) for cell in rows[0]}
     if any({place_of(cell) for cell in cells} != places for cells in rows):

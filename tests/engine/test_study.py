@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 import oodbench
 from oodbench.api import StudyResults
 from oodbench.errors import BadData, MissingData, OodbenchError, UsageError
-from oodbench.leaderboard.aggregate import tally
+from oodbench.leaderboard.aggregate import tally, unique_cells
 from oodbench.leaderboard.gather import gather
+from oodbench.leaderboard.paired import SetOfCells
+from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.models.weights import SHIPPED
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
@@ -79,13 +81,17 @@ def test_checkpoints_are_means_in_a_study_and_rows_apart_otherwise(weights, tmp_
     assert len(found.values) == 4  # msp, and pixels under three protocols
     assert found.spread.loc[found.values.index.get_level_values("detector") == "msp"].notna().all(axis=None)
     assert "Means of 3 checkpoints" in str(study.table())
+    noisy = unique_cells(frame).query("detector == 'msp' and dataset == 'digits+noise'").to_dict("records")
+    compared = SetOfCells(noisy, StoredScores(folders)).pulls(noisy, {})
+    assert len(noisy) == 15  # five levels of each checkpoint
+    assert compared.figure == pytest.approx(np.mean([cell["auroc"] for cell in noisy]), abs=1e-12)
     loose, _ = gather([RunFolder(folder.path) for folder in folders])
     assert len(tally(loose).values) == 12
     assert tally(loose).spread.isna().all(axis=None)
     both, _ = gather([*folders, RunFolder(folders[0].path)])
     assert set(both["network"].unique()) == {"study study", frame["checkpoint"].iloc[0]}
     assert oodbench.verify(study.path).ok
-    assert oodbench.verify(study.path).records == len(frame)
+    assert oodbench.verify(study.path).records == len(frame) + len(study.frame("recognition"))
 
 
 def test_two_files_of_one_network_are_refused_before_anything_runs(weights, tmp_path):
