@@ -105,7 +105,7 @@ def require_run_folder(path: Path) -> None:
 
 def is_study(path: Path) -> bool:
     """Whether a folder is that of several runs."""
-    return (path / STUDY).is_file()
+    return os.path.isfile(path / STUDY)  # also where the name is too long to exist
 
 
 def require_own_folder(path: Path) -> None:

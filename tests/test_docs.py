@@ -304,7 +304,7 @@ def test_the_page_of_models_has_the_values_of_each_recipe():
         assert [f"`{name}`", *map(str, values), *yes, str(recipe.size or "")] in [row[:8] for row in rows]
 
 
-@pytest.mark.parametrize("suite", suite_names())
+@pytest.mark.parametrize("suite", ["digits", "cifar10"])
 def test_the_page_of_results_has_a_row_for_each_detector(suite):
     text = (ROOT / "docs" / "leaderboards.md").read_text(encoding="utf-8")
     of_suite = re.split(r"^## ", text.partition(f"\n## {suite}\n")[2], flags=re.MULTILINE)[0]

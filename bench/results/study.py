@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from oodbench.errors import BadData, UsageError
+from oodbench.errors import BadData, OodbenchError, UsageError
 from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder
 from oodbench.results import json_files
 from oodbench.results.folder import RunFolder, Say
@@ -51,12 +51,12 @@ class StudyFolder:
         Raises UsageError for a folder with something else in it, BadData as ``manifest``.
         """
         before: dict[str, str] = {}
-        if (self.path / STUDY).exists():
+        if is_study(self.path):
             found = self.manifest()
             if found.name != name:
                 raise UsageError(f"{self.path} holds a study of {found.name}, not {name}; choose another folder with --out")
             before = found.runs
-        elif self.path.exists():
+        elif os.path.exists(self.path):  # also where the name is too long to exist
             if (self.path / "run.json").exists():
                 raise UsageError(f"{self.path} holds a run, not a study of several; choose another folder with --out")
             if strangers := sorted(entry for entry in os.listdir(self.path) if not entry.startswith(".")):
@@ -71,7 +71,10 @@ class StudyFolder:
         self._write(found.model_copy(update={"runs": found.runs | {run: why}}))
 
     def _write(self, manifest: json_files.StudyManifest) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
         json_files.write(self.path / STUDY, manifest.model_dump(mode="json"))
 
 

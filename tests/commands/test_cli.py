@@ -574,6 +574,7 @@ LONG = "x" * 300  # file systems take 255 characters
     ("arguments", "says"),
     [
         (["run", "--detector", "pixels", "--dataset", "photos", "--out", LONG], f"cannot write to {LONG}: File name too long"),
+        (["run", "--detector", "pixels", "--seed", 0, "--seed", 1, "--out", LONG], f"{LONG}/seed-0: File name too long"),
         (
             ["run", "--detector", "msp", "--dataset", "photos", "--weights", LONG],
             f"{LONG}: File name too long; choose a shorter",

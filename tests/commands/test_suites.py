@@ -148,7 +148,7 @@ def test_a_suite_names_the_weights_of_its_model(tmp_path):
     other = oodbench("run", "it.toml", "--model", "resnet8-digits", "--no-costs", "--limit", 40, cwd=tmp_path)
     assert other.returncode == 0, other.stderr
     suite = load_suite(tmp_path / "it.toml")
-    assert suite.override(seed=1).weights == "gone.pt"
+    assert suite.override(batch_size=1).weights == "gone.pt"
     assert "weights" not in suite.recorded()
 
 

@@ -10,7 +10,7 @@ from oodbench import protocols
 from oodbench.engine import trials  # noqa: F401  before anything is planted in what it imports
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.errors import OodbenchError
-from oodbench.suite import load_suite
+from oodbench.suites.load import load_suite
 
 OPTIONS = {"detectors": ["msp", "pixels"], "datasets": ["photos", "uniform"], "limit": 60, "measure_costs": False}
 
