@@ -130,7 +130,7 @@ def text_table(
         labels=row_labels(rows),
         sets=[column for column, mean in zip(figures, means, strict=True) if not mean and SETS in parts],
         # What rows are sorted by comes first.
-        summary=[*([summary[-1], *summary[:-1]] if MEANS in parts else []), *(c for c in paid if any(c.texts))],
+        summary=[column for column in [*(summary[-1:] + summary[:-1] if MEANS in parts else []), *paid] if any(column.texts)],
         breaks=row_breaks(rows),
         notes=list(table_notes(frame, cells)),
     )

@@ -4,6 +4,7 @@ Blocks of a page run in order, in a folder of the page: ``sh`` line by line, ``p
 ``file=NAME`` after its language is written to NAME instead; ``needs=data`` waits for real images; ``text`` is to be read.
 """
 
+import csv
 import json
 import os
 import re
@@ -310,6 +311,27 @@ def test_the_page_of_results_has_a_row_for_each_detector(suite):
     of_suite = re.split(r"^## ", text.partition(f"\n## {suite}\n")[2], flags=re.MULTILINE)[0]
     rows = [row for row in table_rows(of_suite) if len(row) > 2 and row[1] in PROTOCOLS]
     assert {row[0].removesuffix(" (control)").split(":")[0] for row in rows} == set(DETECTORS)
+
+
+def test_the_page_of_published_figures_shows_what_the_data_hold():
+    page = (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
+    shown = {}
+    for row in table_rows(page):
+        detector = row[0].split(" ")[0]
+        shown.setdefault((detector, row[1]), []).extend(cell.strip("*") for cell in row[2:])
+    with (ROOT / "leaderboard" / "results" / "cifar10.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "ok" and row["metric"] == "auroc" and not row["level"]]
+    assert len(rows) > 50
+    for row in rows:
+        figures = shown[row["detector"], row["protocol"]]
+        assert f"{100 * float(row['measured']):.1f}" in figures
+        assert any(figure.split(" ")[0] == f"{100 * float(row['published']):.1f}" for figure in figures)
+    with (ROOT / "leaderboard" / "results" / "introspective-recognition.csv").open(encoding="utf-8") as file:
+        inside = [row for row in csv.DictReader(file) if row["kind"] == "in-distribution"]
+    assert len(inside) == 9
+    for row in inside:
+        calibrated = "validation" if row["source"] == "network-scaled" else ""
+        assert f"{100 * float(row['accuracy']):.1f}" in shown[row["source"], calibrated]
 
 
 def test_the_readme_shows_the_best_rows_of_the_page_of_results():
