@@ -14,6 +14,8 @@ from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.frame import frames_of
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.stored import StoredScores
+from oodbench.leaderboard.protocol_table import COLUMNS as PROTOCOL_COLUMNS
+from oodbench.leaderboard.protocol_table import protocol_rows, render_protocols
 from oodbench.leaderboard.recognition import COLUMNS as RECOGNITION
 from oodbench.leaderboard.recognition import gather_recognition, recognition_frames, render_recognition
 from oodbench.paths import STUDY, DataRoots, is_study, require_run_folder, sweep_cache
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-TableName = Literal["detection", "recognition"]
+TableName = Literal["detection", "recognition", "protocols"]
 SHOWN = 10  # rows of each protocol that a notebook shows of results, beside the controls
 
 
@@ -62,16 +64,19 @@ class Shown:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     def frame(self, table: TableName = "detection") -> "pd.DataFrame":
-        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``, or of ``recognition.COLUMNS`` there.
+        """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``, or those of another table.
 
         Args:
-            table: ``detection``, or ``recognition``: the accuracy and calibration of class probabilities.
+            table: ``detection``; ``recognition``, the accuracy and calibration of class probabilities; or ``protocols``, AUROC
+                under each of them on the same test samples.
 
         Raises UsageError for another table, BadData if run.json is damaged or missing: the settings of the records are not
         known then.
         """
         require_table(table)
         folders = self._folders()
+        if table == "protocols":
+            return protocol_rows(gather(folders)[0], StoredScores(folders))[[*PROTOCOL_COLUMNS]]
         return recognition_frames(folders)[[*RECOGNITION]] if table == "recognition" else frames_of(folders)[list(COLUMNS)]
 
     def table(self, metric: str | None = None, *, top: int | None = None, table: TableName = "detection") -> Table:
@@ -81,7 +86,7 @@ class Shown:
             metric: which figure they show, a column of ``frame()`` such as ``auroc`` (the default) or ``fpr95``; of
                 recognition, ``accuracy`` (the default), ``ece``, ``nll``, ``brier`` or ``aurc``.
             top: show only the best rows of each protocol, this many, and the controls; recognition shows all rows.
-            table: ``detection`` or ``recognition``.
+            table: ``detection``, ``recognition``, or ``protocols``: all of them in one row, in AUROC.
 
         Raises UsageError for an unknown metric or table, BadData if a file of the run is damaged or run.json is missing.
         """
@@ -92,6 +97,9 @@ class Shown:
         if table == "recognition":
             frame, notes = gather_recognition(folders)
             shown = partial(render_recognition, frame, metric=metric, notes=notes)
+        elif table == "protocols":
+            frame, notes = gather(folders)
+            shown = partial(render_protocols, frame, StoredScores(folders), notes=notes)
         else:
             frame, notes = gather(folders)
             shown = partial(render, frame, metric=metric, top=top, notes=notes, scores=StoredScores(folders))

@@ -210,7 +210,7 @@ def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -
     kind, place, limits, given = error["type"], error["loc"], error.get("ctx", {}), error["input"]
     key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
     if kind == "extra_forbidden":
-        known = list(TestSet.model_fields) if of_set else [*Suite.model_fields, "models", "seeds", "normal_class"]
+        known = [*TestSet.model_fields, "of"] if of_set else [*Suite.model_fields, "models", "seeds", "normal_class"]
         return unknown("key", key, known, ", ".join(known))
     parts = [part if isinstance(part, str) else f"item {part + 1}" for part in place]
     if of_set:

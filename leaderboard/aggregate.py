@@ -101,7 +101,7 @@ def tally(frame: pd.DataFrame, metric: str = "auroc", sort: str = MEAN) -> Tally
     spread = _spread(measured, columns).reindex(index)
     values = _wide(_averages(measured), columns).reindex(index)
     found = Tally(values, spread, *(part.fillna(0).astype(int) for part in (*counts, *shared_counts)))
-    order = _in_order(rows, *_sorted_by(found, cells, metric, sort))
+    order = _in_order(rows, *_sorted_by(found, cells, metric, order_of(cells, sort)))
     return Tally(*(part.reindex(order) for part in found))
 
 
@@ -226,6 +226,12 @@ def sorts(frame: pd.DataFrame) -> list[str]:
     """What the rows of a frame can be sorted by."""
     kinds = sorted(frame["kind"].dropna().unique(), key=_rank(KINDS))
     return [MEAN, NAME, *COST, *kinds, *frame["dataset"].dropna().unique()]
+
+
+def order_of(cells: pd.DataFrame, sort: str) -> str:
+    """What rows are sorted by: the first kind in place of a mean over all sets that has none."""
+    kinds = sorted(cells["kind"].unique(), key=_rank(KINDS))
+    return str(kinds[0]) if sort == MEAN and kinds and {*kinds} <= {*APART} else sort
 
 
 def _sorted_by(found: Tally, cells: pd.DataFrame, metric: str, sort: str) -> tuple[list[float], list[bool]]:

@@ -70,7 +70,7 @@ class Missing(Note):
 
 @dataclass(frozen=True)
 class NotRun(Note):
-    """A run of a study that could not start, and why."""
+    """A run of a study that is not finished, and why."""
 
     reason: str
 

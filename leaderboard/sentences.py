@@ -95,7 +95,7 @@ def _(note: Disagreement) -> str:
 
 @_words.register
 def _(note: NotRun) -> str:
-    return f"{note.about[0]}, a run of the study, has no figures: {note.reason}"
+    return f"{note.about[0]}, a run of the study: {note.reason}"
 
 
 @_words.register

@@ -25,6 +25,7 @@ from oodbench.leaderboard.aggregate import (
     cost_spreads,
     costs,
     interval_ends,
+    order_of,
     tally,
     unique_cells,
 )
@@ -299,6 +300,7 @@ def repeats_of(cells: pd.DataFrame) -> str:
 
 def _order(cells: pd.DataFrame, sort: str) -> str:
     """What comes first."""
+    sort = order_of(cells, sort)
     if sort == NAME:
         return "sorted by name"
     if sort in COST:

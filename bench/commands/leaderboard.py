@@ -130,7 +130,9 @@ def leaderboard(
         _refuse("--beside", given | {"--table": table != "detection"}, "--beside", "--interval", "--metric", "--protocol")
         selected = any((detector, dataset, kind, protocol))
         others = [folder for run in other for folder in opened[run]]
-        text = partial(_beside(folders, others, keep, selected), written, metric=metric or "auroc", columns=columns)
+        text = partial(
+            _beside(folders, others, str(beside), keep, selected), written, metric=metric or "auroc", columns=columns
+        )
         text = partial(text, intervals=interval)
     elif table == "protocols":
         _refuse("--table protocols", given, "--label", "--protocol")
@@ -176,7 +178,11 @@ def _refuse(what: str, given: Mapping[str, object], *takes: str) -> None:
 
 
 def _beside(
-    folders: list["RunFolder"], others: list["RunFolder"], keep: Callable[["DataFrame"], "DataFrame"], selected: bool
+    folders: list["RunFolder"],
+    others: list["RunFolder"],
+    name: str,
+    keep: Callable[["DataFrame"], "DataFrame"],
+    selected: bool,
 ) -> Callable[..., str]:
     """What writes the comparison of runs with published figures or, if there is one, with another run."""
     from oodbench.leaderboard.beside import beside_published, beside_run, cells_of
@@ -185,7 +191,7 @@ def _beside(
 
     cells = cells_of(folders, keep)
     if others:
-        compared = beside_run(cells, cells_of(others, keep), str(others[0].path), selected)
+        compared = beside_run(cells, cells_of(others, keep), name, selected)
     else:
         compared = beside_published(cells, own_figures(), read_papers(), selected)
     return partial(render_beside, compared)

@@ -16,6 +16,7 @@ from oodbench.results.study import StudyFolder, run_folders
 from oodbench.suite import Suite
 from oodbench.suites.load import Study
 
+UNFINISHED = "not finished, so means are over fewer runs; run the study again"
 Show = Callable[[list[RunFolder]], None]
 
 
@@ -44,18 +45,21 @@ def run_study(
     shared: dict[str, Any] = {"data": data, "weights_key": weights_key, "progress": progress, **options}
     if list(study.runs) == [""]:
         if is_study(target):
-            named = next(iter(StudyFolder(target).manifest().runs))
-            raise UsageError(f"{target} holds a study of several runs; name one of them, such as --out {target / named}")
+            raise UsageError(
+                f"{target} holds a study of several runs; to add to it, give several values, such as --seed 0 --seed 1, or"
+                " choose another folder with --out"
+            )
         run = engine.run(
             study.first, out=target, measure_costs=measure_costs, on_results=lambda folder: on_results([folder]), **shared
         )
         return run.path
     _refuse_copies(study, data, weights_key, progress)
     folder = StudyFolder(target)
-    folder.begin(study.name, study.title, study.runs)
+    folder.begin(study.name, study.title, study.axes, study.runs, progress.say)
     measured, absent = set[str | None](), dict[str, MissingData]()
     for number, (label, suite) in enumerate(study.runs.items(), 1):
         progress.say(f"run {number} of {len(study.runs)}: {label}")
+        folder.note(label, UNFINISHED)
         try:
             engine.run(
                 suite,

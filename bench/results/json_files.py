@@ -33,13 +33,14 @@ class Manifest(BaseModel):
 
 
 class StudyManifest(BaseModel):
-    """What study.json says: the folder of each run, and why one could not be run (empty where it could)."""
+    """What study.json says: the folder of each run, and why it is not finished (empty where it is)."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     name: FolderName
     title: str = ""
+    axes: list[str] = []  # in what the runs differ
     runs: dict[FolderName, str]
 
 

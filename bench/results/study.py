@@ -9,14 +9,15 @@
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from oodbench.errors import BadData, OodbenchError, UsageError
+from oodbench.errors import BadData, OodbenchError, UsageError, reason
 from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder
 from oodbench.results import json_files
-from oodbench.results.folder import RunFolder, Say
+from oodbench.results.folder import SEVERITY, RunFolder, Say
 
+NOT_RUN = "not run; run the study again"
 RANKS = "critical-difference.png"
 AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedy
 
@@ -41,32 +42,50 @@ class StudyFolder:
         return found
 
     def missing(self) -> dict[str, str]:
-        """Why runs have no folder, by name."""
+        """Why runs are not finished, by name."""
         begun = {folder.path.name for folder in self.runs()}
-        return {name: why or "not run" for name, why in self.manifest().runs.items() if name not in begun}
+        return {name: why or NOT_RUN for name, why in self.manifest().runs.items() if why or name not in begun}
 
-    def begin(self, name: str, title: str, runs: Iterable[str]) -> None:
-        """Write study.json. A study that is there keeps its runs, which come first.
+    def begin(self, name: str, title: str, axes: Sequence[str], runs: Iterable[str], say: Say = lambda line: None) -> None:
+        """Write study.json. A study that is there keeps its runs, which come first; a damaged one is reported and written again.
 
-        Raises UsageError for a folder with something else in it, BadData as ``manifest``.
+        ``axes`` are what the runs differ in. Raises UsageError for a study of another suite or of other axes, and for a folder
+        with something else in it, NewerVersion for a study of a newer oodbench.
         """
         before: dict[str, str] = {}
         if is_study(self.path):
-            found = self.manifest()
-            if found.name != name:
-                raise UsageError(f"{self.path} holds a study of {found.name}, not {name}; choose another folder with --out")
-            before = found.runs
+            try:
+                found = self.manifest()
+            except json_files.NewerVersion:
+                raise
+            except BadData as error:
+                say(reason(error))
+                before = dict.fromkeys(self._begun(), "")
+            else:
+                before = found.runs
+                for here, wanted in ((found.name, name), (" and ".join(found.axes), " and ".join(axes))):
+                    if here and wanted and here != wanted:
+                        raise UsageError(f"{self.path} holds a study of {here}, not {wanted}; choose another folder with --out")
         elif os.path.exists(self.path):  # also where the name is too long to exist
+            if not self.path.is_dir():
+                raise UsageError(f"{self.path} is a file; name a folder with --out")
             if (self.path / "run.json").exists():
                 raise UsageError(f"{self.path} holds a run, not a study of several; choose another folder with --out")
-            if strangers := sorted(entry for entry in os.listdir(self.path) if not entry.startswith(".")):
+            before = dict.fromkeys(self._begun(), "")
+            own = {*before, SEVERITY, RANKS}
+            if strangers := sorted(entry for entry in os.listdir(self.path) if not entry.startswith(".") and entry not in own):
                 raise UsageError(f"{self.path} is not a study and holds {strangers[0]}; name a new folder with --out")
         for run in runs:
             require_own_folder(self.path / run)
-        self._write(json_files.StudyManifest(name=name, title=title, runs=before | dict.fromkeys(runs, "")))
+        each = before | {run: before.get(run) or NOT_RUN for run in runs}
+        self._write(json_files.StudyManifest(name=name, title=title, axes=list(axes), runs=each))
+
+    def _begun(self) -> list[str]:
+        """The run folders that are there, whatever study.json says."""
+        return sorted(entry.name for entry in self.path.iterdir() if (entry / "run.json").is_file())
 
     def note(self, run: str, why: str) -> None:
-        """Keep why a run could not start; an empty ``why`` says that it could."""
+        """Keep why a run is not finished; an empty ``why`` says that it is."""
         found = self.manifest()
         self._write(found.model_copy(update={"runs": found.runs | {run: why}}))
 

@@ -48,14 +48,14 @@ def expand(values: Mapping[str, Any], name: object) -> dict[str, dict[str, Any]]
     for one in sets if isinstance(sets, list) else ():
         if isinstance(one, dict) and one.get("of", axes["in_distribution"][0]) not in axes["in_distribution"]:
             known = ", ".join(map(str, axes["in_distribution"]))
-            raise UsageError(f"suite {name}: of of set {one.get('name')} is {one['of']}, but the suite runs on {known}")
+            raise UsageError(f"suite {name}: set {one.get('name')}: of is {one['of']}, but the suite runs on {known}")
     runs = {}
     for places in product(*(range(len(of)) for of in axes.values())):
         chosen = {key: of[place] for (key, of), place in zip(axes.items(), places, strict=True)}
         label = "_".join(filter(None, (labels[key][place] for key, place in zip(axes, places, strict=True))))
         if label in runs:
             raise UsageError(f"suite {name}: two of its runs would be called {label}; rename a file of weights")
-        runs[label] = _one(rest, chosen, several_inside=len(axes["in_distribution"]) > 1)
+        runs[label] = _one(rest, chosen, name, several_inside=len(axes["in_distribution"]) > 1)
     return runs
 
 
@@ -77,9 +77,9 @@ def _axis(values: Mapping[str, Any], key: str, name: object) -> list[Any]:
     return given
 
 
-def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], *, several_inside: bool) -> dict[str, Any]:
+def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, several_inside: bool) -> dict[str, Any]:
     """The values of one run. The in-distribution set is not among the sets against it where the grid has several."""
-    words = {f"{{{SINGLE.get(key, key)}}}": str(chosen[key]) for key in ("models", "in_distribution", "normal_class", "seeds")}
+    words = {f"{{{SINGLE.get(key, key)}}}": chosen[key] for key in ("models", "in_distribution", "normal_class", "seeds")}
     inside = chosen["in_distribution"]
     if chosen["normal_class"] is not None:
         inside = f"{inside}:{chosen['normal_class']}"
@@ -87,7 +87,9 @@ def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], *, several_inside: 
     def filled(value: Any) -> Any:
         if isinstance(value, str):
             for word, text in words.items():
-                value = value.replace(word, text)
+                if word in value and text is None:
+                    raise UsageError(f"suite {name}: {value}: the suite has no {word[1:-1]}; give it one, or leave out {word}")
+                value = value.replace(word, str(text))
         return value
 
     run = {**rest, "in_distribution": inside, "model": filled(chosen["models"]), "weights": filled(chosen["weights"])}

@@ -33,6 +33,12 @@ class Study(NamedTuple):
     runs: dict[str, Suite]
 
     @property
+    def axes(self) -> list[str]:
+        """What the runs differ in, as the keys of a suite."""
+        keys = ("model", "weights", "in_distribution", "seed", "parameters")
+        return [key for key in keys if len({repr(getattr(suite, key)) for suite in self.runs.values()}) > 1]
+
+    @property
     def first(self) -> Suite:
         """The suite of the first run."""
         return next(iter(self.runs.values()))
@@ -182,7 +188,7 @@ def below_working_folder(path: Path) -> bool:
 
 def _study(values: Mapping[str, Any], name: object, axes: Mapping[str, Sequence[Any]]) -> Study:
     """The runs of a suite with these values, and with ``axes`` in place of its own."""
-    given = {key: list(dict.fromkeys(of)) for key, of in axes.items() if of}
+    given = {key: list(of) for key, of in axes.items() if of}
     values = dict(values)
     if "models" in given and given["models"] not in (values.get("models"), [values.get("model")]):
         values.pop("weights", None)  # those of the other models

@@ -72,7 +72,8 @@ def test_options_replace_lists_and_other_models_drop_the_weights():
     assert (list(alone.runs), alone.first.weights, alone.first.seed) == ([""], None, 5)
     assert grid(text, models=["a", "b"], seeds=[5]).first.weights == "a.pth"
     assert list(grid(text, models=["c"], weights=["x.pth", "y.pth"], seeds=[5]).runs) == ["x", "y"]
-    assert list(grid(text, models=["c", "c"], seeds=[5, 5]).runs) == [""]
+    with pytest.raises(UsageError, match="seeds names 5 twice; leave one out"):
+        grid(text, models=["c"], seeds=[5, 5])
 
 
 def test_one_in_distribution_set_of_a_suite_can_be_chosen():
@@ -104,8 +105,13 @@ def test_a_wrong_grid_is_one_line(text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_placeholder_needs_a_value():
+    with pytest.raises(UsageError, match="digits:not-{normal_class}: the suite has no normal_class; give it one, or leave out"):
+        grid('in_distribution = "digits"\n', '[[sets]]\nname = "digits:not-{normal_class}"\n')
+
+
 def test_of_names_a_set_that_the_suite_runs_on():
-    with pytest.raises(UsageError, match="of of set uniform is mnist, but the suite runs on digits"):
+    with pytest.raises(UsageError, match="set uniform: of is mnist, but the suite runs on digits"):
         grid('in_distribution = "digits"\n', '[[sets]]\nname = "uniform"\nof = "mnist"\n')
 
 

@@ -116,11 +116,11 @@ def test_a_run_without_weights_is_reported_and_the_others_run(weights, tmp_path)
     assert "run 2 of 3: no" in done.stderr
     assert "no.pth does not exist" in done.stderr
     assert "Means of 2 checkpoints" in done.stdout
-    assert "no, a run of the study, has no figures: weights file" in " ".join(done.stdout.split())
+    assert "no, a run of the study: weights file" in " ".join(done.stdout.split())
     assert done.stdout.splitlines()[-1] == str(tmp_path / "study")
     table = command("leaderboard", tmp_path / "study")
     assert table.returncode == 0
-    assert "no, a run of the study, has no figures" in " ".join(table.stdout.split())
+    assert "no, a run of the study: weights file" in " ".join(table.stdout.split())
     shutil.copy(weights / "c.safetensors", tmp_path / "no.pth")
     (tmp_path / "no.safetensors").write_bytes((tmp_path / "no.pth").read_bytes())
     files[3] = tmp_path / "no.safetensors"
@@ -146,7 +146,7 @@ def test_a_study_grows_by_further_seeds(seeds, tmp_path):
 
 
 def test_runs_and_studies_do_not_share_a_folder(seeds, tmp_path):
-    with pytest.raises(UsageError, match=r"holds a study of several runs; name one of them, such as --out .*seed-0"):
+    with pytest.raises(UsageError, match=r"holds a study of several runs; to add to it, give several values"):
         oodbench.run("digits", seed=0, out=seeds.path, **FEW)
     with pytest.raises(UsageError, match="holds a run, not a study of several"):
         oodbench.run("digits", seed=[0, 1], out=seeds.path / "seed-0", **FEW)
@@ -154,7 +154,12 @@ def test_runs_and_studies_do_not_share_a_folder(seeds, tmp_path):
     with pytest.raises(UsageError, match=r"is not a study and holds letters\.txt"):
         oodbench.run("digits", seed=[0, 1], out=tmp_path, **FEW)
     with pytest.raises(UsageError, match="holds a study of digits, not uniform-only"):
-        StudyFolder(seeds.path).begin("uniform-only", "", ["a"])
+        StudyFolder(seeds.path).begin("uniform-only", "", ["seed"], ["a"])
+    with pytest.raises(UsageError, match="holds a study of seed, not weights and seed; choose another folder with --out"):
+        StudyFolder(seeds.path).begin("digits", "", ["weights", "seed"], ["a"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is a file; name a folder with --out"):
+        oodbench.run("digits", seed=[0, 1], out=tmp_path / "file", **FEW)
     with pytest.raises(UsageError, match="holds several runs; name one of the folders in it"):
         oodbench.open_run(seeds.path)
     with pytest.raises(UsageError, match="is not a study"):
@@ -179,6 +184,32 @@ def test_a_damaged_study_file_is_named(seeds, tmp_path):
     done = command("leaderboard", tmp_path / "study")
     assert (done.returncode, done.stdout) == (1, "")
     assert "study.json is damaged, or was edited" in done.stderr
+    heard = Heard()
+    again = oodbench.run("digits", seed=[0, 1], out=tmp_path / "study", progress=heard, **FEW)
+    assert any("study.json is damaged, or was edited" in line for line in heard.lines)
+    assert sum("already done" in line for line in heard.lines) == 2
+    (tmp_path / "study" / "study.json").unlink()
+    again = oodbench.run("digits", seed=[0, 1], out=tmp_path / "study", **FEW)
+    assert list(again.results) == ["seed-0", "seed-1"]
+    assert again.missing() == {}
+
+
+def test_a_run_that_is_not_finished_is_named(seeds, tmp_path):
+    shutil.copytree(seeds.path, tmp_path / "study")
+
+    class Interrupts(Progress):
+        def say(self, line):
+            if line == "run 2 of 3: seed-5":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        oodbench.run("digits", seed=[0, 5, 6], out=tmp_path / "study", progress=Interrupts(), **FEW)
+    study = oodbench.open_study(tmp_path / "study")
+    assert list(study.missing()) == ["seed-5", "seed-6"]
+    StudyFolder(study.path).note("seed-1", "not finished, so means are over fewer runs; run the study again")
+    shown = " ".join(str(study.table()).split())
+    assert "seed-5, a run of the study: not run; run the study again" in shown
+    assert "seed-1, a run of the study: not finished" in shown
 
 
 def test_a_study_too_large_for_the_disk_is_refused_before_it_starts(tmp_path, monkeypatch):
