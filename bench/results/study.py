@@ -47,7 +47,7 @@ class StudyFolder:
         return {name: why or NOT_RUN for name, why in self.manifest().runs.items() if why or name not in begun}
 
     def begin(self, name: str, title: str, axes: Sequence[str], runs: Iterable[str], say: Say = lambda line: None) -> None:
-        """Write study.json. A study that is there keeps its runs, which come first; a damaged one is reported and written again.
+        """Write study.json. A study that is there keeps its runs, which come first; a damaged file is reported and replaced.
 
         ``axes`` are what the runs differ in. Raises UsageError for a study of another suite or of other axes, and for a folder
         with something else in it, NewerVersion for a study of a newer oodbench.
