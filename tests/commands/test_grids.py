@@ -106,7 +106,9 @@ def test_a_wrong_grid_is_one_line(text, says):
 
 
 def test_a_placeholder_needs_a_value():
-    with pytest.raises(UsageError, match=r"digits:not-\{normal_class\}: the suite has no normal_class; give it one, or leave out"):
+    with pytest.raises(
+        UsageError, match=r"digits:not-\{normal_class\}: the suite has no normal_class; give it one, or leave out"
+    ):
         grid('in_distribution = "digits"\n', '[[sets]]\nname = "digits:not-{normal_class}"\n')
 
 
