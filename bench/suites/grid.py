@@ -99,6 +99,8 @@ def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, se
         named = [one | {"name": filled(one["name"])} if isinstance(one, dict) and "name" in one else one for one in sets]
         mine = (one for one in named if not (isinstance(one, dict) and one.get("of", inside) != inside))
         run["sets"] = [_without_of(one) for one in mine if not (several_inside and _names(one, inside))]
+        if sets and not run["sets"]:
+            raise UsageError(f"suite {name}: no set is left to test against {inside}; add one")
     optional = ("in_distribution", "model", "weights", "seed", "parameters", "transfer_from")
     return {key: value for key, value in run.items() if value is not None or key not in optional}
 

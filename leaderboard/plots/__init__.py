@@ -34,7 +34,8 @@ def figure(kind: str, frame: pd.DataFrame, scores: "StoredScores | None" = None,
     Raises UsageError for an unknown kind, BadData where the frame lacks what the picture shows.
     """
     if kind not in KINDS:
-        raise UsageError(unknown("picture", kind, KINDS, f"one of {', '.join(KINDS)}"))
+        known = (*KINDS, *RECOGNITION)
+        raise UsageError(unknown("picture", kind, known, f"one of {', '.join(known)}"))
     module = importlib.import_module(f"oodbench.leaderboard.plots.{kind}")
     from oodbench.leaderboard.plots.picture import styled
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from oodbench import calibration
 from oodbench.errors import BadData, UsageError, counted
+from oodbench.leaderboard.aggregate import REPEATS
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.plots import RECOGNITION, require_format
 from oodbench.leaderboard.plots.column import ROOM, Block, Panel, stacked
@@ -60,7 +61,8 @@ def _reliability(cells: pd.DataFrame, folders: Sequence["RunFolder"]) -> Picture
     images = _stored(cell, folders)
     name = cell["dataset"] if pd.isna(cell["level"]) else f"{cell['dataset']}@{int(cell['level'])}"
     model = label("model", cell["model"], cell["network"])
-    title = f"{cell['source']} of {model} on {name}, ECE {100 * cell['ece']:.1f}"
+    one_of = [f"{of} {str(cell[of])[:6]}" for of in REPEATS if judged[of].nunique() > 1]  # a picture shows one of a study
+    title = ", ".join([f"{cell['source']} of {model} on {name}", *one_of, f"ECE {100 * cell['ece']:.1f}"])
     remark = (
         f"Accuracy by confidence, the largest probability, in {calibration.BINS} bins; dotted: as accurate as confident; red:"
         f" mean confidence of a bin. Below: how many of {counted(len(images), 'image')}. ECE ×100."

@@ -105,6 +105,11 @@ def test_a_wrong_grid_is_one_line(text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_each_run_needs_a_set():
+    with pytest.raises(UsageError, match="no set is left to test against uniform; add one"):
+        grid('in_distribution = ["digits", "uniform"]\n')
+
+
 def test_a_placeholder_needs_a_value():
     with pytest.raises(
         UsageError, match=r"digits:not-\{normal_class\}: the suite has no normal_class; give it one, or leave out"

@@ -1,10 +1,12 @@
 """Studies: several runs of one suite, and what is made of them together."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from new_process import oodbench as command
 from safetensors.torch import load_file, save_file
 
@@ -85,6 +87,8 @@ def test_checkpoints_are_means_in_a_study_and_rows_apart_otherwise(weights, tmp_
     compared = SetOfCells(noisy, StoredScores(folders)).pulls(noisy, {})
     assert len(noisy) == 15  # five levels of each checkpoint
     assert compared.figure == pytest.approx(np.mean([cell["auroc"] for cell in noisy]), abs=1e-12)
+    title = " ".join(text.get_text() for text in study.plot("reliability").findobj(Text))
+    assert re.search(r"network of resnet8-digits on digits, checkpoint [0-9a-f]{6}, ECE", " ".join(title.split()))
     loose, _ = gather([RunFolder(folder.path) for folder in folders])
     assert len(tally(loose).values) == 12
     assert tally(loose).spread.isna().all(axis=None)
