@@ -79,7 +79,7 @@ class Made:
 
     def cells(self, detector, dataset):
         levels = (1.0, 2.0) if "+" in dataset else (None,)
-        return [{"detector": detector, "dataset": dataset, "level": level, "seed": 0} for level in levels]
+        return [{"detector": detector, "dataset": dataset, "level": level, "seed": 0, "checkpoint": ""} for level in levels]
 
     def record(self, cell):
         return SimpleNamespace(
