@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,14 +52,14 @@ class Table:
         return self._html
 
 
-class Shown:
+class Shown(ABC):
     """Results of one or more run folders: as a DataFrame, as tables and as pictures. In a notebook it shows the best rows."""
 
     path: Path
 
+    @abstractmethod
     def _folders(self) -> list[RunFolder]:
         """The run folders. Raises BadData where one has no run.json that can be read."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"

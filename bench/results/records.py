@@ -6,6 +6,7 @@ them, and ``oodbench.results.recompute`` computes the figures again from them.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -61,7 +62,7 @@ class Record(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class SetRecord(Record):
+class SetRecord(Record, ABC):
     """What a record says that is of one set, which is named by its parts: ``dataset`` is the name without ``level``."""
 
     train_fingerprint: str
@@ -88,14 +89,14 @@ class SetRecord(Record):
         return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
 
     @property
+    @abstractmethod
     def row(self) -> str:
         """What tables call it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def place(self) -> tuple[str, str]:
         """Which record of its set this is."""
-        raise NotImplementedError
 
 
 class DetectionRecord(SetRecord):
