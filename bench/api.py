@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from oodbench.engine.study import run_study, with_stand_ins
+from oodbench.engine.study import run_study
 from oodbench.errors import UsageError
 from oodbench.leaderboard import COLUMNS, plots, select
 from oodbench.leaderboard.formats import render
@@ -314,7 +314,7 @@ def run(
     )
     sweep_cache()
     path = run_study(
-        with_stand_ins(study, data, progress or Progress()),
+        study,
         weights_key=weights_key,
         data=data,
         out=out,

@@ -118,14 +118,13 @@ def run(
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)
     check_device(device)
-    from oodbench.engine.study import plan, run_study, with_stand_ins
+    from oodbench.engine.study import plan, run_study
     from oodbench.paths import sweep_cache
     from oodbench.progress import terminal_progress
     from oodbench.results.study import StudyFolder, run_folders
 
     if dry_run:
-        with only_results(), terminal_progress() as progress:
-            study = with_stand_ins(study, data, progress)
+        with only_results():
             lines = plan(study, data=data, out=out, limit=limit, fails=fails)
         print(*lines, sep="\n")
         return
@@ -140,7 +139,6 @@ def run(
             with progress.paused():
                 _print_results(folders, width, output)
 
-        study = with_stand_ins(study, data, progress)
         path = run_study(
             study,
             weights_key=weights_key,
@@ -159,17 +157,18 @@ def run(
     if folders[0].costs() != before:
         _print_costs(folders, width)
     print(path)
-    statuses = {status for folder in folders for status in _statuses(folder, study)}
+    asked = [folder for folder in folders if folder.study is None or folder.path.name in study.runs]
+    statuses = {status for folder in asked for status in _statuses(folder)}
     absent = folders[0].study is not None and study.runs.keys() & StudyFolder(path).missing().keys()
     if absent or "failed" in statuses or statuses == {"skipped"} or (strict and "skipped" in statuses):
         raise typer.Exit(1)
 
 
-def _statuses(folder: Any, study: Any) -> set[str]:
-    """How the cells of a run folder went that this run asked for."""
-    chosen = study.runs.get("" if folder.study is None else folder.path.name)
-    if chosen is None:  # a run of an earlier study in this folder
-        return set()
+def _statuses(folder: Any) -> set[str]:
+    """How the cells of a run folder went that the last run in it asked for."""
+    from oodbench.suite import Suite
+
+    chosen = Suite.model_validate(folder.manifest().suite)
     asked = {(name.dataset, name.severity) for name in (parse(one.name) for one in chosen.tested_sets())}
     return {
         cell.status

@@ -11,7 +11,7 @@ from oodbench.errors import MissingData, OodbenchError, UsageError, counted, rea
 from oodbench.models.load import check_weights, load_model
 from oodbench.paths import DataRoots, is_study
 from oodbench.progress import Progress
-from oodbench.results.folder import RunFolder
+from oodbench.results.folder import RunFolder, Say
 from oodbench.results.study import StudyFolder, run_folders
 from oodbench.suite import Suite
 from oodbench.suites.load import Study
@@ -41,6 +41,7 @@ def run_study(
     start.
     """
     progress = progress or Progress()
+    study = _with_stand_ins(study, data, progress.say)
     target = Path(out or default_folder(study))
     shared: dict[str, Any] = {"data": data, "weights_key": weights_key, "progress": progress, **options}
     if list(study.runs) == [""]:
@@ -81,7 +82,7 @@ def run_study(
     return target
 
 
-def with_stand_ins(study: Study, data: DataRoots, progress: Progress) -> Study:
+def _with_stand_ins(study: Study, data: DataRoots, say: Say) -> Study:
     """The study with the set that a suite names ``otherwise`` in place of each whose files are missing, which is reported."""
     found: dict[str, bool] = {}
 
@@ -107,7 +108,7 @@ def with_stand_ins(study: Study, data: DataRoots, progress: Progress) -> Study:
             sets.append(one)
         runs[label] = suite.model_copy(update={"sets": sets}) if any(one.otherwise for one in sets) else suite
     for name, other in replaced.items():
-        progress.say(f"{name} is missing: {other} stands in for it")
+        say(f"{name} is missing: {other} stands in for it")
     return study._replace(runs=runs)
 
 
@@ -117,14 +118,16 @@ def default_folder(study: Study) -> Path:
     return single if list(study.runs) == [""] else single.with_name(f"{single.name}-study")
 
 
-def plan(study: Study, *, out: str | Path | None = None, **options: Any) -> list[str]:
+def plan(study: Study, *, out: str | Path | None = None, data: DataRoots = None, **options: Any) -> list[str]:
     """What ``run_study`` would do, line by line: the first run in full, the others by name. Arguments as of ``engine.plan``."""
     target = Path(out or default_folder(study))
+    lines: list[str] = []
+    study = _with_stand_ins(study, data, lines.append)
     if list(study.runs) == [""]:
-        return engine.plan(study.first, out=target, **options)
+        return [*lines, *engine.plan(study.first, out=target, data=data, **options)]
     first, *others = study.runs
-    lines = [f"study     {target}, {counted(len(study.runs), 'run')}; this is {first}"]
-    lines += engine.plan(study.first, out=target / first, **options)
+    lines += [f"study     {target}, {counted(len(study.runs), 'run')}; this is {first}"]
+    lines += engine.plan(study.first, out=target / first, data=data, **options)
     return [*lines, *(f"also      {label}" for label in others)]
 
 
