@@ -120,6 +120,10 @@ class Recognition:
             return None
         return Temperature(labels if train.validation is not None else labels[torch.from_numpy(train.held_out)])
 
+    def break_(self, job: Detector, error: Exception) -> None:
+        """Give up a detector that changed the network or took too long, also where that was as a source."""
+        self.fitting.break_(job.of or job if isinstance(job, Source) else job, error)
+
     def riders(self, images: ImageSet) -> list[Source]:
         """The sources that are judged on these images: none where they do not show the network's classes."""
         if not shows_classes(images, self.loaded.in_distribution):

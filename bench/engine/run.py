@@ -276,7 +276,7 @@ class _Run:
             signals=self.fitting.signals,
             workers=self.loaded.workers,
             guard=self.loaded.guard,
-            on_changed=lambda job, error: self.fitting.break_(getattr(job, "of", None) or job, error),
+            on_changed=self.recognition.break_,
             on_batch=self.progress.advance,
             spent=self.spent,
             riders=self.recognition.riders(images),

@@ -34,6 +34,13 @@ class TrainingMode(Plugin):
         return super().statistics(probe)
 
 
+class HasOf(TrainingMode):
+    """Switches the network to training mode, and has a hyper-parameter of a name that the harness uses too."""
+
+    def __init__(self, of: int = 3) -> None:
+        self.of = of
+
+
 class Scales(Plugin):
     """Changes weights while it learns, in a way that leaves no trace in autograd's version counter."""
 
@@ -170,7 +177,7 @@ class Umask(Plugin):
 
 
 CHANGES = {
-    TrainingMode: "training", Scales: "conv1.weight", ScalesAtTheEnd: "linear.weight", Trains: "linear.bias",
+    TrainingMode: "training", HasOf: "training", Scales: "conv1.weight", ScalesAtTheEnd: "linear.weight", Trains: "linear.bias",
     Halves: "conv1.weight", Hooks: "linear._forward_hooks", Patches: "forward", Unfreezes: "conv1.weight",
     LateAndFailing: "bn1.running_mean", DefaultDtype: "torch's default dtype", DtypeOfItsOwn: "torch's default dtype",
     Probabilities: "linear.weight", PatchesTorch: "torch's functions", PatchesItsClass: "Classifier.__call__",
