@@ -16,6 +16,7 @@ from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
+from oodbench.models import recipes
 from oodbench.models.build import build, outline
 from oodbench.models.train import Training
 from oodbench.probe import Probe
@@ -88,11 +89,11 @@ class Ensemble(Detector):
         images = _labelled(train_set, labels)
         progress.expect((self.members - 1) * self.epochs * len(images) * STEP_COST)
         members = []
+        recipe = recipes.find(recipes.DEFAULT).override(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
         work = len(images) / math.ceil(len(images) / self.batch_size) * STEP_COST  # per step
         for number in range(1, self.members):
             member = _training.reinitialised(classifier, train_set.seed + number)
-            options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
-            training = Training(member, images, seed=train_set.seed + number, **options)
+            training = Training(member, images, recipe, train_set.seed + number)
             for epoch in range(self.epochs):
                 with torch.enable_grad():
                     loss, _ = training.epoch(epoch, lambda: progress.advance(work))

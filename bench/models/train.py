@@ -67,19 +67,7 @@ def train(
     classifier.check(train_set.read([0, 1]).float() / 255)
     if (layout := _layout(target)) is not None:
         classifier.module.to(memory_format=layout)
-    training = Training(
-        classifier,
-        train_set,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        drops=recipe.drops,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-        augment=recipe.augment,
-    )
+    training = Training(classifier, train_set, recipe, seed)
     checkpoint = Checkpoint(
         out.with_name(f"{out.name}.checkpoint"),
         {"module": classifier.module, "optimizer": training.optimizer, "scaler": training.scaler},
@@ -120,35 +108,24 @@ def train(
 
 
 class Training:
-    """Trains a classifier in place, epoch by epoch, by SGD; the settings are those of a ``Recipe``.
+    """Trains a classifier in place, epoch by epoch, by SGD as a recipe says.
 
     Uses mixed precision on CUDA. ``images`` are labelled.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        images: ImageSet,
-        *,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        drops: Sequence[float] = (),
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        weight_decay: float = 5e-4,
-        seed: int = 0,
-        augment: bool = True,
-    ) -> None:
-        self.steps = math.ceil(len(images) / batch_size)  # per epoch
+    def __init__(self, classifier: Classifier, images: ImageSet, recipe: Recipe, seed: int = 0) -> None:
+        self.steps = math.ceil(len(images) / recipe.batch_size)  # per epoch
         self.precision = _precision(classifier.device)
         parameters = classifier.module.requires_grad_(True).parameters()
         self.optimizer = torch.optim.SGD(
-            parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0
+            parameters,
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
         )
         self.scaler = torch.amp.GradScaler(classifier.device.type, enabled=self.precision is torch.float16)
-        self._classifier, self._images = classifier, images
-        self._epochs, self._lr, self._drops, self._seed, self._augment = epochs, lr, drops, seed, augment
+        self._classifier, self._images, self._recipe, self._seed = classifier, images, recipe, seed
 
     def epoch(self, number: int, on_step: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Run epoch ``number`` (from 0) over all images; returns mean loss and accuracy during the epoch."""
@@ -161,7 +138,7 @@ class Training:
             order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
             for step, rows in enumerate(order):
                 batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
-                if self._augment:
+                if self._recipe.augment:
                     batch = augmented(batch, images.flips, generator)
                 loss, logits = self._step(batch, labels, number * self.steps + step)
                 # Stays on the device: reading a number here would make the host wait at each step.
@@ -188,9 +165,10 @@ class Training:
         return loss.detach(), logits.detach()
 
     def _rate(self, step: int) -> float:
-        if self._drops:
-            return dropped(self._lr, step // self.steps, self._epochs, self._drops)
-        return cosine(self._lr, step, self._epochs * self.steps)
+        recipe = self._recipe
+        if recipe.drops:
+            return dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops)
+        return cosine(recipe.lr, step, recipe.epochs * self.steps)
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
