@@ -7,9 +7,10 @@ from typing import Any
 from oodbench import code_hash
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import recorded
+from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.recipes import Recipe
-from oodbench.paths import write_atomically
+from oodbench.paths import read_small, write_atomically
 from oodbench.results.provenance import provenance
 
 SCHEMA_VERSION = 1
@@ -18,6 +19,21 @@ SCHEMA_VERSION = 1
 def path_of(weights: Path) -> Path:
     """``net.safetensors`` -> ``net.card.json``."""
     return weights.with_suffix(".card.json")
+
+
+def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set: ImageSet) -> None:
+    """Raise UsageError where a card says that the weights file was made otherwise, BadData for a card that cannot be read."""
+    path = path_of(weights)
+    if not (weights.exists() and path.exists()):
+        return
+    try:
+        found = json.loads(read_small(path))
+        before = {"model": found["model"], "seed": found["seed"], "images": found["train"]["fingerprint"], **found["recipe"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadData(f"{path} is not a card of oodbench; delete it, or name another file with --out") from error
+    now = {"model": model, "seed": seed, "images": train_set.fingerprint, **recipe.values()}
+    if other := [f"{name} {before.get(name)} instead of {value}" for name, value in now.items() if before.get(name) != value]:
+        raise UsageError(f"{weights} holds weights of a training with {other[0]}; name another file with --out, or delete it")
 
 
 def write(

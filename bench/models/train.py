@@ -50,7 +50,8 @@ def train(
     bar on stderr, with the accuracy on the training images of the epoch.
 
     Raises BadData for a set without labels or with one class, UsageError for an unknown recipe, for a set with a corruption or
-    attack, for invalid settings and for settings that differ from the checkpoint, and OodbenchError for a loss that diverges or
+    attack, for invalid settings, for settings that differ from the checkpoint or, with ``resume``, from those that the weights
+    in ``out`` were made with, and OodbenchError for a loss that diverges or
     a folder that cannot be written.
     """
     out, target = Path(out), resolve_device(device)
@@ -63,6 +64,8 @@ def train(
         parse_unchanged(train_set.name)
     if test_set is not None:
         _require_labels(test_set)
+    if resume:
+        card.refuse_other(out, name, recipe, seed, train_set)
     classifier = build(name, _classes(train_set), seed).to(target)
     classifier.check(train_set.read([0, 1]).float() / 255)
     if (layout := _layout(target)) is not None:

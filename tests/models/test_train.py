@@ -108,6 +108,24 @@ def test_the_seed_matters(bright_set, tmp_path):
     assert not torch.equal(one["conv1.weight"], two["conv1.weight"])
 
 
+def test_finished_weights_of_another_training_are_not_replaced(bright_set, tmp_path):
+    out = tmp_path / "net.safetensors"
+    train(MODEL, bright_set, out=out, **SETTINGS)
+    before = out.read_bytes()
+    with pytest.raises(
+        UsageError, match=r"net\.safetensors holds weights of a training with seed 0 instead of 1; name another"
+    ):
+        train(MODEL, bright_set, out=out, seed=1, **SETTINGS)
+    (tmp_path / "net.card.json").write_text("[]")
+    with pytest.raises(BadData, match=r"net\.card\.json is not a card of oodbench; delete it"):
+        train(MODEL, bright_set, out=out, **SETTINGS)
+    assert out.read_bytes() == before
+    (tmp_path / "net.card.json").unlink()
+    train(MODEL, bright_set, out=out, **SETTINGS)
+    train(MODEL, bright_set, out=out, **SETTINGS)  # the same again
+    train(MODEL, bright_set, out=out, seed=1, resume=False, **SETTINGS)
+
+
 def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
     out = tmp_path / "net.safetensors"
     train_until(1, MODEL, bright_set, out=out, **SETTINGS)
