@@ -181,7 +181,7 @@ def test_images_are_mirrored_only_where_the_set_allows_it(bright_set, tmp_path, 
         bright_set.flips = flips
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", **{**SETTINGS, "epochs": 1})
     assert seen == [True] * 5 + [False] * 5  # 65 images in batches of at most 16
-    train(MODEL, bright_set, out=tmp_path / "net.safetensors", augment=False, **{**SETTINGS, "epochs": 1})
+    train(MODEL, bright_set, out=tmp_path / "plain.safetensors", augment=False, **{**SETTINGS, "epochs": 1})
     assert len(seen) == 10
 
 
@@ -267,10 +267,10 @@ def test_the_card_says_what_made_the_weights(bright_set, tmp_path):
     assert card["recipe"] == recipe.values() | {"epochs": 4, "batch_size": 16, "lr": 0.05}
     assert card["software"]["torch"] == torch.__version__
     assert card["code"].keys() == {"network", "training"}
-    train(MODEL, bright_set, out=out, **SETTINGS | {"epochs": 1})
-    assert json.loads((tmp_path / "net.card.json").read_text())["test"] is None
+    train(MODEL, bright_set, out=tmp_path / "other.safetensors", **SETTINGS | {"epochs": 1})
+    assert json.loads((tmp_path / "other.card.json").read_text())["test"] is None
     with pytest.raises(BadData, match="bare has no labels; accuracy needs them"):
-        train(MODEL, bright_set, out=out, test_set=ImageSet(bright_set.images, name="bare"), **SETTINGS)
+        train(MODEL, bright_set, out=tmp_path / "a.safetensors", test_set=ImageSet(bright_set.images, name="bare"), **SETTINGS)
 
 
 def test_the_command_resizes_as_its_recipe_says_and_needs_no_test_images(tmp_path, monkeypatch, capsys):
