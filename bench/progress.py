@@ -36,7 +36,8 @@ class Progress:
 
     def fail(self, what: str, error: Exception, target: str = "") -> None:
         """Print a permanent line that says what has no result and why (``reason_in``), and with ``tracebacks`` how."""
-        self.say(f"{what}: {reason_in(error, target)}")
+        why = reason_in(error, target)
+        self.say(why if why.startswith(f"{what} ") else f"{what}: {why}")
         for line in traceback_lines(error) if self.tracebacks else ():
             self.say(line)
 

@@ -59,10 +59,11 @@ def list_names(
 def _show_suite(name: str, family: str) -> None:
     """Print a suite that can be read; ``--check`` and ``--json`` are about lists."""
     from oodbench.errors import UsageError
-    from oodbench.suites.load import load_study, suite_text
+    from oodbench.suites.load import load_study, suite_names, suite_text
 
     if family != "suites":
-        raise UsageError(f"--show prints a suite; write oodbench list suites --show {name}")
+        suite = name if name in suite_names() else "NAME"
+        raise UsageError(f"--show prints a suite, not one of {family}; write oodbench list suites --show {suite}")
     load_study(name, trust_model=True)  # to print a name imports nothing
     print_text(suite_text(name).rstrip() + "\n")
 

@@ -36,6 +36,7 @@ def test_only_sound_suites_are_shown(tmp_path):
     other = oodbench("list", "models", "--show", "digits")
     assert other.returncode == 2
     assert "write oodbench list suites --show digits" in other.stderr
+    assert "write oodbench list suites --show NAME" in oodbench("list", "models", "--show", "resnet18").stderr
 
 
 GIVEN = ["--in-distribution", "folder:my data", "--model", "net:build", "--dataset", 'folder:a"b', "--dataset", "digits+haze"]
