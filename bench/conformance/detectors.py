@@ -75,7 +75,7 @@ def fits_and_scores(subject: Subject) -> str:
     require(isinstance(scores, np.ndarray), f"score gives {type(scores).__name__}, not an array")
     require(scores.dtype == np.float64 and scores.shape == (len(INSIDE),), f"scores are {scores.dtype} {scores.shape}")
     require(bool(np.isfinite(scores).all()), "scores are not finite")
-    require(not metrics.alike(scores), f"all scores are {scores[0]:g}, up to rounding, so they separate nothing")
+    require(not metrics.alike(scores), f"all scores are {scores[0] + 0:g}, up to rounding, so they separate nothing")
     return f"{len(scores)} scores, float64"
 
 
@@ -142,6 +142,7 @@ def classifier_untouched(subject: Subject) -> str:
     """Weights, buffers, training flags, requires_grad, gradients and hooks of the network are unchanged."""
     faults = subject.watched.of_classifier
     require(not faults, f"a fit and a score changed the classifier: {', '.join(faults)}")
+    subject.sound()
     return "weights, buffers, modes, requires_grad, hooks"
 
 
@@ -150,6 +151,7 @@ def no_pass_of_its_own(subject: Subject) -> str:
     ran = subject.watched.own_passes
     where = f"ran {ran[0]} outside the probe, {counted(len(ran), 'call')} in total" if ran else ""
     require(not ran, f"{where}; use the probe, with the signals declared")
+    subject.sound()
     return "the network ran only through the probe"
 
 
@@ -264,6 +266,7 @@ def cost(subject: Subject) -> str:
 def leaves_all_else_alone(subject: Subject) -> str:
     """Images, labels and global random states are unchanged."""
     require(not subject.watched.of_others, f"a fit and a score changed {', '.join(subject.watched.of_others)}")
+    subject.sound()
     return "images, labels, global randomness, torch's settings"
 
 

@@ -16,6 +16,7 @@ from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.conformance.watch import Watched, watch
 from oodbench.detector import Detector, load_detector
 from oodbench.errors import Unsuitable, UsageError, contained, reason
+from oodbench.forward.guard import Guard
 from oodbench.probe import Probe
 
 TRAIN, LABELS = easy_task(400, seed=0)
@@ -48,6 +49,14 @@ class Subject:
     @cached_property
     def first(self) -> tuple[Detector, np.ndarray] | Exception:
         """The fitted detector and its scores of the task's test images, or the error that it raised."""
+        guard = Guard(self.classifier)
+        found = self._fit_and_score()
+        changed = guard.restore()
+        if isinstance(found, Unsuitable) and changed:  # then unsuitable is what it made of the network
+            return Failed(f"changed the network ({', '.join(changed)}), after which it raised: {found}")
+        return found
+
+    def _fit_and_score(self) -> tuple[Detector, np.ndarray] | Exception:
         try:
             detector = self.fit()
             with contained():
@@ -64,14 +73,15 @@ class Subject:
     @property
     def fitted(self) -> Detector:
         """The fitted detector. Raises Skipped if it could not be fitted."""
-        return self._sound()[0]
+        return self.sound()[0]
 
     @property
     def scores(self) -> np.ndarray:
         """Scores of the task's test images. Raises Skipped if there are none."""
-        return self._sound()[1]
+        return self.sound()[1]
 
-    def _sound(self) -> tuple[Detector, np.ndarray]:
+    def sound(self) -> tuple[Detector, np.ndarray]:
+        """The fitted detector and its scores of the task's test images. Raises Skipped if there are none."""
         if isinstance(self.first, Unsuitable):
             raise Skipped(f"is unsuitable for the network of this check: {self.first}")
         if isinstance(self.first, Exception):
@@ -86,7 +96,7 @@ class Subject:
     @cached_property
     def double(self) -> tuple[Classifier, Detector]:
         """A float64 network, and the detector fitted on it."""
-        self._sound()
+        self.sound()
         classifier = trained_classifier(torch.float64)
         return classifier, self.fit(classifier)
 
@@ -97,8 +107,7 @@ class Subject:
 
     @cached_property
     def watched(self) -> Watched:
-        """What it changes during fit and score."""
-        self._sound()
+        """What it changes during fit and score, also where they raise an error."""
         return watch(self.make(), trained_classifier(), TRAIN, LABELS, INSIDE)
 
 

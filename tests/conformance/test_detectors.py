@@ -359,6 +359,22 @@ def test_a_detector_that_the_network_does_not_suit_is_skipped():
     )
 
 
+def test_a_detector_that_makes_the_network_unsuitable_fails():
+    """Behind a hook that it leaves, all images have the same logits, which is refused as unsuitable."""
+
+    class SilencesTheNetwork(Sound):
+        """Leaves a hook."""
+
+        def statistics(self, probe):
+            scores = super().statistics(probe)
+            probe.classifier.module.register_forward_hook(lambda module, inputs, output: output * 0)
+            return scores
+
+    found = outcomes(SilencesTheNetwork)
+    assert "_forward_hooks" in found["classifier-untouched"].reason
+    assert {name for name, o in found.items() if o.outcome == "fail"} >= {"fits-and-scores", "classifier-untouched"}
+
+
 def test_checks_leave_no_trace(tmp_path, monkeypatch):
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path))
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
