@@ -263,10 +263,17 @@ def test_bootstrap_against_a_loop_over_resampled_samples(data):
         ]
         expected.append(slow_components(*sides)[0].mean())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "CHUNK_ELEMENTS", data.draw(st.sampled_from([1, 100, 2**20])))
+        patch.setattr(metrics, "MOST_ELEMENTS", data.draw(st.sampled_from([1, 100, 2**20])))
         metrics.draws.cache_clear()
         found = metrics.bootstrap_auroc(inside, outside, clusters, seed=7, replicates=20)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_weights_of_many_samples_do_not_overflow():
+    """Twice the weight of all pairs is more than 32 bits hold."""
+    inside, ids = np.arange(40_000.0), np.arange(40_000)
+    clusters = metrics.clusters_of(ids, ids + len(ids), len(ids), len(ids))
+    assert metrics.bootstrap_auroc(inside, inside + len(ids), clusters, seed=0, replicates=2).tolist() == [1, 1]
 
 
 def test_clustered_interval_is_seeded_and_contains_the_estimate():

@@ -25,14 +25,16 @@ def first_or_last(source: str, line: str) -> list[Ignored]:
 
 
 IGNORED = (
-    Ignored("bench/metrics.py", "CHUNK_ELEMENTS = 2**18", "the size of a chunk changes memory and speed, not results"),
+    Ignored(
+        "bench/metrics.py", "AT_ONCE, MOST_ELEMENTS = 500, 2**24", "the size of a chunk changes memory and speed, not results"
+    ),
     *(
-        Ignored("bench/metrics.py", f"step = max(1, CHUNK_ELEMENTS // {each})", "as above", f"step = {mutated}")
-        for each in ("(len(inside) + len(outside))", "len(ends)")
+        Ignored("bench/metrics.py", "return max(1, min(AT_ONCE, MOST_ELEMENTS // samples))", "as above", f"return {mutated}")
         for mutated in (
-            f"min(1, CHUNK_ELEMENTS // {each})",
-            f"max(2, CHUNK_ELEMENTS // {each})",
-            f"max(1, CHUNK_ELEMENTS * {each})",
+            "min(1, min(AT_ONCE, MOST_ELEMENTS // samples))",
+            "max(2, min(AT_ONCE, MOST_ELEMENTS // samples))",
+            "max(1, max(AT_ONCE, MOST_ELEMENTS // samples))",
+            "max(1, min(AT_ONCE, MOST_ELEMENTS * samples))",
         )
     ),
     Ignored("bench/metrics.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
