@@ -37,8 +37,8 @@ OTHER = "other"  # in place of ``published``, beside another run
 class Comparison:
     """Rows of ``COLUMNS``, and what tables of them show beside.
 
-    ``rows`` has further columns: ``file``, ``paper_model``, ``inside`` and ``heading`` (the in-distribution set and the set,
-    with marks), ``settings`` and ``spread``.
+    ``rows`` has further columns: ``file``, ``in_runs`` (whether the runs have a cell of this table), ``paper_model``,
+    ``inside`` and ``heading`` (the in-distribution set and the set, with marks), ``settings`` and ``spread``.
     """
 
     rows: pd.DataFrame
@@ -188,7 +188,7 @@ def _blocks(frame: pd.DataFrame, figures: list[Figure], each_protocol: bool = Tr
             reason = f"no run of {block[0].model} with in-distribution {names[0]} has a cell of this table"
             for figure in block:
                 name = _Stand(figure.set if len(figure.sets) > 1 else figure.sets[0][0] or figure.set)
-                yield _row(figure, _Stand(""), _Stand(names[0]), figure.protocol, name, NOT_RUN, reason)
+                yield _row(figure, None, _Stand(names[0]), figure.protocol, name, NOT_RUN, reason)
 
 
 def _rows(cells: _Cells, figure: Figure, model: _Stand, inside: _Stand, each_protocol: bool) -> Iterator[dict[str, Any]]:
@@ -231,7 +231,7 @@ def _at(level: int | None) -> str:
 
 def _row(
     figure: Figure,
-    model: _Stand,
+    model: _Stand | None,
     inside: _Stand,
     protocol: str,
     dataset: _Stand,
@@ -243,13 +243,13 @@ def _row(
     by_set = [[cell[metric] for cell in _measured(of)] for of in records]
     single = records[0][0] if len(records) == 1 and len(records[0]) == 1 else {}
     return {
-        "model": model.name, "in_distribution": inside.name, "detector": figure.detector, "protocol": protocol,
+        "model": model.name if model else "", "in_distribution": inside.name, "detector": figure.detector, "protocol": protocol,
         "dataset": dataset.name, "level": figure.level, "metric": metric,
         "measured": fmean(map(fmean, by_set)) if by_set else math.nan,
         "low": single.get(f"{metric}_low", math.nan), "high": single.get(f"{metric}_high", math.nan),
         "published": figure.value, "status": status, "reason": reason,
-        "stands_in": "; ".join((*model.words, *inside.words, *dataset.words)),
-        "file": figure.file, "paper_model": figure.model, "inside": inside.heading,
+        "stands_in": "; ".join((*(model.words if model else ()), *inside.words, *dataset.words)),
+        "file": figure.file, "in_runs": model is not None, "paper_model": figure.model, "inside": inside.heading,
         "heading": _Stand(f"{dataset.name}{_at(figure.level)}", dataset.marks).heading,
         "settings": json.dumps(figure.parameters) if figure.parameters else "", "spread": figure.spread,
     }  # fmt: skip

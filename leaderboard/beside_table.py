@@ -55,8 +55,8 @@ def render_beside(
 
 def _tables(compared: Comparison, of_file: pd.DataFrame, intervals: bool) -> Iterator[TextTable]:
     """A table for each network, and for each in-distribution set unless each has one set, as classes have."""
-    there = of_file[of_file["model"] != ""]
-    gone = of_file[of_file["model"] == ""].assign(source_set="")
+    there = of_file[of_file["in_runs"]]
+    gone = of_file[~of_file["in_runs"]].assign(source_set="")
     one_each = there.groupby("in_distribution")["heading"].nunique().max() == 1 and there["in_distribution"].nunique() > 1
     keys = ["model", "paper_model"] if one_each else ["model", "paper_model", "inside"]
     groups = [of for _, of in there.groupby(keys, sort=False)]
@@ -92,7 +92,7 @@ def _table(compared: Comparison, of: pd.DataFrame, one_each: bool, intervals: bo
 
 def _network(first: "pd.Series[Any]") -> str:
     """``resnet20-cifar10 for resnet``; the paper's network may be the detector's own."""
-    model, paper_model = escape.plain(first["model"]), first["paper_model"]
+    model, paper_model = escape.plain(first["model"] or "no network"), first["paper_model"]
     return model if f"{model} for " not in first["stands_in"] else f"{model} for {paper_model}"
 
 

@@ -45,8 +45,9 @@ NAME = 16  # characters that a detector's name has at least, where columns compe
 def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int = 80, lines: int = 42) -> str:
     """The best rows of each protocol and the notes that matter at once, in ``lines`` lines of ``width`` characters.
 
-    Where that is little room, there are fewer rows, then fewer reasons of missing figures; what is shown is whole. ``frame``
-    and ``notes`` are what ``gather`` gives; any frame with ``COLUMNS`` will do.
+    Where that is little room, there are fewer rows, then fewer reasons of missing figures; what is shown is whole. The best
+    row of each table is always shown, also where many tables need more lines. ``frame`` and ``notes`` are what ``gather``
+    gives; any frame with ``COLUMNS`` will do.
     """
     frame = qualified(frame)
     if frame.empty:
@@ -72,8 +73,8 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
 
     attempts = [(rows, len(missing)) for rows in range(MOST, FEWEST - 1, -1)]
     attempts += [(FEWEST, reasons) for reasons in range(len(missing) - 1, 0, -1)]
-    attempts += [(rows, min(1, len(missing))) for rows in range(FEWEST - 1, -1, -1)]
-    attempts += [(rows, 0) for rows in range(FEWEST, -1, -1)]
+    attempts += [(rows, min(1, len(missing))) for rows in range(FEWEST - 1, 0, -1)]
+    attempts += [(rows, 0) for rows in range(FEWEST, 0, -1)]
     for rows, reasons in attempts:
         if len(text := attempt(rows, reasons)) <= lines:
             break

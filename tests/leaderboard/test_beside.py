@@ -151,6 +151,14 @@ def test_hyper_parameters_tell_rows_of_one_detector_apart():
     assert several.count("gradcon-classes:") == 1
 
 
+def test_detectors_without_a_network_are_compared():
+    inside = {"model": "", "in_distribution": "cifar10:airplane"}
+    compared = published(cell("gradcon:grad", "cifar10:not-airplane", 0.7, **inside))
+    text = render_beside(compared, "md")
+    assert "### gradcon-classes: no network" in text
+    assert "| 70.0 | 75.2 | -5.2 |" in " ".join(text.split())
+
+
 def test_without_a_counterpart_one_line_says_what_has_one():
     with pytest.raises(UsageError, match=r"no published figure .*purview-ood \(cifar10, svhn\);.*openood-cifar10 \(cifar10\)$"):
         published(cell("msp", "photos", 0.9, in_distribution="digits"))
