@@ -8,11 +8,11 @@ import json
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRe
 from oodbench.results.schema_1 import has_cells
 from oodbench.results.study import run_folders
 
+MANY = 500  # records from which more processes pay, each of which starts in a second
 PNG = b"\x89PNG\r\n\x1a\n"
 LEARNT, TESTED = ("in_fit", "in_choose", "out_fit", "out_choose"), ("in_test", "out_test")
 KINDS = {"in_scores": "f", "out_scores": "f", "in_base": "i", "out_base": "i", "in_noisy": "b"}  # of numbers, by role
@@ -86,11 +87,11 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
             _require_layout(folder.path / "costs.json")
     with _caught(problems):
         _require_picture(folder.path / SEVERITY)
-    shared: dict[str, np.ndarray] = {}
+    shared = frozenset[str]()  # names of arrays
     with _caught(problems):
         if os.path.lexists(folder.shared_path):
             pass_file.require_layout(folder.shared_path)
-            shared = pass_file.read_arrays(folder.shared_path)
+            shared = frozenset(pass_file.read_arrays(folder.shared_path))
     if has_cells(folder.path):
         problems.append(f"{folder.path} was written by an older oodbench, which did not store what figures need; run it again")
     files: dict[Path, list[SetRecord]] = {}
@@ -100,18 +101,15 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     records = [record for of_file in files.values() for record in of_file]
     problems += _across(records)
     detection = [record for record in records if isinstance(record, DetectionRecord)]
-    sources = {one.set_name: one for one in detection if one.protocol == "per-shift" and one.status == "ok"}
+    learnt_from = {record.transfer_from for record in detection}
+    learning = [one for one in detection if one.protocol == "per-shift" and one.status == "ok"]
+    sources = {one.set_name: one for one in learning if one.set_name in learnt_from}
     progress.stage("computing figures again from their scores")
     progress.expect(len(records))
-
-    def one(file: Path) -> list[str]:
-        found = list(_of_file(file, files[file], shared, settings, sources))
-        progress.advance(len(files[file]))
-        return found
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy computes outside Python's lock
-        for found in threads.map(one, files):
-            problems += found
+    each = ((file, of_file, folder.shared_path, shared, settings, sources) for file, of_file in files.items())
+    for of_file, found in zip(files.values(), _mapped(_of_file, each, len(records)), strict=True):
+        problems += found
+        progress.advance(len(of_file))
     figures = sum(record.status == "ok" for record in records)
     return Verification(folder.path, len(records), figures, list(map(one_line, problems)))
 
@@ -146,29 +144,53 @@ def _require_picture(path: Path) -> None:
         raise BadData(f"{path} holds more than a picture; the next run draws it again")
 
 
+def _mapped(check: Callable[..., list[str]], each: Iterable[tuple[Any, ...]], records: int) -> Iterable[list[str]]:
+    """What ``check`` finds for each of these arguments, in their order; for many records in several processes."""
+    if records < MANY:
+        return starmap(check, each)
+    from joblib import Parallel, delayed  # its processes do not import the caller's script again
+
+    return cast(Iterable[list[str]], Parallel(n_jobs=-1, return_as="generator")(delayed(check)(*one) for one in each))
+
+
 def _of_file(
     path: Path,
     records: list[SetRecord],
-    shared: Mapping[str, np.ndarray],
+    shared_path: Path,
+    shared: Collection[str],
+    settings: Mapping[str, Any],
+    sources: Mapping[str, DetectionRecord],
+) -> list[str]:
+    """What is wrong with the file of one set, and with its records. ``shared``: the arrays in ``shared_path``."""
+    try:
+        pass_file.require_layout(path)
+        arrays, told = pass_file.read_arrays(path), pass_file.read_settings(path)
+        used = {name for record in records for name in record.arrays.values()}
+        strays = arrays.keys() - used
+        if elsewhere := used & shared - arrays.keys():
+            arrays |= pass_file.read_arrays(shared_path, elsewhere)
+    except BadData as error:
+        return [reason(error)]
+    return list(_of_records(path, records, arrays, strays, told, settings, sources))
+
+
+def _of_records(
+    path: Path,
+    records: list[SetRecord],
+    arrays: Mapping[str, np.ndarray],
+    strays: Collection[str],
+    told: Mapping[str, Any],
     settings: Mapping[str, Any],
     sources: Mapping[str, DetectionRecord],
 ) -> Iterator[str]:
-    """What is wrong with the file of one set, and with its records."""
-    try:
-        pass_file.require_layout(path)
-        stored, told = pass_file.read_arrays(path), pass_file.read_settings(path)
-    except BadData as error:
-        yield reason(error)
-        return
     if settings and (other := [name for name, value in told.items() if name not in settings or settings[name] != value]):
         yield f"{path} belongs to a run with other settings than run.json ({', '.join(sorted(other)[:3])})"
-    if strays := stored.keys() - {name for record in records for name in record.arrays.values()}:
+    if strays:
         yield f"{path} holds arrays that no record uses ({', '.join(sorted(strays)[:3])})"
     if len({record.place for record in records}) < len(records):
         yield f"{path} holds two records of one detector under one protocol"
     if len({record.fingerprint for record in records} - {""}) > 1:
         yield f"{path} holds records of images that differ"
-    arrays = {**shared, **stored}
     for record in records:
         found = [*_disagreements(record, settings), *_wrong(record, arrays, sources)]
         yield from (f"{record.row} on {record.set_name} ({record.place[1]}): {what}" for what in found)

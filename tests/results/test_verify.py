@@ -71,6 +71,15 @@ def test_a_run_agrees_with_itself(folder):
     assert (found.records, found.figures) == (len(records), sum(record.status == "ok" for record in records))
 
 
+def test_several_processes_find_what_one_finds(folder, monkeypatch):
+    forge(folder, "photos", MSP, {}, n_in=7)
+    forge(folder, "uniform", MSP, {}, n_out=7)
+    found = problems(folder)
+    monkeypatch.setattr(verify, "MANY", 1)
+    assert problems(folder) == found
+    assert len(found) == 2
+
+
 def test_every_flipped_bit_is_noticed(folder):
     before, random = files(folder), np.random.default_rng(0)
     names = [name for name, content in before.items() if content]
