@@ -24,7 +24,7 @@ _PUBLIC = {
     "open_run": "oodbench.api:open_run",
     "open_study": "oodbench.api:open_study",
     "run": "oodbench.api:run",
-    "verify": "oodbench.results.verify:verify",
+    "verify": "oodbench.results.bundle:verify",
 }
 _SUBPACKAGES = ("datasets", "detectors", "gradients", "leaderboard", "models")
 
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe
-    from oodbench.results.verify import verify
+    from oodbench.results.bundle import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from oodbench.leaderboard.recognition import gather_recognition, recognition_fra
 from oodbench.paths import STUDY, DataRoots, is_study, require_run_folder, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.registry import unknown
+from oodbench.results.bundle import opened
 from oodbench.results.folder import RunFolder
 from oodbench.results.scores import scores_of
 from oodbench.results.statistics import Difference, difference
@@ -203,22 +204,24 @@ class StudyResults(Shown, StudyFolder):
 
 
 def open_run(path: str | Path) -> Results:
-    """The results of a run that is there already, without running anything.
+    """The results of a run that is there already, without running anything. A bundle is verified first.
 
-    Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing.
+    Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing, and for a bundle
+    that is damaged or does not verify.
     """
-    results = Results(path)
+    results = Results(opened(Path(path)))
     require_run_folder(results.path)
     results.manifest()
     return results
 
 
 def open_study(path: str | Path) -> StudyResults:
-    """The results of a study that is there already, without running anything.
+    """The results of a study that is there already, without running anything. A bundle is verified first.
 
-    Raises UsageError where the folder is not that of a study, BadData where its study.json is damaged.
+    Raises UsageError where the folder is not that of a study, BadData where its study.json is damaged, and for a bundle that
+    is damaged or does not verify.
     """
-    results = StudyResults(path)
+    results = StudyResults(opened(Path(path)))
     if not is_study(results.path):
         raise UsageError(f"{path} is not a study (it has no {STUDY}); name one that `oodbench run` wrote, or use open_run")
     results.manifest()

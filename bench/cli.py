@@ -15,7 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from oodbench import __version__
-from oodbench.commands import check, data, fit, init, leaderboard, run, score, train, verify
+from oodbench.commands import bundle, check, data, fit, init, leaderboard, run, score, train, verify
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, UsageError, reason
@@ -47,6 +47,7 @@ app.command()(init.init)
 app.command("list")(list_command.list_names)
 app.command()(leaderboard.leaderboard)
 app.command()(verify.verify)
+app.command()(bundle.bundle)
 app.command()(train.train)
 app.command()(fit.fit)
 app.command()(score.score)

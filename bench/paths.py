@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -175,10 +175,11 @@ def _is_device(path: Path) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or path.parent.resolve() == DEVICES
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing, even after a kill or power cut. Raises CannotWrite if it cannot be written.
+def write_atomically(path: Path, data: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write the whole file or nothing, even after a kill or power cut: these bytes, or what a function writes into it.
 
-    A killed process may leave a file beside it with a name as in ``HALF_WRITTEN``.
+    A killed process may leave a file beside it with a name as in ``HALF_WRITTEN``. Raises CannotWrite if the file cannot be
+    written, and what the function raises.
     """
     try:
         if _is_device(path):
@@ -186,7 +187,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=PART, delete=False) as file:
             try:
-                file.write(data)
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    data(file)
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
@@ -197,7 +201,8 @@ def write_atomically(path: Path, data: bytes) -> None:
                 raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) and path.parent.exists()
-        room = f" ({len(data):,} bytes, {shutil.disk_usage(path.parent).free:,} free)" if full else ""
+        needed = f"{len(data):,} bytes, " if isinstance(data, bytes) else ""
+        room = f" ({needed}{shutil.disk_usage(path.parent).free:,} free)" if full else ""
         raise CannotWrite(
             f"cannot write {path}{room}: {error.strerror or error}; free space there or {_elsewhere(path)}"
         ) from error

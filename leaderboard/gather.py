@@ -89,7 +89,7 @@ def gather(
 def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:
     """What notes call a run: its path, or among the runs of one study the name of its folder."""
     alone = folder.study is not None and all(other.study is folder.study for other in folders)
-    return folder.path.name if alone else str(folder.path)
+    return folder.path.name if alone else folder.name
 
 
 def study_of(folder: "RunFolder") -> str:

@@ -44,6 +44,7 @@ PAGE_OF = {
     "init": "suites.md",
     "list": "run.md",
     "leaderboard": "results.md",
+    "bundle": "verify.md",
     "verify": "verify.md",
     "train": "model.md",
     "check": "detector.md",

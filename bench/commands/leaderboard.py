@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs and studies.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN|BUNDLE", help="Folders of runs and studies, and bundles.")],
     format: Annotated[
         Literal["table", "md", "csv", "json", "tex", "html"] | None,
         typer.Option(
@@ -93,20 +93,22 @@ def leaderboard(
 ) -> None:
     """Print the leaderboard of one or more runs and studies."""
     from oodbench.paths import is_study, require_run_folder
+    from oodbench.progress import terminal_progress
 
     other = [Path(beside)] if beside not in (None, "published") else []
     for run in [*runs, *other]:  # before anything heavy is imported
-        if not is_study(run):
+        if not is_study(run) and not run.is_file():
             require_run_folder(run)
     from oodbench.leaderboard import plots
     from oodbench.leaderboard.formats import render
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots.stored import StoredScores
     from oodbench.leaderboard.selection import select
-    from oodbench.results.study import run_folders
+    from oodbench.results.bundle import open_folders
 
     warn = partial(print, file=sys.stderr)
-    opened = {run: run_folders(run, lambda why: warn(f"oodbench: {one_line(why)}")) for run in [*runs, *other]}
+    with terminal_progress() as progress:  # for bundles, which are verified
+        opened = {run: open_folders(run, lambda why: warn(f"oodbench: {one_line(why)}"), progress) for run in [*runs, *other]}
     for folder in (folder for of in opened.values() for folder in of):
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     folders = [folder for run in runs for folder in opened[run]]

@@ -11,13 +11,13 @@ from oodbench.errors import counted
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a study.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="Folder of a run or a study, or a bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """Compute every figure of a run again from its stored scores, and name what disagrees. Exits with 1 if something does."""
     from oodbench.progress import terminal_progress
-    from oodbench.results.verify import verify as verify_run
+    from oodbench.results.bundle import verify as verify_run
 
     with terminal_progress() as progress:
         found = verify_run(run, progress)

@@ -57,8 +57,8 @@ class LoadedSuite:
     detectors: by name; broken: why a detector could not be built, by name.
     train, in_distribution: the in-distribution training and test images; validation: the test images set apart to calibrate
         on, which no set contains, or None. size: pixels a side, of all images.
-    classifier, weights_hash, device, guard: after ``load_model``; unsuitable: why no detector can read this classifier, or
-        None.
+    classifier, weights_hash, weights_path, device, guard: after ``load_model``; unsuitable: why no detector can read this
+        classifier, or None.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     """
@@ -138,12 +138,13 @@ class LoadedSuite:
         self.source: LoadedTestSet | None = None
         self.classifier: Classifier | None = None
         self.weights_hash = ""
+        self.weights_path: Path | None = None
         self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
 
     def load_model(self, weights: str | Path | None, device: torch.device, weights_key: str | None = None) -> None:
         """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
-        from oodbench.models.load import load_model
+        from oodbench.models.load import load_model, weights_path
 
         if self.suite.model is not None:
             self.device = device
@@ -162,6 +163,7 @@ class LoadedSuite:
             except Unsuitable as error:
                 self.unsuitable = error
             self.weights_hash = self.classifier.weights_hash
+            self.weights_path = weights_path(self.suite.model, weights, self.data)
             self.guard = Guard(self.classifier, None if self.unsuitable else first[:1])
 
     def load_test_sets(self, progress: Progress) -> None:

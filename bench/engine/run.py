@@ -25,8 +25,9 @@ from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.space import expected_bytes, require_space, size
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
-from oodbench.errors import CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
+from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
+from oodbench.models import card
 from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -180,7 +181,17 @@ class _Run:
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about)
+        folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about | self._card())
+
+    def _card(self) -> dict[str, Any]:
+        """The card of the weights, for the provenance; empty without one. A file that cannot be read is reported."""
+        try:
+            path = self.loaded.weights_path
+            found = None if path is None else card.of_weights(path, self.loaded.weights_hash)
+        except BadData as error:
+            self.progress.say(reason(error))
+            found = None
+        return {} if found is None else {"model_card": found}
 
     def try_network(self) -> None:
         """Report how often the network is right on the in-distribution test images, measured once for the run folder."""

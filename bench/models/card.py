@@ -11,6 +11,7 @@ from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.models.recipes import Recipe
 from oodbench.paths import read_small, write_atomically
+from oodbench.results.facts import finite_json
 from oodbench.results.provenance import provenance
 
 SCHEMA_VERSION = 1
@@ -34,6 +35,22 @@ def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set
     now = {"model": model, "seed": seed, "images": train_set.fingerprint, **recipe.values()}
     if other := [f"{name} {before.get(name)} instead of {value}" for name, value in now.items() if before.get(name) != value]:
         raise UsageError(f"{weights} holds weights of a training with {other[0]}; name another file with --out, or delete it")
+
+
+def of_weights(weights: Path, weights_hash: str) -> dict[str, Any] | None:
+    """The card beside a weights file; None if there is none, or if it is that of other weights.
+
+    Raises BadData for a file that is not a card.
+    """
+    path = path_of(weights)
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = finite_json(read_small(path))
+        own = found["weights"]["hash"] == weights_hash
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadData(f"{path} is not a card of oodbench; delete it, or train the weights again") from error
+    return found if own else None
 
 
 def write(

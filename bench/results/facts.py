@@ -1,5 +1,7 @@
 """Typed facts that records keep: how a set was made, and how good class probabilities are. Imports no torch."""
 
+import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -66,3 +68,14 @@ class CalibrationRecord(Facts):
 def mark(cost: Mapping[str, float | None], figure: str) -> str:
     """``~`` for a figure of a cost whose repeats differ too much, else nothing; earlier oodbench kept no spreads."""
     return "~" if (cost.get(f"{figure}_spread") or 0) > NOISY else ""
+
+
+def finite_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for a number that could not be written again, such as NaN and 1e400."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not a finite number")
+    return value

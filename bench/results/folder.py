@@ -10,7 +10,7 @@
         shared/in-distribution.safetensors    arrays that sets share: in-distribution scores, base rows
         aside/                                damaged or superseded files
 
-There is no index: the records of 100,000 cells are read from their files in seconds, so there is nothing to keep in step.
+There is no index: the records of 100,000 cells are read from their files in seconds.
 """
 
 import json
@@ -55,6 +55,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, without_costs: Say | None = None) -> None:
         self.path, self._without_costs = Path(path), without_costs
+        self.name = str(self.path)  # what notes call the run
         self.study: StudyFolder | None = None  # that it was found in
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED

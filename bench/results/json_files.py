@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from oodbench.errors import BadData
 from oodbench.paths import read_small, write_atomically
-from oodbench.results.pass_file import finite_json
+from oodbench.results.facts import finite_json
 from oodbench.results.records import SCHEMA_VERSION
 from oodbench.results.schema_1 import VERSION_1
 from oodbench.suite import FolderName

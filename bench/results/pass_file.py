@@ -8,7 +8,6 @@ Floats that single precision holds exactly are stored in it.
 
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 
 from oodbench.errors import BadData
 from oodbench.paths import MOST_TEXT, require_regular, write_atomically
+from oodbench.results.facts import finite_json
 from oodbench.results.records import SCHEMA_VERSION, DetectionRecord, RecognitionRecord, SetRecord
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
@@ -154,17 +154,6 @@ def _content(file: Any, path: Path) -> dict[str, Any]:
             " use a newer oodbench, or choose another folder with --out"
         )
     return dict(content)
-
-
-def finite_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for a number that could not be written again, such as NaN and 1e400."""
-    return json.loads(text, parse_float=_finite, parse_constant=_finite)
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number} is not a finite number")
-    return value
 
 
 def _inflated(data: bytes, path: Path) -> bytes:

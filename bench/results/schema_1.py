@@ -14,7 +14,7 @@ import numpy as np
 from oodbench.errors import BadData, counted
 from oodbench.paths import require_regular, visible
 from oodbench.results import pass_file
-from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures
+from oodbench.results.facts import AttackRecord, CalibrationRecord, ProbabilityFigures, finite_json
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, corruption_record
 
 VERSION_1 = 1
@@ -42,7 +42,7 @@ def read_cell(path: Path) -> tuple[DetectionRecord, dict[str, np.ndarray]]:
     try:
         require_regular(path)
         with safe_open(path, "np") as file:
-            header = pass_file.finite_json((file.metadata() or {})["oodbench"])["header"]
+            header = finite_json((file.metadata() or {})["oodbench"])["header"]
             if header.get("schema_version") != VERSION_1:
                 raise BadData(f"{path} has schema version {header.get('schema_version')}; delete that cell, and run again")
             arrays = {role: file.get_tensor(role) for role in file.keys()}  # noqa: SIM118  # it has no iterator

@@ -42,10 +42,10 @@ SETTINGS = {"model": "model", "in_distribution": "in_distribution", "seed": "see
 
 
 class Verification(NamedTuple):
-    """What ``verify`` found.
+    """What a verification found.
 
     Attributes:
-        path: the folder of the run or study.
+        path: the folder of the run or study, or the bundle.
         records: number of records.
         figures: number of records whose figures were computed again.
         problems: what disagrees, one line each.
@@ -62,7 +62,7 @@ class Verification(NamedTuple):
         return not self.problems
 
 
-def verify(path: str | Path, progress: Progress | None = None) -> Verification:
+def verify_folder(path: str | Path, progress: Progress | None = None) -> Verification:
     """Compute every figure of a run again from its stored scores, and compare all that the folder says with itself.
 
     Figures must agree within 1e-9. ``aside`` is not part of the run and is not read.
@@ -73,9 +73,9 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     """
     folder, progress = RunFolder(path), progress or Progress()
     if is_study(folder.path):
-        each = [verify(run.path, progress) for run in run_folders(folder.path)]
-        wrong = [problem for of in each for problem in of.problems]
-        return Verification(folder.path, sum(of.records for of in each), sum(of.figures for of in each), wrong)
+        runs = [verify_folder(run.path, progress) for run in run_folders(folder.path)]
+        wrong = [problem for of in runs for problem in of.problems]
+        return Verification(folder.path, sum(of.records for of in runs), sum(of.figures for of in runs), wrong)
     require_run_folder(folder.path)
     problems: list[str] = []
     settings: Mapping[str, Any] = {}
