@@ -58,7 +58,7 @@ PAGE_OF = {
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 DRIVER = r"""
-import importlib, json, os, re, shlex, subprocess, sys, traceback
+import atexit, importlib, json, os, re, shlex, subprocess, sys, traceback
 import oodbench
 from oodbench import cli
 
@@ -79,6 +79,7 @@ def run(command):
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
+    atexit._run_exitfuncs()
     os._exit(code or 0)
 
 sys.path.insert(0, sys.argv[1])
