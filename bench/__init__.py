@@ -16,6 +16,7 @@ _PUBLIC = {
     "Monitor": "oodbench.inference.monitor:Monitor",
     "OodbenchError": "oodbench.errors:OodbenchError",
     "Probe": "oodbench.probe:Probe",
+    "compare": "oodbench.leaderboard.comparison.compare:compare",
     "evaluate": "oodbench.metrics:evaluate",
     "load_dataset": "oodbench.datasets.load:load_dataset",
     "load_detector": "oodbench.detector:load_detector",
@@ -37,6 +38,7 @@ __all__ = [
     "Probe",
     "Source",
     "__version__",
+    "compare",
     "datasets",
     "detectors",
     "evaluate",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from oodbench.image_set import ImageSet, Source
     from oodbench.inference.fitted import load_fitted
     from oodbench.inference.monitor import Monitor
+    from oodbench.leaderboard.comparison.compare import compare
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe

@@ -15,7 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from oodbench import __version__
-from oodbench.commands import bundle, check, data, fit, init, leaderboard, run, score, train, verify
+from oodbench.commands import bundle, check, compare, data, fit, init, leaderboard, run, score, train, verify
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, UsageError, reason
@@ -48,6 +48,7 @@ app.command("list")(list_command.list_names)
 app.command()(leaderboard.leaderboard)
 app.command()(verify.verify)
 app.command()(bundle.bundle)
+app.command()(compare.compare)
 app.command()(train.train)
 app.command()(fit.fit)
 app.command()(score.score)

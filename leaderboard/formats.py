@@ -43,6 +43,7 @@ __all__ = ["COLUMNS", "means", "pivot", "render"]
 TEXTS = frozenset(
     (
         "model",
+        "run",
         "in_distribution",
         "detector",
         "source",

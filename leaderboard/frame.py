@@ -40,7 +40,7 @@ OPTIONS = ("limit", "validation", "size", "resize", "seed")  # that may change t
 def frame_of(folder: RunFolder) -> pd.DataFrame:
     """One row per record: ``COLUMNS``, then ``FACTS``."""
     costs, manifest = folder.costs(), folder.manifest()
-    of_run = {"machine": _machine(manifest), "about": _json(_about(manifest))}
+    of_run = {"machine": machine_of(manifest), "about": _json(_about(manifest))}
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *FACTS)}
     for record in in_order(folder):
         row = _row(record, costs) | of_run
@@ -76,7 +76,7 @@ def _about(manifest: Manifest) -> dict[str, Any]:
     return file | {name: settings[name] for name in OPTIONS if name in settings}
 
 
-def _machine(manifest: Manifest) -> str:
+def machine_of(manifest: Manifest) -> str:
     """Device, number of threads and system, as far as run.json says."""
     about = manifest.provenance
     threads = {None: "", 1: "1 thread"}.get(about.get("threads"), f"{about.get('threads')} threads")

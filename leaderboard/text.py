@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -24,8 +25,8 @@ def write_text(table: TextTable, width: int | None) -> str:
 
     Nothing is cut: where names are too long, they go on in the next line.
     """
-    rooms = [None, None] if width is None else [max(NARROWEST[0], width * 2 // 5), max(NARROWEST[1], width // 5)]
-    labels = [_clean(column, room) for column, room in zip(table.labels, rooms, strict=False)]
+    rooms = _rooms(len(table.labels), width)
+    labels = [_clean(column, room) for column, room in zip(table.labels, rooms, strict=True)]
     sets, summary = ([_clean(column) for column in columns] for columns in (table.sets, table.summary))
     clean = replace(table, labels=labels, sets=sets, summary=summary)
     blocks = side_by_side(clean, _needed, (width or math.inf) - _needed(clean.labels))
@@ -38,6 +39,15 @@ def write_text(table: TextTable, width: int | None) -> str:
             "",
         ]
     )
+
+
+def _rooms(labels: int, width: int | None) -> Sequence[int | None]:
+    """Characters a line of each label: most for a detector's name, which comes first where there are two."""
+    if width is None:
+        return [None] * labels
+    if labels <= 2:
+        return [max(NARROWEST[0], width * 2 // 5), max(NARROWEST[1], width // 5)][:labels]
+    return [max(NARROWEST[1], width // (labels + 2))] * labels
 
 
 def noted(note: Note | str) -> str:

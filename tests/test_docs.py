@@ -45,6 +45,7 @@ PAGE_OF = {
     "list": "run.md",
     "leaderboard": "results.md",
     "bundle": "verify.md",
+    "compare": "compare.md",
     "verify": "verify.md",
     "train": "model.md",
     "check": "detector.md",
@@ -121,6 +122,7 @@ def prose(page: Path) -> str:
 def commands(page: Path) -> list[str]:
     """Each ``oodbench …`` that the page shows, in a block or in the text."""
     lines = [line for block in blocks(page) if block.language == "sh" for line in block.code.splitlines()]
+    lines += [run for block in blocks(page) if block.language == "yaml" for run in re.findall("run: (.*)", block.code)]
     spans = re.findall(r"`([^`\n]+)`", prose(page))
     return [m[1] for text in [*lines, *spans] if (m := re.match(r"(?:\w+=\S* )?oodbench (.*)", text))]
 
@@ -195,7 +197,7 @@ def test_what_needs_real_images_runs(page, tmp_path, checkout, data_root):
 def test_blocks_are_of_kinds_that_are_checked(page):
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
-        assert block.language in ("sh", "python", "toml", "text"), where
+        assert block.language in ("sh", "python", "toml", "yaml", "text"), where
         assert set(block.options) <= {"file", "needs"}, where
         assert block.language != "toml" or "file" in block.options, f"{where}: nothing reads it"
     assert len(re.findall("^```", page.read_text(encoding="utf-8"), re.MULTILINE)) == 2 * len(blocks(page))

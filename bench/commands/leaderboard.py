@@ -187,8 +187,8 @@ def _beside(
     selected: bool,
 ) -> Callable[..., str]:
     """What writes the comparison of runs with published figures or, if there is one, with another run."""
-    from oodbench.leaderboard.beside import beside_published, beside_run, cells_of
-    from oodbench.leaderboard.beside_table import render_beside
+    from oodbench.leaderboard.comparison.beside import beside_published, beside_run, cells_of
+    from oodbench.leaderboard.comparison.beside_table import render_beside
     from oodbench.leaderboard.published import own_figures, read_papers
 
     cells = cells_of(folders, keep)

@@ -11,8 +11,8 @@ import oodbench
 from oodbench import cli
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard.aggregate import COLUMNS as CELL
-from oodbench.leaderboard.beside import COLUMNS, NOT_RUN, beside_published, beside_run
-from oodbench.leaderboard.beside_table import render_beside
+from oodbench.leaderboard.comparison.beside import COLUMNS, NOT_RUN, beside_published, beside_run
+from oodbench.leaderboard.comparison.beside_table import render_beside
 from oodbench.leaderboard.frame import FACTS
 from oodbench.leaderboard.published import read_figures, read_papers
 

@@ -34,7 +34,7 @@ OTHER = "other"  # in place of ``published``, beside another run
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Beside:
     """Rows of ``COLUMNS``, and what tables of them show beside.
 
     ``rows`` has further columns: ``file``, ``in_runs`` (whether the runs have a cell of this table), ``paper_model``,
@@ -68,7 +68,7 @@ def cells_of(folders: Sequence["RunFolder"], keep: Callable[[pd.DataFrame], pd.D
 
 def beside_published(
     frame: pd.DataFrame, figures: Sequence[Figure], papers: Mapping[str, Paper], selected: bool = False
-) -> Comparison:
+) -> Beside:
     """Compare the cells of runs (``cells_of``) with published figures.
 
     All figures of a file take part if the runs have a cell of one of them; where cells were ``selected``, only figures of
@@ -86,10 +86,10 @@ def beside_published(
             f"no published figure is of a cell of these runs; the suites that have some, and on which sets: {each}"
         )
     sources = {name: paper.source for name, paper in papers.items()}
-    return Comparison(_frame(rows, "published").assign(source=lambda of: of["file"].map(sources)), "published", papers)
+    return Beside(_frame(rows, "published").assign(source=lambda of: of["file"].map(sources)), "published", papers)
 
 
-def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bool = False) -> Comparison:
+def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bool = False) -> Beside:
     """Compare the cells of runs with those of another run, called ``name``; where they were ``selected``, these alone.
     Benign changes are left out: their figures are false alarms.
 
@@ -109,7 +109,7 @@ def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bo
     rows = [row for row in _blocks(frame, figures, each_protocol=False) if not selected or row["status"] != NOT_RUN]
     if not any(row["status"] == "ok" for row in rows):
         raise UsageError(f"{name} and these runs have no cell in common with figures in both; compare runs of the same sets")
-    return Comparison(_frame(rows, OTHER).assign(source=name), OTHER)
+    return Beside(_frame(rows, OTHER).assign(source=name), OTHER)
 
 
 def _frame(rows: list[dict[str, Any]], name: str) -> pd.DataFrame:

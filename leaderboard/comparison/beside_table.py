@@ -9,7 +9,7 @@ import pandas as pd
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import METRICS, require_metric
-from oodbench.leaderboard.beside import COLUMNS, OTHER, Comparison
+from oodbench.leaderboard.comparison.beside import COLUMNS, OTHER, Beside
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Missing, Note
@@ -20,7 +20,7 @@ HEADINGS = ("measured", "published", "difference")
 
 
 def render_beside(
-    compared: Comparison,
+    compared: Beside,
     format: str = "table",
     *,
     metric: str = "auroc",
@@ -53,7 +53,7 @@ def render_beside(
     return "\n".join(map(write, tables))
 
 
-def _tables(compared: Comparison, of_file: pd.DataFrame, intervals: bool) -> Iterator[TextTable]:
+def _tables(compared: Beside, of_file: pd.DataFrame, intervals: bool) -> Iterator[TextTable]:
     """A table for each network, and for each in-distribution set unless each has one set, as classes have."""
     there = of_file[of_file["in_runs"]]
     gone = of_file[~of_file["in_runs"]].assign(source_set="")
@@ -65,7 +65,7 @@ def _tables(compared: Comparison, of_file: pd.DataFrame, intervals: bool) -> Ite
         yield _table(compared, of.assign(source_set=""), one_each, intervals, notes)
 
 
-def _table(compared: Comparison, of: pd.DataFrame, one_each: bool, intervals: bool, notes: list[Note]) -> TextTable:
+def _table(compared: Beside, of: pd.DataFrame, one_each: bool, intervals: bool, notes: list[Note]) -> TextTable:
     first = of.iloc[0]
     paper = compared.papers.get(first["file"])
     if compared.name == OTHER:  # tables of runs show corruptions as means over levels, as elsewhere
@@ -96,7 +96,7 @@ def _network(first: "pd.Series[Any]") -> str:
     return model if f"{model} for " not in first["stands_in"] else f"{model} for {paper_model}"
 
 
-def _caption(compared: Comparison, first: "pd.Series[Any]", intervals: bool) -> list[str]:
+def _caption(compared: Beside, first: "pd.Series[Any]", intervals: bool) -> list[str]:
     name, higher_is_better = METRICS[first["metric"]]
     parts = [f"{name} ×100 ({'higher' if higher_is_better else 'lower'} is better)."]
     if compared.name == OTHER:
