@@ -71,8 +71,8 @@ def require_unchanged(guard: Guard | None) -> None:
     if guard is not None and (changed := guard.restore()):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ChangedNetwork(
-            f"it changes what all detectors share ({', '.join(changed[:3])}{more}); let it change a copy of the network"
-            " (copy.deepcopy)"
+            f"it changes what all detectors share ({', '.join(changed[:3])}{more}); let it change a copy (copy.deepcopy), or"
+            " restore what it changes"
         )
 
 

@@ -58,7 +58,10 @@ def run(
     subject: Subject,
     on_error: Callable[[str, Exception], None] = lambda check, error: None,
 ) -> Iterator[Outcome]:
-    """The finding of each check."""
+    """The finding of each check. What one changed of torch and the like is undone, so that the next does not depend on it."""
+    from oodbench.forward.guard import Guard
+
+    guard = Guard(None)
     for name, does in checks.items():
         try:
             with contained():
@@ -69,6 +72,8 @@ def run(
         except Exception as error:  # third-party code may raise any error
             on_error(name, error)
             yield Outcome(name, "fail", str(error) if isinstance(error, Failed) else reason(error))
+        finally:
+            guard.restore()
 
 
 def family_of(name: str) -> Family:

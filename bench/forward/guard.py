@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +29,12 @@ def _set_global_hooks(before: Sequence[dict[int, Any]]) -> None:
         hooks.update(content)
 
 
-FUNCTIONS = {  # of torch, that networks and detectors call; torch wraps manual_seed itself, once the first optimizer is made
+# What networks, detectors and we call; torch wraps manual_seed itself, once the first optimizer is made.
+FUNCTIONS: dict[Any, list[str]] = {
     space: [name for name, value in vars(space).items() if callable(value) and name != "manual_seed"]
-    for space in (torch, torch.nn.functional, torch.Tensor)
+    for space in (torch, torch.nn.functional, torch.linalg, torch.special, np, np.linalg)
 }
+FUNCTIONS[torch.Tensor] = dir(torch.Tensor)  # most of which it inherits
 
 
 def _functions() -> list[dict[str, Any]]:
@@ -41,7 +44,11 @@ def _functions() -> list[dict[str, Any]]:
 def _set_functions(before: Sequence[dict[str, Any]]) -> None:
     for space, functions in zip(FUNCTIONS, before, strict=True):
         for name, function in functions.items():
-            if vars(space).get(name) is not function:
+            if vars(space).get(name) is function:
+                continue
+            if function is None:  # it was inherited
+                delattr(space, name)
+            else:
                 setattr(space, name, function)
 
 
@@ -60,7 +67,7 @@ TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "the umask": (_umask, os.umask),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, _set_device),
-    "torch's functions": (_functions, _set_functions),
+    "functions of torch or numpy": (_functions, _set_functions),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "torch's autocast": (lambda: [torch.is_autocast_enabled(device) for device in DEVICES], _set_autocast),

@@ -382,3 +382,16 @@ def test_checks_leave_no_trace(tmp_path, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_default_that_stays_changed_is_found_whatever_ran_before():
+    class SetsTheDefault(Sound):
+        """Computes in double precision."""
+
+        def statistics(self, probe):
+            torch.set_default_dtype(torch.float64)
+            return super().statistics(probe)
+
+    found = outcomes(SetsTheDefault)
+    assert found["leaves-all-else-alone"].reason == "a fit and a score changed torch's default dtype"
+    assert torch.get_default_dtype() is torch.float32

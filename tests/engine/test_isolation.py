@@ -151,6 +151,22 @@ class PatchesTorch(Plugin):
         return super().statistics(probe)
 
 
+class PatchesTensors(Plugin):
+    """Replaces a method that tensors inherit."""
+
+    def statistics(self, probe):
+        torch.Tensor.softmax = lambda self, dim: torch.softmax(self / 100, dim)
+        return super().statistics(probe)
+
+
+class PatchesNumpy(Plugin):
+    """Replaces a function of numpy by one that fails."""
+
+    def statistics(self, probe):
+        np.sort = lambda *_: 1 / 0
+        return super().statistics(probe)
+
+
 class PatchesItsClass(Plugin):
     """Replaces what a class inherits."""
 
@@ -180,7 +196,8 @@ CHANGES = {
     TrainingMode: "training", HasOf: "training", Scales: "conv1.weight", ScalesAtTheEnd: "linear.weight", Trains: "linear.bias",
     Halves: "conv1.weight", Hooks: "linear._forward_hooks", Patches: "forward", Unfreezes: "conv1.weight",
     LateAndFailing: "bn1.running_mean", DefaultDtype: "torch's default dtype", DtypeOfItsOwn: "torch's default dtype",
-    Probabilities: "linear.weight", PatchesTorch: "torch's functions", PatchesItsClass: "Classifier.__call__",
+    Probabilities: "linear.weight", PatchesTorch: "functions of torch or numpy", PatchesItsClass: "Classifier.__call__",
+    PatchesTensors: "functions of torch or numpy", PatchesNumpy: "functions of torch or numpy",
     DefaultDevice: "torch's default device", Umask: "the umask",
 }  # fmt: skip
 
