@@ -15,7 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from oodbench import __version__
-from oodbench.commands import bundle, check, compare, data, fit, init, leaderboard, run, score, train, verify
+from oodbench.commands import bundle, check, compare, data, fit, init, leaderboard, new, run, score, train, verify
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, UsageError, reason
@@ -54,6 +54,7 @@ app.command()(fit.fit)
 app.command()(score.score)
 app.command()(check.check)
 app.add_typer(data.commands, name="data")
+app.add_typer(new.commands, name="new")
 
 
 class _Output(io.TextIOWrapper):
