@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -45,6 +45,40 @@ class Progress:
     def paused(self) -> Iterator[None]:
         """Within this context something else may print on the terminal."""
         yield
+
+
+class Part(Progress):
+    """The progress of one of several parts of ``whole``, which counts each as 1, however much work it expects itself."""
+
+    def __init__(self, whole: Progress, name: str) -> None:
+        self._whole, self._name, self.tracebacks = whole, name, whole.tracebacks
+        self._expected = self._done = self._told = 0.0
+
+    def expect(self, units: float) -> None:
+        self._expected += units
+
+    def stage(self, title: str) -> None:
+        self._whole.stage(f"{self._name}: {title}")
+
+    def advance(self, units: float) -> None:
+        self._done += units
+        self._tell(min(1.0, self._done / self._expected) if self._expected else 0.0)
+
+    def say(self, line: str) -> None:
+        self._whole.say(line)
+
+    def paused(self) -> AbstractContextManager[None]:
+        return self._whole.paused()
+
+    def end(self) -> None:
+        """Count the part as done."""
+        self._tell(1.0)
+
+    def _tell(self, share: float) -> None:
+        """What is expected may grow, but what was done stays so."""
+        if share > self._told:
+            self._whole.advance(share - self._told)
+            self._told = share
 
 
 class Lines(Progress):

@@ -10,7 +10,7 @@ from oodbench.engine import run as engine
 from oodbench.errors import MissingData, OodbenchError, UsageError, counted, reason
 from oodbench.models.load import check_weights, load_model
 from oodbench.paths import DataRoots, is_study
-from oodbench.progress import Progress
+from oodbench.progress import Part, Progress
 from oodbench.results.folder import RunFolder, Say
 from oodbench.results.study import StudyFolder, run_folders
 from oodbench.suite import Suite
@@ -58,16 +58,18 @@ def run_study(
     folder = StudyFolder(target)
     folder.begin(study.name, study.title, study.axes, study.runs, progress.say)
     measured, absent = set[str | None](), dict[str, MissingData]()
+    progress.expect(len(study.runs))
     for number, (label, suite) in enumerate(study.runs.items(), 1):
         progress.say(f"run {number} of {len(study.runs)}: {label}")
         folder.note(label, UNFINISHED)
+        part = Part(progress, label)
         try:
             engine.run(
                 suite,
                 out=target / label,
                 measure_costs=measure_costs and suite.model not in measured,
                 like_this=len(study.runs) if number == 1 else 1,
-                **shared,
+                **shared | {"progress": part},
             )
         except MissingData as error:
             absent[label] = error
@@ -76,6 +78,7 @@ def run_study(
         else:
             measured.add(suite.model)
             folder.note(label, "")
+        part.end()
     if len(absent) == len(study.runs):
         raise MissingData(f"none of {counted(len(absent), 'run')} could start: {reason(next(iter(absent.values())))}")
     on_results(run_folders(target))
