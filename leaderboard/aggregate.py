@@ -21,7 +21,7 @@ COLUMNS = (
     "model", "in_distribution", "detector", "protocol", "dataset", "kind", "level", "seed", "n_in", "n_out",
     "auroc", "auroc_low", "auroc_high", "aupr_out", "aupr_in", "fpr95", "detection_accuracy", "detection_error",
     "ms_per_image", "overhead", "peak_memory_mb", "wall_seconds", "status", "reason",
-    "ms_per_image_spread", "overhead_spread", "checkpoint",
+    "ms_per_image_spread", "overhead_spread", "checkpoint", "aurc", "excess_aurc",
 )  # fmt: skip
 # Further columns, which a frame may lack: the ends of 95 % intervals, as ``gather`` computes them when asked.
 ENDS = ("aupr_out_low", "aupr_out_high", "aupr_in_low", "aupr_in_high", "fpr95_low", "fpr95_high")
@@ -56,7 +56,8 @@ PLACE = [*SET, "level", *REPEATS]  # what a row has a cell for
 SCOPE = [*GROUP, "scope", "of"]  # whose places count for a row
 COST = ["ms_per_image", "overhead"]
 MEAN, NAME = "mean", "detector"  # orders of rows: by the mean over all sets, which is the default, and by name
-SPREAD = [f"{name}_spread" for name in COST]  # of their repeats, relative; frames of an earlier oodbench lack it
+SPREAD = [f"{name}_spread" for name in COST]  # of their repeats, relative
+LATER = (*SPREAD, "checkpoint", "aurc", "excess_aurc")  # of COLUMNS, which frames of an earlier oodbench lack
 
 
 class Tally(NamedTuple):
@@ -327,13 +328,14 @@ def unique_cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def qualified(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with all ``QUALIFIERS``, empty where it lacks them, and the last of ``COLUMNS``.
+    """The frame with all ``QUALIFIERS`` and ``LATER``, empty where it lacks them.
 
     Raises BadData where others of ``COLUMNS`` are missing.
     """
-    if missing := [name for name in COLUMNS if name not in (*frame.columns, *SPREAD, "checkpoint")]:
+    if missing := [name for name in COLUMNS if name not in (*frame.columns, *LATER)]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
-    lacking = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "") | dict.fromkeys(SPREAD, float("nan"))
+    lacking = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "")
+    lacking |= {name: float("nan") for name in LATER if name != "checkpoint"}
     lacking = {name: value for name, value in lacking.items() if name not in frame.columns}
     found = frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index
     return found.assign(checkpoint=found["checkpoint"].astype(object).fillna(""))

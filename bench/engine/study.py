@@ -1,6 +1,7 @@
 """Runs the runs of a study, one after another, each in a folder of its own."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def run_study(
         )
         return run.path
     _refuse_copies(study, data, weights_key, progress)
+    _refuse_classes(study, data)
     folder = StudyFolder(target)
     folder.begin(study.name, study.title, study.axes, study.runs, progress.say)
     measured, absent = set[str | None](), dict[str, MissingData]()
@@ -113,6 +115,15 @@ def _with_stand_ins(study: Study, data: DataRoots, say: Say) -> Study:
     for name, other in replaced.items():
         say(f"{name} is missing: {other} stands in for it")
     return study._replace(runs=runs)
+
+
+def _refuse_classes(study: Study, data: DataRoots) -> None:
+    """Raise UsageError for a class that an in-distribution set does not have, before anything long. Missing sets are reported
+    by their runs."""
+    for name in dict.fromkeys(suite.in_distribution for suite in study.runs.values()):
+        if parse(name).wanted_class:
+            with suppress(MissingData):
+                load.original(parse(name), data, "test", None, "bilinear", 0, Progress())
 
 
 def default_folder(study: Study) -> Path:

@@ -112,7 +112,7 @@ def test_one_set_with_an_unreliable_cost_marks_the_row():
 
 
 def test_spreads_are_the_last_columns_for_programs():
-    assert COLUMNS[-3:] == ("ms_per_image_spread", "overhead_spread", "checkpoint")
+    assert COLUMNS[-5:-2] == ("ms_per_image_spread", "overhead_spread", "checkpoint")
     (row,) = json.loads(render(frame(msp=0.6), "json"))
     assert (row["overhead"], row["overhead_spread"]) == (1.5, 0.6)
 

@@ -82,6 +82,8 @@ def test_other_records_have_no_aurc_and_other_protocols_no_row(finished):
     for record in finished.records():
         assert (record.aurc is None) == (record.kind != "misclassified")
         assert record.kind != "misclassified" or record.protocol == "unsupervised"
+    frame = finished.frame()
+    assert (frame["aurc"].notna() == (frame["kind"] == "misclassified")).all()
     assert oodbench.verify(finished.path).problems == []
     scores = finished.scores("msp", OF_HAZE)
     rows = scores.index.get_level_values("row")

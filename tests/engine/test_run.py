@@ -137,7 +137,7 @@ def test_every_pairing_has_its_cell_and_the_contract_its_columns(finished):
     expected = (
         "model in_distribution detector protocol dataset kind level seed n_in n_out auroc auroc_low auroc_high aupr_out aupr_in"
         " fpr95 detection_accuracy detection_error ms_per_image overhead peak_memory_mb wall_seconds status reason"
-        " ms_per_image_spread overhead_spread checkpoint"
+        " ms_per_image_spread overhead_spread checkpoint aurc excess_aurc"
     )
     assert list(frame.columns) == expected.split()
     rows = set(zip(frame.detector, frame.protocol, frame.dataset, frame.level.fillna(0), strict=True))

@@ -253,3 +253,14 @@ def test_another_set_stands_in_for_a_missing_one(tmp_path):
     assert "cifar10c/fog is missing: digits+haze stands in for it" in heard.lines
     assert sorted(frame["dataset"].unique()) == ["digits+haze", "uniform"]
     assert (frame["status"] == "ok").all()
+
+
+def test_a_class_that_the_set_lacks_is_found_before_anything_runs(tmp_path):
+    file = tmp_path / "classes.toml"
+    file.write_text(
+        'in_distribution = "digits"\nnormal_class = [3, 42]\nprotocols = ["unsupervised"]\ndetectors = ["pixels"]\n[[sets]]\n'
+        'name = "digits:not-{normal_class}"\nkind = "anomaly"\n'
+    )
+    with pytest.raises(UsageError, match="unknown class of digits '42'"):
+        oodbench.run(file, out=tmp_path / "study", limit=40, measure_costs=False)
+    assert not (tmp_path / "study").exists()
