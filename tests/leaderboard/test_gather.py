@@ -46,7 +46,8 @@ def gather(monkeypatch):
 
     def raw(**runs):
         folders = [
-            SimpleNamespace(path=n, name=n, study=None, rows=rows, manifest=lambda: Manifest(settings={})) for n, rows in runs.items()
+            SimpleNamespace(path=n, name=n, study=None, rows=rows, manifest=lambda: Manifest(settings={}))
+            for n, rows in runs.items()
         ]
         return gathering.gather(folders)
 
