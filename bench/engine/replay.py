@@ -102,6 +102,7 @@ def replay(
     """Score ``count`` random images of each side of each set again, with detectors fitted anew, and compare the scores.
 
     Only unsupervised scores are compared: heads of the other protocols learn from whole sets. A study is replayed run by run.
+    Figures are not verified; ``oodbench.verify`` does that.
 
     Args:
         path: the folder of a run or study, or a bundle.
@@ -118,7 +119,7 @@ def replay(
         raise UsageError(f"cannot replay {count} images; give at least 1")
     progress = progress or Progress()
     found = Replay(secrets.randbelow(2**31) if seed is None else seed)
-    for folder in open_folders(Path(path), progress=progress):
+    for folder in open_folders(Path(path), verified=True):
         with contained(), no_exit():
             _Replaying(folder, found, progress, trust_model, list(detectors), list(datasets)).run(count, weights, data, device)
     return found

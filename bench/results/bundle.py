@@ -145,9 +145,11 @@ def opened(path: Path, progress: Progress | None = None) -> Path:
     return unpack(path)
 
 
-def open_folders(path: Path, without_costs: Say | None = None, progress: Progress | None = None) -> list[RunFolder]:
-    """As ``run_folders``, also of a bundle, after which they are called."""
-    found = run_folders(folder := opened(path, progress), without_costs)
+def open_folders(
+    path: Path, without_costs: Say | None = None, progress: Progress | None = None, verified: bool = False
+) -> list[RunFolder]:
+    """As ``run_folders``, also of a bundle, after which they are called, and which must verify unless it was ``verified``."""
+    found = run_folders(folder := unpack(path) if verified else opened(path, progress), without_costs)
     for run in found:
         run.name = str(path / run.path.relative_to(folder))
     return found

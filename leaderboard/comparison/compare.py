@@ -20,9 +20,8 @@ from oodbench.leaderboard.frame import machine_of
 from oodbench.leaderboard.paired import rows_of
 from oodbench.leaderboard.plots.stored import ROLES, StoredScores
 from oodbench.metrics import NORMAL_975
-from oodbench.paths import is_study
 from oodbench.progress import Progress
-from oodbench.results.bundle import open_folders, opened
+from oodbench.results.bundle import open_folders
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import DetectionRecord, cost_key
 from oodbench.results.statistics import area, deviation, difference, holm, p_value
@@ -141,8 +140,7 @@ def _by_name(path: Path, progress: Progress) -> dict[str, RunFolder]:
     """The runs of a study by name; a run alone has none."""
     folders = open_folders(path, progress=progress)
     StoredScores(folders).require_quick()
-    alone = not is_study(opened(path))
-    return {"" if alone else folder.path.name: folder for folder in folders}
+    return {"" if folder.study is None else folder.path.name: folder for folder in folders}
 
 
 def _records(folder: RunFolder) -> dict[tuple[str, ...], DetectionRecord]:
