@@ -13,10 +13,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from oodbench.errors import UsageError
-from oodbench.leaderboard.aggregate import BENIGN, METRICS
+from oodbench.leaderboard.aggregate import BENIGN, METRICS, REPEATS
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.published import Figure, Names, Paper, known_tables, to_text
 from oodbench.suite import PROTOCOLS
@@ -29,6 +30,7 @@ PLACE = ["detector", "protocol", "dataset", "level"]
 COLUMNS = (
     "model", "in_distribution", "detector", "protocol", "dataset", "level",
     "metric", "measured", "low", "high", "published", "difference", "source", "status", "reason", "stands_in",
+    "measured_spread",
 )  # fmt: skip
 OTHER = "other"  # in place of ``published``, beside another run
 
@@ -245,7 +247,7 @@ def _row(
     return {
         "model": model.name if model else "", "in_distribution": inside.name, "detector": figure.detector, "protocol": protocol,
         "dataset": dataset.name, "level": figure.level, "metric": metric,
-        "measured": fmean(map(fmean, by_set)) if by_set else math.nan,
+        "measured": fmean(map(fmean, by_set)) if by_set else math.nan, "measured_spread": _spread(records, metric),
         "low": single.get(f"{metric}_low", math.nan), "high": single.get(f"{metric}_high", math.nan),
         "published": figure.value, "status": status, "reason": reason,
         "stands_in": "; ".join((*(model.words if model else ()), *inside.words, *dataset.words)),
@@ -253,6 +255,16 @@ def _row(
         "heading": _Stand(f"{dataset.name}{_at(figure.level)}", dataset.marks).heading,
         "settings": json.dumps(figure.parameters) if figure.parameters else "", "spread": figure.spread,
     }  # fmt: skip
+
+
+def _spread(records: Sequence[list[dict[str, Any]]], metric: str) -> float:
+    """The standard deviation of a figure over the repeats (seeds and checkpoints) that all of its sets have; NaN for one."""
+    repeats: dict[tuple[Any, ...], list[float]] = {}
+    for of in records:
+        for cell in _measured(of):
+            repeats.setdefault(tuple(cell[name] for name in REPEATS), []).append(cell[metric])
+    figures = [fmean(of_sets) for of_sets in repeats.values() if len(of_sets) == len(records)]
+    return float(np.std(figures, ddof=1)) if len(figures) > 1 else math.nan
 
 
 def _suits(figure: Figure, non_default: str) -> bool:

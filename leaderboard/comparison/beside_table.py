@@ -120,12 +120,15 @@ def _columns(
         row = place[tuple(cell[key] for key in ROW)]
         measured, there = cell["measured"], cell["status"] == "ok"
         ends = f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if intervals and not math.isnan(cell["low"]) else ""
-        spread = cell["spread"]
-        texts[0][row] = f"{100 * measured:.1f}{ends}" if there else "–"
-        texts[1][row] = f"{100 * cell[name]:.1f}" + ("" if spread is None or pd.isna(spread) else f" ±{100 * spread:.1f}")
+        texts[0][row] = f"{100 * measured:.1f}{_plus_minus(cell['measured_spread'])}{ends}" if there else "–"
+        texts[1][row] = f"{100 * cell[name]:.1f}{_plus_minus(cell['spread'])}"
         texts[2][row] = f"{100 * cell['difference']:+.1f}" if there else ""
     for line, of in zip((HEADINGS[0], name, HEADINGS[2]), texts, strict=True):
         yield Column(heading, (line,), of)
+
+
+def _plus_minus(spread: float | None) -> str:
+    return "" if spread is None or pd.isna(spread) else f" ±{100 * spread:.1f}"
 
 
 def _over_levels(of: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +139,7 @@ def _over_levels(of: pd.DataFrame) -> pd.DataFrame:
         lacking = levels[levels["status"] != "ok"]
         numbers: Any = levels[["measured", OTHER, "difference"]].mean().to_dict()
         first = (lacking if len(lacking) else levels).iloc[[0]]
-        found.append(first if len(levels) == 1 else first.assign(low=math.nan, **numbers))
+        found.append(first if len(levels) == 1 else first.assign(low=math.nan, measured_spread=math.nan, **numbers))
     return pd.concat(found)
 
 

@@ -133,6 +133,15 @@ def test_a_mean_over_sets_is_beside_the_mean_of_the_same_sets():
 SETS_OF_TWO = (("cifar100", 0.6), ("tinyimagenet", 0.8))
 
 
+def test_means_over_seeds_have_their_spread():
+    seeds = [cell("msp", "svhn", auroc, seed=seed, checkpoint="c") for seed, auroc in enumerate((0.88, 0.90, 0.92))]
+    compared = published(*seeds, cell("purview", "svhn", 0.8, "per-shift", checkpoint="c"))
+    of = {"file": "purview_ood.csv", "dataset": "svhn", "metric": "auroc", "in_distribution": "cifar10"}
+    assert row(compared, detector="msp", **of)["measured_spread"] == pytest.approx(0.02)
+    assert pd.isna(row(compared, detector="purview", **of)["measured_spread"])
+    assert "| 90.0 ±2.0 |" in " ".join(render_beside(compared, "md").split())
+
+
 def test_hyper_parameters_tell_rows_of_one_detector_apart():
     of = {"in_distribution": "cifar10:airplane", "model": "any-net"}
     free = cell(
