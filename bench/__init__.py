@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_model": "oodbench.models.load:load_model",
     "open_run": "oodbench.api:open_run",
     "open_study": "oodbench.api:open_study",
+    "read_image": "oodbench.datasets.formats.files:read_image",
     "run": "oodbench.api:run",
     "verify": "oodbench.results.bundle:verify",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "models",
     "open_run",
     "open_study",
+    "read_image",
     "run",
     "verify",
 ]
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from oodbench import datasets, detectors, gradients, leaderboard, models
     from oodbench.api import open_run, open_study, run
     from oodbench.classifier import Classifier
+    from oodbench.datasets.formats.files import read_image
     from oodbench.datasets.load import load_dataset
     from oodbench.detector import Detector, load_detector
     from oodbench.errors import OodbenchError

@@ -6,7 +6,7 @@ them run side by side, where they wait for the interpreter.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -99,6 +99,9 @@ def scores_and_logits(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``score``, and the logits of the same pass, float64 (N, classes); None for a detector that only reads images."""
     images = as_images(images)
+    if isinstance(images, Tensor) and images.is_inference():  # such tensors cannot take part in a gradient
+        with torch.inference_mode(False):
+            images = images.clone()
     detector.require_fitted()
     head = detector.head
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
@@ -125,10 +128,13 @@ def lock_of(detector: "Detector", classifier: Classifier | None) -> AbstractCont
 def _alone(detector: "Detector", classifier: Classifier | None, images: Tensor | ImageSet) -> Iterator[None]:
     """Keep other threads from the network, whose hooks and signals are the detector's now.
 
-    If the network does not accept these images, that is reported in one line instead of the error of a layer.
+    A caller's inference mode, in which nothing has gradients, and its autocast, which changes scores, do not apply. If the
+    network does not accept these images, that is reported in one line instead of the error of a layer.
     """
+    kind = "cpu" if classifier is None else classifier.device.type
+    same = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
     try:
-        with lock_of(detector, classifier):
+        with lock_of(detector, classifier), torch.inference_mode(False), same:
             yield
     except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:

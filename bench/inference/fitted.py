@@ -223,15 +223,22 @@ def load_fitted(
             f"{path} asks for images of {height}×{width} pixels, more than {MOST_PIXELS:,}, which may take all memory; if you"
             " trust the file, use --trust-model (in Python trust_model=True)"
         )
+    if classifier is not None and not isinstance(classifier, Classifier):
+        raise UsageError(
+            f"classifier is {type(classifier).__name__}; give an oodbench.Classifier, such as"
+            " oodbench.Classifier(module, mean, std)"
+        )
     target = classifier.device if classifier else resolve_device(device)
     if about.model is None:
         classifier = None
     elif classifier is None:
         classifier = _rebuilt(path, about.model, weights, weights_key, data, str(target), trust_model)
     if classifier is not None and about.model is not None and classifier.weights_hash != about.model.weights_hash:
+        gone = about.model.weights if about.model.weights and not Path(about.model.weights).exists() else ""
+        why = f" (its file {gone} is gone)" if gone and weights is None else ""
         raise BadData(
-            f"{path} was fitted on {about.model.name} with weights {about.model.weights_hash}, not {classifier.weights_hash};"
-            " give the original weights file, or fit again"
+            f"{path} was fitted on {about.model.name} with weights {about.model.weights_hash}{why}, not"
+            f" {classifier.weights_hash}; give the original weights file with --weights, or fit again"
         )
     if detector_name not in registry.records("detectors"):
         raise UsageError(

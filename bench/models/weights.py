@@ -71,11 +71,16 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
 
             with safe_open(path, "pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
-                digest = (file.metadata() or {}).get(DIGEST)
+                about = file.metadata() or {}
+                digest = about.get(DIGEST)
+                if "oodbench" in about:
+                    raise BadData(f"{path} holds a fitted detector, not the weights of a network; name another file")
         else:
             found = pickled.load(path)
         tensors = dict(_tensors(found, "", set())) if isinstance(found, Mapping) else {}
         pickled.require_stored(tensors.items(), path.stat().st_size)
+    except BadData:
+        raise
     except pickled.Unbounded as error:
         raise BadData(f"{path} {error}") from error
     except Exception as error:  # a malicious or truncated file may raise any error

@@ -1,5 +1,6 @@
 """Image files, decoded on demand."""
 
+import io
 import mmap
 import os
 import re
@@ -8,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -69,12 +71,19 @@ class ImageFiles:
         return torch.stack([decode(self.paths[row]) for row in rows])
 
 
-def decode(path: Path) -> Tensor:
-    """Decode an image file to uint8 (3, H, W), turned as its EXIF orientation says; grey is repeated, transparency dropped.
+def read_image(source: str | Path | bytes) -> Tensor:
+    """Read an image file, or the bytes of one, which may come from anybody: uint8 (3, H, W), as every set is read.
 
-    Raises as ``ImageFiles``.
+    It is turned as its EXIF orientation says; grey is repeated, transparency dropped. Raises BadData for what is not an image,
+    is truncated, has more than 8 bits per channel or more than ``MAX_PIXELS``, is a JPEG of more than ``MAX_SCANS``, or is a
+    pipe or device.
     """
-    with opened(path) as image:
+    return decode(source if isinstance(source, bytes) else Path(source))
+
+
+def decode(source: Path | bytes) -> Tensor:
+    """As ``read_image``."""
+    with opened(source) as image:
         return torch.from_numpy(np.array(upright(image).convert("RGB")).transpose(2, 0, 1))
 
 
@@ -97,16 +106,18 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
-    """Open an image. Any error inside the context becomes BadData that names the file.
+def opened(source: Path | bytes, header_only: bool = False) -> Iterator[Image.Image]:
+    """Open an image file, or the bytes of one. Any error inside the context becomes BadData that names the file.
 
     ``header_only``: the pixels will not be decoded, so that the file need not be searched for scans.
     """
+    path: Path | str = "the image" if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those that matter are errors below
-            require_regular(path)
-            with Image.open(path, formats=FORMATS) as image:
+            if isinstance(source, Path):
+                require_regular(source)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
                 if image.mode not in EIGHT_BIT_MODES:
@@ -121,18 +132,30 @@ def opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
     except OodbenchError:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds
-        raise BadData(f"{path} is not an image, or it is truncated ({why(error)}); replace or remove it") from error
+        said = "" if isinstance(error, UnidentifiedImageError) else f" ({why(error)})"  # which names an object in memory
+        raise BadData(f"{path} is not an image, or it is truncated{said}; replace or remove it") from error
 
 
 def _require_few_scans(image: Image.Image) -> None:
     """Raise BadData for a JPEG of more than ``MAX_SCANS`` scans: 400 kB of them take a minute to decode."""
     if not isinstance(image, JpegImageFile):
         return
-    scans, at, path = 0, 0, os.fsdecode(image.filename)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        while (marker := MARKER.search(content, at)) and marker[0] != END:
-            scans += marker[0] == SCAN
-            if scans > MAX_SCANS:
-                raise BadData(f"{path} has more than {MAX_SCANS} scans; remove it, or save it again if you trust it")
-            # Two bytes of length follow, except after the marker at the beginning.
-            at = marker.end() + (0 if marker[0] == b"\xff\xd8" else int.from_bytes(content[marker.end() : marker.end() + 2]))
+    if image.filename:
+        with open(image.filename, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            many = _has_many_scans(content)
+    else:
+        many = _has_many_scans(cast(io.BytesIO, image.fp).getbuffer())
+    if many:
+        path = os.fsdecode(image.filename) or "the image"
+        raise BadData(f"{path} has more than {MAX_SCANS} scans; remove it, or save it again if you trust it")
+
+
+def _has_many_scans(content: mmap.mmap | memoryview) -> bool:
+    scans, at = 0, 0
+    while (marker := MARKER.search(content, at)) and marker[0] != END:
+        scans += marker[0] == SCAN
+        if scans > MAX_SCANS:
+            return True
+        # Two bytes of length follow, except after the marker at the beginning.
+        at = marker.end() + (0 if marker[0] == b"\xff\xd8" else int.from_bytes(content[marker.end() : marker.end() + 2]))
+    return False

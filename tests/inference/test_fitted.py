@@ -431,3 +431,35 @@ def test_a_truncated_file_and_a_pickle_are_refused(file, tmp_path):
     assert not (tmp_path / "evil").exists()
     with pytest.raises(BadData, match="no such file"):
         load_fitted(tmp_path / "nowhere")
+
+
+def test_a_callers_inference_mode_and_autocast_change_no_score(fitted):
+    odin = fitted("odin")
+    images = oodbench.load_dataset("digits").images[:20]
+    expected = odin(images)[0]
+    floats = images / 255
+    with torch.inference_mode():
+        assert (odin(images)[0] == expected).all()
+        assert (odin(floats.clone())[0] == odin(images / 255)[0]).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (odin(images)[0] == expected).all()
+
+
+def test_a_plain_module_and_a_lost_weights_file_are_named(tmp_path, fitted):
+    odin = fitted("odin")
+    odin.save(tmp_path / "odin.safetensors")
+    with pytest.raises(UsageError, match=r"classifier is CifarResNet; give an oodbench\.Classifier"):
+        oodbench.load_fitted(tmp_path / "odin.safetensors", classifier=odin.classifier.module)
+    about = odin.about
+    moved = about.model.model_copy(update={"weights": str(tmp_path / "gone.safetensors"), "weights_hash": "0" * 16})
+    fitting = type(odin)(odin.detector, odin.classifier, about.model_copy(update={"model": moved}))
+    fitting.save(tmp_path / "moved.safetensors")
+    with pytest.raises(BadData, match=r"\(its file .*gone\.safetensors is gone\).* with --weights, or fit again"):
+        oodbench.load_fitted(tmp_path / "moved.safetensors")
+
+
+def test_a_fitted_detector_is_not_weights(tmp_path, fitted):
+    odin = fitted("odin")
+    odin.save(tmp_path / "odin.safetensors")
+    with pytest.raises(BadData, match="holds a fitted detector, not the weights of a network; name another file"):
+        oodbench.load_model("resnet8-digits", weights=tmp_path / "odin.safetensors")

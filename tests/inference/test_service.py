@@ -3,9 +3,11 @@
 import importlib.util
 import io
 import re
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -60,7 +62,35 @@ def test_answers_of_eight_threads_and_drift(service, client):
     assert report["drift"] is True
 
 
+def deep() -> bytes:
+    """An image of 16 bits per channel, which Pillow would clip to white."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
 def test_what_is_no_image_is_the_callers_mistake(client):
-    for content in (b"", b"no image", png(oodbench.load_dataset("digits").images[0])[:60]):
-        assert client.post("/judge", content=content).status_code == 422
+    whole = png(oodbench.load_dataset("digits").images[0])
+    large = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, "PNG")
+    broken = whole[:8] + chunk(b"IHDR", b"short")  # Pillow raises ValueError, and of other damage SyntaxError or RuntimeError
+    gif = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(gif, "GIF")
+    for content in (b"", b"no image", whole[:60], deep(), large.getvalue(), broken, b"P6 8 8 x", gif.getvalue()):
+        answer = client.post("/judge", content=content)
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("the image ")
+        assert "0x" not in answer.json()["detail"]
     assert client.get("/drift").json()["images"] == 0
+
+
+def test_every_damaged_byte_is_the_callers_mistake_or_no_mistake(client):
+    whole, random = png(oodbench.load_dataset("digits").images[0]), np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] = random.integers(256)
+        assert client.post("/judge", content=bytes(damaged)).status_code in (200, 422)
