@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -67,8 +67,10 @@ class Part(Progress):
     def say(self, line: str) -> None:
         self._whole.say(line)
 
-    def paused(self) -> AbstractContextManager[None]:
-        return self._whole.paused()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._whole.paused():
+            yield
 
     def end(self) -> None:
         """Count the part as done."""

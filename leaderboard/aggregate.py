@@ -334,7 +334,7 @@ def qualified(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if missing := [name for name in COLUMNS if name not in (*frame.columns, *LATER)]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from a run folder's frame()")
-    lacking = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "")
+    lacking: dict[str, Any] = dict.fromkeys((*QUALIFIERS.values(), "checkpoint"), "")
     lacking |= {name: float("nan") for name in LATER if name != "checkpoint"}
     lacking = {name: value for name, value in lacking.items() if name not in frame.columns}
     found = frame.reset_index(drop=True).assign(**lacking)  # frames that were put together may repeat their index

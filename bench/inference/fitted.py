@@ -147,15 +147,16 @@ class Fitted:
 
     def with_threshold(self, threshold: float) -> "Fitted":
         """The same detector with this threshold, whose false alarms are measured on held-out images."""
-        if not _is_number(threshold) or not np.isfinite(threshold):
-            raise UsageError(f"threshold = {threshold}; give a finite number")
-        return self._moved(float(threshold), self._held_out().at_threshold(threshold))
+        found = _number(threshold)
+        if found is None or not np.isfinite(found):
+            raise UsageError(f"threshold = {threshold!r}; give a finite number")
+        return self._moved(found, self._held_out().at_threshold(found))
 
     def with_false_alarms(self, rate: float) -> "Fitted":
         """The same detector with the threshold that ``oodbench fit --false-alarms RATE`` would set, without a new fit."""
-        if not _is_number(rate):
-            raise UsageError(f"false alarms = {rate}; give a share between 0 and 1, such as 0.05")
-        return self._moved(*self._held_out().at_rate(rate))
+        if (found := _number(rate)) is None:
+            raise UsageError(f"false alarms = {rate!r}; give a share between 0 and 1, such as 0.05")
+        return self._moved(*self._held_out().at_rate(found))
 
     def export(self) -> torch.nn.Module:
         """A plain module for ``torch.export`` and ONNX: images (N, 3, H, W), floats in [0, 1] of the input size, to float64
@@ -311,8 +312,12 @@ def _rebuilt(
     return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """A number, also one in a tensor or an array; None for anything else."""
+    if isinstance(value, Tensor | np.ndarray) and value.shape == ():
+        value = value.item()
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def sha256_of(path: Path) -> str:

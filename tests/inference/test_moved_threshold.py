@@ -1,5 +1,7 @@
 """A threshold moves without a new fit, and its false alarms are measured again."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_a_threshold_must_be_a_finite_number(fitted, value):
 
 @pytest.mark.parametrize("value", ["0.05", None, True])
 def test_a_rate_must_be_a_number(fitted, value):
-    with pytest.raises(UsageError, match=f"false alarms = {value}; give a share between 0 and 1"):
+    with pytest.raises(UsageError, match=re.escape(f"false alarms = {value!r}; give a share between 0 and 1")):
         fitted.with_false_alarms(value)
 
 
