@@ -148,8 +148,8 @@ def _percent(figure: float) -> str:
 def _signed(cell: dict[str, Any]) -> str:
     if pd.isna(cell["difference"]):
         return ""
-    ends = "" if pd.isna(cell["low"]) else f" [{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}]"
-    return f"{100 * cell['difference'] + 0.0:+.1f}{ends}"
+    ends = "" if pd.isna(cell["low"]) else f" [{100 * cell['low']:+z.1f}, {100 * cell['high']:+z.1f}]"
+    return f"{100 * cell['difference']:+z.1f}{ends}"
 
 
 def _samples(cell: dict[str, Any]) -> str:

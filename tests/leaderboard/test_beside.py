@@ -88,6 +88,7 @@ def test_every_published_cell_of_the_table_has_a_figure_or_a_reason():
     text = render_beside(compared, width=None)
     assert "– 1 cell failed (odin): ValueError: no" in text
     assert "the runs do not have tinyimagenet-resize" in text
+    assert "(mahalanobis-pfe): no cell under per-shift on svhn" in text
 
 
 def test_what_stands_in_is_marked_in_the_heading():
@@ -202,6 +203,9 @@ def test_tables_beside_a_run_show_means_over_levels():
     text = render_beside(beside_run(frame(*levels), frame(*other), "runs/b"), width=None)
     assert "+10.0" in text
     assert "a+haze@1" not in text
+    hardly = render_beside(beside_run(frame(cell("msp", "a", 0.6)), frame(cell("msp", "a", 0.6001)), "runs/b"), width=None)
+    assert "+0.0" in hardly
+    assert "-0.0" not in hardly
     text = render_beside(beside_run(frame(*levels[:2]), frame(*other), "runs/b"), width=None)
     assert "the runs do not have a+haze@3" in text
 
