@@ -204,7 +204,7 @@ class StudyResults(Shown, StudyFolder):
 
 
 def open_run(path: str | Path) -> Results:
-    """The results of a run that is there already, without running anything. A bundle is verified first.
+    """The results of an existing run, without running anything. A bundle is verified first.
 
     Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing, and for a bundle
     that is damaged or does not verify.
@@ -216,7 +216,7 @@ def open_run(path: str | Path) -> Results:
 
 
 def open_study(path: str | Path) -> StudyResults:
-    """The results of a study that is there already, without running anything. A bundle is verified first.
+    """The results of an existing study, without running anything. A bundle is verified first.
 
     Raises UsageError where the folder is not that of a study, BadData where its study.json is damaged, and for a bundle that
     is damaged or does not verify.
@@ -229,9 +229,9 @@ def open_study(path: str | Path) -> StudyResults:
 
 
 def require_table(name: str) -> None:
-    """Raise UsageError for a table that there is not."""
+    """Raise UsageError for an unknown table."""
     if name not in get_args(TableName):
-        raise UsageError(unknown("table", name, get_args(TableName), f"it is {' or '.join(get_args(TableName))}"))
+        raise UsageError(unknown("table", name, get_args(TableName), f"known: {', '.join(get_args(TableName))}"))
 
 
 def _warn(why: str) -> None:

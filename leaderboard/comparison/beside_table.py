@@ -108,7 +108,7 @@ def _caption(compared: Beside, first: "pd.Series[Any]", intervals: bool) -> list
     apart = "".join(f"; {name}: {protocol}" for name, protocol in paper.protocols.items())
     parts.append(f"Measured, published by {paper.source}, and measured minus published.")
     parts.append(f"The paper's protocol: {paper.protocol}{apart}.")
-    parts.append("In headings: what stands in for the paper's network or set, and parts of official sets.")
+    parts.append("Headings name what stands in for the paper's network or set, and mark parts of official sets.")
     return parts + (["In brackets: 95 % intervals over test images, of AUROC that comes from one cell."] if intervals else [])
 
 

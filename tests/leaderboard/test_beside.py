@@ -247,7 +247,7 @@ def test_the_command_compares_runs_in_each_format(runs, capsys, monkeypatch, tmp
 
 def test_the_command_says_what_it_cannot_do(runs, capsys, monkeypatch, tmp_path):
     for options, says in (
-        (["--beside", "published"], "no published figure is of a cell of these runs"),
+        (["--beside", "published"], "no published figure belongs to a cell of these runs"),
         (["--beside", tmp_path], "is not a run folder"),
         (["--beside", runs[1], "--top", "3"], "--beside takes no --top"),
         (["--beside", runs[1], "--plot", "bars"], "--beside takes no --plot"),
