@@ -88,7 +88,7 @@ def test_every_published_cell_of_the_table_has_a_figure_or_a_reason():
     text = render_beside(compared, width=None)
     assert "– 1 cell failed (odin): ValueError: no" in text
     assert "the runs do not have tinyimagenet-resize" in text
-    assert "(mahalanobis-pfe): no cell under per-shift on svhn" in text
+    assert "(odin): no cell under per-shift on lsun-resize" in text
 
 
 def test_what_stands_in_is_marked_in_the_heading():
