@@ -54,7 +54,7 @@ class Table:
 
 
 class Shown(ABC):
-    """Results of one or more run folders: as a DataFrame, as tables and as pictures. In a notebook it shows the best rows."""
+    """Results of one or more run folders as a DataFrame, as tables and as pictures. In a notebook it shows the best rows."""
 
     path: Path
 
@@ -70,10 +70,10 @@ class Shown(ABC):
 
         Args:
             table: ``detection``; ``recognition``, the accuracy and calibration of class probabilities; or ``protocols``, AUROC
-                under each of them on the same test samples.
+                under each protocol on the same test samples.
 
-        Raises UsageError for another table, BadData if run.json is damaged or missing: the settings of the records are not
-        known then.
+        Raises UsageError for an unknown table, BadData if run.json, which holds the settings of the records, is damaged or
+        missing.
         """
         require_table(table)
         folders = self._folders()
@@ -85,10 +85,10 @@ class Shown(ABC):
         """The tables of ``oodbench leaderboard``: ``print`` shows their text, a notebook HTML.
 
         Args:
-            metric: which figure they show, a column of ``frame()`` such as ``auroc`` (the default) or ``fpr95``; of
+            metric: which figure they show, a column of ``frame()`` such as ``auroc`` (the default) or ``fpr95``; for
                 recognition, ``accuracy`` (the default), ``ece``, ``nll``, ``brier`` or ``aurc``.
-            top: show only the best rows of each protocol, this many, and the controls; recognition shows all rows.
-            table: ``detection``, ``recognition``, or ``protocols``: all of them in one row, in AUROC.
+            top: show only this many of the best rows of each protocol, and the controls; recognition shows all rows.
+            table: ``detection``, ``recognition``, or ``protocols``: AUROC under all protocols in one row.
 
         Raises UsageError for an unknown metric or table, BadData if a file of the run is damaged or run.json is missing.
         """
@@ -121,7 +121,7 @@ class Shown(ABC):
         Args:
             kind: ``bars`` (AUROC and its interval), ``cd`` (average ranks over sets, and which differ), ``cost`` (AUROC
                 against milliseconds per image), ``hist`` (the scores of one detector on each set), ``roc`` (curves on one
-                set), ``severity`` (AUROC by level of a corruption), or of recognition ``reliability`` (accuracy by
+                set), ``severity`` (AUROC by level of a corruption), or for recognition ``reliability`` (accuracy by
                 confidence, of one source on one set) or ``generalization`` (accuracy against ECE under corruptions).
             top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``cd`` and
                 ``severity`` all.
@@ -191,12 +191,12 @@ class Results(Shown, RunFolder):
 class StudyResults(Shown, StudyFolder):
     """The folder of a study: figures are means over its checkpoints and seeds, ± their standard deviation.
 
-    ``results`` holds one ``Results`` per run that has begun, by the name of its folder.
+    ``results`` holds one ``Results`` per run that has started, by the name of its folder.
     """
 
     @property
     def results(self) -> dict[str, Results]:
-        """The results of each run, by the name of its folder, for what is of one run: ``scores`` and ``difference``."""
+        """The results of each run, by the name of its folder, for what one run has: ``scores`` and ``difference``."""
         return {folder.path.name: open_run(folder.path) for folder in run_folders(self.path)}
 
     def _folders(self) -> list[RunFolder]:
@@ -204,7 +204,7 @@ class StudyResults(Shown, StudyFolder):
 
 
 def open_run(path: str | Path) -> Results:
-    """The results of a run that is there already, without running anything. A bundle is verified first.
+    """The results of an existing run, without running anything. A bundle is verified first.
 
     Raises UsageError where the folder is not a run folder, BadData where its run.json is damaged or missing, and for a bundle
     that is damaged or does not verify.
@@ -216,7 +216,7 @@ def open_run(path: str | Path) -> Results:
 
 
 def open_study(path: str | Path) -> StudyResults:
-    """The results of a study that is there already, without running anything. A bundle is verified first.
+    """The results of an existing study, without running anything. A bundle is verified first.
 
     Raises UsageError where the folder is not that of a study, BadData where its study.json is damaged, and for a bundle that
     is damaged or does not verify.
@@ -229,9 +229,9 @@ def open_study(path: str | Path) -> StudyResults:
 
 
 def require_table(name: str) -> None:
-    """Raise UsageError for a table that there is not."""
+    """Raise UsageError for an unknown table."""
     if name not in get_args(TableName):
-        raise UsageError(unknown("table", name, get_args(TableName), f"it is {' or '.join(get_args(TableName))}"))
+        raise UsageError(unknown("table", name, get_args(TableName), f"known: {', '.join(get_args(TableName))}"))
 
 
 def _warn(why: str) -> None:
@@ -270,8 +270,8 @@ def run(
 ) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
-    Several models, weights or seeds, or a suite that lists some, are a study: a run of each, and ``StudyResults``, whose
-    tables show means and standard deviations.
+    With several models, weights or seeds, or a suite that lists several, it runs a study: one run for each combination. It
+    then returns ``StudyResults``, whose tables show means and standard deviations.
 
     Args:
         suite: the name of a suite in the package, a TOML file, or a ``Suite``; by default ``digits``.

@@ -173,6 +173,10 @@ def find(family: str, name: str) -> Record:
         base, _, variant = name.partition(":")
         if family == "detectors" and variant and base in known:
             raise UsageError(f"'{name}' is a row of {base}, not a detector; use '{base}', which gives all its rows")
+        whole, at, _ = name.partition("@")
+        if family == "datasets" and at and whole in known:
+            corrupted = f"or {whole}+noise@1 for a corruption of it"
+            raise UsageError(f"'{name}': {whole} has no levels; write {whole} (in a suite, leave out levels), {corrupted}")
         raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
     if known[name].error:
         raise UsageError(known[name].error)

@@ -228,4 +228,4 @@ def _figure(value: float) -> str:
 
 def _with_interval(row: dict[Any, Any], name: str) -> str:
     value, low, high = (row[part] for part in (name, f"{name}_low", f"{name}_high"))
-    return "" if pd.isna(value) else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return "" if pd.isna(value) else f"{100 * value:+z.1f} [{100 * low:+z.1f}, {100 * high:+z.1f}]"

@@ -275,7 +275,7 @@ def summary(frame: pd.DataFrame) -> str:
         accuracy, ece = (means(cells, metric).loc[NETWORK] for metric in ("accuracy", "ece"))
         inside: Any = next((of for of in accuracy.index if of[0] == IN_DISTRIBUTION), None)
         shown = {inside: f"on {inside[1]}"} if inside else {}
-        shown |= {("mean", "corruption"): "in the mean over corruptions"} if ("mean", "corruption") in accuracy else {}
+        shown |= {("mean", "corruption"): "on average over corruptions"} if ("mean", "corruption") in accuracy else {}
         figures = [f"accuracy {percent(accuracy[of])} and ECE {percent(ece[of])} {where}" for of, where in shown.items()]
         lines += [f"{cells['model'].iloc[0]}: {', '.join(figures)}"] if figures else []
     return "\n".join(lines)

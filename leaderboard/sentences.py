@@ -148,7 +148,7 @@ def _strength(attack: dict[str, Any]) -> str:
 def _(note: CleanNegatives) -> str:
     return (
         f"{note.about[0]}: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
-        f" {100 * note.mean_change:+.1f} in the mean of {note.rows} rows, most for {note.most[0]} ({note.most[1]}):"
+        f" {100 * note.mean_change:+z.1f} on average over {note.rows} rows, most for {note.most[0]} ({note.most[1]}):"
         f" {100 * note.before:.1f} to {100 * note.after:.1f}."
     )
 

@@ -10,7 +10,7 @@ from oodbench.commands.common import Debug, print_text
 
 def bundle(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a study.")],
-    out: Annotated[Path, typer.Option(help="File to write, which ends in .zip.")],
+    out: Annotated[Path, typer.Option(help="File to write; its name ends in .zip.")],
     debug: Debug = False,
 ) -> None:
     """Verify a run, and pack it into one file to submit or to publish. The last line of the output is the file."""

@@ -9,8 +9,8 @@ from oodbench.commands.common import Debug, print_json, print_text, terminal_wid
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Folder of a run or a study, or a bundle: what was.")],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", help="What is compared with it.")],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="The earlier run or study: a folder or a bundle.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="The run or study to compare with it.")],
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="AUROC", help="How much a figure may fall, such as 0.01.")
     ] = 0.0,

@@ -22,7 +22,7 @@ def leaderboard(
     format: Annotated[
         Literal["table", "md", "csv", "json", "tex", "html"] | None,
         typer.Option(
-            help="By default the one that --out ends in, else table. csv and json hold one row per cell; csv puts an apostrophe"
+            help="Default: the suffix of --out, or table. csv and json hold one row per cell; csv puts an apostrophe"
             " before texts that look like formulas.",
             show_default=False,
         ),
@@ -31,8 +31,8 @@ def leaderboard(
         Literal["detection", "recognition", "protocols"],
         typer.Option(
             metavar="NAME",
-            help="Show detection; recognition: accuracy and calibration of class probabilities; or protocols: all of them in"
-            " one row, on the same test samples.",
+            help="Show detection; recognition: accuracy and calibration of class probabilities; or protocols: all protocols"
+            " of a detector in one row, on the same test samples.",
         ),
     ] = "detection",
     top: Annotated[
@@ -47,7 +47,7 @@ def leaderboard(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Show this figure in tables, such as fpr95 (default: auroc); of recognition ece, nll, brier or aurc (default:"
+            help="Show this figure in tables, such as fpr95 (default: auroc); for recognition ece, nll, brier or aurc (default:"
             " accuracy).",
             show_default=False,
         ),
@@ -78,7 +78,7 @@ def leaderboard(
         Literal["bars", "cd", "cost", "hist", "roc", "severity", "reliability", "generalization"] | None,
         typer.Option(
             metavar="KIND",
-            help="Draw bars, cd, cost, hist, roc or severity instead of printing tables; of recognition, reliability or"
+            help="Draw bars, cd, cost, hist, roc or severity instead of printing tables; for recognition, reliability or"
             " generalization.",
         ),
     ] = None,
@@ -86,7 +86,7 @@ def leaderboard(
         str | None,
         typer.Option(
             metavar="published|RUN",
-            help="Compare with the figures that papers published, or with another run: measured, theirs and the difference.",
+            help="Compare with published figures or with another run: show both figures and their difference.",
         ),
     ] = None,
     debug: Debug = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from oodbench.commands.common import Debug, debugging, only_results, print_json, print_text, terminal_width
+from oodbench.errors import UsageError
 
 GAP = 2  # blanks between columns
 SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
@@ -23,6 +24,8 @@ def list_names(
 ) -> None:
     """List what is available, built in and from other packages. Imports none of it, except with --check."""
     if show is not None:
+        if as_json or check:
+            raise UsageError(f"--show prints a suite as TOML; leave out {'--json' if as_json else '--check'}")
         _show_suite(show, family)
         return
     if family == "suites":
@@ -57,8 +60,7 @@ def list_names(
 
 
 def _show_suite(name: str, family: str) -> None:
-    """Print a suite that can be read; ``--check`` and ``--json`` are about lists."""
-    from oodbench.errors import UsageError
+    """Print a suite that can be read."""
     from oodbench.suites.load import load_study, suite_names, suite_text
 
     if family != "suites":

@@ -15,7 +15,7 @@ from oodbench.paths import write_atomically
 
 commands = typer.Typer(help="Write a new package or repository to start from.", no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="Its name: small letters, digits and hyphens.")]
+Name = Annotated[str, typer.Argument(help="Name: lower-case letters, digits and hyphens.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write (default: oodbench-NAME, or NAME for a leaderboard).")]
 License = Annotated[Literal["apache-2.0", "mit", "none"], typer.Option(help="Licence of the package; with none, add your own.")]
 Author = Annotated[str, typer.Option(help="Who holds the copyright, for the licence.")]
@@ -124,7 +124,9 @@ def _write_package(family: str, name: str, out: Path | None, license: str, autho
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise UsageError(f"'{name}' is not a name of small letters, digits and hyphens, such as class-mean; choose another")
+        raise UsageError(
+            f"'{name}' is not a name of lower-case letters, digits and hyphens, such as class-mean; choose another"
+        )
 
 
 def _filled(template: str, words: dict[str, str]) -> str:
@@ -142,7 +144,7 @@ def _apache() -> str:
 
 def _write(folder: Path, files: dict[str, str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; name another folder with --out")
+        raise UsageError(f"{folder} already exists; name another folder with --out")
     for name, text in files.items():
         write_atomically(folder / name, text.encode())
     print_text("".join(f"{folder / name}\n" for name in sorted(files)) + f"{folder}\n")

@@ -38,7 +38,7 @@ def run(
     model: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME", help="Use this model instead of the suite's, a name or module:function; repeat for several runs."
+            metavar="NAME", help="Use this model instead of the suite's: a name or module:function. Repeat for several runs."
         ),
     ] = [],  # noqa: B006
     weights: Annotated[
@@ -57,7 +57,9 @@ def run(
     data: Data = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(help="Run folder; by default runs/SUITE, of several runs runs/SUITE-study. An existing run is resumed."),
+        typer.Option(
+            help="Run folder; by default runs/SUITE, or runs/SUITE-study for several runs. An existing run is resumed."
+        ),
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,

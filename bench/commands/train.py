@@ -27,7 +27,9 @@ def train(
     out: Annotated[Path, typer.Option(help="File to write the weights to (safetensors).")],
     recipe: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"Settings of a paper: {', '.join(recipes.RECIPES)}; the options below override."),
+        typer.Option(
+            metavar="NAME", help=f"Settings of a paper: {', '.join(recipes.RECIPES)}; the options below override them."
+        ),
     ] = recipes.DEFAULT,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,

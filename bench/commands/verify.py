@@ -28,15 +28,15 @@ def verify(
     replay: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Then score N random images of each side of each set again, and compare the scores."
+            min=1, metavar="N", help="Also score N random images of each side of each set again, and compare the scores."
         ),
     ] = None,
-    detector: Annotated[list[str], typer.Option(metavar="NAME", help="Replay this detector alone; repeat for several.")] = [],  # noqa: B006
-    dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Replay this set alone; repeat for several.")] = [],  # noqa: B006
+    detector: Annotated[list[str], typer.Option(metavar="NAME", help="Replay only this detector; repeat for several.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Replay only this set; repeat for several.")] = [],  # noqa: B006
     weights: Annotated[Path | None, typer.Option(help="Weights file of the network to replay with.")] = None,
     plugin: Plugins = [],  # noqa: B006
     trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Let the run name a model module:function, which is imported.")
+        bool, typer.Option("--trust-model", help="Trust the run: import the module:function that it names as its model.")
     ] = False,
     data: Data = [],  # noqa: B006
     device: Device = "auto",

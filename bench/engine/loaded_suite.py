@@ -101,7 +101,7 @@ class LoadedSuite:
                     f"{one.name}: alarms are right on images of another set; test {inside.original}+{parsed.benign} instead"
                 )
             if parsed.misclassified and one.first is not None:
-                raise UsageError(f"{one.name}: its images are those of {without_answers(one.name)}; leave out first")
+                raise UsageError(f"{one.name}: its images are those of {without_answers(one.name)}; leave out the key first")
             if parsed.attack:
                 resolve(parsed.attack, one.settings)
             elif one.settings:
@@ -123,7 +123,9 @@ class LoadedSuite:
         self.in_distribution = self._original(in_distribution, suite.test_split, limit, progress)
         if self.validation is not None and len(leak := protocols.copies_of(self.validation, self.in_distribution)):
             some = f"{counted(len(leak), 'image')} of {self.in_distribution.name}"
-            raise OodbenchError(f"{some} would be both set apart for validation and tested on")
+            raise OodbenchError(
+                f"{some} would be both set apart for validation and tested on; remove duplicate images, or leave out validation"
+            )
         if protocols.shares_images(self.train, self.in_distribution):
             raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
         protocols.require_same_classes(self.train, self.in_distribution)

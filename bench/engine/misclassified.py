@@ -24,7 +24,7 @@ class Answers(MeasuredTestSet):
     """A set of which right answers are one side and wrong answers the other."""
 
     def __init__(self, kind: str, cache: StatisticsCache, seed: int) -> None:
-        super().__init__(kind, Unsuitable("nothing is learnt from answers"), cache, cache, seed)
+        super().__init__(kind, Unsuitable("nothing is learnt from correct and wrong predictions"), cache, cache, seed)
 
     @cached_property
     def copies(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -40,8 +40,8 @@ def trial_of(right: np.ndarray, name: str, heads: Mapping[Detector, Head], detec
     wrong = int((~right).sum())
     if min(wrong, len(right) - wrong) < FEWEST:
         raise Unsuitable(
-            f"the network is wrong on {wrong} of {counted(len(right), 'image')} of {name}; {FEWEST} right and {FEWEST} wrong"
-            " answers are needed"
+            f"the network is wrong on {wrong} of {counted(len(right), 'image')} of {name}; {FEWEST} correct and {FEWEST} wrong"
+            " predictions are needed"
         )
     split = Split(NOTHING, NOTHING, np.flatnonzero(right), NOTHING, NOTHING, np.flatnonzero(~right))
     return Trial(split, heads, {detector: [detector.setting] for detector in detectors}, 0)

@@ -45,7 +45,7 @@ class Source(Detector):
             return probe.softmax if self.name == NETWORK else (probe.logits / self.temperature).softmax(1)
         given = self.of.probabilities(probe)
         if given is None:
-            raise GivesNone(f"{self.name} gives no class probabilities here")
+            raise GivesNone(f"{self.name} gives no class probabilities with its hyper-parameters")
         return given
 
 
@@ -175,9 +175,11 @@ class Recognition:
     def right(self, cache: StatisticsCache) -> np.ndarray:
         """Whether the network is right on each image: bool (N,). Raises why that is not known."""
         if self.loaded.classifier is None or self.loaded.unsuitable:
-            raise self.loaded.unsuitable or Unsuitable("only a network has answers, and this suite has none")
+            raise self.loaded.unsuitable or Unsuitable("this suite has no network, so there are no predictions to judge")
         if not shows_classes(cache.images, self.loaded.in_distribution):
-            raise Unsuitable(f"{cache.images.name} has no labels, or other classes than {self.loaded.in_distribution.name}")
+            raise Unsuitable(
+                f"{cache.images.name} has no labels, or its classes are not those of {self.loaded.in_distribution.name}"
+            )
         columns = self._columns(next((source for source in self.sources if source.name == NETWORK), Source(NETWORK)), cache)
         if isinstance(columns, Exception):
             raise columns

@@ -35,6 +35,7 @@ from oodbench.suite import Suite
 # or of a step along the sign of a gradient, which flips near zero.
 ALIKE, ROUGH = 1e-4, 1e-2
 Side = tuple[str, np.ndarray, StatisticsCache]  # in or out, rows, and their statistics
+SIDES = {"in": "in-distribution", "out": "anomalous"}
 SAME_FACTS = ("torch", "numpy", "device", "threads")  # without which a network that trains again may end elsewhere
 
 
@@ -74,8 +75,8 @@ class Replay:
         if self.tolerances:
             sizes = " or ".join(sorted({f"{tolerance:g}" for tolerance in self.tolerances.values()}))
             found.append(
-                f"largest difference: {self.largest:.2g} of the tolerance, which is {sizes} of a score's size plus the spread"
-                " of its set"
+                f"largest difference: {self.largest:.2g} times the tolerance, which is {sizes} times the size of a score plus"
+                " the spread of its set"
             )
         found.append(f"replayed with --seed {self.seed}: {', '.join(counted(*one) for one in counts)}: {outcome}")
         return list(map(one_line, found))
@@ -148,7 +149,7 @@ class _Replaying:
         try:
             suite = Suite.model_validate(self.manifest.suite)
         except ValidationError as error:
-            raise BadData(f"{folder.name}: its suite is that of another oodbench, so it cannot be replayed") from error
+            raise BadData(f"{folder.name}: another version of oodbench wrote its suite; replay it with that version") from error
         model = suite.model or ""
         if ":" in model and brings_weights(model) and not trust_model:
             raise UsageError(f"{folder.name} names the model {model}, which is code; if you trust it, use --trust-model")
@@ -170,7 +171,10 @@ class _Replaying:
             "in-distribution images": loaded.in_distribution.fingerprint,
         }
         if other := [what for what, value in here.items() if self.manifest.settings.get(what) != value]:
-            self.found.problems.append(f"{self.folder.name}: the {other[0]} here are not those of the run; name them")
+            option = "--weights" if other[0] == "weights" else "--data"
+            self.found.problems.append(
+                f"{self.folder.name}: the {other[0]} here are not those of the run; name its own with {option}"
+            )
             return
         loaded.load_test_sets(self.progress)
         loaded.attack(self.progress)
@@ -199,8 +203,8 @@ class _Replaying:
             self.found.left_out.append(f"{name}: its scores may depend on the other images of a batch")
         elif detector.prepares and (other := [fact for fact in SAME_FACTS if about.get(fact) != now[fact]]):
             self.found.left_out.append(
-                f"{name}: it trains networks, which end elsewhere with another {other[0]} ({about.get(other[0])} then,"
-                f" {now[other[0]]} now)"
+                f"{name}: it trains networks, which would get other weights here ({other[0]}: {about.get(other[0])} in the run,"
+                f" {now[other[0]]} here)"
             )
         else:
             return True
@@ -220,7 +224,7 @@ class _Replaying:
             self.found.left_out.append(f"{test_set.name}: {reason(test_set.error or BadData('it cannot be read'))}")
             return
         if any(record.fingerprint != images.fingerprint for record in records):
-            self.found.problems.append(f"{test_set.name}: the images here are not those of the run")
+            self.found.problems.append(f"{test_set.name}: the images here are not those of the run; name its own with --data")
             return
         outside = self._drawn(images, count)
         if images.negatives is not None:
@@ -252,8 +256,8 @@ class _Replaying:
             if (wrong := np.flatnonzero(~(far <= 1))).size:
                 first = wrong[0]
                 self.found.problems.append(
-                    f"{record.row} on {record.set_name}: {len(wrong)} of {counted(len(rows), 'score')} of {side}-images differ,"
-                    f" row {rows[first]} has {stored[rows[first]]:g} stored and {again[first]:g} now"
+                    f"{record.row} on {record.set_name}: {len(wrong)} of {counted(len(rows), 'score')} of {SIDES[side]} images"
+                    f" differ; row {rows[first]} has the stored score {stored[rows[first]]:g}, and now {again[first]:g}"
                 )
         self.found.sets[record.set_name] = None
         self.found.detectors[record.detector] = None

@@ -55,7 +55,7 @@ class Monitor:
 
     def __init__(self, fitted: Fitted, window: int = 1000, confidence: float = CONFIDENCE) -> None:
         if not isinstance(fitted, Fitted):
-            raise UsageError(f"a monitor takes what load_fitted gives, not {type(fitted).__name__}")
+            raise UsageError(f"a monitor takes what load_fitted returns, not {type(fitted).__name__}")
         if type(window) is not int or not 1 <= window <= MOST_IMAGES:
             raise UsageError(f"window = {window}; give a whole number from 1 to {MOST_IMAGES:,}")
         if not 0 < confidence < 1:

@@ -91,7 +91,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             "curetsr",
             "curetsr-net in the code of Temel et al. 2017 (arXiv 1712.02463, github.com/olivesgatech/CURE-TSR), except that the"
-            " last epoch is kept, not the best on test images. For other networks it is a choice",
+            " last epoch is kept, not the best on test images. For other networks these settings are our choice",
             epochs=80,
             batch_size=256,
             drops=(0.375, 0.75),

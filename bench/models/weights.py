@@ -48,7 +48,9 @@ def missing(name: str, data: DataRoots) -> MissingData:
 def require_there(path: Path) -> None:
     """Raise MissingData if there is no weights file at the path, and BadData for anything but a regular file."""
     if not path.exists():
-        raise MissingData(f"weights file {path} does not exist, here or in models of a data root; check its name")
+        raise MissingData(
+            f"weights file {path} does not exist, neither here nor in the folder models of a data root; check its name"
+        )
     require_regular(path)
 
 

@@ -182,7 +182,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> BundleManifest:
     """Check all members before any is read, and return the manifest."""
     members = archive.infolist()
     if len(members) > MOST_FILES or sum(member.file_size for member in members) > path.stat().st_size:
-        raise _refused(path, "it says that it holds more than fits into it")
+        raise _refused(path, "it claims to hold more files or bytes than its size allows")
     for member in members:
         if not MEMBER.fullmatch(member.filename) and member.filename != MANIFEST:
             raise _refused(path, f"it holds {member.filename[:80]!r}, which no run has")

@@ -234,7 +234,7 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
     if record.corruption != corruption_record(record.dataset, record.level, record.kind, record.seed):
         yield "its corruption is not the one that its name says"
     if (record.kind == MISCLASSIFIED) != record.dataset.endswith(f"+{MISCLASSIFIED}"):
-        yield f"its kind is {record.kind}, but its name says another"
+        yield f"its kind is {record.kind}, but its name says otherwise"
     if isinstance(record, RecognitionRecord):
         yield from verify_recognition.contradictions(record, settings)
     if not isinstance(record, DetectionRecord):
@@ -318,9 +318,9 @@ def _answers(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
     """Where right and wrong answers are not each image of the set once."""
     rows, name = np.concatenate([arrays[role] for role in TESTED]), parse(record.set_name).plain.full
     if record.protocol != "unsupervised":
-        yield f"{record.protocol} does not tell right answers from wrong ones"
+        yield f"{record.protocol} does not apply to sets of kind {MISCLASSIFIED}"
     if not np.array_equal(np.sort(rows), np.arange(len(rows))) or len(arrays.get("in_base", rows)) != len(rows):
-        yield f"its right and wrong answers do not hold each image of {name} once"
+        yield f"its correct and wrong predictions do not hold each image of {name} once"
     said = {count for key, (count, _) in record.sizes.items() if key.startswith(f"{name} (")}
     if said and len(rows) not in said:
         yield f"has {len(rows)} images of {name}, but its sizes say {', '.join(map(str, sorted(said)))}"

@@ -47,7 +47,7 @@ def wrong(record: RecognitionRecord, arrays: Mapping[str, np.ndarray]) -> list[s
     # (1 − own)² of the label itself, and of the other classes at most what is left to them, in one class.
     sound &= (squared_error >= (1 - own) ** 2 - ROUNDING) & (squared_error <= 2 * (1 - own) ** 2 + ROUNDING)
     if not sound.all():
-        return [f"no class probabilities give row {int((~sound).argmax())} of its {ROLE}"]
+        return [f"row {int((~sound).argmax())} of its {ROLE} cannot come from class probabilities"]
     counts = {count for key, (count, _) in record.sizes.items() if key.startswith(f"{record.set_name} (")}
     if counts and counts != {len(images)}:
         said = ", ".join(map(str, sorted(counts)))
@@ -62,7 +62,7 @@ def of_one_set(records: Sequence[RecognitionRecord], arrays: Mapping[str, np.nda
     if not {*NETWORK_SOURCES} <= stored.keys() or any(of.ndim != 2 for of in stored.values()):
         return
     if not np.array_equal(stored[NETWORK][:, 1], stored[SCALED][:, 1]):
-        yield f"{SCALED} on {records[0].set_name} (recognition): it is right on other images than the network"
+        yield f"{SCALED} on {records[0].set_name} (recognition): it is correct on other images than the network"
 
 
 def of_one_run(records: Sequence[RecognitionRecord]) -> Iterator[str]:

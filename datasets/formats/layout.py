@@ -20,14 +20,16 @@ def require_split(name: str, split: str, splits: Iterable[str]) -> None:
     """Raise UsageError, listing the known splits, for an unknown split."""
     splits = tuple(splits)
     if split not in splits:
-        raise UsageError(f"{name} has no split '{split}'; it has {', '.join(splits)}")
+        remedy = "; name another set to learn from, such as digits" if split == "train" else ""
+        raise UsageError(f"{name} has no split '{split}'; it has {', '.join(splits)}{remedy}")
 
 
 def missing(name: str, split: str, path: Path, address: str) -> MissingData:
     """Return the error for a missing set: which, where, and what to do."""
+    put = "save it under that path" if path.name == address.rpartition("/")[2] else "unpack it so that this path exists"
     return MissingData(
-        f"{name} ({split}) is missing: {path.absolute()} does not exist; run `oodbench data fetch {name}`, or get {address}"
-        " and unpack it so that this path exists, or name the data root that holds it with --data DIR or OODBENCH_DATA"
+        f"{name} ({split}) is missing: {path.absolute()} does not exist; run `oodbench data fetch {name}`, or download"
+        f" {address} and {put}, or name the data root that holds it with --data DIR or OODBENCH_DATA"
     )
 
 

@@ -85,7 +85,8 @@ def beside_published(
     if not rows:
         each = "; ".join(f"{suite} ({', '.join(names)})" for suite, names in known_tables(papers).items())
         raise UsageError(
-            f"no published figure is of a cell of these runs; the suites that have some, and on which sets: {each}"
+            "no published figure belongs to a cell of these runs; suites with published figures, and their in-distribution"
+            f" sets: {each}"
         )
     sources = {name: paper.source for name, paper in papers.items()}
     return Beside(_frame(rows, "published").assign(source=lambda of: of["file"].map(sources)), "published", papers)

@@ -9,7 +9,7 @@ import pandas as pd
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import METRICS, require_metric
-from oodbench.leaderboard.comparison.beside import COLUMNS, OTHER, Beside
+from oodbench.leaderboard.comparison.beside import COLUMNS, NOT_RUN, OTHER, Beside
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.notes import Missing, Note
@@ -108,7 +108,7 @@ def _caption(compared: Beside, first: "pd.Series[Any]", intervals: bool) -> list
     apart = "".join(f"; {name}: {protocol}" for name, protocol in paper.protocols.items())
     parts.append(f"Measured, published by {paper.source}, and measured minus published.")
     parts.append(f"The paper's protocol: {paper.protocol}{apart}.")
-    parts.append("In headings: what stands in for the paper's network or set, and parts of official sets.")
+    parts.append("Headings name what stands in for the paper's network or set, and mark parts of official sets.")
     return parts + (["In brackets: 95 % intervals over test images, of AUROC that comes from one cell."] if intervals else [])
 
 
@@ -122,7 +122,7 @@ def _columns(
         ends = f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if intervals and not math.isnan(cell["low"]) else ""
         texts[0][row] = f"{100 * measured:.1f}{_plus_minus(cell['measured_spread'])}{ends}" if there else "–"
         texts[1][row] = f"{100 * cell[name]:.1f}{_plus_minus(cell['spread'])}"
-        texts[2][row] = f"{100 * cell['difference']:+.1f}" if there else ""
+        texts[2][row] = f"{100 * cell['difference']:+z.1f}" if there else ""
     for line, of in zip((HEADINGS[0], name, HEADINGS[2]), texts, strict=True):
         yield Column(heading, (line,), of)
 
@@ -149,5 +149,7 @@ def _missing(of: pd.DataFrame) -> list[Note]:
     by_reason: Any = of[of["status"] != "ok"].groupby(["status", "reason"], sort=False)
     for (status, reason), cells in by_reason:
         detectors, sets = (tuple(cells[name].unique()) for name in ("detector", "heading"))
-        notes.append(Missing(min(detectors, sets, key=len), status, reason, len(cells)))
+        set_in_reason = status == NOT_RUN and len(sets) == 1
+        about = detectors if set_in_reason else min(detectors, sets, key=len)
+        notes.append(Missing(about, status, reason, len(cells)))
     return [*sorted(notes, key=lambda note: -note.cells)]

@@ -90,8 +90,8 @@ def _notes(compared: Comparison) -> list[Note | str]:
             notes.append(escape.plain(f"{what} {counted(len(of), 'cell')}: {_named(of)}."))
     if len(of := rows[rows["verdict"] == OTHER_SEED]):
         notes.append(
-            f"Not judged: {counted(len(of), 'cell')} that another seed moved: it draws splits, subsets, corruptions and what"
-            " detectors train. Compare runs of one seed."
+            f"Not judged: {counted(len(of), 'cell')} that moved between different seeds. A seed changes splits, subsets,"
+            " corruptions and the training of detectors. Compare runs with the same seed."
         )
     if compared.left_out:
         notes.append(f"Not compared: {counted(compared.left_out, 'cell')} of benign sets, whose figures are false alarms.")
@@ -148,8 +148,8 @@ def _percent(figure: float) -> str:
 def _signed(cell: dict[str, Any]) -> str:
     if pd.isna(cell["difference"]):
         return ""
-    ends = "" if pd.isna(cell["low"]) else f" [{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}]"
-    return f"{100 * cell['difference'] + 0.0:+.1f}{ends}"
+    ends = "" if pd.isna(cell["low"]) else f" [{100 * cell['low']:+z.1f}, {100 * cell['high']:+z.1f}]"
+    return f"{100 * cell['difference']:+z.1f}{ends}"
 
 
 def _samples(cell: dict[str, Any]) -> str:

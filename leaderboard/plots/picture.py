@@ -72,11 +72,15 @@ def fitted(text: Any, room: float, size: float = NORMAL, bold: bool = False) -> 
 
 
 def folded(text: Any, room: float, size: float = NORMAL, lines: int = 2, bold: bool = False) -> list[str]:
-    """Text in lines that take at most ``room`` inches, broken after - : / _ , and blanks; the last is shortened if need be."""
+    """Text in lines that take at most ``room`` inches, broken at blanks, or where a word is too long after - : / _ or a comma.
+
+    The last line is shortened if need be.
+    """
     rest = escape.plain(text)
     found: list[str] = []
     while len(found) < lines - 1 and width_of(rest, size, bold) > room:
-        ends = [at for at in range(1, len(rest)) if rest[at - 1] in " -:/_," and width_of(rest[:at], size, bold) <= room]
+        places = ([at for at in range(1, len(rest)) if rest[at - 1] in marks] for marks in (" ", "-:/_,"))
+        ends = next(filter(None, ([at for at in of if width_of(rest[:at], size, bold) <= room] for of in places)), [])
         if not ends:
             break
         found.append(rest[: ends[-1]].rstrip())

@@ -54,7 +54,10 @@ def draw(kind: str, frame: pd.DataFrame, format: str, folders: Sequence["RunFold
 def _reliability(cells: pd.DataFrame, folders: Sequence["RunFolder"]) -> Picture:
     judged = cells[cells["status"] == "ok"]
     if judged.empty:
-        raise BadData("no source of class probabilities has figures, so there is no reliability; run a detector on their sets")
+        raise BadData(
+            "no source of class probabilities has figures, so there is no reliability diagram; run a detector on"
+            " sets with the classes of the network"
+        )
     first = judged.sort_values("source", key=lambda names: names != NETWORK, kind="stable").iloc[0]
     mine = judged[(judged["source"] == first["source"]) & (judged["dataset"] == first["dataset"])]
     cell = mine.iloc[int(mine["level"].fillna(0).argmax())]
@@ -120,7 +123,7 @@ def _generalization(cells: pd.DataFrame) -> Picture:
         )
     remark = (
         "Means over corruptions, each over its levels. Arrows lead from the network (circle) to introspective (square)."
-        " Right and low is best."
+        " The lower right is best."
     )
     height = SIDE + AXIS + KEY_LINE * len(arrows)
     panel = Panel("", height, partial(_arrows, arrows=arrows))

@@ -85,7 +85,7 @@ def read_papers(folder: Path = OWN) -> dict[str, Paper]:
         first = error.errors()[0]
         raise BadData(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; mend this table") from error
     except (OSError, ValueError) as error:
-        raise BadData(f"{path} cannot be read ({error}); reinstall oodbench, or mend the file") from error
+        raise BadData(f"{path} cannot be read ({error}); reinstall oodbench, or repair the file") from error
 
 
 def read_figures(folder: Path = OWN) -> list[Figure]:
@@ -117,7 +117,7 @@ def _figures(path: Path, paper: Paper) -> Iterator[Figure]:
                 yield _figure(path.name, line, paper, row | {"column": column}, value, spread)
             except KeyError as error:
                 raise BadData(
-                    f"{path}, line {line}: {PAPERS} has no name of ours for {error}; correct the line, or add the name there"
+                    f"{path}, line {line}: {PAPERS} has no oodbench name for {error}; correct the line, or add the name there"
                 ) from error
 
 

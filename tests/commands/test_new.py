@@ -80,8 +80,8 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch, capsy
     wrong = {
         ("detector", "msp"): "there is already a detector called msp (oodbench list detectors); choose another name",
         ("dataset", "photos"): "there is already a data set called photos",
-        ("detector", "../x"): "'../x' is not a name of small letters, digits and hyphens, such as class-mean",
-        ("detector", "mine", "--out", tmp_path / "full"): "is there already; name another folder with --out",
+        ("detector", "../x"): "'../x' is not a name of lower-case letters, digits and hyphens, such as class-mean",
+        ("detector", "mine", "--out", tmp_path / "full"): "already exists; name another folder with --out",
     }
     for arguments, says in wrong.items():
         assert new(monkeypatch, *arguments) == UsageError.exit_code

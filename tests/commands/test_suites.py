@@ -37,6 +37,10 @@ def test_only_sound_suites_are_shown(tmp_path):
     assert other.returncode == 2
     assert "write oodbench list suites --show digits" in other.stderr
     assert "write oodbench list suites --show NAME" in oodbench("list", "models", "--show", "resnet18").stderr
+    for option in ("--json", "--check"):
+        refused = oodbench("list", "suites", "--show", "digits", option)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"--show prints a suite as TOML; leave out {option}" in refused.stderr
 
 
 GIVEN = ["--in-distribution", "folder:my data", "--model", "net:build", "--dataset", 'folder:a"b', "--dataset", "digits+haze"]

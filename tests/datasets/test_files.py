@@ -48,7 +48,7 @@ def write_image(path, seed=0, size=(12, 12)):
 def test_folders_of_test_images(tmp_path, name, folder):
     with pytest.raises(MissingData, match=rf"{name} \(test\).*{folder}"):
         load_dataset(name, data=tmp_path)
-    with pytest.raises(UsageError, match="no split 'train'; it has test"):
+    with pytest.raises(UsageError, match="no split 'train'; it has test; name another set to learn from"):
         load_dataset(name, data=tmp_path, split="train")
     (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(BadData, match=f"{folder} holds no images") as caught:

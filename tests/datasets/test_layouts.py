@@ -198,6 +198,8 @@ def write_svhn(root, split="test", **content):
 
 
 def test_svhn_calls_ten_zero(tmp_path):
+    with pytest.raises(MissingData, match=r"or download http\S+/test_32x32\.mat and save it under that path, or name"):
+        load_dataset("svhn", data=tmp_path)
     images = random_images(4)
     for split, official in (("train", 73_257), ("test", 26_032), ("extra", 531_131)):
         write_svhn(tmp_path, split, X=images.transpose(2, 3, 1, 0), y=np.array([[10], [1], [9], [10]], dtype=np.uint8))

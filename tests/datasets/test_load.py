@@ -73,7 +73,7 @@ def test_the_table_names_loaders_and_imports_nothing_heavy():
         ("cifr10", "unknown dataset 'cifr10'; did you mean 'cifar10'"),
         ("", "unknown dataset ''"),
         ("a\nb", "unknown dataset 'a b'"),
-        ("digits@3", "unknown dataset 'digits@3'; did you mean 'digits'"),
+        ("digits@3", r"'digits@3': digits has no levels; write digits \(in a suite, leave out levels\), or digits\+noise@1"),
         ("digits+", "unknown change or attack ''"),
         ("digits+nose@3", "unknown change or attack 'nose'; did you mean 'noise'"),
         ("digits+pgd@3", "pgd has no level; write digits\\+pgd"),

@@ -54,6 +54,6 @@ def test_a_validation_image_among_the_test_images(tmp_path, monkeypatch):
     options = {name: OPTIONS[name] for name in ("limit", "measure_costs")}
     oodbench.run(suite, out=tmp_path / "sound", **options)
     monkeypatch.setattr(LoadedSuite, "_without_validation", lambda self, images: images)
-    with pytest.raises(OodbenchError, match="of digits would be both set apart for validation and tested on"):
+    with pytest.raises(OodbenchError, match="of digits would be both set apart for validation and tested on; remove"):
         oodbench.run(suite, out=tmp_path / "leaking", **options)
     assert not list((tmp_path / "leaking").rglob("*.safetensors"))

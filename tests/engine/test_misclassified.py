@@ -141,16 +141,16 @@ def test_what_cannot_be_told_apart_says_why(tmp_path):
     assert found == {
         names[0]: (
             "skipped",
-            "the network is wrong on 0 of 80 images of digits; 10 right and 10 wrong answers are needed",
+            "the network is wrong on 0 of 80 images of digits; 10 correct and 10 wrong predictions are needed",
         ),
-        names[1]: ("skipped", "photos has no labels, or other classes than digits"),
-        names[2]: ("skipped", "digits-heldout has no labels, or other classes than digits"),
+        names[1]: ("skipped", "photos has no labels, or its classes are not those of digits"),
+        names[2]: ("skipped", "digits-heldout has no labels, or its classes are not those of digits"),
     }
     assert oodbench.verify(folder.path).ok
     sets = [TestSet(name="digits+misclassified")]
     without = Suite(name="none", in_distribution="digits", detectors=["pixels"], sets=sets)
     (record,) = oodbench.run(without, out=tmp_path / "none", limit=40, measure_costs=False).records()
-    assert (record.status, record.reason) == ("skipped", "only a network has answers, and this suite has none")
+    assert (record.status, record.reason) == ("skipped", "this suite has no network, so there are no predictions to judge")
 
 
 def test_in_distribution_answers_of_a_bad_network(tmp_path):
@@ -180,7 +180,7 @@ def test_suites_name_it_with_levels_and_nothing_learns_from_it(tmp_path):
     assert f"{OF_HAZE}: misclassified sets are tested under unsupervised only; add --protocol unsupervised" in heard.lines
     assert not list(folder.records())
     first = Suite(**given | {"sets": [TestSet(name="digits+misclassified", first=20)]})
-    with pytest.raises(UsageError, match=r"digits\+misclassified: its images are those of digits; leave out first"):
+    with pytest.raises(UsageError, match=r"digits\+misclassified: its images are those of digits; leave out the key first"):
         plan(first)
     toml = tmp_path / "suite.toml"
     toml.write_text(
@@ -197,7 +197,7 @@ EDITS = {
     "an area": ({"aurc": 0.5}, None, "aurc is 0.5, but its scores give"),
     "no area": ({"aurc": None}, None, "aurc is None, but its scores give"),
     "an excess": ({"excess_aurc": 0.0}, None, "excess_aurc is 0.0, but its scores give"),
-    "a kind": ({"kind": "corruption"}, None, "its kind is corruption, but its name says another"),
+    "a kind": ({"kind": "corruption"}, None, "its kind is corruption, but its name says otherwise"),
     "an answer": ({}, {"in_test": lambda rows: np.where(rows == rows.max(), 0, rows)}, "do not hold each image of digits"),
     "no rows": ({}, {"in_test": None}, "stores no in_test"),
     "a protocol": ({"protocol": "oracle"}, None, "oracle is not a protocol"),

@@ -225,7 +225,7 @@ def test_what_cannot_be_judged_says_why(tmp_path):
     names, sets = ["msp", "gives"], ["digits+haze@3"]
     nothing = run(tmp_path / "nothing", detectors=names, datasets=sets, protocols=["unsupervised"])
     record = found_in(nothing, "digits+haze@3")["gives"]
-    assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities here")
+    assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities with its hyper-parameters")
     assert set(nothing.frame().status) == {"ok"}
     for what, why in (("an error", "out of luck"), ("halves", "do not sum to 1")):
         options = {"detectors": names, "datasets": sets, "parameters": {"gives": {"what": what}}}

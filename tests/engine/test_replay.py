@@ -68,7 +68,7 @@ def test_scores_that_were_made_up_are_named(run, tmp_path):
     assert oodbench.verify(path).ok
     found = replay(path, 5, detectors=["msp", "knn"])
     (problem,) = found.problems
-    assert problem.startswith("msp on photos: 5 of 5 scores of out-images differ, row ")
+    assert problem.startswith("msp on photos: 5 of 5 scores of anomalous images differ; row ")
     assert not found.ok
     assert replay(path, 5, detectors=["knn"]).ok
 
@@ -95,7 +95,7 @@ def test_other_weights_are_named_and_those_of_the_run_are_found(tmp_path, monkey
     path = oodbench.run("digits", weights=weights, out=tmp_path / "run", **options).path
     found = replay(path, 2)
     assert (found.ok, found.scores) == (False, 0)
-    assert found.problems == [f"{path}: the weights here are not those of the run; name them"]
+    assert found.problems == [f"{path}: the weights here are not those of the run; name its own with --weights"]
     assert replay(path, 2, weights=weights).ok
     monkeypatch.chdir(tmp_path)
     assert replay(path, 2).ok
@@ -109,7 +109,7 @@ def test_what_trains_is_not_replayed_in_another_environment(run, tmp_path):
     found = replay(path, 2, detectors=["msp", "gradcon"], datasets=["photos"])
     assert list(found.detectors) == ["msp"]
     assert found.left_out == [
-        "gradcon: it trains networks, which end elsewhere with another device (cuda:0 (a GPU) then, cpu (x86_64) now)"
+        "gradcon: it trains networks, which would get other weights here (device: cuda:0 (a GPU) in the run, cpu (x86_64) here)"
     ]
     assert found.tolerances == {"msp": 1e-2}
 
@@ -142,7 +142,7 @@ def test_the_command_prints_and_exits(run, tmp_path, monkeypatch, capsys):
     about = json.loads(printed.out)
     assert (code, about["ok"], about["problems"]) == (1, False, [])
     assert np.isclose(about["replay"]["scores"], 6)
-    assert "scores of out-images differ" in about["replay"]["problems"][0]
+    assert "scores of anomalous images differ" in about["replay"]["problems"][0]
     code, printed = command(run, "--detector", "msp")
     assert code == UsageError.exit_code
     assert "--detector is for --replay; add --replay N, or leave it out" in printed.err

@@ -88,6 +88,7 @@ def test_every_published_cell_of_the_table_has_a_figure_or_a_reason():
     text = render_beside(compared, width=None)
     assert "– 1 cell failed (odin): ValueError: no" in text
     assert "the runs do not have tinyimagenet-resize" in text
+    assert "(odin): no cell under per-shift on lsun-resize" in text
 
 
 def test_what_stands_in_is_marked_in_the_heading():
@@ -202,6 +203,9 @@ def test_tables_beside_a_run_show_means_over_levels():
     text = render_beside(beside_run(frame(*levels), frame(*other), "runs/b"), width=None)
     assert "+10.0" in text
     assert "a+haze@1" not in text
+    hardly = render_beside(beside_run(frame(cell("msp", "a", 0.6)), frame(cell("msp", "a", 0.6001)), "runs/b"), width=None)
+    assert "+0.0" in hardly
+    assert "-0.0" not in hardly
     text = render_beside(beside_run(frame(*levels[:2]), frame(*other), "runs/b"), width=None)
     assert "the runs do not have a+haze@3" in text
 
@@ -243,7 +247,7 @@ def test_the_command_compares_runs_in_each_format(runs, capsys, monkeypatch, tmp
 
 def test_the_command_says_what_it_cannot_do(runs, capsys, monkeypatch, tmp_path):
     for options, says in (
-        (["--beside", "published"], "no published figure is of a cell of these runs"),
+        (["--beside", "published"], "no published figure belongs to a cell of these runs"),
         (["--beside", tmp_path], "is not a run folder"),
         (["--beside", runs[1], "--top", "3"], "--beside takes no --top"),
         (["--beside", runs[1], "--plot", "bars"], "--beside takes no --plot"),

@@ -110,7 +110,7 @@ def test_what_another_seed_moved_is_not_judged(tmp_path):
     compared = oodbench.compare(one, other)
     assert (verdicts(compared), compared.ok) == ({"photos": "other seed", "uniform": "equal"}, True)
     assert compared.differs == ["seed: 0, then 1"]
-    assert "Not judged: 1 cell that another seed moved" in render_comparison(compared)
+    assert "Not judged: 1 cell that moved between different seeds" in render_comparison(compared)
 
 
 def test_other_images_are_compared_by_intervals(tmp_path):

@@ -272,7 +272,7 @@ def test_figures_against_clean_negatives_alone_are_summed_up(gather):
     _, notes = gather(run=rows)
     assert notes[0] == (
         "digits+cw: negatives are clean images and their noisy twins. Against the clean ones alone AUROC ×100 moves by"
-        " +1.5 in the mean of 2 rows, most for knn (unsupervised): 70.0 to 75.0."
+        " +1.5 on average over 2 rows, most for knn (unsupervised): 70.0 to 75.0."
     )
 
 

@@ -114,6 +114,7 @@ def _share(one, other):
 
 def test_long_names_are_folded_and_then_shortened():
     assert folded("mc-dropout:mutual-information", 1.5, 7.5) == ["mc-dropout:mutual-", "information"]
+    assert folded("resnet8, in-distribution digits", 1.15, 7.5) == ["resnet8,", "in-distribution digits"]
     assert fitted("knn", 1) == "knn"
     for line in [fitted("m" * 99, 1.0), *folded("long-" * 99, 1.0), *folded("m" * 99, 1.0)]:
         assert width_of(line) <= 1.0

@@ -163,7 +163,7 @@ def test_a_run_ends_with_a_line_of_it(finished):
     inside = of_network[of_network.kind == "in-distribution"].iloc[0]
     assert summary(frame) == (
         f"resnet8-digits: accuracy {100 * inside.accuracy:.1f} % and ECE {100 * inside.ece:.1f} % on digits,"
-        f" accuracy {100 * noise.accuracy:.1f} % and ECE {100 * noise.ece:.1f} % in the mean over corruptions"
+        f" accuracy {100 * noise.accuracy:.1f} % and ECE {100 * noise.ece:.1f} % on average over corruptions"
     )
     assert summary(frame[frame.kind == "in-distribution"]).endswith("% on digits")
     assert summary(frame[frame.source == "mc-dropout"]) == summary(frame.iloc[:0]) == ""
@@ -173,7 +173,7 @@ def test_the_output_of_a_run_has_the_line(tmp_path):
     options = ["--detector", "msp", "--dataset", "digits+haze@3", "--limit", "40", "--no-costs", "--out", tmp_path / "run"]
     lines = new_process.oodbench("run", *options).stdout.splitlines()
     line = summary(gather_recognition([RunFolder(tmp_path / "run")])[0])
-    assert "in the mean over corruptions" in line
+    assert "on average over corruptions" in line
     assert line in " ".join(" ".join(lines).split())
     assert lines[-1] == str(tmp_path / "run")
 
