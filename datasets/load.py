@@ -248,10 +248,11 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     if images.labels is None:
         return images
     last = len(images.classes) - 1 if images.classes else torch.inf
-    if images.labels.is_floating_point() or images.labels.min() < 0 or images.labels.max() > last:
-        raise BadData(
-            f"dataset '{name.base}' of {owner} has labels that are not 0, 1, … {last}; a loader must return int64 (N,)"
-        )
+    if images.labels.is_floating_point():
+        raise BadData(f"dataset '{name.base}' of {owner} has {images.labels.dtype} labels; a loader must return int64 (N,)")
+    if images.labels.min() < 0 or images.labels.max() > last:
+        known = f"outside 0 to {last}, its classes" if images.classes else "below 0"
+        raise BadData(f"dataset '{name.base}' of {owner} has labels {known}; correct the labels")
     return replace(images, labels=images.labels.to(torch.int64))
 
 

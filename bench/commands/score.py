@@ -90,7 +90,8 @@ def score(
         elif false_alarms is not None:
             fitted = fitted.with_false_alarms(false_alarms)
         _print_rows(counted(), format, output)
-    note = f"{anomalous:,} of {count:,} images are anomalous: their score is above {fitted.threshold:.6g}"
+    scored = count - unreadable
+    note = f"{anomalous:,} of {scored:,} scored images: anomalous (score above {fitted.threshold:.6g})"
     print(note + (f"; {unreadable:,} cannot be read" if unreadable else ""), file=sys.stderr)
     if unreadable:
         raise typer.Exit(1)

@@ -65,7 +65,7 @@ def test_score_gives_a_row_an_image_in_order(fit, images):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     names = ["a.ppm", "b/a.JPG", "b/grey.png", "c.png", "c.png"]
     assert [row["path"] for row in rows] == [str(images / name) for name in names]
-    assert "images are anomalous" in done.stderr
+    assert "of 5 scored images: anomalous (score above " in done.stderr
     fitted = oodbench.load_fitted(fit[1])
     scores, flagged = fitted(oodbench.load_dataset("photos").images[:1])
     np.testing.assert_allclose(rows[0]["score"], scores[0], rtol=1e-5)
@@ -107,6 +107,7 @@ def test_what_cannot_be_read_is_a_row_with_a_reason(fit, images):
         assert says in rows[name]["reason"]
         assert "\n" not in rows[name]["reason"]
     assert {name for name, row in rows.items() if row["score"] is not None} == {"a.ppm", "a.JPG", "grey.png", "c.png"}
+    assert "of 4 scored images: " in done.stderr
     assert "5 cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
     table = run("score", fit[1], images / "nowhere.png", images / "c.png")

@@ -319,9 +319,9 @@ def test_corrupted_class_is_the_class_of_the_corrupted_set():
     [
         ("a string", "dataset 'theirs' of their-package 1.2 returned str; a loader must return an ImageSet"),
         (ImageSet(random_images(2, 4)), "1 or 3"),
-        (ImageSet(random_images(2), torch.tensor([0, -1])), "labels that are not"),
-        (ImageSet(random_images(2), torch.tensor([0.0, 1.0])), "labels that are not"),
-        (ImageSet(random_images(2), torch.tensor([0, 2]), classes=("a", "b")), "labels that are not"),
+        (ImageSet(random_images(2), torch.tensor([0, -1])), "labels below 0; correct"),
+        (ImageSet(random_images(2), torch.tensor([0.0, 1.0])), "float32 labels; a loader must return int64"),
+        (ImageSet(random_images(2), torch.tensor([0, 2]), classes=("a", "b")), "labels outside 0 to 1, its classes"),
         (ImageSet(OnDemand([torch.zeros(3, 8, 8)])), "float32"),
         (RuntimeError("boom\nbang"), "dataset 'theirs' of their-package 1.2 cannot be loaded: RuntimeError: boom bang"),
     ],
