@@ -34,8 +34,10 @@ PARAMETERS = {
     "resnet101": 42_512_970,
     "densenet-bc-100-12": 769_162,
     "curetsr-net": 44_726,
+    "duq-resnet18": 14_052_928,
     "resnet8-digits": 75_290,
 }
+HEADLESS = ("duq-resnet18",)  # no linear layer gives their logits
 WEIGHTS_HASH = "e6d7fb1191ca3e79"  # of resnet8-digits
 CHANNELS = {
     "resnet20-cifar10": [16, 16, 32, 64],
@@ -67,7 +69,13 @@ def test_a_network_has_its_size_layers_and_head(name):
     assert calls
     assert set(calls.values()) == {1}
     classifier.check(torch.rand(2, 3, side, side))
-    assert build(name, 7).head.out_features == 7
+    seven = build(name, 7)
+    assert seven(torch.rand(1, 3, side, side)).shape == (1, 7)
+    if name in HEADLESS:
+        with pytest.raises(Unsuitable, match=f"{name} has no final linear layer"):
+            _ = seven.head
+    else:
+        assert seven.head.out_features == 7
 
 
 @pytest.mark.parametrize("name", CHANNELS)

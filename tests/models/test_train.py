@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
     with pytest.raises(UsageError, match=r"a training with epochs 4 instead of 5; delete .*net\.safetensors\.checkpoint"):
         train(MODEL, bright_set, out=out, **{**SETTINGS, "epochs": 5})
     with pytest.raises(
-        UsageError, match=r"a training with drops \[\] instead of \[0\.5, 0\.75\], weight decay 0\.0005 instead"
+        UsageError, match=r"a training with drops \[\] instead of \[0\.5, 0\.75\], drop None instead of 0\.1, weight d"
     ):
         train(MODEL, bright_set, out=out, recipe="densenet-cifar", **SETTINGS)
     train(MODEL, bright_set, out=out, resume=False, **{**SETTINGS, "epochs": 1})
@@ -199,10 +199,10 @@ def test_the_schedule_is_half_a_cosine():
     assert [cosine(0.2, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0.2, 0.1 + 0.1 * math.sqrt(0.5), 0.1, 0])
 
 
-def test_the_rate_drops_to_a_tenth_at_shares_of_the_epochs():
-    rates = [dropped(0.1, epoch, 80, (0.375, 0.75)) for epoch in (0, 29, 30, 59, 60, 79)]
+def test_the_rate_drops_at_shares_of_the_epochs():
+    rates = [dropped(0.1, epoch, 80, (0.375, 0.75), 0.1) for epoch in (0, 29, 30, 59, 60, 79)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert [dropped(1, epoch, 3, (0.5, 0.75)) for epoch in range(3)] == pytest.approx([1, 1, 0.01])
+    assert [dropped(1, epoch, 3, (0.5, 0.75), 0.2) for epoch in range(3)] == pytest.approx([1, 1, 0.04])
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -226,7 +226,7 @@ def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch)
     optimizer = torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
     milestones = [round(share * epochs) for share in recipe.drops]
     schedule = (
-        torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, recipe.drop)
         if milestones
         else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     )
@@ -251,6 +251,18 @@ def test_recipes_are_known_by_name(bright_set, tmp_path):
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", recipe="curetsrr", **SETTINGS)
     changed = recipes.find("svhn").override(epochs=3, augment=True, lr=None)
     assert (changed.epochs, changed.augment, changed.lr, changed.batch_size) == (3, True, 0.1, 64)
+
+
+def test_a_card_from_before_recipes_had_a_factor_is_that_of_the_same_training(bright_set, tmp_path):
+    out = tmp_path / "net.safetensors"
+    train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
+    card = json.loads((tmp_path / "net.card.json").read_text())
+    assert card["recipe"].pop("drop") == 0.1
+    (tmp_path / "net.card.json").write_text(json.dumps(card))
+    train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
+    other = replace(recipes.find("svhn"), drop=0.2)
+    with pytest.raises(UsageError, match=r"of a training with drop 0\.1 instead of 0\.2; name another"):
+        train(MODEL, bright_set, out=out, recipe=other, **SETTINGS)
 
 
 def test_the_card_says_what_made_the_weights(bright_set, tmp_path):

@@ -1,0 +1,31 @@
+"""What a network is trained on, where it is not cross-entropy alone."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oodbench.classifier import Classifier
+
+
+class OwnObjective(nn.Module):
+    """Base of a module that decides itself what a step of its training minimises, and what comes before and after a step.
+
+    Its methods take normalised images (N, C, H, W), as ``forward`` does, and labels (N,).
+    """
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, a mean over the images, and their logits (N, classes). May be called under autocast."""
+        logits = self(images)
+        return F.cross_entropy(logits, labels), logits
+
+    def begin_epoch(self) -> None:
+        """Called before the first step of each epoch."""
+
+    def after_step(self, images: Tensor, labels: Tensor) -> None:
+        """Called after each step of the optimizer with the images of the step, without gradients and without autocast."""
+
+
+def on_body(module: nn.Module, body: Classifier) -> Classifier:
+    """A classifier of a module that holds the module of another as ``body``: same normalisation, same layers, no final linear
+    layer, because that of the body does not give the logits."""
+    mean, std = (None if value is None else value.flatten().tolist() for value in (body.mean, body.std))
+    return Classifier(module, mean, std, head="", layers=[f"body.{name}" for name in body.layer_names])
