@@ -27,5 +27,6 @@ class OwnObjective(nn.Module):
 def on_body(module: nn.Module, body: Classifier) -> Classifier:
     """A classifier of a module that holds the module of another as ``body``: same normalisation, same layers, no final linear
     layer, because that of the body does not give the logits."""
-    mean, std = (None if value is None else value.flatten().tolist() for value in (body.mean, body.std))
-    return Classifier(module, mean, std, head="", layers=[f"body.{name}" for name in body.layer_names])
+    made = Classifier(module, head="", layers=[f"body.{name}" for name in body.layer_names])
+    made.mean, made.std = body.mean, body.std  # not by value, which a network without values does not have
+    return made

@@ -182,6 +182,13 @@ def test_a_file_says_the_number_of_classes(small_name, tmp_path):
     assert load_model(small_name, tmp_path / "five.safetensors", num_classes=8).weights_hash == made.weights_hash
 
 
+def test_the_network_of_the_table_is_loaded_from_a_file(tmp_path):
+    """Shapes are compared before a network has values."""
+    made = build("duq-resnet18", 7, seed=3)
+    weights.write(tmp_path / "seven.safetensors", made.module)
+    assert load_model("duq-resnet18", tmp_path / "seven.safetensors").weights_hash == made.weights_hash
+
+
 def test_it_has_layers_and_no_final_linear_layer(batch):
     network = with_kernels(resnet8(WIDTH), WIDTH, CLASSES)
     assert network.layer_names == ("body.relu", "body.layer1", "body.layer2", "body.layer3")
