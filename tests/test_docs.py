@@ -305,6 +305,7 @@ def test_the_page_of_models_has_the_values_of_each_recipe():
         *first, last = [f"{100 * share:g}%" for share in recipe.drops] or [""]
         drops, drop = " and ".join(filter(None, [", ".join(first), last])), {0.1: "÷10", 0.2: "×0.2"}[recipe.drop]
         schedule = f"{recipe.lr:g}, {drop} after {drops}" if drops else f"{recipe.lr:g}, cosine"
+        schedule += f", {recipe.warmup} epoch of warm-up" * bool(recipe.warmup)
         values = recipe.epochs, recipe.batch_size, schedule, f"{recipe.weight_decay:g}"
         yes = ("yes" if value else "no" for value in (recipe.nesterov, recipe.augment))
         assert [f"`{name}`", *map(str, values), *yes, str(recipe.size or "")] in [row[:8] for row in rows]

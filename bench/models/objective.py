@@ -20,6 +20,9 @@ class OwnObjective(nn.Module):
     def begin_epoch(self) -> None:
         """Called before the first step of each epoch."""
 
+    def end_epoch(self) -> None:
+        """Called after the last step of each epoch, without gradients."""
+
     def after_step(self, images: Tensor, labels: Tensor) -> None:
         """Called after each step of the optimizer with the images of the step, without gradients and without autocast."""
 

@@ -83,6 +83,7 @@ def train(
             "lr": recipe.lr,
             "drops": list(recipe.drops),
             "drop": recipe.drop if recipe.drops else None,
+            "warmup": recipe.warmup or None,
             "momentum": recipe.momentum,
             "nesterov": recipe.nesterov,
             "weight decay": recipe.weight_decay,
@@ -154,6 +155,9 @@ class Training:
                 loss_sum += loss * len(rows)
                 correct += (logits.argmax(1) == labels).sum()
                 on_step()
+        if isinstance(module, OwnObjective):
+            with torch.no_grad():
+                module.end_epoch()
         return float(loss_sum) / len(images), float(correct) / len(images)
 
     def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -184,9 +188,10 @@ class Training:
 
     def _rate(self, step: int) -> float:
         recipe = self._recipe
+        share = min(1, step / (recipe.warmup * self.steps)) if recipe.warmup else 1
         if recipe.drops:
-            return dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops, recipe.drop)
-        return cosine(recipe.lr, step, recipe.epochs * self.steps)
+            return share * dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops, recipe.drop)
+        return share * cosine(recipe.lr, step, recipe.epochs * self.steps)
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:

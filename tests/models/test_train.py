@@ -205,6 +205,18 @@ def test_the_rate_drops_at_shares_of_the_epochs():
     assert [dropped(1, epoch, 3, (0.5, 0.75), 0.2) for epoch in range(3)] == pytest.approx([1, 1, 0.04])
 
 
+def test_the_rate_rises_step_by_step_in_the_first_epochs(bright_set, monkeypatch):
+    recipe = replace(recipes.find("svhn"), warmup=2, batch_size=33, epochs=8)
+    training = train_module.Training(build(MODEL, 3), bright_set, recipe)
+    rates, step = [], training._step
+    monkeypatch.setattr(
+        training, "_step", lambda *each: (step(*each), rates.append(training.optimizer.param_groups[0]["lr"]))[0]
+    )
+    for epoch in range(5):
+        training.epoch(epoch)
+    assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch):
     """Against a loop that is written out, on one batch a step and without augmentation."""
@@ -237,7 +249,10 @@ def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch)
             loss = torch.nn.functional.cross_entropy(network(bright_set.images[rows] / 255), bright_set.labels[rows])
         optimizer.zero_grad()
         loss.backward()
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = rate * (min(1, epoch / recipe.warmup) if recipe.warmup else 1)
         optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
         schedule.step()
     for key, value in network.module.state_dict().items():
         torch.testing.assert_close(trained.module.state_dict()[key], value)
@@ -257,7 +272,7 @@ def test_a_card_from_before_recipes_had_a_factor_is_that_of_the_same_training(br
     out = tmp_path / "net.safetensors"
     train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
     card = json.loads((tmp_path / "net.card.json").read_text())
-    assert card["recipe"].pop("drop") == 0.1
+    assert (card["recipe"].pop("drop"), card["recipe"].pop("warmup")) == (0.1, 0)
     (tmp_path / "net.card.json").write_text(json.dumps(card))
     train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
     other = replace(recipes.find("svhn"), drop=0.2)
