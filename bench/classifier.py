@@ -61,7 +61,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1))
         modules = dict(module.named_modules())
         last = next((n for n, m in reversed(modules.items()) if isinstance(m, nn.Linear)), None)
-        self.head_name = (head or None) if head is not None else last
+        self._headless = head == ""
+        self.head_name = None if self._headless else head or last
         known = next((p for p in LAYER_PATTERNS if all(n in modules for n in p)), ())
         self.layer_names: tuple[str, ...] = tuple(layers) if layers is not None else known
         for wanted in (*self.layer_names, *([head] if head else [])):
@@ -91,7 +92,8 @@ class Classifier(nn.Module):
         """The final linear layer. Raises Unsuitable if there is none."""
         module = dict(self.module.named_modules()).get(self.head_name) if self.head_name is not None else None
         if not isinstance(module, nn.Linear):
-            raise Unsuitable(f"{self.name} has no final linear layer; name one with Classifier(…, head=…)")
+            remedy = "use detectors that read no features" if self._headless else "name one with Classifier(…, head=…)"
+            raise Unsuitable(f"{self.name} has no final linear layer; {remedy}")
         return module
 
     @property

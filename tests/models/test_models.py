@@ -75,7 +75,7 @@ def test_a_network_has_its_size_layers_and_head(name):
     assert [v.shape for v in shapes.state_dict().values()] == [v.shape for v in seven.state_dict().values()]
     assert seven(torch.rand(1, 3, side, side)).shape == (1, 7)
     if name in HEADLESS:
-        with pytest.raises(Unsuitable, match=f"{name} has no final linear layer"):
+        with pytest.raises(Unsuitable, match=f"{name} has no final linear layer; use detectors that read no features"):
             _ = seven.head
     else:
         assert seven.head.out_features == 7
