@@ -31,7 +31,8 @@ class Classifier(nn.Module):
         module: maps normalised images (N, C, H, W) to logits (N, classes). It is put into eval mode and its parameters
             are frozen, in place.
         mean, std: the normalisation (C,), applied inside; None for a module that normalises by itself.
-        head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module.
+        head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module. Empty for a module whose
+            logits do not come from a linear layer.
         layers: dotted names of the modules that layered detectors read, first to last; by default those of the known
             families (ResNet, DenseNet).
         name: its name in result tables.
@@ -59,7 +60,9 @@ class Classifier(nn.Module):
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1))
         modules = dict(module.named_modules())
-        self.head_name = head or next((n for n, m in reversed(modules.items()) if isinstance(m, nn.Linear)), None)
+        last = next((n for n, m in reversed(modules.items()) if isinstance(m, nn.Linear)), None)
+        self._headless = head == ""
+        self.head_name = None if self._headless else head or last
         known = next((p for p in LAYER_PATTERNS if all(n in modules for n in p)), ())
         self.layer_names: tuple[str, ...] = tuple(layers) if layers is not None else known
         for wanted in (*self.layer_names, *([head] if head else [])):
@@ -74,17 +77,23 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), floats in [0, 1], to logits (N, classes)."""
-        if self.mean is not None and self.std is not None:
-            images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        images = self.normalised(images)
         with around_call.get()(f"one forward pass of {self.name}"):
             return self.module(images)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the module takes: images (N, C, H, W), floats in [0, 1], with the normalisation applied."""
+        if self.mean is None or self.std is None:
+            return images
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
     @property
     def head(self) -> nn.Linear:
         """The final linear layer. Raises Unsuitable if there is none."""
         module = dict(self.module.named_modules()).get(self.head_name) if self.head_name is not None else None
         if not isinstance(module, nn.Linear):
-            raise Unsuitable(f"{self.name} has no final linear layer; name one with Classifier(…, head=…)")
+            remedy = "use detectors that read no features" if self._headless else "name one with Classifier(…, head=…)"
+            raise Unsuitable(f"{self.name} has no final linear layer; {remedy}")
         return module
 
     @property

@@ -10,13 +10,22 @@ from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
 from oodbench.detectors._parameters import require_finite, require_whole
+from oodbench.models.duq import (
+    FIRST_COUNT,
+    LEAST,
+    class_sums,
+    cross_entropy,
+    distance_from_one,
+    exponents_of,
+    initial,
+    offsets_of,
+)
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 MOMENTUM = 0.9
 DROPS, DROP = (0.25, 0.5, 0.75), 0.2  # after these shares of the epochs the learning rate is multiplied by DROP
-FIRST_COUNT, FIRST_SPREAD = 13.0, 0.05  # of the centroids, before the first image
 
 
 class DUQ(Detector):
@@ -25,7 +34,8 @@ class DUQ(Detector):
     K_c = exp(−s_c), s_c = mean_m (W_c f − e_c)²_m / 2σ², W_c (M, d) an embedding for each class, e_c (M,) its centroid.
     Score: 1 − max_c K_c.
 
-    The paper trains the whole network in this way. **Here the network is frozen and only the head learns**, on its
+    The paper trains the whole network in this way, as the model ``duq-resnet18`` is trained; for that model, the detector
+    ``maxlogit`` has the order of the paper's score. **Here the network is frozen and only the head learns**, on its
     features f, divided by their root mean square on training images that are not held out. The loss is binary
     cross-entropy of (K_c) against the label, mean over classes, plus λ (‖∇_f Σ_c K_c‖₂ − 1)², λ = ``penalty``. In the
     paper, the gradient is with respect to the image, but the head cannot change the part of the frozen network. Centroids
@@ -76,12 +86,9 @@ class DUQ(Detector):
         classes, width = logits.shape[1], features.shape[1]
         size = width if self.embedding_size is None else self.embedding_size
         random = torch.Generator().manual_seed(train_set.seed)
-        # He's initial weights (2015); PyTorch counts classes·d inputs for a tensor (M, classes, d).
-        embedding = torch.randn(classes, size, width, generator=random) * (2 / (classes * width)) ** 0.5
-        centroids = torch.randn(classes, size, generator=random) * FIRST_SPREAD
-        embedding, centroids = embedding.to(features).requires_grad_(), centroids.to(features)
+        embedding, total = (value.to(features) for value in initial(classes, size, width, random))
+        embedding.requires_grad_()
         count = torch.full((classes, 1), FIRST_COUNT).to(features)
-        total = centroids * count
         optimizer = torch.optim.SGD([embedding], self.lr, MOMENTUM, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
             optimizer.param_groups[0]["lr"] = self.lr * DROP ** sum(epoch >= share * self.epochs for share in DROPS)
@@ -95,8 +102,7 @@ class DUQ(Detector):
                     loss.backward()
                 optimizer.step()
                 with torch.no_grad():
-                    sums = torch.einsum("cmd,cd->cm", embedding, targets.T @ batch)  # Σ W_c f over images of c
-                    total = self.gamma * total + (1 - self.gamma) * sums
+                    total = self.gamma * total + (1 - self.gamma) * class_sums(batch, targets, embedding)
                     count = self.gamma * count + (1 - self.gamma) * targets.sum(0)[:, None]
                 loss_sum += float(loss.detach()) * len(rows)
             _training.report(progress, "duq", epoch, self.epochs, loss_sum / len(labels))
@@ -104,19 +110,17 @@ class DUQ(Detector):
 
     def _loss(self, features: Tensor, targets: Tensor, embedding: Tensor, centroids: Tensor) -> Tensor:
         """Binary cross-entropy and gradient penalty of features (n, d) against one-hot targets (n, classes): a number."""
-        offsets = offsets_of(features, embedding, centroids)
-        exponents = exponents_of(offsets, self.length_scale).clamp_min(1e-12)
-        # Computed from s, because log K and log (1 − K) have no gradient for a K that rounds to 0 or 1.
-        cross_entropy = (targets * exponents - (1 - targets) * torch.log(-torch.expm1(-exponents))).mean()
-        gradients = kernel_gradients(offsets, exponents, embedding, self.length_scale)
-        return cross_entropy + self.penalty * (gradients.norm(dim=1) - 1).square().mean()
+        offsets = offsets_of(features, embedding.flatten(0, 1), centroids)
+        exponents = exponents_of(offsets, self.length_scale)
+        gradients = kernel_gradients(offsets, exponents.clamp_min(LEAST), embedding, self.length_scale)
+        return cross_entropy(exponents, targets) + self.penalty * distance_from_one(gradients)
 
     def exponents(self, probe: Probe) -> Tensor:
         """s_c = −log K_c: float64 (N, classes)."""
 
         def compute() -> Tensor:
             features = probe.features.double() / self.scale_
-            offsets = offsets_of(features, self.embedding_.double(), self.centroids_.double())
+            offsets = offsets_of(features, self.embedding_.double().flatten(0, 1), self.centroids_.double())
             return exponents_of(offsets, self.length_scale)
 
         return probe.once(("duq", id(self)), compute)
@@ -127,16 +131,6 @@ class DUQ(Detector):
 
     def statistics(self, probe: Probe) -> Tensor:
         return -torch.expm1(-self.exponents(probe).min(1).values)
-
-
-def offsets_of(features: Tensor, embedding: Tensor, centroids: Tensor) -> Tensor:
-    """W_c f − e_c: features (N, d), embedding (classes, M, d), centroids (classes, M) -> (N, classes, M)."""
-    return (features @ embedding.flatten(0, 1).T).unflatten(1, centroids.shape) - centroids
-
-
-def exponents_of(offsets: Tensor, length_scale: float) -> Tensor:
-    """s_c = mean_m offset² / 2σ²: (N, classes, M) -> (N, classes)."""
-    return offsets.square().mean(2) / (2 * length_scale**2)
 
 
 def kernel_gradients(offsets: Tensor, exponents: Tensor, embedding: Tensor, length_scale: float) -> Tensor:

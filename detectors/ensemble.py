@@ -16,7 +16,7 @@ from oodbench.detectors._parameters import require_finite, require_whole
 from oodbench.detectors._uncertainty import COLUMNS, uncertainties
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
-from oodbench.models import recipes
+from oodbench.models import imports_code, recipes, weights
 from oodbench.models.build import build, outline
 from oodbench.models.train import Training
 from oodbench.probe import Probe
@@ -24,6 +24,7 @@ from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
 STEP_COST = 3  # cost of a training step, in forward passes
+FILES = (".safetensors", ".pt", ".pth", ".th", ".tar", ".ckpt", ".bin")  # what the name of a weights file ends in
 
 
 class Ensemble(Detector):
@@ -35,9 +36,13 @@ class Ensemble(Detector):
     ``members`` is the number K of networks, 5 as in the paper. K − 1 networks of the classifier's architecture are newly
     initialised and trained on the training images that are not held out, like ``oodbench train``: SGD with Nesterov
     momentum .9, weight decay 5e-4, a cosine schedule, crops, and flips if the set allows them. (The paper's adversarial
-    training, which it calls optional, is left out.) Alternatively, ``members`` is a list of model names with weights under
-    the data root, which join the classifier; then nothing is trained and no labels are needed. A member cannot be a
-    ``module:function``: a saved ensemble builds its members by name, and a file must not name code to run.
+    training, which it calls optional, is left out.)
+
+    Alternatively, ``members`` is a list of weights files and model names, which join the classifier; then nothing is trained
+    and no labels are needed. A file (``.safetensors``, or ``.pt`` and the like) holds other weights of the classifier's own
+    architecture, such as those of other seeds, and is searched as the classifier's. A name is that of a model with weights
+    under the data root. No two networks may have the same weights. A member cannot be a ``module:function``: a saved ensemble
+    holds the weights of its members and builds them by name, and a file must not name code to run.
 
     images (N, C, H, W), logits (N, classes) -> (N, 3), float64, in nats and squared probability
     """
@@ -56,12 +61,14 @@ class Ensemble(Detector):
         else:
             sound = isinstance(members, int) and not isinstance(members, bool) and members >= 2
         if not sound:
-            raise UsageError(f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of model names")
+            raise UsageError(
+                f"ensemble: members = {members!r}; give a whole number of at least 2, or a list of weights files or model names"
+            )
         if isinstance(members, list):
             _refuse_code(members)
         require_whole("ensemble", 1, epochs=epochs, batch_size=batch_size)
         require_finite("ensemble", "above 0", lr=lr)
-        self.caches = isinstance(members, int)  # for members by name, the cache key does not cover their weights files
+        self.caches = isinstance(members, int)  # the cache key does not cover the weights files of a list
         self.members, self.epochs, self.lr, self.batch_size = members, epochs, lr, batch_size
 
     def check(self, classifier: Classifier | None) -> None:
@@ -69,7 +76,7 @@ class Ensemble(Detector):
         if isinstance(self.members, int) and (fixed := _training.fixed_parameters(network.module)):
             raise Unsuitable(
                 f"cannot reinitialise '{fixed[0]}' of {network.name} (its module has no reset_parameters);"
-                " give members as a list of model names"
+                " give members as a list of weights files or model names"
             )
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
@@ -77,8 +84,7 @@ class Ensemble(Detector):
         if isinstance(self.members, int):
             members = self._train(train_set, network, progress)
         else:
-            classes = _classes(network, train_set)
-            members = [_loaded(name, train_set, classes) for name in self.members]
+            members = _listed(self.members, network, train_set)
         self._networks = None
         self.weights_ = [value.detach().clone() for member in members for value in member.module.state_dict().values()]
 
@@ -126,47 +132,88 @@ class Ensemble(Detector):
                 networks = (
                     (copy.deepcopy(classifier) for _ in range(self.members - 1))
                     if isinstance(self.members, int)
-                    else self._by_name(self.members, classes)
+                    else self._listed(self.members, classifier, classes)
                 )
                 self._networks = _training.filled(networks, self.weights_)
             for network in self._networks:
                 _training.place_like(network, classifier)
             return self._networks
 
-    def _by_name(self, names: list[str], classes: int) -> Iterator[Classifier]:
-        """New networks. A fitted file may name any, so shapes are compared with its weights before a network is built."""
+    def _listed(self, members: list[str], classifier: Classifier, classes: int) -> Iterator[Classifier]:
+        """New networks, and no file is opened: ``weights_`` holds their values.
+
+        A fitted file may name any model, so shapes are compared with its weights before a network is built.
+        """
         start = 0
-        for name in names:
-            if (shapes := outline(name, classes)) is not None:
-                wanted = [value.shape for value in shapes.module.state_dict().values()]
-                if wanted != [weight.shape for weight in self.weights_[start : start + len(wanted)]]:
-                    raise BadData(_training.OTHERS)
-                start += len(wanted)
-            network = build(name, classes)
-            if shapes is None:
-                start += len(network.module.state_dict())
+        for name in members:
+            if _is_file(name):
+                network, shapes = copy.deepcopy(classifier), None
+            else:
+                if (shapes := outline(name, classes)) is not None:
+                    wanted = [value.shape for value in shapes.module.state_dict().values()]
+                    if wanted != [weight.shape for weight in self.weights_[start : start + len(wanted)]]:
+                        raise BadData(_training.OTHERS)
+                network = build(name, classes)
+            start += len((shapes or network).module.state_dict())
             yield network
+
+
+def _is_file(member: str) -> bool:
+    """Whether a member is a weights file, and not the name of a model."""
+    return member.lower().endswith(FILES)
 
 
 def _refuse_code(members: list[str]) -> None:
     """Raise UsageError for a ``module:function``: loading a file with that name in it would import and call it."""
     for name in members:
-        if ":" in name and name.partition(":")[0] not in ("timm", "torchvision"):
+        if imports_code(name) and not _is_file(name):
             raise UsageError(
                 f"ensemble: the member {name!r} is code to run; name a built-in, timm: or torchvision: model, or one that a"
-                " package registers"
+                " package registers, or a weights file"
             )
 
 
-def _loaded(name: str, train_set: TrainingSet, classes: int) -> Classifier:
-    """A member by name. Raises MissingData without its weights, Unsuitable if it needs other images or has other classes."""
+def _listed(names: list[str], classifier: Classifier, train_set: TrainingSet) -> list[Classifier]:
+    """The members of a list. Raises Unsuitable for two with the same weights: they always agree."""
+    classes = _classes(classifier, train_set)
+    seen = {classifier.weights_hash: f"the classifier {classifier.name}"}
+    members = []
+    for name in names:
+        load = _from_file if _is_file(name) else _by_name
+        member = load(name, classifier, train_set)
+        _training.place_like(member, classifier)
+        if (found := _classes(member, train_set)) != classes:
+            raise Unsuitable(f"the member {name} has {found} classes, but the classifier has {classes}; give one with as many")
+        if (same := seen.get(hash := member.weights_hash)) is not None:
+            raise Unsuitable(f"the member {name} has the same weights as {same}; give those of another seed, or leave it out")
+        seen[hash] = f"the member {name}"
+        members.append(member)
+    return members
+
+
+def _from_file(name: str, classifier: Classifier, train_set: TrainingSet) -> Classifier:
+    """The classifier's network with the weights of a file. Raises MissingData without it, and BadData if it does not fit."""
+    from oodbench.models.load import weights_path
+
+    path = weights_path(classifier.name, name, train_set.data)
+    assert path is not None  # a name is given
+    member = copy.deepcopy(classifier)
+    state = weights.part_for(weights.read(path), member.module, classifier.name, path, None)
+    try:
+        weights.put(state, member.module, classifier.name, path)
+    except BadData as error:
+        fault = str(error).rpartition("; ")[0]
+        raise BadData(f"the member {fault}; members from files have the architecture and classes of the classifier") from error
+    return member
+
+
+def _by_name(name: str, classifier: Classifier, train_set: TrainingSet) -> Classifier:
+    """A member by name. Raises MissingData without its weights, and Unsuitable if it needs other images."""
     from oodbench.models.load import load_model
 
     member = load_model(name, data=train_set.data, require_weights=True)
     _, images = next(train_set.batches(train_set.rows[:1], 1, member))
     member.check(images)
-    if (found := _classes(member, train_set)) != classes:
-        raise Unsuitable(f"the member {name} has {found} classes, but the classifier has {classes}; give one with as many")
     return member
 
 

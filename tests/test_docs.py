@@ -305,8 +305,10 @@ def table_rows(text: str) -> list[list[str]]:
 def test_the_page_of_models_has_the_values_of_each_recipe():
     rows = table_rows((ROOT / "docs" / "model.md").read_text(encoding="utf-8"))
     for name, recipe in RECIPES.items():
-        drops = " and ".join(f"{100 * share:g}%" for share in recipe.drops)
-        schedule = f"{recipe.lr:g}, ÷10 after {drops}" if drops else f"{recipe.lr:g}, cosine"
+        *first, last = [f"{100 * share:g}%" for share in recipe.drops] or [""]
+        drops, drop = " and ".join(filter(None, [", ".join(first), last])), {0.1: "÷10", 0.2: "×0.2"}[recipe.drop]
+        schedule = f"{recipe.lr:g}, {drop} after {drops}" if drops else f"{recipe.lr:g}, cosine"
+        schedule += f", {recipe.warmup} epoch of warm-up" * bool(recipe.warmup)
         values = recipe.epochs, recipe.batch_size, schedule, f"{recipe.weight_decay:g}"
         yes = ("yes" if value else "no" for value in (recipe.nesterov, recipe.augment))
         assert [f"`{name}`", *map(str, values), *yes, str(recipe.size or "")] in [row[:8] for row in rows]

@@ -40,6 +40,16 @@ TABLE = {
         "The small network of CURE-TSR's authors, for 28x28 images",
         "Temel et al. 2017, arXiv 1712.02463",
     ),
+    "duq-resnet18": Entry(
+        "oodbench.models.duq:duq_resnet18",
+        "ResNet-18 with a kernel per class in place of logits (DUQ), for 32x32 images",
+        "van Amersfoort et al. 2020, arXiv 2003.02037",
+    ),
+    "sngp-resnet18": Entry(
+        "oodbench.models.sngp:sngp_resnet18",
+        "ResNet-18 with bounded convolutions and a Gaussian process (SNGP), for 32x32 images",
+        "Liu et al. 2020, arXiv 2006.10108",
+    ),
     "resnet8-digits": Entry(
         "oodbench.models.cifar_resnet:resnet8",
         "ResNet-8 for the embedded 8x8 digits, with its weights",

@@ -29,7 +29,8 @@ def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set
         return
     try:
         found = json.loads(read_small(path))
-        before = {"model": found["model"], "seed": found["seed"], "images": found["train"]["fingerprint"], **found["recipe"]}
+        before = {"model": found["model"], "seed": found["seed"], "images": found["train"]["fingerprint"]}
+        before |= {"drop": Recipe.drop, "warmup": Recipe.warmup, **found["recipe"]}  # older cards lack these, always the same
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or name another file with --out") from error
     now = {"model": model, "seed": seed, "images": train_set.fingerprint, **recipe.values()}

@@ -10,7 +10,7 @@ from oodbench.registry import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """The values of a training by SGD with momentum on the cross-entropy.
+    """The values of a training by SGD with momentum, on the cross-entropy unless the network has an objective of its own.
 
     Attributes:
         name: of the recipe.
@@ -18,8 +18,10 @@ class Recipe:
         epochs: passes over the training images.
         batch_size: images per step, at most.
         lr: learning rate of the first step.
-        drops: shares of the epochs, each in (0, 1), after which the rate is divided by ten; empty for half a cosine from
-            ``lr`` to 0, step by step.
+        drops: shares of the epochs, each in (0, 1), after which the rate is multiplied by ``drop``; empty for half a cosine
+            from ``lr`` to 0, step by step.
+        drop: see ``drops``.
+        warmup: number of first epochs over which the rate rises from 0, in a straight line.
         momentum, nesterov: of SGD.
         weight_decay: of all parameters.
         augment: whether images are shifted by up to an eighth of their side, and mirrored where their set allows it.
@@ -32,6 +34,8 @@ class Recipe:
     batch_size: int = 128
     lr: float = 0.1
     drops: tuple[float, ...] = ()
+    drop: float = 0.1
+    warmup: int = 0
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -99,6 +103,28 @@ RECIPES: Mapping[str, Recipe] = {
             weight_decay=1e-4,
             augment=False,
             size=28,
+        ),
+        Recipe(
+            "duq",
+            "duq-resnet18 on CIFAR-10 in van Amersfoort et al. 2020 (arXiv 2003.02037); the authors' code"
+            " (github.com/y0ast/deterministic-uncertainty-quantification) ends after 75 of the 100 epochs, and its gradient"
+            " penalty weighs .5 instead of .75. For other networks, whose loss is the cross-entropy, it is a choice",
+            lr=0.05,
+            drops=(0.25, 0.5, 0.75),
+            drop=0.2,
+            nesterov=False,
+        ),
+        Recipe(
+            "sngp",
+            "SNGP on CIFAR-10 in the code of Liu et al. 2020 (arXiv 2006.10108, github.com/google/uncertainty-baselines,"
+            " baselines/cifar/sngp.py), for a Wide ResNet-28-10 there. Its rate is for 128 images; its L2 of 3e-4 is a decay of"
+            " 6e-4, of convolutions and BatchNorm alone there. For other networks it is a choice",
+            epochs=250,
+            lr=0.05,
+            drops=(0.3, 0.6, 0.8),
+            drop=0.2,
+            warmup=1,
+            weight_decay=6e-4,
         ),
     )
 }

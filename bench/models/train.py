@@ -18,6 +18,7 @@ from oodbench.models import card, recipes, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.device import resolve_device
+from oodbench.models.objective import OwnObjective
 from oodbench.models.recipes import Recipe
 
 
@@ -81,6 +82,8 @@ def train(
             "batch size": recipe.batch_size,
             "lr": recipe.lr,
             "drops": list(recipe.drops),
+            "drop": recipe.drop if recipe.drops else None,
+            "warmup": recipe.warmup or None,
             "momentum": recipe.momentum,
             "nesterov": recipe.nesterov,
             "weight decay": recipe.weight_decay,
@@ -111,7 +114,8 @@ def train(
 
 
 class Training:
-    """Trains a classifier in place, epoch by epoch, by SGD as a recipe says.
+    """Trains a classifier in place, epoch by epoch, by SGD as a recipe says: on the cross-entropy, or on what a module that is
+    an ``OwnObjective`` minimises.
 
     Uses mixed precision on CUDA. ``images`` are labelled.
     """
@@ -135,7 +139,10 @@ class Training:
         images, device = self._images, self._classifier.device
         assert images.labels is not None
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        self._classifier.module.train()
+        module = self._classifier.module
+        module.train()
+        if isinstance(module, OwnObjective):
+            module.begin_epoch()
         with _seeded(self._seed, number, device) as generator:
             # Batches of nearly equal size: a last batch with one image would have no variance for normalisation.
             order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
@@ -148,30 +155,43 @@ class Training:
                 loss_sum += loss * len(rows)
                 correct += (logits.argmax(1) == labels).sum()
                 on_step()
+        if isinstance(module, OwnObjective):
+            with torch.no_grad():
+                module.end_epoch()
         return float(loss_sum) / len(images), float(correct) / len(images)
 
     def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """One step on uint8 images (n, C, H, W); returns the loss and the logits from before the step."""
+        module, images = self._classifier.module, batch.float() / 255
         with torch.autocast(batch.device.type, self.precision, enabled=self.precision is not None):
-            logits = self._classifier(batch.float() / 255)
-            if not isinstance(logits, Tensor):
-                raise Unsuitable(
-                    f"{self._classifier.name} gives {type(logits).__name__} in training, not logits; train another"
-                )
-            loss = F.cross_entropy(logits, labels)
+            if isinstance(module, OwnObjective):
+                loss, logits = module.loss(self._classifier.normalised(images), labels)
+            else:
+                logits = self._logits(images)
+                loss = F.cross_entropy(logits, labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if isinstance(module, OwnObjective):
+            with torch.no_grad():
+                module.after_step(self._classifier.normalised(images), labels)
         return loss.detach(), logits.detach()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self._classifier(images)
+        if not isinstance(logits, Tensor):
+            raise Unsuitable(f"{self._classifier.name} gives {type(logits).__name__} in training, not logits; train another")
+        return logits
 
     def _rate(self, step: int) -> float:
         recipe = self._recipe
+        share = min(1, step / (recipe.warmup * self.steps)) if recipe.warmup else 1
         if recipe.drops:
-            return dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops)
-        return cosine(recipe.lr, step, recipe.epochs * self.steps)
+            return share * dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops, recipe.drop)
+        return share * cosine(recipe.lr, step, recipe.epochs * self.steps)
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
@@ -215,9 +235,9 @@ def cosine(lr: float, step: int, steps: int) -> float:
     return lr * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def dropped(lr: float, epoch: int, epochs: int, drops: Sequence[float]) -> float:
-    """``lr`` divided by ten for each share of the epochs in ``drops`` that is over before this epoch (from 0)."""
-    return lr * 0.1 ** sum(epoch >= round(share * epochs) for share in drops)
+def dropped(lr: float, epoch: int, epochs: int, drops: Sequence[float], drop: float) -> float:
+    """``lr`` times ``drop`` for each share of the epochs in ``drops`` that is over before this epoch (from 0)."""
+    return lr * drop ** sum(epoch >= round(share * epochs) for share in drops)
 
 
 def _classes(images: ImageSet) -> int:

@@ -11,6 +11,7 @@ import oodbench
 from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors import duq
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.models.duq import exponents_of, offsets_of
 from oodbench.probe import Probe
 from oodbench.training_set import TrainingSet
 
@@ -61,7 +62,7 @@ def parts():
 
 def test_kernels_are_the_formula(parts):
     features, embedding, centroids = parts
-    exponents = duq.exponents_of(duq.offsets_of(features, embedding, centroids), 0.5)
+    exponents = exponents_of(offsets_of(features, embedding.flatten(0, 1), centroids), 0.5)
     expected = kernels(features, embedding, centroids, 0.5)
     torch.testing.assert_close(torch.exp(-exponents), expected, rtol=1e-12, atol=0)
     assert 0.01 < expected.min() < expected.max() < 0.99
@@ -69,8 +70,8 @@ def test_kernels_are_the_formula(parts):
 
 def test_the_gradient_in_closed_form_is_what_autograd_gives(parts):
     features, embedding, centroids = parts
-    offsets = duq.offsets_of(features, embedding, centroids)
-    found = duq.kernel_gradients(offsets, duq.exponents_of(offsets, 0.5), embedding, 0.5)
+    offsets = offsets_of(features, embedding.flatten(0, 1), centroids)
+    found = duq.kernel_gradients(offsets, exponents_of(offsets, 0.5), embedding, 0.5)
     leaf = features.clone().requires_grad_()
     (expected,) = torch.autograd.grad(kernels(leaf, embedding, centroids, 0.5).sum(), leaf)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)

@@ -17,6 +17,7 @@ from oodbench.conformance.task import easy_shift, easy_task, trained_classifier
 from oodbench.detectors.ensemble import Ensemble
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
 from oodbench.image_set import ImageSet
+from oodbench.models import weights
 from oodbench.models.build import build
 from oodbench.probe import Probe
 from oodbench.training_set import TrainingSet
@@ -193,6 +194,84 @@ def test_members_by_name_must_be_there_and_have_the_same_classes(named, classifi
         prepared(classifier, training_set(data=data), members=["resnet32-cifar10"])
 
 
+@pytest.fixture
+def from_files(tmp_path, monkeypatch):
+    """A classifier, the networks of its two members, and a data root: one member is in it, the other in the working folder."""
+    others = [build("resnet20-cifar10", seed=seed) for seed in (1, 2)]
+    (tmp_path / "data" / "models").mkdir(parents=True)
+    weights.write(tmp_path / "seed1.safetensors", others[0].module)
+    torch.save({"state_dict": others[1].module.state_dict()}, tmp_path / "data" / "models" / "seed2.pt")
+    monkeypatch.chdir(tmp_path)
+    return build("resnet20-cifar10"), others, tmp_path / "data"
+
+
+FROM_FILES = ["seed1.safetensors", "seed2.pt"]
+
+
+def test_members_from_files_join_the_classifier_without_training_or_labels(from_files, tmp_path):
+    classifier, others, data = from_files
+    detector = prepared(classifier, training_set(TRAIN[:20], None, data=data), members=FROM_FILES)
+    p = torch.stack([network(INSIDE[:9]).double().softmax(1) for network in (classifier, *others)])
+    found = columns(detector, classifier, INSIDE[:9])
+    torch.testing.assert_close(detector.probabilities(Probe(classifier, INSIDE[:9], detector.signals)), p.mean(0))
+    np.testing.assert_allclose(found[:, 2], p.var(0, correction=0).sum(1).numpy(), rtol=1e-5)
+
+
+def test_a_saved_ensemble_holds_the_weights_and_opens_no_file_of_its_members(from_files, tmp_path, monkeypatch):
+    classifier, _, data = from_files
+    detector = prepared(classifier, training_set(TRAIN[:20], None, data=data), members=FROM_FILES)
+    found = columns(detector, classifier, INSIDE[:9])
+    detector.save(tmp_path / "fitted.safetensors")
+    monkeypatch.setattr(weights, "read", lambda path: pytest.fail(f"read {path}"))
+    loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
+    assert loaded.members == FROM_FILES
+    np.testing.assert_array_equal(columns(loaded, classifier, INSIDE[:9]), found)
+    header, fitted = state.load(tmp_path / "fitted.safetensors")
+    for members in (["/etc/secret.pt"], ["a.pt"] * 1000):
+        changed = {**header, "parameters": {**header["parameters"], "members": members}}
+        state.save(tmp_path / "other.safetensors", changed, fitted)
+        with pytest.raises(BadData, match="networks have another architecture than this classifier"):
+            columns(oodbench.Detector.load(tmp_path / "other.safetensors"), classifier, INSIDE[:9])
+
+
+def test_files_and_names_may_be_mixed(from_files):
+    classifier, _, data = from_files
+    save_file(build("resnet32-cifar10", seed=3).module.state_dict(), data / "models" / "resnet32-cifar10.safetensors")
+    members = ["seed1.safetensors", "resnet32-cifar10", str(data / "models" / "seed2.pt")]
+    mixed = prepared(classifier, training_set(data=data), members=members)
+    assert mixed._logits(Probe(classifier, INSIDE[:2], mixed.signals)).shape == (4, 2, 10)
+
+
+def test_members_from_files_must_be_there_fit_and_differ(from_files, tmp_path):
+    classifier, others, data = from_files
+
+    def refused(error, match, *members):
+        with pytest.raises(error, match=match) as caught:
+            prepared(classifier, training_set(data=data), members=list(members))
+        assert "\n" not in str(caught.value)
+
+    weights.write(tmp_path / "own.safetensors", classifier.module)
+    torch.save(others[0].module.double().state_dict(), tmp_path / "again.pth")  # the same values, in another file
+    weights.write(tmp_path / "deeper.safetensors", build("resnet32-cifar10").module)
+    weights.write(tmp_path / "fewer.safetensors", build("resnet20-cifar10", 7).module)
+    refused(MissingData, "weights file seed9.safetensors does not exist", "seed9.safetensors")
+    refused(Unsuitable, "member own.safetensors has the same weights as the classifier resnet20-cifar10", "own.safetensors")
+    for twice in (["seed1.safetensors", "again.pth"], ["seed1.safetensors"] * 2):
+        refused(Unsuitable, f"the member {twice[1]} has the same weights as the member seed1.safetensors; give those", *twice)
+    refused(
+        BadData,
+        r"the member deeper\.safetensors does not fit resnet20-cifar10: it has unknown .*; members from files have the arch",
+        "deeper.safetensors",
+    )
+    refused(BadData, r"fewer\.safetensors does not fit .*: linear\.weight is \(7, 64\) instead of", "fewer.safetensors")
+
+
+def test_members_by_name_must_differ_too(named):
+    classifier, _, data = named
+    with pytest.raises(Unsuitable, match="the member resnet32-cifar10 has the same weights as the member resnet32-cifar10"):
+        prepared(classifier, training_set(data=data), members=["resnet32-cifar10"] * 2)
+
+
 def test_another_architecture_than_it_was_fitted_on_is_refused(detector, tmp_path):
     detector.save(tmp_path / "fitted.safetensors")
     loaded = oodbench.Detector.load(tmp_path / "fitted.safetensors")
@@ -229,7 +308,7 @@ def test_a_parameter_that_nothing_initialises_is_named():
 
 @pytest.mark.parametrize("members", [1, 0, True, 2.5, [], [3], "resnet20-cifar10"])
 def test_bad_members_are_refused(members):
-    with pytest.raises(UsageError, match="give a whole number of at least 2, or a list of model names"):
+    with pytest.raises(UsageError, match="give a whole number of at least 2, or a list of weights files or model names"):
         oodbench.load_detector("ensemble", members=members)
 
 

@@ -18,7 +18,7 @@ import oodbench
 from oodbench import registry
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
 from oodbench.models import TABLE, weights
-from oodbench.models.build import build
+from oodbench.models.build import build, outline
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.cifar_resnet import Block
 from oodbench.models.curetsr_net import standardised
@@ -34,8 +34,11 @@ PARAMETERS = {
     "resnet101": 42_512_970,
     "densenet-bc-100-12": 769_162,
     "curetsr-net": 44_726,
+    "duq-resnet18": 14_052_928,
+    "sngp-resnet18": 11_179_328,
     "resnet8-digits": 75_290,
 }
+HEADLESS = ("duq-resnet18", "sngp-resnet18")  # no linear layer gives their logits
 WEIGHTS_HASH = "e6d7fb1191ca3e79"  # of resnet8-digits
 CHANNELS = {
     "resnet20-cifar10": [16, 16, 32, 64],
@@ -67,7 +70,15 @@ def test_a_network_has_its_size_layers_and_head(name):
     assert calls
     assert set(calls.values()) == {1}
     classifier.check(torch.rand(2, 3, side, side))
-    assert build(name, 7).head.out_features == 7
+    seven, shapes = build(name, 7), outline(name, 7)
+    assert shapes.device.type == "meta"
+    assert [v.shape for v in shapes.state_dict().values()] == [v.shape for v in seven.state_dict().values()]
+    assert seven(torch.rand(1, 3, side, side)).shape == (1, 7)
+    if name in HEADLESS:
+        with pytest.raises(Unsuitable, match=f"{name} has no final linear layer; use detectors that read no features"):
+            _ = seven.head
+    else:
+        assert seven.head.out_features == 7
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -173,6 +184,16 @@ def test_the_file_says_the_number_of_classes_whatever_the_last_layer_is(name, tm
     expected = build(name, 7, seed=3)
     torch.save(expected.module.state_dict(), tmp_path / "mine.pt")
     assert load_model(name, tmp_path / "mine.pt").weights_hash == expected.weights_hash
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_the_file_of_a_network_on_a_body_says_its_classes_and_holds_its_buffers(name, tmp_path):
+    expected = build(name, 7, seed=3)
+    weights.write(tmp_path / "mine.safetensors", expected.module)
+    loaded = load_model(name, tmp_path / "mine.safetensors")
+    assert loaded.weights_hash == expected.weights_hash
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded(images), expected(images))
 
 
 def test_weights_are_found_under_the_data_root(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_training_is_not_resumed(bright_set, tmp_path):
     with pytest.raises(UsageError, match=r"a training with epochs 4 instead of 5; delete .*net\.safetensors\.checkpoint"):
         train(MODEL, bright_set, out=out, **{**SETTINGS, "epochs": 5})
     with pytest.raises(
-        UsageError, match=r"a training with drops \[\] instead of \[0\.5, 0\.75\], weight decay 0\.0005 instead"
+        UsageError, match=r"a training with drops \[\] instead of \[0\.5, 0\.75\], drop None instead of 0\.1, weight d"
     ):
         train(MODEL, bright_set, out=out, recipe="densenet-cifar", **SETTINGS)
     train(MODEL, bright_set, out=out, resume=False, **{**SETTINGS, "epochs": 1})
@@ -199,10 +199,22 @@ def test_the_schedule_is_half_a_cosine():
     assert [cosine(0.2, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0.2, 0.1 + 0.1 * math.sqrt(0.5), 0.1, 0])
 
 
-def test_the_rate_drops_to_a_tenth_at_shares_of_the_epochs():
-    rates = [dropped(0.1, epoch, 80, (0.375, 0.75)) for epoch in (0, 29, 30, 59, 60, 79)]
+def test_the_rate_drops_at_shares_of_the_epochs():
+    rates = [dropped(0.1, epoch, 80, (0.375, 0.75), 0.1) for epoch in (0, 29, 30, 59, 60, 79)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert [dropped(1, epoch, 3, (0.5, 0.75)) for epoch in range(3)] == pytest.approx([1, 1, 0.01])
+    assert [dropped(1, epoch, 3, (0.5, 0.75), 0.2) for epoch in range(3)] == pytest.approx([1, 1, 0.04])
+
+
+def test_the_rate_rises_step_by_step_in_the_first_epochs(bright_set, monkeypatch):
+    recipe = replace(recipes.find("svhn"), warmup=2, batch_size=33, epochs=8)
+    training = train_module.Training(build(MODEL, 3), bright_set, recipe)
+    rates, step = [], training._step
+    monkeypatch.setattr(
+        training, "_step", lambda *each: (step(*each), rates.append(training.optimizer.param_groups[0]["lr"]))[0]
+    )
+    for epoch in range(5):
+        training.epoch(epoch)
+    assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -226,7 +238,7 @@ def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch)
     optimizer = torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
     milestones = [round(share * epochs) for share in recipe.drops]
     schedule = (
-        torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, recipe.drop)
         if milestones
         else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     )
@@ -237,7 +249,10 @@ def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch)
             loss = torch.nn.functional.cross_entropy(network(bright_set.images[rows] / 255), bright_set.labels[rows])
         optimizer.zero_grad()
         loss.backward()
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = rate * (min(1, epoch / recipe.warmup) if recipe.warmup else 1)
         optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
         schedule.step()
     for key, value in network.module.state_dict().items():
         torch.testing.assert_close(trained.module.state_dict()[key], value)
@@ -251,6 +266,18 @@ def test_recipes_are_known_by_name(bright_set, tmp_path):
         train(MODEL, bright_set, out=tmp_path / "net.safetensors", recipe="curetsrr", **SETTINGS)
     changed = recipes.find("svhn").override(epochs=3, augment=True, lr=None)
     assert (changed.epochs, changed.augment, changed.lr, changed.batch_size) == (3, True, 0.1, 64)
+
+
+def test_a_card_from_before_recipes_had_a_factor_is_that_of_the_same_training(bright_set, tmp_path):
+    out = tmp_path / "net.safetensors"
+    train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
+    card = json.loads((tmp_path / "net.card.json").read_text())
+    assert (card["recipe"].pop("drop"), card["recipe"].pop("warmup")) == (0.1, 0)
+    (tmp_path / "net.card.json").write_text(json.dumps(card))
+    train(MODEL, bright_set, out=out, recipe="svhn", **SETTINGS)
+    other = replace(recipes.find("svhn"), drop=0.2)
+    with pytest.raises(UsageError, match=r"of a training with drop 0\.1 instead of 0\.2; name another"):
+        train(MODEL, bright_set, out=out, recipe=other, **SETTINGS)
 
 
 def test_the_card_says_what_made_the_weights(bright_set, tmp_path):
