@@ -37,6 +37,41 @@ def test_it_is_delongs_test(digits):
     assert (found.n_in, found.n_out) == (40, 30)
 
 
+# The data set aSAH of R's package pROC (Robin et al., BMC Bioinformatics 12, 2011; Turck et al. 2010): 72 patients with a good
+# outcome and 41 with a poor one, in the same order for each marker. Ranks of the markers, equal where a test cannot tell them
+# apart, from the placements in pROC's tests (helper-deLongPlacementsCpp-expected.R).
+ASAH = {
+    "wfns": (
+        "0 0 0 0 4 0 1 1 0 1 1 0 0 0 1 0 1 0 0 2 3 0 3 0 4 4 0 0 1 3 0 0 1 1 0 1 0 1 1 0 0 0 0 1 0 1 0 0 2 1 3 1 0 3 0 0 4 3"
+        " 1 1 0 0 0 2 0 1 1 3 3 0 0 0",
+        "2 1 3 4 4 4 4 1 4 1 0 1 4 3 3 1 4 4 4 1 4 1 4 1 3 4 3 3 0 3 3 1 1 4 4 1 1 4 4 4 4",
+    ),
+    "ndka": (
+        "0 8 6 17 4 34 4 38 29 38 36 46 10 4 23 4 4 50 25 13 13 38 2 6 4 12 27 6 33 44 6 4 23 10 6 27 42 40 15 21 48 4 36 13"
+        " 17 17 33 2 36 23 10 17 38 17 21 6 13 17 42 8 23 26 44 19 23 10 42 15 31 40 4 29",
+        "37 24 28 35 3 9 18 43 47 43 43 14 32 39 5 7 30 1 51 39 16 18 22 30 41 26 39 7 49 34 3 12 39 3 11 43 20 32 45 18 35",
+    ),
+    "s100b": (
+        "8 9 5 1 26 12 5 5 1 3 1 4 6 2 12 2 6 8 12 1 11 9 20 4 29 26 11 2 24 26 6 3 4 3 1 8 5 9 10 1 1 4 1 4 3 11 4 3 19 6 16"
+        " 2 5 18 2 1 14 22 5 10 3 9 5 2 1 12 10 26 12 10 29 27",
+        "8 5 11 7 25 30 28 2 19 4 2 23 21 27 30 15 30 30 30 2 30 17 0 4 13 30 15 30 3 15 8 5 6 13 30 9 30 18 30 30 25",
+    ),
+}
+PROC = [  # p and the 95 % interval of roc.test(method = "delong", paired = TRUE), from pROC's test-roc.test.R
+    ("wfns", "s100b", 0.0271757822291882, 0.0104061769564846, 0.174214419249478),
+    ("wfns", "ndka", 0.00514557970691098, 0.0634011709339876, 0.3600405634833566),
+    ("ndka", "s100b", 0.164295175223054, -0.2876917446341914, 0.0488706064228094),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "p", "low", "high"), PROC)
+def test_it_gives_the_figures_of_proc(first, second, p, low, high):
+    markers = [tuple(np.array(side.split(), dtype=int) for side in ASAH[name]) for name in (first, second)]
+    found = difference(*markers)
+    assert (found.p, found.low, found.high) == pytest.approx((p, low, high), rel=1e-12)
+    assert (found.n_in, found.n_out) == (72, 41)
+
+
 def test_the_sign_is_first_minus_second():
     first, second = paired(np.random.default_rng(1), 300, 300, lead=1.0)
     one, other = difference(first, second), difference(second, first)
