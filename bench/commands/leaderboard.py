@@ -123,11 +123,18 @@ def leaderboard(
     given |= {"--beside": beside, "--label": label}
     of_recognition = plot in plots.RECOGNITION
     if table == "recognition" or of_recognition:
-        _refuse("--table recognition", given, "--metric", "--label", *(["--plot"] if of_recognition else []))
-        from oodbench.leaderboard.recognition import gather_recognition, render_recognition
+        takes = ["--beside"] if beside == "published" and not metric else ["--metric", *(["--plot"] if of_recognition else [])]
+        _refuse("--table recognition", given, "--label", *takes)
+        from oodbench.leaderboard.recognition import each_once, gather_recognition, render_recognition
 
         frame, notes = gather_recognition(folders, labels=labels, sources=detector, **names)
         text = partial(render_recognition, frame, written, metric=metric or "accuracy", notes=notes, columns=columns)
+        if beside is not None:
+            from oodbench.leaderboard.comparison.beside_recognition import beside_recognition, render_beside_recognition
+            from oodbench.leaderboard.published import recognition_figures
+
+            figures = recognition_figures()
+            text = partial(render_beside_recognition, beside_recognition(each_once(frame), figures), figures, written)
     elif beside is not None:
         _refuse("--beside", given | {"--table": table != "detection"}, "--beside", "--interval", "--metric", "--protocol")
         selected = any((detector, dataset, kind, protocol))

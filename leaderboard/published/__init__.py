@@ -100,6 +100,28 @@ def read_figures(folder: Path = OWN) -> list[Figure]:
     return [figure for name, paper in papers.items() for figure in _figures(folder / name, paper)]
 
 
+class Recognition(NamedTuple):
+    """A published accuracy on corruptions."""
+
+    paper: Paper
+    model: str  # of the paper
+    models: Names  # of ours: the first is the paper's, others may stand in; empty where oodbench has none
+    source: str
+    accuracy: float
+
+
+def recognition_figures(folder: Path = OWN) -> list[Recognition]:
+    """The published accuracies on corruptions, in the order of the files and their lines. Raises as ``read_figures``."""
+    found = []
+    for name, paper in read_papers(folder).items():
+        for line, row in _lines(folder / name, paper.columns) if paper.task == "recognition" else ():
+            for column in paper.values:
+                model = paper.model.format(**row)
+                value = _number(row[column], folder / name, line, paper)
+                found.append(Recognition(paper, model, paper.models.get(model, ()), paper.detectors[column], value))
+    return found
+
+
 @cache
 def own_figures() -> tuple[Figure, ...]:
     """``read_figures`` of the package, read once."""

@@ -1,0 +1,103 @@
+"""Measured accuracy under corruption beside what papers published: one row per network and source of class probabilities."""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pandas as pd
+
+from oodbench.errors import UsageError
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.formats import cells_as, writer
+from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.published import Recognition
+from oodbench.leaderboard.recognition import means
+from oodbench.leaderboard.text_table import Column, TextTable
+
+COLUMNS = (
+    "model", "in_distribution", "source", "metric", "measured", "published", "difference", "paper", "status", "reason",
+    "stands_in",
+)  # fmt: skip
+NOT_RUN = "not run"
+CORRUPTIONS = 15  # of CIFAR-10-C, in the paper's mean
+
+
+def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> pd.DataFrame:
+    """The mean accuracy over corruptions of each network of ``frame`` (records of recognition) beside published figures.
+
+    One row per network and source, in ``COLUMNS``, and one with the status ``not run`` for each published figure that no
+    network of the runs stands for. Raises UsageError where none does.
+    """
+    judged = frame[(frame["status"] == "ok") & (frame["kind"] == "corruption")]
+    rows: list[dict[str, Any]] = []
+    for figure in figures:
+        known = figure.paper.in_distributions.get("cifar-10", ())
+        each: Any = judged.groupby(["model", "in_distribution"], sort=False)
+        matching = [
+            ((model, inside), of)
+            for (model, inside), of in each
+            if inside in known and any(fnmatchcase(model, name) for name in figure.models)
+        ]
+        about = {"source": figure.source, "metric": "accuracy", "published": figure.accuracy, "paper": figure.paper.source}
+        for (model, inside), of in matching:
+            found: Any = means(of)
+            there = figure.source in found.index
+            measured = float(found.loc[figure.source, ("mean", "corruption")]) if there else math.nan
+            rows.append(
+                about
+                | {"model": model, "in_distribution": inside, "measured": measured, "difference": measured - figure.accuracy}
+                | {"status": "ok" if there else NOT_RUN, "reason": "" if there else f"{figure.source} was not run"}
+                | {"stands_in": "; ".join(_stand_ins(model, figure, of))}
+            )
+        if not matching:
+            reason = "no run of this network" if figure.models else "oodbench has no network that is trained in this way"
+            rows.append(about | {"model": figure.model, "status": NOT_RUN, "reason": reason, "stands_in": ""})
+    if all(row["status"] == NOT_RUN for row in rows):
+        raise UsageError(
+            "no published accuracy belongs to these runs; the suite introspective-recognition has some, for ResNets on cifar10"
+        )
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+
+def render_beside_recognition(
+    rows: pd.DataFrame, figures: Sequence[Recognition], format: str = "table", *, width: int | None = 160
+) -> str:
+    """The rows of ``beside_recognition`` as text, in the formats of leaderboards. Raises UsageError for an unknown one."""
+    if format in ("csv", "json"):
+        return cells_as(format, rows, list(COLUMNS))
+    paper, shown = figures[0].paper, rows[rows["status"] == "ok"]
+    place = {model: number for number, model in enumerate(shown["model"].unique())}
+    shown = shown.sort_values("model", key=lambda of: of.map(place), kind="stable")  # sources of one network side by side
+    texts = {
+        "measured": [f"{100 * value:.1f}" for value in shown["measured"]],
+        "published": [f"{100 * value:.1f}" for value in shown["published"]],
+        "difference": [f"{100 * value:+z.1f}" for value in shown["difference"]],
+    }
+    labels = {"model": shown["model"].tolist(), "source": shown["source"].tolist()}
+    notes: list[Note | str] = [f"{model}: {words}" for model, words in shown[["model", "stands_in"]].drop_duplicates().values]
+    for reason, of in rows[rows["status"] == NOT_RUN].groupby("reason", sort=False):
+        notes.append(f"not run ({', '.join(dict.fromkeys(of['model']))}): {reason}")
+    table = TextTable(
+        title=f"{paper.suite}: accuracy under corruption",
+        caption=f"Accuracy ×100 (higher is better), the mean over corruptions. Measured, published by {paper.source}, and"
+        " measured minus published.",
+        labels=[Column("", (name,), list(map(escape.plain, of)), is_label=True) for name, of in labels.items()],
+        sets=[Column("", (name,), of) for name, of in texts.items()],
+        summary=[],
+        breaks=[],
+        notes=[*map(escape.plain, map(str, notes)), *([paper.remark] if paper.remark else [])],
+    )
+    return writer(format, width)(table)
+
+
+def _stand_ins(model: str, figure: Recognition, cells: pd.DataFrame) -> list[str]:
+    """In words, what stands in for the paper's network and corruptions."""
+    names = [str(name) for name in cells["dataset"].unique()]
+    generated = sum("+" in name for name in names)
+    found = [f"{model} for {figure.model}"] if model != figure.models[0] else []
+    if len(names) < CORRUPTIONS:
+        found.append(f"{len(names)} of {CORRUPTIONS} corruptions")
+    if generated:
+        found.append(f"{generated} of them generated, not the files of CIFAR-10-C")
+    return [*found, f"{int(cells['n'].max()):,} images each"]

@@ -1,0 +1,70 @@
+"""Accuracy under corruption beside published figures."""
+
+import pandas as pd
+import pytest
+from new_process import oodbench as command
+
+import oodbench
+from oodbench.errors import UsageError
+from oodbench.leaderboard.comparison.beside_recognition import COLUMNS, beside_recognition, render_beside_recognition
+from oodbench.leaderboard.published import recognition_figures
+from oodbench.leaderboard.recognition import each_once
+
+FIGURES = recognition_figures()
+
+
+def cell(source, dataset, level, accuracy, model="resnet20-cifar10", **more):
+    of = {"model": model, "in_distribution": "cifar10", "source": source, "dataset": dataset, "kind": "corruption"}
+    of |= {"level": level, "seed": 0, "checkpoint": "c", "n": 100, "accuracy": accuracy, "status": "ok", "reason": ""}
+    return of | more
+
+
+def frame(*cells):
+    return each_once(pd.DataFrame(cells))
+
+
+def test_the_mean_over_corruptions_is_beside_the_paper():
+    """First over levels, then over corruptions."""
+    rows = beside_recognition(
+        frame(
+            *(cell("network", "cifar10+noise", level, accuracy) for level, accuracy in ((1, 0.8), (2, 0.6))),
+            cell("network", "cifar10c/fog", 1, 0.5),
+            cell("introspective", "cifar10c/fog", 1, 0.7),
+        ),
+        FIGURES,
+    )
+    found = rows[rows["status"] == "ok"].set_index("source")
+    assert found["measured"].to_dict() == pytest.approx({"network": 0.6, "introspective": 0.7})
+    assert found["published"].to_dict() == pytest.approx({"network": 0.6789, "introspective": 0.714})
+    assert found["difference"]["network"] == pytest.approx(0.6 - 0.6789)
+    assert found["stands_in"]["network"] == (
+        "resnet20-cifar10 for resnet-18; 2 of 15 corruptions; 1 of them generated, not the files of CIFAR-10-C; 100 images each"
+    )
+    assert list(rows.columns) == list(COLUMNS)
+    text = " ".join(render_beside_recognition(rows, FIGURES, "md").split())
+    assert (
+        "| resnet20-cifar10 | network | 60.0 | 67.9 | -7.9 | | resnet20-cifar10 | introspective | 70.0 | 71.4 | -1.4 |" in text
+    )
+    assert "not run (denoising, adversarial train (27), simclr (19), augment noise (23), augmix (24)): oodbench has no" in text
+
+
+def test_the_papers_own_network_stands_for_itself():
+    names = [f"cifar10c/{number}" for number in range(15)]
+    rows = beside_recognition(frame(*(cell("network", name, 1, 0.7, "resnet18") for name in names)), FIGURES)
+    found = rows[rows["model"] == "resnet18"].set_index("source")
+    assert found["stands_in"]["network"] == "100 images each"
+    assert found["reason"]["introspective"] == "introspective was not run"
+
+
+def test_runs_without_a_counterpart_are_told_what_has_one():
+    with pytest.raises(UsageError, match="no published accuracy belongs to these runs; the suite introspective-recognition"):
+        beside_recognition(frame(cell("network", "digits+noise", 1, 0.7, in_distribution="digits")), FIGURES)
+
+
+def test_the_command_takes_published_figures_alone(tmp_path):
+    options = {"detectors": ["msp"], "datasets": ["digits+noise@1"], "limit": 40, "measure_costs": False}
+    path = oodbench.run("digits", out=tmp_path / "run", **options).path
+    done = command("leaderboard", path, "--table", "recognition", "--beside", "published")
+    assert "no published accuracy belongs to these runs" in done.stderr
+    done = command("leaderboard", path, "--table", "recognition", "--beside", path)
+    assert "--table recognition takes no --beside" in done.stderr
