@@ -580,7 +580,7 @@ LONG = "x" * 300  # file systems take 255 characters
             f"{LONG}: File name too long; choose a shorter",
         ),
         (["run", f"{LONG}.toml"], f"{LONG}.toml: File name too long; choose a shorter name"),
-        (["leaderboard", LONG], f"{LONG}/run.json: File name too long; choose a shorter name"),
+        (["leaderboard", LONG], f"{LONG}: File name too long; choose a shorter name"),
         (["score", LONG, "image.png"], f"{LONG}: File name too long; choose a shorter name"),
     ],
 )
