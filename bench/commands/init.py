@@ -21,6 +21,7 @@ TEMPLATE = """\
 # A suite of oodbench. Check it, then run it:
 #   {command} --dry-run
 #   {command}
+# Add --data DIR to both where folders of images are below DIR.
 
 title = {title}
 

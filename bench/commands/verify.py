@@ -59,7 +59,8 @@ def verify(
     with terminal_progress() as progress:
         found = verify_run(run, progress)
     lines, ok = [*found.problems], found.ok
-    outcome = "all agree with their scores" if found.ok else counted(len(found.problems), "problem")
+    agree = "all agree with their scores" if found.figures else "nothing to verify yet"
+    outcome = agree if found.ok else counted(len(found.problems), "problem")
     lines.append(f"{found.path}: {counted(found.records, 'record')}, {found.figures:,} with figures: {outcome}")
     about: dict[str, Any] = {"path": str(found.path), "ok": ok, "records": found.records, "figures": found.figures}
     about["problems"] = found.problems

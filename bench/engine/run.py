@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oodbench import protocols
+from oodbench import code_hash, protocols
 from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine import calls, costs, misclassified, timing
@@ -28,6 +28,7 @@ from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
 from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models import card
+from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -174,6 +175,8 @@ class _Run:
             "in-distribution images": loaded.in_distribution.fingerprint,
             "training images": loaded.train.fingerprint,
         }
+        if loaded.classifier is not None and brings_weights(self.suite.model or ""):  # not ours, so its code may change
+            shared["code of the network"] = code_hash.of_network(loaded.classifier)[:16]
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
         shared |= {f"set {recorded(one.name)}": [one.first, one.settings] for one in self.suite.each_set().values()}

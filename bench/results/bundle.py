@@ -88,6 +88,8 @@ def write_bundle(path: str | Path, out: str | Path, progress: Progress | None = 
     if not found.ok:
         more = f", and {counted(len(found.problems) - 1, 'more problem')}" if len(found.problems) > 1 else ""
         raise BadData(f"{path} does not verify: {found.problems[0]}{more}; see `oodbench verify {path}`")
+    if not found.figures:
+        raise BadData(f"{path} has no figures yet, so there is nothing to pack; run it first")
     write_atomically(out, lambda file: _pack(found.path, file))
     return found
 

@@ -48,7 +48,7 @@ def _cells(compared: Comparison, rows: pd.DataFrame) -> TextTable:
     names = [f"{cell['dataset']}" + ("" if pd.isna(cell["level"]) else f"@{int(cell['level'])}") for cell in cells]
     labels = [
         ("run", [cell["run"] for cell in cells]),
-        ("verdict", [cell["verdict"] for cell in cells] or ["nothing moved"]),
+        ("verdict", [cell["verdict"] for cell in cells] or ["nothing judged to have moved"]),
         ("detector", [cell["detector"] for cell in cells]),
         ("protocol", [cell["protocol"] for cell in cells]),
         ("set", names),

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from heard import Heard
+from new_process import oodbench as command
 from run_folders import figures
 from scipy.stats import binomtest
 from torch import nn
@@ -269,3 +271,20 @@ def test_a_fit_keeps_it_and_warns(network):
     fitted = thresholds.fit("msp", model="tests:counts", dataset="digits", progress=heard)
     (line,) = heard.lines
     assert line.startswith("tests:counts may be no better than chance on digits (test): it is right on 0.2 %")
+
+
+def test_the_code_of_the_users_network_is_part_of_a_run(tmp_path):
+    """Its weights are the same before and after, and so is its name."""
+    net = tmp_path / "net.py"
+    code = (
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.linear = torch.nn.Linear(192, 8)\n    def forward(self, x):\n"
+        "        return self.linear(x.flatten(1) * SCALE)\ndef build():\n    torch.manual_seed(0)\n    return Net()\n"
+    )
+    options = ["run", "digits", "--model", "net:build", "--detector", "msp", "--dataset", "photos", "--limit", 40, "--no-costs"]
+    for scale, says in ((1, ""), (2, "holds a run with code of the network = "), (1, "1 cell already done")):
+        net.write_text(f"SCALE = {scale}\n{code}")
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # whose time stamps are too coarse for a test
+        done = command(*options, "--out", "run", "--protocol", "unsupervised", cwd=tmp_path)
+        assert says in done.stderr
+        assert done.returncode == (2 if "holds" in says else 0)

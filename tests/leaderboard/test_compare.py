@@ -85,7 +85,7 @@ def test_a_run_is_equal_to_itself(tmp_path):
     one = made(tmp_path / "one", ({}, scores()), ({"dataset": "uniform"}, None))
     compared = oodbench.compare(one, one)
     assert (verdicts(compared), compared.ok, compared.differs) == ({"photos": "equal", "uniform": "equal"}, True, [])
-    assert "nothing moved" in render_comparison(compared)
+    assert "nothing judged to have moved" in render_comparison(compared)
 
 
 def test_what_is_new_gone_lost_and_found(tmp_path):

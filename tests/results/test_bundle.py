@@ -222,6 +222,16 @@ def test_links_and_names_that_stand_twice_are_refused(packed, tmp_path):
             bundle.unpack(tmp_path / "more.zip")
 
 
+def test_a_run_without_figures_is_not_packed(tmp_path, monkeypatch, capsys):
+    options = OPTIONS | {"detectors": ["msp"], "datasets": ["cifar100"]}
+    path = oodbench.run("digits", out=tmp_path / "run", data=tmp_path, **options).path
+    with pytest.raises(BadData, match="has no figures yet, so there is nothing to pack; run it first"):
+        bundle.write_bundle(path, tmp_path / "run.zip")
+    assert not (tmp_path / "run.zip").exists()
+    assert command(monkeypatch, "verify", path) == 0
+    assert capsys.readouterr().out.endswith("nothing to verify yet\n")
+
+
 def test_wrong_names_say_what_to_do(run, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "bundle", run, "--out", tmp_path / "run.tar") == UsageError.exit_code
     assert "run.tar does not end in .zip; name a file that does with --out" in capsys.readouterr().err
