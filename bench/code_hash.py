@@ -186,8 +186,9 @@ def _plain(value: Any, depth: int = 0) -> str:
     if isinstance(code := getattr(value, "__code__", None), CodeType):
         cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()] if depth < DEPTH else []
         return f"{_compiled(code)} {_plain([getattr(value, '__defaults__', None), cells], depth + 1)}"
-    kind = value if hasattr(value, "__qualname__") or hasattr(value, "__name__") else type(value)
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind.__name__)}"
+    kind = value if isinstance(getattr(value, "__qualname__", getattr(value, "__name__", None)), str) else type(value)
+    name = getattr(kind, "__qualname__", None) or getattr(kind, "__name__", "")  # objects of TorchScript have the first alone
+    return f"{getattr(kind, '__module__', '')}.{name}"
 
 
 def _compiled(code: CodeType) -> str:
