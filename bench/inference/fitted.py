@@ -316,8 +316,9 @@ def _number(value: object) -> float | None:
     """A number, also one in a tensor or an array; None for anything else."""
     if isinstance(value, Tensor | np.ndarray) and value.shape == ():
         value = value.item()
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        return float(value)
+    return None
 
 
 def sha256_of(path: Path) -> str:

@@ -7,7 +7,7 @@ ResNet-28-10.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ def bound_norms(module: nn.Module, bound: float, side: int = SIDE) -> None:
         hook.remove()
     for conv, (inputs, outputs) in shapes.items():
         conv.__class__ = SpectralConv2d
-        conv.bound = bound  # type: ignore[assignment]
+        cast(SpectralConv2d, conv).bound = bound
         for name, shape in (("u", outputs), ("v", inputs)):
             conv.register_buffer(name, F.normalize(torch.randn(shape).flatten(), dim=0).view(shape))
 

@@ -116,9 +116,9 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
         pair = [side.get(name) for side in sides]
         records = [{} if folder is None else _records(folder) for folder in pair]
         left_out += sum(record.kind == BENIGN for record in (records[0] | records[1]).values())
-        for place in dict.fromkeys([*records[0], *records[1]]):
+        for place, either in (records[0] | records[1]).items():
             one, other = (of.get(place) for of in records)
-            if (one or other).kind != BENIGN:  # type: ignore[union-attr]  # one of them is there
+            if either.kind != BENIGN:
                 rows.append({"run": name} | _row(one, other, pair))
                 for field in DEPENDS if one and other else ():
                     values = tuple(str(getattr(of, field)) for of in (one, other))
