@@ -22,13 +22,7 @@ NAMES = ["gradcon", "gradcon-vae"]
 NETWORKS = [Autoencoder, VariationalAutoencoder]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Layers this small wait longer for a second thread than they gain from it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(count, channels=3, side=16, seed=0):

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from training import trained_whole_and_resumed
 
 import oodbench
 from oodbench.errors import Unsuitable
 from oodbench.gradients.coverage import norms_one_by_one
 from oodbench.gradients.norms import squared_norms
-from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.cifar_resnet import resnet8
 from oodbench.models.load import load_model
 from oodbench.models.sngp import SPREAD, SpectralConv2d, bound_norms, orthogonal_features, with_gaussian_process
@@ -22,13 +22,7 @@ from oodbench.probe import Probe
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Layers this small wait longer for a second thread than they gain from it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def convolution(stride, bound):
@@ -210,19 +204,5 @@ def test_a_small_training_tells_digits_apart_and_far_images_from_them(small_name
 
 def test_an_interrupted_training_ends_with_the_same_weights_and_covariance(small_name, tmp_path):
     few = oodbench.load_dataset("digits", split="train").select(torch.arange(100))
-    settings = {"recipe": "sngp", "epochs": 3, "batch_size": 32, "device": "cpu", "progress": False}
-    train(small_name, few, out=tmp_path / "whole.safetensors", **settings)
-    store = Checkpoint.store
-
-    def store_and_stop(self, done):
-        store(self, done)
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "store", store_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(small_name, few, out=tmp_path / "resumed.safetensors", **settings)
-    torch.rand(3)
-    train(small_name, few, out=tmp_path / "resumed.safetensors", **settings)
-    assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    whole, resumed = trained_whole_and_resumed(small_name, few, tmp_path, recipe="sngp")
+    assert resumed.read_bytes() == whole.read_bytes()

@@ -26,13 +26,7 @@ SETTINGS = {"epochs": 4, "batch_size": 16, "lr": 0.05, "device": "cpu", "progres
 MODEL = "resnet8-digits"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Layers this small wait longer for a second thread than they gain from it, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
