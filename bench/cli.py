@@ -15,7 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from oodbench import __version__
-from oodbench.commands import bundle, check, compare, data, fit, init, leaderboard, new, run, score, train, verify
+from oodbench.commands import bundle, check, compare, data, fit, init, leaderboard, new, publish, run, score, train, verify
 from oodbench.commands import list as list_command
 from oodbench.commands.common import debugging
 from oodbench.errors import OodbenchError, UsageError, reason
@@ -49,6 +49,7 @@ app.command()(leaderboard.leaderboard)
 app.command()(verify.verify)
 app.command()(bundle.bundle)
 app.command()(compare.compare)
+app.command()(publish.publish)
 app.command()(train.train)
 app.command()(fit.fit)
 app.command()(score.score)

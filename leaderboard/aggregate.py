@@ -112,8 +112,13 @@ def best_of(found: Tally, place: int, rows: Sequence[int], metric: str) -> tuple
     values, cells = found.values.iloc[:, place].tolist(), found.cells.iloc[:, place].tolist()
     whole = (found.filled if group == "mean" else found.expected).iloc[:, place].tolist()
     complete = [row for row in rows if cells[row] and cells[row] == whole[row]]
-    choose = max if METRICS[metric][1] and BENIGN not in (group, name) else min
+    choose = max if higher_is_better(metric, group, name) else min
     return choose(complete, key=lambda row: values[row], default=None), complete
+
+
+def higher_is_better(metric: str, group: str, name: str) -> bool:
+    """Of the figures in a column of a tally: those of benign changes are rates of false alarms, whatever the metric."""
+    return METRICS[metric][1] and BENIGN not in (group, name)
 
 
 def interval_ends(cells: pd.DataFrame, metric: str, like: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -246,8 +251,7 @@ def _sorted_by(found: Tally, cells: pd.DataFrame, metric: str, sort: str) -> tup
     sets = {name: (group, name, content) for group, name, content in reversed(columns) if group != "mean"}
     kinds = {name: ("mean", name, "") for name in cells["kind"].unique()}
     column = {**sets, **kinds}.get(sort, ("mean", "all", ""))
-    higher_is_better = METRICS[metric][1] and BENIGN not in column
-    figures = found.values[column] * (-1 if higher_is_better else 1)
+    figures = found.values[column] * (-1 if higher_is_better(metric, *column[:2]) else 1)
     return figures.tolist(), (found.cells[column] < found.filled[column]).tolist()
 
 

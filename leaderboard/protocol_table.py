@@ -78,9 +78,14 @@ def render_protocols(
     write = writer(format, width)
     if columns:
         raise UsageError("the table of protocols has no parts to show; choose columns of csv or json")
-    tables = [_text_table(_rows(cells, shared), shared) for cells, shared in _each(frame, scores)]
+    tables = protocol_tables(frame, scores)
     tables[-1].notes.extend(notes)
     return "\n".join(map(write, tables))
+
+
+def protocol_tables(frame: pd.DataFrame, scores: StoredScores) -> list[TextTable]:
+    """A table for people for each model and in-distribution set. Raises as ``protocol_rows``."""
+    return [_text_table(_rows(cells, shared), shared) for cells, shared in _each(frame, scores)]
 
 
 def _each(frame: pd.DataFrame, scores: StoredScores) -> Iterator[tuple[pd.DataFrame, _Shared]]:

@@ -96,7 +96,22 @@ def text_table(
     ``best``, so that the caption says what it is; with ``scores``, AUROC that does not differ from the best is of it.
     """
     cells = unique_cells(frame)
-    found = tally(cells, metric, sort)
+    return table_of(frame, cells, tally(cells, metric, sort), metric, top, sort, parts, intervals, bold, scores)
+
+
+def table_of(
+    frame: pd.DataFrame,
+    cells: pd.DataFrame,
+    found: Tally,
+    metric: str,
+    top: int | None = None,
+    sort: str = MEAN,
+    parts: Sequence[str] = PARTS,
+    intervals: bool = False,
+    bold: bool = False,
+    scores: StoredScores | None = None,
+) -> TextTable:
+    """As ``text_table``, of a tally of the ``unique_cells`` of a frame; its rows are in the order of the tally's."""
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, top)
     competing = keys[~keys["detector"].isin(CONTROLS)]

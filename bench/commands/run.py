@@ -1,5 +1,6 @@
 """``oodbench run``: run a suite and print the leaderboard."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -22,7 +23,7 @@ from oodbench.commands.common import (
     terminal_width,
 )
 from oodbench.datasets.name import parse
-from oodbench.errors import reason
+from oodbench.errors import BadData, reason
 
 LINES = 45  # that the results of a run take, at most, and the path of its folder
 
@@ -79,6 +80,7 @@ def run(
         typer.Option(metavar="SECONDS", help="Fail a detector, set or network if one call, such as for a batch, takes longer."),
     ] = None,
     no_costs: Annotated[bool, typer.Option("--no-costs", help="Measure no standalone costs.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report into the run folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
@@ -91,6 +93,7 @@ def run(
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard, then the costs.
 
+    The report in the run folder shows everything as pages for a browser; oodbench publish writes such a site of several runs.
     Several models, weights or seeds are a study: one run each, and tables of their means. The last line is the run folder.
     Exits with 1 if a cell failed, if all were skipped, or if a run could not start.
     """
@@ -158,12 +161,30 @@ def run(
     folders = run_folders(path)
     if folders[0].costs() != before:
         _print_costs(folders, width)
+    _write_report(folders, no_report)
     print(path)
     asked = [folder for folder in folders if folder.study is None or folder.path.name in study.runs]
     statuses = {status for folder in asked for status in _statuses(folder)}
     absent = folders[0].study is not None and study.runs.keys() & StudyFolder(path).missing().keys()
     if absent or "failed" in statuses or statuses == {"skipped"} or (strict and "skipped" in statuses):
         raise typer.Exit(1)
+
+
+def _write_report(folders: Any, not_wanted: bool) -> None:
+    """Write the report and name it; or remove an earlier one, which would show other figures."""
+    from oodbench.leaderboard.site.publish import report
+    from oodbench.progress import terminal_progress
+    from oodbench.results.site import REPORT, remove_site
+
+    try:
+        if not_wanted:
+            remove_site((folders[0].study or folders[0]).path / REPORT)
+        else:
+            with terminal_progress() as progress:
+                page = report(folders, progress)
+            print(f"Report: {page}")
+    except BadData as error:
+        print(f"oodbench: no report is written: {reason(error)}", file=sys.stderr)
 
 
 def _statuses(folder: Any) -> set[str]:
@@ -195,7 +216,7 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
     frame, notes = gather(folders)
     where = (folders[0].study or folders[0]).path
     recognition = "\n".join(wrapped(line, width) for line in summary(recognition_frames(folders)).splitlines())
-    print_text(brief(frame, notes, width=width, lines=LINES - 3 - len(recognition.splitlines())), output)
+    print_text(brief(frame, notes, width=width, lines=LINES - 4 - len(recognition.splitlines())), output)
     if recognition:
         print_text(f"{recognition}\n", output)
     print(f"All rows, sets and notes: oodbench leaderboard {where}", file=output, flush=True)

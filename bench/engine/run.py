@@ -20,6 +20,7 @@ from oodbench.engine import calls, costs, misclassified, timing
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
 from oodbench.engine.network import try_network
+from oodbench.engine.origins import note_origins
 from oodbench.engine.recognition import Recognition
 from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.space import expected_bytes, require_space, size
@@ -82,6 +83,7 @@ def run(
         if fresh:
             folder.clear(progress.say)
         current = _Run(loaded, folder, progress)
+        note_origins(loaded, folder)
         current.try_network()
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         current.run_sets(estimate=measure_costs)

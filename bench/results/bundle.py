@@ -90,8 +90,16 @@ def write_bundle(path: str | Path, out: str | Path, progress: Progress | None = 
         raise BadData(f"{path} does not verify: {found.problems[0]}{more}; see `oodbench verify {path}`")
     if not found.figures:
         raise BadData(f"{path} has no figures yet, so there is nothing to pack; run it first")
-    write_atomically(out, lambda file: _pack(found.path, file))
+    pack(found.path, out)
     return found
+
+
+def pack(path: Path, out: Path) -> None:
+    """Pack a verified run or study into the file ``out``; a bundle is copied. Raises CannotWrite."""
+    if path.is_file():
+        write_atomically(out, path.read_bytes())
+    else:
+        write_atomically(out, lambda file: _pack(path, file))
 
 
 def unpack(path: str | Path) -> Path:

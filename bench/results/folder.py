@@ -40,7 +40,7 @@ SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 FOLDERS = ("passes", "shared", "aside", CELLS)
-ENTRIES = ("run.json", "costs.json", SEVERITY, *FOLDERS, ".lock")  # what a run writes
+ENTRIES = ("run.json", "costs.json", SEVERITY, "report", *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=SetRecord)
 RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from oodbench.errors import BadData
 from oodbench.paths import read_small, write_atomically
@@ -15,6 +15,8 @@ from oodbench.results.records import SCHEMA_VERSION
 from oodbench.results.schema_1 import VERSION_1
 from oodbench.suite import FolderName
 
+SITE = "site.json"
+SITE_FILE = r"^([a-z]+/)?[a-z0-9][a-z0-9._-]*$"  # no path leaves the folder
 CHECKSUM = "sha256"  # an entry of both files
 NO_COSTS = "`oodbench run` measures costs again"  # remedy
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -42,6 +44,15 @@ class StudyManifest(BaseModel):
     title: str = ""
     axes: list[str] = []  # in what the runs differ
     runs: dict[FolderName, str]
+
+
+class SiteManifest(BaseModel):
+    """What site.json says: the SHA-256 of each file of a site."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_version: Literal[1] = 1
+    files: dict[Annotated[str, Field(pattern=SITE_FILE)], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
 
 
 class Cost(BaseModel):
@@ -72,6 +83,12 @@ def read_manifest(path: Path, remedy: str) -> Manifest:
 def read_study(path: Path, remedy: str) -> StudyManifest:
     """What study.json says. Raises as ``read_manifest``."""
     return _validated(StudyManifest, _read_version(path, remedy), path, remedy)
+
+
+def read_site(path: Path) -> SiteManifest:
+    """What site.json says. Raises BadData for a damaged file, or one of another version."""
+    remedy = "delete the folder, and write the site again"
+    return _validated(SiteManifest, _read(path, remedy), path, remedy)
 
 
 def _read_version(path: Path, remedy: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class StudyFolder:
             if (self.path / "run.json").exists():
                 raise UsageError(f"{self.path} holds a run, not a study of several; choose another folder with --out")
             before = dict.fromkeys(self._begun(), "")
-            own = {*before, SEVERITY, RANKS}
+            own = {*before, SEVERITY, RANKS, "report"}
             if strangers := sorted(entry for entry in os.listdir(self.path) if not entry.startswith(".") and entry not in own):
                 raise UsageError(f"{self.path} is not a study and holds {strangers[0]}; name a new folder with --out")
         for run in runs:

@@ -20,7 +20,7 @@ from oodbench.datasets.name import MISCLASSIFIED, parse
 from oodbench.errors import BadData, counted, one_line, reason
 from oodbench.paths import is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
-from oodbench.results import json_files, pass_file, verify_recognition
+from oodbench.results import json_files, pass_file, site, verify_recognition
 from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of, unequal
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, corruption_record
@@ -87,6 +87,8 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
             _require_layout(folder.path / "costs.json")
     with _caught(problems):
         _require_picture(folder.path / SEVERITY)
+    with _caught(problems):
+        problems += site.differing(folder.path / site.REPORT)
     shared = frozenset[str]()  # names of arrays
     with _caught(problems):
         if os.path.lexists(folder.shared_path):

@@ -1,7 +1,7 @@
 """Critical differences: average ranks over independent sets, and which of them Nemenyi's test does not tell apart."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,23 +29,46 @@ BARS = " Bars at the right join rows whose ranks differ by less than the critica
 NO_RANKS = "no protocol has two rows with figures on all sets, so there are no ranks; oodbench leaderboard says what is missing"
 
 
+class Ranking(NamedTuple):
+    """Average ranks of the rows of a protocol that have figures on all sets, the best first."""
+
+    protocol: str
+    rows: list[tuple[Row, float]]
+    sets: int  # independent ones
+    said: str  # what can be said of differences, and what is left out
+    joined: list[tuple[int, int]]  # first and last place of rows that do not differ
+    difference: float  # the critical difference, 0 where there is none
+
+
 def ranked(frame: pd.DataFrame) -> bool:
     """Whether some protocol of a table has two rows with figures on all sets, the controls apart."""
     return any(rows for _, cells in by_group(frame) for _, rows, _ in _ranked(cells, None))
+
+
+def rankings(cells: pd.DataFrame, top: int | None = None) -> list[Ranking]:
+    """The ranking of each protocol of one model and in-distribution set with two rows or more that have all figures."""
+    by_set, found = figures_by_set(cells), []
+    for name, rows, left_out in _ranked(cells, top):
+        figures = by_set.loc[[row.key for row in rows]].dropna(axis=1, how="all").to_numpy().T  # (sets, rows)
+        ranks = average_ranks(figures)
+        order = np.argsort(ranks, kind="stable")
+        said, joined, difference = _verdict(figures, ranks[order])
+        lacking = [row.name for row in left_out if not row.control]
+        controls = [row.name for row in left_out if row.control]
+        parts = [said, *([f"Left out: {', '.join(controls)}."] if controls else [])]
+        parts += [f"Left out, because some sets have no figure: {', '.join(lacking)}."] if lacking else []
+        in_order = [(rows[place], float(ranks[place])) for place in order]
+        found.append(Ranking(name, in_order, len(figures), " ".join(parts), joined, difference))
+    return found
 
 
 def figure(frame: pd.DataFrame, scores: object, top: int | None) -> Picture:
     """The picture. Raises BadData where no protocol has two rows with figures on all sets."""
     blocks = []
     for title, cells in by_group(frame):
-        by_set = figures_by_set(cells)
-        panels, bars = [], False
-        for name, rows, left_out in _ranked(cells, top):
-            figures = by_set.loc[[row.key for row in rows]].dropna(axis=1, how="all").to_numpy().T  # (sets, rows)
-            panel, joins = _panel(name, rows, left_out, figures)
-            panels.append(panel)
-            bars |= joins
-        blocks += [Block(title, panels, REMARK + BARS * bars)] if panels else []
+        found = rankings(cells, top)
+        bars = any(ranking.joined for ranking in found)
+        blocks += [Block(title, [*map(_panel, found)], REMARK + BARS * bars)] if found else []
     if not blocks:
         raise BadData(NO_RANKS)
     return stacked("Critical differences", blocks)
@@ -63,21 +86,11 @@ def _ranked(cells: pd.DataFrame, top: int | None) -> list[tuple[str, list[Row], 
     return each
 
 
-def _panel(name: str, ranked: list[Row], left_out: list[Row], figures: np.ndarray) -> tuple[Panel, bool]:
-    """The panel of a protocol, and whether it has bars; ``figures`` (sets, rows)."""
-    ranks = average_ranks(figures)
-    order = np.argsort(ranks, kind="stable")
-    sets = len(figures)
-    said, joined, difference = _verdict(figures, ranks[order])
-    lacking = [row.name for row in left_out if not row.control]
-    controls = [row.name for row in left_out if row.control]
-    parts = [said, *([f"Left out: {', '.join(controls)}."] if controls else [])]
-    parts += [f"Left out, because some sets have no figure: {', '.join(lacking)}."] if lacking else []
-    lines = folded(" ".join(parts), ROOM, SMALL, lines=12)
-    height = LINE * SMALL * len(lines) + (SCALE if difference else 0.06) + STEP * len(order) + AXIS
-    rows = [(ranked[place], float(ranks[place])) for place in order]
-    draw = partial(_draw, rows=rows, joined=joined, difference=difference, lines=lines)
-    return Panel(f"{name}, {counted(sets, 'independent set')}", height, draw), bool(joined)
+def _panel(ranking: Ranking) -> Panel:
+    lines = folded(ranking.said, ROOM, SMALL, lines=12)
+    height = LINE * SMALL * len(lines) + (SCALE if ranking.difference else 0.06) + STEP * len(ranking.rows) + AXIS
+    draw = partial(_draw, rows=ranking.rows, joined=ranking.joined, difference=ranking.difference, lines=lines)
+    return Panel(f"{ranking.protocol}, {counted(ranking.sets, 'independent set')}", height, draw)
 
 
 def _verdict(figures: np.ndarray, ranks: np.ndarray) -> tuple[str, list[tuple[int, int]], float]:
@@ -107,10 +120,10 @@ def _draw(
     for line in lines:
         picture.write(MARGIN, top, line, fontsize=SMALL, color="#444444")
         top += LINE * SMALL
-    lanes = _lanes(joined)
+    at_lanes = lanes(joined)
     names = [f"{fitted(row.name, MOST - width_of(f' {rank:.1f}', SMALL), SMALL)} {rank:.1f}" for row, rank in rows]
     left = MARGIN + max(width_of(name, SMALL) for name in names) + 0.06
-    right = LANE * (max(lanes, default=-1) + 1) + 0.1
+    right = LANE * (max(at_lanes, default=-1) + 1) + 0.1
     width, height = ROOM + MARGIN - left - right, STEP * len(rows)
     top += SCALE if difference else 0.06
     axes = picture.panel(left, top, width, height)
@@ -124,7 +137,7 @@ def _draw(
     axes.locator_params(axis="x", nbins=5, integer=True, steps=[1, 2, 5, 10])
     if difference:
         _scale(axes, difference, most)
-    for (first, last), lane in zip(joined, lanes, strict=True):
+    for (first, last), lane in zip(joined, at_lanes, strict=True):
         at = 1 + (0.06 + LANE * (lane + 0.5)) / width  # in widths of the plot
         axes.plot([at, at], [first - 0.3, last + 0.3], transform=axes.get_yaxis_transform(), clip_on=False, **BAR)
 
@@ -141,7 +154,7 @@ def _scale(axes: Any, difference: float, most: int) -> None:
     )
 
 
-def _lanes(joined: list[tuple[int, int]]) -> list[int]:
+def lanes(joined: list[tuple[int, int]]) -> list[int]:
     """A lane for each bar, so that bars in one do not touch."""
     ends: list[int] = []
     found = []

@@ -1,5 +1,6 @@
 """Cost: AUROC against milliseconds per image on a logarithmic axis, one panel per protocol."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ SIZE = SMALL - 1  # points of a name
 TALL = SIZE * 1.15 / 72  # inches of a name
 WIDEST = 1.3
 OVERALL = ("mean", "all", "")
+FRONT = "The line joins the Pareto front: the detectors than which no other is both faster and better, the controls apart."
 NO_COSTS = "no row has both a figure and a cost, because no costs were measured; run again without --no-costs"
 # Where a name may stand beside its point, best first: inches right and up, and the share of its width that is left of that.
 BESIDE = [(side * 0.06, up * d, (1 - side) / 2) for d in (0.0, 0.09, 0.18, 0.28, 0.4) for up in (1, -1) for side in (1, -1)]
@@ -36,7 +38,7 @@ def figure(frame: pd.DataFrame, scores: object, top: int | None) -> Picture:
         for name, rows in protocols:
             if rows := [row for row in rows if of.loc[row.key].notna().all() and of.loc[row.key, "ms"] > 0]:
                 panels.append(Panel(name, HEIGHT + AXIS, partial(_panel, rows=rows, of=of)))
-        blocks += [Block(title, panels, "Hollow: controls. AUROC is the mean over all sets.")] if panels else []
+        blocks += [Block(title, panels, f"Hollow: controls. AUROC is the mean over all sets. {FRONT}")] if panels else []
     if not blocks:
         raise BadData(NO_COSTS)
     return stacked("Cost", blocks)
@@ -55,6 +57,8 @@ def _panel(picture: Picture, top: float, rows: list[Row], of: pd.DataFrame) -> N
     axes.set_xlim(low[0] / 10**spread, high[0] * 10**spread)
     room = max(1.0, 0.08 * (high[1] - low[1]))
     axes.set_ylim(max(-1, low[1] - room), min(101, high[1] + room))
+    front = points[pareto_front(points, [row.control for row in rows])]
+    axes.plot(*front.T, drawstyle="steps-post", color="#AAAAAA", linewidth=0.7, zorder=1)
     if low[1] < 55:
         axes.axhline(50, **CHANCE)
     for row, point in zip(rows, points, strict=True):
@@ -63,6 +67,18 @@ def _panel(picture: Picture, top: float, rows: list[Row], of: pd.DataFrame) -> N
     axes.set_xlabel("time per image (ms, log scale)")
     axes.set_ylabel("AUROC ×100")
     _name_points(axes, rows, points, (width, HEIGHT))
+
+
+def pareto_front(points: np.ndarray, apart: Sequence[bool]) -> list[int]:
+    """The rows of ``points`` (N, 2), cost and figure, that no other is at once as cheap and better than; in order of cost.
+
+    Those that stand apart do not take part.
+    """
+    front: list[int] = []
+    for place in np.lexsort((-points[:, 1], points[:, 0])):
+        if not apart[place] and (not front or points[place, 1] > points[front[-1], 1]):
+            front.append(int(place))
+    return front
 
 
 def _name_points(axes: Axes, rows: list[Row], points: np.ndarray, size: tuple[float, float]) -> None:

@@ -50,6 +50,20 @@ def figure(frame: pd.DataFrame, scores: StoredScores | None, top: int | None) ->
     return stacked("Scores", blocks)
 
 
+def binned(in_scores: np.ndarray, out_scores: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """Edges of the bins, percentages of either side in each, and the threshold that accepts 95 % of in-distribution images.
+
+    The bins span the central 96 % of either side; the outer ones hold all scores beyond.
+    """
+    ends = [np.quantile(part, (0.02, 0.98)) for part in (in_scores, out_scores)]
+    low, high = min(of[0] for of in ends), max(of[1] for of in ends)
+    if not low < high:  # all scores are equal
+        low, high = low - 0.5, low + 0.5
+    edges = np.linspace(low, high, BINS + 1)
+    shares = [100 * np.histogram(part.clip(low, high), edges)[0] / len(part) for part in (in_scores, out_scores)]
+    return edges, shares, float(np.quantile(in_scores, 0.95, method="inverted_cdf").clip(low, high))
+
+
 def _plots(picture: Picture, top: float, plots: list[tuple[str, float, np.ndarray, np.ndarray]]) -> None:
     for name, look in LEGEND.items():
         picture.key(MARGIN, top, name, look)
@@ -59,16 +73,11 @@ def _plots(picture: Picture, top: float, plots: list[tuple[str, float, np.ndarra
         line, column = divmod(place, ACROSS)
         left = MARGIN + LEFT + column * ROOM / ACROSS
         axes = picture.panel(left, top + line * STEP, *SIZE)
-        ends = [np.quantile(part, (0.02, 0.98)) for part in (in_scores, out_scores)]
-        low, high = min(of[0] for of in ends), max(of[1] for of in ends)
-        if not low < high:  # all scores are equal
-            low, high = low - 0.5, low + 0.5
-        edges = np.linspace(low, high, BINS + 1)
-        shares = [100 * np.histogram(part.clip(low, high), edges)[0] / len(part) for part in (in_scores, out_scores)]
+        edges, shares, threshold = binned(in_scores, out_scores)
         axes.stairs(shares[0], edges, fill=True, color=INSIDE["color"], zorder=1)
         axes.stairs(shares[1], edges, zorder=2, **OUTSIDE)
-        axes.axvline(float(np.quantile(in_scores, 0.95, method="inverted_cdf").clip(low, high)), zorder=3, **THRESHOLD)
-        axes.set_xlim(low, high)
+        axes.axvline(threshold, zorder=3, **THRESHOLD)
+        axes.set_xlim(edges[0], edges[-1])
         axes.locator_params(axis="x", nbins=4)
         axes.locator_params(axis="y", nbins=3)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4), useOffset=False, useMathText=False)
