@@ -40,7 +40,7 @@ from oodbench.suite import PROTOCOLS, Suite, TestSet
 from oodbench.suites.load import suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "examples").glob("*/README.md"))]
 PAGE_OF = {
     "run": "run.md",
@@ -141,6 +141,8 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         source = checkout if package[1] == "." else package[1]
         options = "--quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --upgrade"
         return f"{sys.executable} -m pip install {options} --target {site} {source}"
+    if tests := re.match(r"\.venv/bin/pytest (\S+)$", line):
+        return f"{sys.executable} -m pytest --collect-only --quiet -p no:cacheprovider {ROOT / tests[1]}"
     if script := re.match(r"python (tests/benchmarks/\S+)$", line):
         return f"{sys.executable} -P {ROOT / script[1]} --help"  # tests/benchmarks/test_scripts.py runs it
     if "oodbench train" in line:
@@ -225,6 +227,18 @@ def test_relative_links_resolve(page):
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if f"]({page.relative_to(ROOT)})" not in readme] == []
+
+
+def test_paths_on_the_page_for_contributors_exist():
+    paths = {word for word in spans("CONTRIBUTING.md") if re.search(r"/|\.(py|md|toml)$", word)} - {"build/docs"}
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*")))] == []
+
+
+def test_the_page_for_contributors_names_each_package():
+    folders = [ROOT / folder for folder in ("bench", "detectors", "datasets", "leaderboard")]
+    packages = [f"{init.parent.relative_to(ROOT)}/" for folder in folders for init in folder.rglob("__init__.py")]
+    assert [package for package in packages if package not in spans("CONTRIBUTING.md")] == []
 
 
 def described() -> list[str]:
