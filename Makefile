@@ -1,11 +1,12 @@
-# make run | test | lint | bench | attack: each creates .venv if needed and installs the project into it.
+# make run | test | lint | docs | bench | attack: each creates .venv if needed and installs the project into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: run test lint bench attack clean
+.PHONY: run test lint docs site bench attack clean
 
 run: $(INSTALLED)
 	$(BIN)/oodbench run
@@ -15,14 +16,23 @@ run: $(INSTALLED)
 test: $(INSTALLED_TEST)
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# Types are checked on an installed wheel: checkers do not follow the editable mapping of the four folders.
-lint: $(INSTALLED_TEST)
+lint: site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build
+	cd build && MYPYPATH=site ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p oodbench
+
+# The site of docs/ in build/docs. Warnings are errors, and so is a script, style, font or picture that is requested from elsewhere.
+# Without --quiet, with which --strict counts no warnings.
+docs: site $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rnEo --include='*.html' --include='*.css' \
+	  '<(script|link|img|iframe|source)[^>]* (src|href)="?(https?:)?//[^>]*|@import[^;]*|url\(["'\'']?(https?:)?//[^)]*' build/docs
+
+# An installed wheel for tools that read sources: they do not follow the editable mapping of the four folders.
+site: $(INSTALLED_TEST)
+	rm -rf build/bdist.* build/lib build/site build/wheel
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/pip install --quiet --no-deps --target build/site build/wheel/*.whl
-	cd build && MYPYPATH=site ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p oodbench
 
 bench: $(INSTALLED_TEST)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-autosave
@@ -45,6 +55,10 @@ $(INSTALLED_TEST): pyproject.toml setup.py | $(BIN)/pip
 	@echo "Installing oodbench and its test tools into $(VENV): this takes minutes the first time, because PyTorch is large."
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(INSTALLED) $@
+
+$(INSTALLED_DOCS): $(INSTALLED_TEST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -277,8 +277,13 @@ def run(
         suite: the name of a suite in the package, a TOML file, or a ``Suite``; by default ``digits``.
         in_distribution: in place of a suite, the set that ``model`` knows, to test against ``datasets`` with all detectors
             or those in ``detectors``. The run is named after it.
-        model, detectors, datasets, protocols, seed, batch_size, size: replace what the suite says. One value or several; the
-            detector ``all`` stands for every detector. ``size`` is in pixels per side.
+        model: the network, or several, in place of the suite's.
+        detectors: detectors in place of the suite's; ``all`` stands for every detector.
+        datasets: test sets in place of the suite's.
+        protocols: protocols in place of the suite's.
+        seed: the seed, or several, in place of the suite's.
+        batch_size: images per batch, in place of the suite's.
+        size: pixels per side, in place of the suite's.
         weights: the model's weights file, or several checkpoints; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.

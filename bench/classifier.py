@@ -30,7 +30,8 @@ class Classifier(nn.Module):
     Args:
         module: maps normalised images (N, C, H, W) to logits (N, classes). It is put into eval mode and its parameters
             are frozen, in place.
-        mean, std: the normalisation (C,), applied inside; None for a module that normalises by itself.
+        mean: means of the channels (C,), for the normalisation, applied inside; None for a module that normalises by itself.
+        std: standard deviations of the channels (C,), or None as ``mean``.
         head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module. Empty for a module whose
             logits do not come from a linear layer.
         layers: dotted names of the modules that layered detectors read, first to last; by default those of the known

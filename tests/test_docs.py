@@ -4,9 +4,12 @@ Blocks of a page run in order, in a folder of the page: ``sh`` line by line, ``p
 ``file=NAME`` after its language is written to NAME instead; ``needs=data`` waits for real images; ``text`` is to be read.
 """
 
+import ast
 import csv
+import inspect
 import json
 import os
+import pkgutil
 import re
 import shutil
 import sys
@@ -37,8 +40,8 @@ from oodbench.suite import PROTOCOLS, Suite, TestSet
 from oodbench.suites.load import suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "examples").glob("*/README.md"))]
 PAGE_OF = {
     "run": "run.md",
     "init": "suites.md",
@@ -138,6 +141,8 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         source = checkout if package[1] == "." else package[1]
         options = "--quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --upgrade"
         return f"{sys.executable} -m pip install {options} --target {site} {source}"
+    if tests := re.match(r"\.venv/bin/pytest (\S+)$", line):
+        return f"{sys.executable} -m pytest --collect-only --quiet -p no:cacheprovider {ROOT / tests[1]}"
     if script := re.match(r"python (tests/benchmarks/\S+)$", line):
         return f"{sys.executable} -P {ROOT / script[1]} --help"  # tests/benchmarks/test_scripts.py runs it
     if "oodbench train" in line:
@@ -221,7 +226,42 @@ def test_relative_links_resolve(page):
 
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme] == []
+    assert [page.name for page in PAGES[1:] if f"]({page.relative_to(ROOT)})" not in readme] == []
+
+
+def test_paths_on_the_page_for_contributors_exist():
+    paths = {word for word in spans("CONTRIBUTING.md") if re.search(r"/|\.(py|md|toml)$", word)} - {"build/docs"}
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*")))] == []
+
+
+def test_the_page_for_contributors_names_each_package():
+    folders = [ROOT / folder for folder in ("bench", "detectors", "datasets", "leaderboard")]
+    packages = [f"{init.parent.relative_to(ROOT)}/" for folder in folders for init in folder.rglob("__init__.py")]
+    assert [package for package in packages if package not in spans("CONTRIBUTING.md")] == []
+
+
+def described() -> list[str]:
+    """The names whose docstrings the page of the Python interface shows."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: (\S+)(?:\n    options:\n      members: \[([^]]*)\])?$", page, re.MULTILINE)
+    return [name for owner, members in entries for name in [owner, *(f"{owner}.{m}" for m in re.findall(r"\w+", members))]]
+
+
+def test_the_page_of_the_python_interface_shows_what_exists_and_all_that_is_public():
+    for name in described():
+        assert inspect.getdoc(pkgutil.resolve_name(name)), name
+    assert {f"oodbench.{name}" for name in oodbench.__all__} - {"oodbench.__version__"} <= set(described())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_of_the_python_interface_shows_what_other_pages_import(page):
+    code = "\n".join(block.code for block in blocks(page) if block.language == "python")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oodbench"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert alias.name.isupper() or any(f"{known}.".startswith(f"{name}.") for known in described()), name
 
 
 def all_commands() -> dict[str, typer.core.TyperCommand]:

@@ -107,10 +107,13 @@ def replay(
 
     Args:
         path: the folder of a run or study, or a bundle.
-        detectors, datasets: replay these alone; by default all of the run.
+        count: images of each side of each set.
+        detectors: replay these alone; by default all of the run.
+        datasets: replay these alone; by default all of the run.
         weights: the network's weights file, by default the one under the data root.
         trust_model: whether the run may name a model ``module:function``, which is imported.
-        data, device: as of ``oodbench.run``.
+        data: the data root or roots, as of ``oodbench.run``.
+        device: as of ``oodbench.run``.
         seed: of the draw; by default another one each time, which the result tells.
 
     Raises UsageError for a count below 1 and for names that the run does not have, MissingData where the in-distribution set

@@ -208,8 +208,8 @@ def attack(
         images: floats in [0, 1], (N, C, H, W); up to 1e-6 outside is rounding, and clipped.
         labels: int64 (N,), the true class of each image.
         name: one of ``ATTACKS``, or ``foolbox:CLASS`` or ``art:CLASS`` if those packages are installed.
-        seed, index: the seed and the identifier of an image, int64 (N,), determine its randomness. The default index is
-            0, 1, …, N − 1.
+        seed: the seed; with ``index`` it determines the randomness of an image.
+        index: the identifier of each image, int64 (N,), by default 0, 1, …, N − 1.
         progress: receives the work done, in forward passes of one image.
         settings: ``eps``, ``step``, … of this attack, in pixel units; see ``ATTACKS`` for names and defaults.
 
