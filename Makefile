@@ -42,8 +42,8 @@ attack: $(INSTALLED_TEST)
 	$(BIN)/python tests/attack/run.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
-	find bench detectors datasets leaderboard tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info examples/*/build examples/*/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find bench detectors datasets examples leaderboard tests -name __pycache__ -prune -exec rm -rf {} +
 
 # `run` accepts the stamp of either installation; a changed pyproject.toml or setup.py triggers a new one.
 $(INSTALLED): pyproject.toml setup.py | $(BIN)/pip

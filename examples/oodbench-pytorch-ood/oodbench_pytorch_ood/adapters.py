@@ -1,7 +1,8 @@
 """How detectors of pytorch-ood read oodbench's probe: one adapter for each kind of input that they take.
 
 ``adapt`` makes a class of ``oodbench.Detector`` from a class of pytorch-ood and the adapter that suits it. pytorch-ood
-computes in float32, so it gets every input in float32.
+computes in float32, so it gets every input in float32. It runs on the CPU, because not all of it runs elsewhere; the network
+runs where it is.
 """
 
 import inspect
@@ -66,6 +67,10 @@ def own_graphs(gradients: bool = False) -> Iterator[None]:
         yield
 
 
+def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
 class Adapter(oodbench.Detector):
     """Base: scores what ``read`` takes from the probe. Subclasses say how, for one kind of input."""
 
@@ -79,7 +84,7 @@ class Adapter(oodbench.Detector):
 
     def statistics(self, probe: oodbench.Probe) -> Tensor:
         with own_graphs():
-            inputs = self.read(probe)
+            inputs = on_cpu(self.read(probe))
             return self.predict(self.detector(probe, inputs), inputs)
 
     def detector(self, probe: oodbench.Probe, inputs: list[Tensor]) -> Detector:
@@ -91,7 +96,7 @@ class Adapter(oodbench.Detector):
         if "features" not in self.signals:
             return None
         weight, bias = probe.classifier.weight_and_bias
-        return linear(weight.float(), bias.float())
+        return linear(weight.float().cpu(), bias.float().cpu())
 
     def made(self, parts: dict[str, Any]) -> Detector:
         """A detector of pytorch-ood with the hyper-parameters and with those of ``parts`` that it takes."""
@@ -136,9 +141,9 @@ class Learning(Adapter):
         if probe.labels is None and self.labelled:
             raise Unsuitable("needs labelled training images")
         with own_graphs():
-            rows = probe.held_out if self.calibrates else torch.ones_like(probe.held_out)
-            labels = torch.zeros_like(rows, dtype=torch.int64) if probe.labels is None else probe.labels
-            self._inputs.append([part[rows] for part in self.read(probe)])
+            rows = probe.held_out.cpu() if self.calibrates else torch.ones(len(probe), dtype=torch.bool)
+            labels = torch.zeros(len(probe), dtype=torch.int64) if probe.labels is None else probe.labels.cpu()
+            self._inputs.append([part[rows] for part in on_cpu(self.read(probe))])
             self._labels.append(labels[rows])
             self._layer = self.last_layer(probe)
 
@@ -151,10 +156,10 @@ class Learning(Adapter):
         self._detector = self.fitted()
 
     def fitted(self) -> Detector:
-        head = linear(*self.layer_) if self.layer_ else None
-        detector = self.made(self.parts(head, self.observed_))
+        inputs, layer = on_cpu(self.observed_), on_cpu(self.layer_)
+        detector = self.made(self.parts(linear(*layer) if layer else None, inputs))
         with own_graphs(gradients=True):
-            self.train(detector, self.observed_, self.labels_)
+            self.train(detector, inputs, self.labels_.cpu())
         return detector
 
     def detector(self, probe: oodbench.Probe, inputs: list[Tensor]) -> Detector:
@@ -274,7 +279,7 @@ class GramVectors(Adapter):
     def train(self, detector: Detector, inputs: list[Tensor], labels: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.random_seed)
-            detector.to(labels.device).fit([(torch.cat(inputs[1:], 1), labels)])
+            detector.to("cpu").fit([(torch.cat(inputs[1:], 1), labels)])
 
     def predict(self, detector: Detector, inputs: list[Tensor]) -> Tensor:
         return detector.predict_structured(inputs[0], inputs[1:])
@@ -342,7 +347,7 @@ class Step(Adapter):
 
     def statistics(self, probe: oodbench.Probe) -> Tensor:
         with own_graphs():
-            return self.made({"model": OneStep(probe, self.eps, _logits)}).predict(probe.images)
+            return self.made({"model": OneStep(probe, self.eps, _logits)}).predict(probe.images.cpu())
 
 
 class StepByDistance(Features):
@@ -354,7 +359,7 @@ class StepByDistance(Features):
         with own_graphs():
             detector = self.detector(probe, [])
             detector._base.encoder = OneStep(probe, self.eps, _features)
-            return detector.predict(probe.images)
+            return detector.predict(probe.images.cpu())
 
 
 class OneStep(nn.Module):
@@ -372,7 +377,7 @@ class OneStep(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.loss is None:
             return _FromProbe.apply(images, self)
-        return self.read(self.probe.perturbed(self.eps, self.loss))
+        return self.read(self.probe.perturbed(self.eps, self.loss)).cpu()
 
 
 class _FromProbe(torch.autograd.Function):
@@ -381,13 +386,18 @@ class _FromProbe(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, network: OneStep) -> Tensor:
         ctx.network = network
-        return network.read(network.probe)
+        return network.read(network.probe).cpu()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         network = ctx.network
-        network.loss = lambda probe: (network.read(probe) * gradient).sum(1)
-        return network.probe.input_gradient(network.loss), None
+
+        def loss(probe: oodbench.Probe) -> Tensor:
+            output = network.read(probe)
+            return (output * gradient.to(output)).sum(1)
+
+        network.loss = loss
+        return network.probe.input_gradient(network.loss).cpu(), None
 
 
 def _logits(probe: oodbench.Probe) -> Tensor:
@@ -400,6 +410,6 @@ def _features(probe: oodbench.Probe) -> Tensor:
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A frozen layer with copies of weight (classes, features) and bias (classes,)."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer.requires_grad_(False)
