@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import oodbench
 from oodbench.errors import Unsuitable
+from oodbench_pytorch_ood.networks import Leaf, OneStep, Replay, features_of, linear, logits_of
 
 # Arguments of pytorch-ood's constructors that are no hyper-parameters here. Most of them are parts of the network.
 NOT_PARAMETERS = {
@@ -309,11 +310,6 @@ class Coverage(Features):
         return detector.predict(inputs[0])
 
 
-class Leaf(nn.Module):
-    def forward(self, features: Tensor) -> Tensor:
-        return features.detach().clone().requires_grad_()
-
-
 class Dropout(Adapter):
     """Logits of passes with dropout, (N, samples, classes)."""
 
@@ -329,17 +325,6 @@ class Dropout(Adapter):
         return detector.predict(inputs[0])
 
 
-class Replay(nn.Module):
-    """A network that gives the passes of ``logits`` (N, samples, classes) one after the other."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.passes = iter(logits.unbind(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return next(self.passes)
-
-
 class Step(Adapter):
     """Images, of which pytorch-ood makes others by a step of size ``eps`` against a gradient. The probe runs the network."""
 
@@ -347,7 +332,7 @@ class Step(Adapter):
 
     def statistics(self, probe: oodbench.Probe) -> Tensor:
         with own_graphs():
-            return self.made({"model": OneStep(probe, self.eps, _logits)}).predict(probe.images.cpu())
+            return self.made({"model": OneStep(probe, self.eps, logits_of)}).predict(probe.images.cpu())
 
 
 class StepByDistance(Features):
@@ -358,58 +343,5 @@ class StepByDistance(Features):
     def statistics(self, probe: oodbench.Probe) -> Tensor:
         with own_graphs():
             detector = self.detector(probe, [])
-            detector._base.encoder = OneStep(probe, self.eps, _features)
+            detector._base.encoder = OneStep(probe, self.eps, features_of)
             return detector.predict(probe.images.cpu())
-
-
-class OneStep(nn.Module):
-    """A network for the images of a probe: called again, for the images after a step against the gradient asked for first.
-
-    The step is the probe's, as no detector runs the network. It moves a pixel whose gradient is 0 too, and pytorch-ood's does
-    not. ``read`` takes the output from a probe.
-    """
-
-    def __init__(self, probe: oodbench.Probe, eps: float, read: Any) -> None:
-        super().__init__()
-        self.probe, self.eps, self.read = probe, eps, read
-        self.loss: Any = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.loss is None:
-            return _FromProbe.apply(images, self)
-        return self.read(self.probe.perturbed(self.eps, self.loss)).cpu()
-
-
-class _FromProbe(torch.autograd.Function):
-    """Output of the probe's network, whose gradient at the images is the probe's too."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, network: OneStep) -> Tensor:
-        ctx.network = network
-        return network.read(network.probe).cpu()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        network = ctx.network
-
-        def loss(probe: oodbench.Probe) -> Tensor:
-            output = network.read(probe)
-            return (output * gradient.to(output)).sum(1)
-
-        network.loss = loss
-        return network.probe.input_gradient(network.loss).cpu(), None
-
-
-def _logits(probe: oodbench.Probe) -> Tensor:
-    return probe.logits.float()
-
-
-def _features(probe: oodbench.Probe) -> Tensor:
-    return probe.features.float()
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A frozen layer with copies of weight (classes, features) and bias (classes,)."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    layer.load_state_dict({"weight": weight, "bias": bias})
-    return layer.requires_grad_(False)
