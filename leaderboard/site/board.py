@@ -29,6 +29,7 @@ from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.text_table import Column, TextTable, table_of
 
+PAID = ("ms/image", "overhead")  # what tables call the columns of ``COST``
 FIRST = "auroc"  # the metric that a page shows first, and the one that rows are ordered by
 
 
@@ -116,7 +117,8 @@ def _board(number: int, frame: pd.DataFrame, scores: StoredScores) -> Board:
         tables[metric] = table = table_of(frame, cells, ordered, metric, bold=True, scores=scores)
         metrics[metric] = _metric(metric, cells, ordered, table)
     table = tables[FIRST]
-    paid = [column.texts for column in table.summary if column.group == "cost"]
+    shown = {column.lines: column.texts for column in table.summary if column.group == "cost"}  # without empty ones
+    paid = [shown.get((name,), [""] * len(order)) for name in PAID] if shown else []
     by_cost = costs(cells).reindex(order)
     labels = zip(*(column.texts for column in table.labels), strict=True)
     rows = [
