@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_model": "oodbench.models.load:load_model",
     "open_run": "oodbench.api:open_run",
     "open_study": "oodbench.api:open_study",
+    "publish": "oodbench.leaderboard.site.publish:publish",
     "read_image": "oodbench.datasets.formats.files:read_image",
     "run": "oodbench.api:run",
     "verify": "oodbench.results.bundle:verify",
@@ -52,6 +53,7 @@ __all__ = [
     "models",
     "open_run",
     "open_study",
+    "publish",
     "read_image",
     "run",
     "verify",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from oodbench.inference.fitted import load_fitted
     from oodbench.inference.monitor import Monitor
     from oodbench.leaderboard.comparison.compare import compare
+    from oodbench.leaderboard.site.publish import publish
     from oodbench.metrics import evaluate
     from oodbench.models.load import load_model
     from oodbench.probe import Probe

@@ -49,6 +49,7 @@ PAGE_OF = {
     "leaderboard": "results.md",
     "bundle": "verify.md",
     "compare": "compare.md",
+    "publish": "publish.md",
     "verify": "verify.md",
     "new detector": "ten-minutes.md",
     "new dataset": "ten-minutes.md",

@@ -50,7 +50,7 @@ def _docstring(target: str) -> str:
 def papers() -> dict[str, str]:
     """The BibTeX entry of each paper, by the name of the detector or data set that it is the paper of."""
     text = files("oodbench.leaderboard.site").joinpath(PAPERS).read_text("utf-8")
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"\n(?=@)", text):
         if names := re.search(r"^  keywords = \{(.*)\},?$", entry, re.MULTILINE):
             found |= dict.fromkeys(names[1].split(", "), entry.strip())

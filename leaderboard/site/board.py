@@ -139,7 +139,8 @@ def _metric(metric: str, cells: pd.DataFrame, found: Tally, table: TextTable) ->
     means = [column for column in table.summary if column.group == "mean"]
     headings = iter([*table.sets, *means[1:], *means[:1]])  # as in a tally, where the mean over all sets comes last
     columns = []
-    for place, (group, name, content) in enumerate(found.values.columns):
+    keys: Any = found.values.columns
+    for place, (group, name, content) in enumerate(keys):
         if group == "mean" and not found.present.iloc[:, place].any():
             continue  # tables leave out empty means
         whole = (found.filled if group == "mean" else found.expected).iloc[:, place]

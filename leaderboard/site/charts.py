@@ -165,6 +165,7 @@ def rank_charts(board: Board) -> list[Ranks]:
 def lines_of(board: Board) -> Lines:
     """AUROC by level of each corruption, by row."""
     found: Lines = {}
+    index: Any
     for index, line in curves_by_row(board.frame).dropna(axis=1, how="all").iterrows():
         found.setdefault(index[: len(ROW)], {})[index[len(ROW) :]] = line
     return found
@@ -179,7 +180,8 @@ def curves(lines: Lines, key: tuple[Any, ...]) -> list[Curve]:
     found = []
     for of, line in own.items():
         base, corruption, _ = of
-        figures = [(int(level), f"{100 * value:.1f}") for level, value in line.items() if not pd.isna(value)]
+        levels: Any = line.dropna().items()
+        figures = [(int(level), f"{100 * value:.1f}") for level, value in levels]
         path = _path(others[of]) if of in others else ""
         found.append(Curve(f"{base}, {corruption}" if several else corruption, _path(line), path, figures))
     return found
@@ -208,8 +210,8 @@ def histograms(board: Board, key: tuple[Any, ...], scores: StoredScores) -> tupl
         edges, shares, threshold = binned(inside, outside)
         most = max(1e-9, *(float(of.max()) for of in shares))
         at = SMALL[0] * (threshold - edges[0]) / (edges[-1] - edges[0])
-        paths = [_stairs(of / most) for of in shares]
-        found.append(Histogram(name, f"{100 * by_name[name]['auroc']:.1f}", *paths, at))
+        inner, outer = (_stairs(of / most) for of in shares)
+        found.append(Histogram(name, f"{100 * by_name[name]['auroc']:.1f}", inner, outer, at))
     return found, len(names)
 
 

@@ -76,7 +76,7 @@ class Cells:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self.by_row: dict[tuple[Any, ...], dict[tuple[Any, ...], Mapping[str, Any]]] = {}
+        self.by_row: dict[tuple[Any, ...], dict[tuple[Any, ...], Mapping[Any, Any]]] = {}
         for cell in unique_cells(board.frame).to_dict("records"):
             place = tuple(None if pd.isna(cell[name]) else cell[name] for name in PLACE)
             self.by_row.setdefault(tuple(cell[name] for name in ROW), {})[place] = cell
@@ -96,7 +96,7 @@ class Cells:
         """Whether cells are of several checkpoints or seeds."""
         return len({place[-len(REPEATS) :] for place in self.places}) > 1
 
-    def at(self, key: tuple[Any, ...], place: tuple[Any, ...]) -> Mapping[str, Any] | None:
+    def at(self, key: tuple[Any, ...], place: tuple[Any, ...]) -> Mapping[Any, Any] | None:
         return self.by_row.get(key, {}).get(place)
 
     def name_of(self, place: tuple[Any, ...]) -> str:
@@ -106,7 +106,7 @@ class Cells:
         return f"{name} ({str(checkpoint)[:6]}, seed {seed})" if self.repeated else name
 
 
-def figure_of(cell: Mapping[str, Any] | None) -> Figure:
+def figure_of(cell: Mapping[Any, Any] | None) -> Figure:
     """AUROC ×100 of a cell with its interval; of a benign change, the rate of false alarms ×100."""
     if cell is None:
         return Figure("")

@@ -72,7 +72,7 @@ def samples(path: str, names: list[str], thumbnails: Thumbnails) -> Strip:
     return _strip(path, [images.read(row).numpy() for images, row in zip(sets, rows, strict=True)], said, caption)
 
 
-def misses(path: str, cell: Mapping[str, Any], name: str, thumbnails: Thumbnails, scores: StoredScores) -> Strip:
+def misses(path: str, cell: Mapping[Any, Any], name: str, thumbnails: Thumbnails, scores: StoredScores) -> Strip:
     """The images of a cell that its detector takes for the least anomalous. Raises BadData as ``of``, and without scores."""
     images = thumbnails.of(name)
     arrays = scores.arrays(cell)

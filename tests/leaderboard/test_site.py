@@ -1,0 +1,322 @@
+"""``oodbench publish``: a site says what runs say, whoever named what is in it. ``tests/site`` opens it in a browser."""
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from new_process import oodbench as oodbench_command
+from run_folders import detection_record
+
+import oodbench
+from oodbench import Source, registry
+from oodbench.errors import BadData, UsageError
+from oodbench.leaderboard.formats import render
+from oodbench.leaderboard.gather import gather
+from oodbench.leaderboard.plots.cost import pareto_front
+from oodbench.leaderboard.plots.stored import StoredScores
+from oodbench.leaderboard.site.about import papers
+from oodbench.leaderboard.site.board import boards
+from oodbench.leaderboard.site.pages import Names
+from oodbench.leaderboard.site.publish import site_files
+from oodbench.leaderboard.site.thumbnails import Thumbnails
+from oodbench.progress import Progress
+from oodbench.results.bundle import write_bundle
+from oodbench.results.folder import RunFolder
+from oodbench.results.pass_file import hash_of
+from oodbench.results.recompute import figures_of
+from oodbench.results.site import remove_site, replace_site
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site") / "a"
+    oodbench.run(detectors=["msp", "knn", "gradcon-vae", "pixels"], datasets=["photos", "digits+noise", "digits+grey-level"],
+                 parameters={"gradcon-vae": {"epochs": 1}}, limit=40, out=out)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def site(run_path, tmp_path_factory):
+    return oodbench.publish(run_path, tmp_path_factory.mktemp("site") / "site").parent
+
+
+class Tables(HTMLParser):
+    """The texts of the cells of all tables, row by row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def made(path, *cells):
+    """A run folder of cells, (fields of the record, whether it has figures)."""
+    folder, random = RunFolder(path), np.random.default_rng(0)
+    with folder.locked():
+        folder.check_settings({}, suite={"name": "made"}, provenance={"device": "cpu"})
+        for fields, ok in cells:
+            if not ok:
+                folder.write([detection_record(**{"status": "failed", "reason": f"ValueError: {HOSTILE}"} | fields)], {})
+                continue
+            arrays = {"in_scores": random.normal(size=30), "out_scores": random.normal(size=30) + 1}
+            names = {role: hash_of(array) for role, array in arrays.items()}
+            figures = figures_of(arrays, 0, "far-ood")
+            record = detection_record(**fields, n_in=30, n_out=30, metrics=figures.metrics, arrays=names)
+            folder.write([record], {names[role]: array for role, array in arrays.items()})
+    return folder
+
+
+def test_pages_show_the_figures_of_the_records(run_path, site):
+    for record in RunFolder(run_path).records():
+        rows = Tables((site / "detectors" / f"{record.detector}.html").read_text()).rows
+        figure = 1 - record.metrics.fpr95 if record.kind == "benign" else record.metrics.auroc
+        shown = [row[2] for row in rows if row[0] == record.set_name and row[1] == record.kind]
+        assert any(text.split()[0] == f"{100 * figure:.1f}" for text in shown), record.place
+        if record.kind != "benign":
+            interval = f"[{100 * record.metrics.auroc_low:.1f}, {100 * record.metrics.auroc_high:.1f}]"
+            assert any(interval in text for text in shown)
+        page = (site / "sets" / f"{Names('sets')(record.dataset).removeprefix('sets/')}").read_text()
+        assert f"{100 * figure:.1f}" in page
+
+
+def test_the_first_page_shows_the_means_of_the_leaderboard(run_path, site):
+    frame, _ = gather([RunFolder(run_path)], intervals="auroc")
+    (board,) = boards(frame, StoredScores([RunFolder(run_path)]))
+    rows = Tables((site / "index.html").read_text()).rows
+    for place, row in enumerate(board.rows):
+        means = [column.heading.texts[place] for column in board.first.columns if column.is_mean]
+        assert [row.detector, *means, *row.cost] in rows
+    text = render(frame, "md")
+    for column in board.first.columns:
+        assert all(figure in text for figure in column.heading.texts)
+
+
+def test_the_order_of_each_column_is_that_of_its_figures(run_path):
+    frame, _ = gather([RunFolder(run_path)], intervals="auroc")
+    (board,) = boards(frame, StoredScores([RunFolder(run_path)]))
+    for name, metric in board.metrics.items():
+        higher = name not in ("fpr95", "detection_error")
+        for column in metric.columns:
+            in_order = sorted(range(len(board.rows)), key=column.ranks.__getitem__)
+            texts = [column.heading.texts[place] for place in in_order]
+            figures = [float(text.split()[0]) for text in texts if text not in ("", "–")]
+            best_first = higher and "benign" not in (column.heading.group, column.name)
+            assert figures == sorted(figures, reverse=best_first)
+            assert all(text in ("", "–") for text in texts[len(figures) :])
+
+
+def test_the_same_runs_give_the_same_bytes(run_path, site, tmp_path):
+    shutil.copytree(run_path, tmp_path / "elsewhere" / "a")
+    again = oodbench.publish(tmp_path / "elsewhere" / "a", tmp_path / "again").parent
+    assert files_of(again) == files_of(site)
+
+
+def test_no_page_names_a_path_of_the_machine_or_asks_for_anything_elsewhere(run_path, site):
+    for name, content in files_of(site).items():
+        if name.endswith((".html", ".js", ".css")):
+            text = content.decode()
+            assert str(run_path.parent) not in text
+            assert not re.search(r"""(src|href)=["'](https?:)?//|url\(|@import""", text), name
+
+
+def test_a_bundle_gives_the_site_of_its_run(run_path, site, tmp_path):
+    write_bundle(run_path, tmp_path / "a.zip")
+    other = files_of(oodbench.publish(tmp_path / "a.zip", tmp_path / "site").parent)
+    assert other == files_of(site)
+
+
+@pytest.mark.parametrize("edit", ["figure", "bundle"])
+def test_what_does_not_verify_is_not_published(run_path, tmp_path, edit):
+    shutil.copytree(run_path, run := tmp_path / "run")
+    if edit == "bundle":
+        write_bundle(run, run := tmp_path / "run.zip")
+        run.write_bytes(run.read_bytes()[:-1] + b"x")
+    else:
+        path = run / "run.json"
+        path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(BadData, match=r"does not verify|is refused"):
+        oodbench.publish(run, tmp_path / "site")
+    done = oodbench_command("publish", run, "--out", tmp_path / "site")
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("oodbench: ")] == done.stderr.splitlines()[-1:]
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_run_without_figures_is_refused(tmp_path):
+    folder = made(tmp_path / "empty")
+    with pytest.raises(BadData, match="no cells yet"):
+        dict(site_files([folder], "none"))
+
+
+def test_hostile_names_are_text(tmp_path):
+    bidi = "\u202egnp.exe"
+    cells = [({"detector": HOSTILE, "dataset": f"photos{HOSTILE}{bidi}"}, True), ({"detector": "pixels"}, True),
+             ({"detector": "'\"><img src=x onerror=alert(1)>"}, False)]  # fmt: skip
+    made_files = dict(site_files([made(tmp_path / "run", *cells)], f"Title {HOSTILE}"))
+    assert any(path.startswith("detectors/script-alert") for path in made_files)
+    for path, content in made_files.items():
+        assert re.fullmatch(r"([a-z]+/)?[a-z0-9._-]+", path)
+        if path.endswith(".html"):
+            text = content.decode()
+            assert HOSTILE not in text
+            assert "<img src=x" not in text
+            assert bidi[0] not in text
+            assert html.escape(HOSTILE) in text
+        elif path.endswith(".js"):
+            assert bidi[0].encode() not in content
+    index = made_files["index.html"].decode()
+    assert "ValueError" in "".join(content.decode() for path, content in made_files.items() if path.startswith("detectors/img"))
+    assert f"<h1>Title {html.escape(HOSTILE)}</h1>" in index
+
+
+def test_names_of_files_are_harmless_and_each_once():
+    name_of = Names("detectors")
+    names = ["../../etc/passwd", "a/b", "a b", "A b", "", "é", "x" * 500, "con:recon"]
+    paths = [name_of(name) for name in names]
+    assert len({*paths}) == len(names)
+    assert all(re.fullmatch(r"detectors/[a-z0-9-]{1,90}\.html", path) for path in paths)
+    assert [name_of(name) for name in names] == paths
+
+
+def test_another_site_replaces_its_own_files_alone(tmp_path):
+    out = tmp_path / "site"
+    replace_site(out, [("index.html", b"1"), ("sets/old.html", b"2")])
+    (out / "CNAME").write_text("example.org")
+    replace_site(out, [("index.html", b"3"), ("sets/new.html", b"4")])
+    assert {*files_of(out)} == {"CNAME", "index.html", "sets/new.html", "site.json"}
+    assert (out / "index.html").read_bytes() == b"3"
+    with pytest.raises(UsageError, match="CNAME is not part of a site"):
+        replace_site(out, [("CNAME", b"5")])
+    assert (out / "CNAME").read_text() == "example.org"
+    remove_site(out)
+    assert {*files_of(out)} == {"CNAME"}
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_a_folder_of_something_else_is_refused(tmp_path, there):
+    out = tmp_path / "site"
+    if there == "file":
+        out.write_text("mine")
+    elif there == "folder":
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    else:
+        (tmp_path / "real").mkdir()
+        out.symlink_to(tmp_path / "real")
+    with pytest.raises((UsageError, BadData), match="site"):
+        replace_site(out, [("index.html", b"1")])
+    assert "mine" in (out.read_text() if there == "file" else (out / "thesis.tex").read_text() if there == "folder" else "mine")
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith("part")] == []
+
+
+def test_downloads_hold_every_cell(run_path, site):
+    frame, _ = gather([RunFolder(run_path)], intervals="auroc")
+    rows = list(csv.DictReader(io.StringIO((site / "downloads/leaderboard.csv").read_text())))
+    listed = json.loads((site / "downloads/leaderboard.json").read_text())
+    typed = pd.read_parquet(site / "downloads/leaderboard.parquet")
+    assert len(rows) == len(listed) == len(typed) == len(frame)
+    np.testing.assert_array_equal(typed["auroc"].astype(float), frame["auroc"].astype(float))
+    assert typed["n_in"].tolist() == frame["n_in"].tolist()
+    assert [row["detector"] for row in listed] == typed["detector"].tolist()
+    assert "\\toprule" in (site / "downloads/leaderboard.tex").read_text()
+    assert re.search(r"\| (\*\*)?knn.*\| unsupervised \|", (site / "downloads/leaderboard.md").read_text())
+    bibliography = (site / "downloads/papers.bib").read_text()
+    assert [key in bibliography for key in ("hendrycks2017baseline", "sun2022knn", "alpaydin1998digits", "liu2020energy")] == [
+        True, True, True, False,
+    ]  # fmt: skip
+    bundle = site / "bundles/a.zip"
+    assert oodbench.verify(bundle).ok
+
+
+def test_every_detector_and_set_has_its_paper():
+    known = papers()
+    for family in ("detectors", "datasets"):
+        ours = [record.name for record in registry.records(family).values() if record.distribution == "oodbench"]
+        without = {"photos", "uniform"} if family == "datasets" else set()  # no paper is about them
+        assert {name for name in ours if name not in known} <= without
+    assert all(re.fullmatch(r"@[a-z]+\{[a-z0-9]+,\n(  [a-z]+ = \{.*\},?\n)+\}", entry) for entry in known.values())
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    random = np.random.default_rng(0)
+    points = np.round(random.random((60, 2)), 1)  # with ties
+    apart = [place % 7 == 0 for place in range(60)]
+    front = pareto_front(points, apart)
+    others = [points[place] for place in range(60) if not apart[place]]
+    beaten = [any(one[0] <= x and one[1] >= y and (one[0] < x or one[1] > y) for one in others) for x, y in points]
+    assert {tuple(points[place]) for place in front} == {tuple(points[p]) for p in range(60) if not beaten[p] and not apart[p]}
+    assert [points[place, 0] for place in front] == sorted({points[place, 0] for place in front})
+
+
+def test_a_run_ends_with_a_report_that_verify_reads(tmp_path):
+    out = tmp_path / "run"
+    line = ["run", "--detector", "msp", "--dataset", "photos", "--limit", 20, "--out", out, "--no-costs"]
+    assert oodbench_command(*line).stdout.splitlines()[-2:] == [f"Report: {out / 'report/index.html'}", str(out)]
+    assert "Not verified" in (out / "report/runs/run.html").read_text()
+    assert oodbench.verify(out).ok
+    page = out / "report/sets/photos.html"
+    page.write_text(page.read_text().replace("AUROC", "AUROG"))
+    assert ["photos.html" in problem for problem in oodbench.verify(out).problems] == [True]
+    oodbench_command(*line)
+    assert oodbench.verify(out).ok
+    (out / "report/site.json").write_text("{")
+    assert not oodbench.verify(out).ok
+    assert "no report is written" in oodbench_command(*line).stderr
+    shutil.rmtree(out / "report")
+    oodbench_command(*line)
+    assert oodbench_command(*line, "--no-report").returncode == 0
+    assert not (out / "report").exists()
+
+
+def test_images_are_shown_where_they_are_those_of_the_run_and_the_licence_allows_it(run_path, tmp_path):
+    out = oodbench.publish(run_path, tmp_path / "site", data=[tmp_path], bundles=False).parent
+    names = {path.name for path in (out / "images").iterdir()}
+    assert {"photos.png", "digits-noise.png", "photos-1.png"} <= names
+    page = (out / "sets/digits-noise.html").read_text()
+    assert "CC BY 4.0" in page
+    assert "Hardest images" in page
+    folder = RunFolder(run_path)
+    thumbnails = Thumbnails([folder], [tmp_path], Progress())
+    assert len(thumbnails.of("photos")) == 40
+    thumbnails._stored["photos"] = {"another"}
+    with pytest.raises(BadData, match="not those of the run"):
+        thumbnails.of("photos")
+    photos = thumbnails._images["photos"]
+    for licence, allowed in (("CC BY-NC 4.0", False), ("", False), ("research use only", False), ("CC0 1.0", True)):
+        thumbnails._images["photos"] = replace(photos, source=Source(licence=licence))
+        with pytest.raises(BadData, match="not those" if allowed else "its licence"):
+            thumbnails.of("photos")
+
+
+def test_a_run_says_where_its_sets_come_from(run_path):
+    sources = RunFolder(run_path).manifest().provenance["sources"]
+    assert sources["digits"]["licence"] == "CC BY 4.0"
+    assert {*sources} == {"digits", "photos"}
