@@ -53,7 +53,7 @@ def test_the_licence_may_be_that_of_oodbench_or_left_to_the_author(tmp_path, mon
     assert "license" not in (tmp_path / "two" / "pyproject.toml").read_text()
 
 
-def test_a_new_leaderboard_verifies_and_renders_bundles(tmp_path, monkeypatch, capsys):
+def test_a_new_leaderboard_verifies_and_renders_bundles(tmp_path, monkeypatch):
     assert new(monkeypatch, "leaderboard", "my-board", "--out", tmp_path / "board") == 0
     check = (tmp_path / "board" / ".github" / "workflows" / "check.yml").read_text()
     render = (tmp_path / "board" / ".github" / "workflows" / "render.yml").read_text()
@@ -64,14 +64,16 @@ def test_a_new_leaderboard_verifies_and_renders_bundles(tmp_path, monkeypatch, c
     options = {"detectors": ["msp"], "datasets": ["photos"], "limit": 40, "measure_costs": False}
     path = oodbench.run("digits", out=tmp_path / "run", **options).path
     write_bundle(path, tmp_path / "board" / "bundles" / "mine.zip")
-    (command,) = re.findall(r"run: oodbench (leaderboard .*)", render)
+    commands = re.findall(r"run: oodbench (.*)", render)
+    assert [command.split()[0] for command in commands] == ["leaderboard", "publish"]
     monkeypatch.chdir(tmp_path / "board")
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["oodbench", *command.replace("bundles/*.zip", "bundles/mine.zip").split()])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert not exit.value.code
+    for command in commands:
+        monkeypatch.setattr("sys.argv", ["oodbench", *command.replace("bundles/*.zip", "bundles/mine.zip").split()])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        assert not exit.value.code
     assert "| msp" in Path("LEADERBOARD.md").read_text()
+    assert Path("docs/detectors/msp.html").exists()
 
 
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch, capsys):
