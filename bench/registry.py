@@ -191,10 +191,10 @@ def check_parameters(name: str, given: Iterable[str], known: Iterable[str]) -> N
     known = list(known)
     for parameter in given:
         if parameter not in known:
-            raise UsageError(unknown(f"parameter of {name}", parameter, known, f"it has: {', '.join(known) or 'none'}"))
+            raise UsageError(unknown("parameter", parameter, known, f"it has: {', '.join(known) or 'none'}", of=name))
 
 
-def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
+def unknown(what: str, name: str, known: Iterable[str], listing: str, of: str = "") -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
     known = list(known)
     of_case = {one.lower(): one for one in known}
@@ -203,7 +203,7 @@ def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
     if len(names := [part.strip() for part in name.split(",")]) > 1 and {*names} & {*known}:
         hint = f"; repeat the option ({' '.join(f'--{what} {one}' for one in names)}); in a suite, give {names}"
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…"
-    return f"unknown {what} '{shown}'{hint} ({listing})"
+    return f"unknown {what} '{shown}'{f' of {of}' if of else ''}{hint} ({listing})"
 
 
 def load(family: str, name: str) -> Any:

@@ -21,7 +21,7 @@ def sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
         raise
     for role, head in (("unsupervised_head", detector.unsupervised_head), ("shift_head", detector.shift_head)):
         if head is not None and head not in HEADS:
-            raise BadData(unknown(f"head of {name}", head, HEADS, f"known: {', '.join(HEADS)}"))
+            raise BadData(unknown("head", head, HEADS, f"known: {', '.join(HEADS)}", of=name))
         if head is not None and HEADS[head].learns_from_shift != (role == "shift_head"):
             fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
             raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
@@ -52,7 +52,7 @@ def _check_signals(name: str, detector: Detector) -> None:
         raise BadData(f"{name}: signals = {signals!r}; they are a tuple of names, such as ('logits',)")
     for signal in signals:
         if signal not in SIGNALS:
-            raise BadData(unknown(f"signal of {name}", str(signal), SIGNALS, f"known: {', '.join(sorted(SIGNALS))}"))
+            raise BadData(unknown("signal", str(signal), SIGNALS, f"known: {', '.join(sorted(SIGNALS))}", of=name))
 
 
 def _check_grid(name: str, detector: Detector) -> None:
@@ -64,7 +64,7 @@ def _check_grid(name: str, detector: Detector) -> None:
         for argument in setting:
             if argument not in known:
                 raise BadData(
-                    unknown(f"argument of {name} in its grid", str(argument), known, f"it has: {', '.join(known) or 'none'}")
+                    unknown("argument", str(argument), known, f"it has: {', '.join(known) or 'none'}", of=f"the grid of {name}")
                 )
         if setting.keys() != grid[0].keys():
             raise BadData(f"{name}: {setting} in its grid has other arguments than {grid[0]}; vary the same ones in each")

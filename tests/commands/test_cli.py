@@ -239,7 +239,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "--dataset", "photo"], 2, "unknown dataset 'photo'; did you mean 'photos'?"),
         (["run", "--model", "resnet8-digit"], 2, "did you mean 'resnet8-digits'?"),
         (["run", "--device", "gpu"], 2, "unknown device 'gpu' (auto, cpu, cuda or cuda:N)"),
-        (["run", "--param", "knn.kk=3"], 2, "unknown parameter of knn 'kk'; did you mean 'k'? (it has: k, ks)"),
+        (["run", "--param", "knn.kk=3"], 2, "unknown parameter 'kk' of knn; did you mean 'k'? (it has: k, ks)"),
         (["run", "--param", "knn.k=many", "--detector", "knn"], 2, "knn: k = 'many'; give a whole number of at least 1"),
         (["leaderboard", "nowhere"], 2, "nowhere is not a run folder"),
         (["fit", "knm", "--dataset", "digits", "--out", "f"], 2, "did you mean 'knn'?"),
