@@ -28,6 +28,8 @@ class KernelNetwork(OwnObjective):
     body: gives features (N, width).
     """
 
+    recipe = "duq"
+
     def __init__(
         self,
         body: nn.Module,

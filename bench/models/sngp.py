@@ -92,6 +92,8 @@ class GaussianProcessNetwork(OwnObjective):
     body: gives features (N, width).
     """
 
+    recipe = "sngp"
+
     def __init__(
         self,
         body: nn.Module,
