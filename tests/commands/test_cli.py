@@ -241,7 +241,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "--device", "gpu"], 2, "unknown device 'gpu' (auto, cpu, cuda or cuda:N)"),
         (["run", "--param", "knn.kk=3"], 2, "unknown parameter 'kk' of knn; did you mean 'k'? (it has: k, ks)"),
         (["run", "--param", "knn.k=many", "--detector", "knn"], 2, "knn: k = 'many'; give a whole number of at least 1"),
-        (["leaderboard", "nowhere"], 2, "nowhere is not a run folder"),
+        (["leaderboard", "nowhere"], 2, "nowhere does not exist; name a folder"),
         (["fit", "knm", "--dataset", "digits", "--out", "f"], 2, "did you mean 'knn'?"),
         (["fit", "knn", "--dataset", "digits", "--out", "f"], 2, "knn needs a network; name one with --model"),
         (["fit", "knn", "--dataset", "digits", "--model", "resnet8-digits", "--out", "."], 2, "--out . is a folder"),
