@@ -26,7 +26,7 @@ def sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
             fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
             raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
     _check_variants(name, detector)
-    _check_signals(name, detector)
+    check_signals(name, detector)
     try:
         json.dumps([detector.parameters(), detector.non_default()], allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
@@ -46,7 +46,8 @@ def _check_variants(name: str, detector: Detector) -> None:
         raise BadData(f"{name}: has variants, so each column is a score and its unsupervised_head is identity")
 
 
-def _check_signals(name: str, detector: Detector) -> None:
+def check_signals(name: str, detector: Detector) -> None:
+    """Raise BadData for signals that are not a tuple of known names."""
     signals = () if detector.signals is None else detector.signals
     if isinstance(signals, str) or not isinstance(signals, Collection):
         raise BadData(f"{name}: signals = {signals!r}; they are a tuple of names, such as ('logits',)")
