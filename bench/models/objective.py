@@ -1,4 +1,4 @@
-"""What a network is trained on, where it is not cross-entropy alone."""
+"""What a network minimises in training, if it is not the cross-entropy alone."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

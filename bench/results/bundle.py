@@ -74,7 +74,7 @@ class BundleManifest(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     files: dict[str, BundledFile]
-    runs: dict[str, BundledRun]  # by folder; a run that is no study has the folder "."
+    runs: dict[str, BundledRun]  # by folder; a run that is not a study has the folder "."
 
 
 def write_bundle(path: str | Path, out: str | Path, progress: Progress | None = None) -> Verification:
