@@ -47,7 +47,7 @@ def contract(subject: Subject) -> str:
         require(not name.endswith("_"), f"the parameter {name} ends in _, which marks fitted state")
     again = kind(**json.loads(json.dumps(parameters, allow_nan=False))).parameters()
     require(json.dumps(again) == json.dumps(parameters), f"created again from {parameters} it has {again}")
-    check_signals(kind.__name__, detector)
+    check_signals(detector)
     for head in (kind.unsupervised_head, kind.shift_head):
         require(head is None or head in HEADS, f"names the unknown head {head} (known: {', '.join(HEADS)})")
     for setting in detector.grid:

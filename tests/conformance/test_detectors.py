@@ -268,8 +268,8 @@ class ReadsUndeclared(Sound):
 BROKEN = [
     ("contract", NoDocstring, "has no docstring"),
     ("contract", HidesAParameter, "has no attribute 'k'"),
-    ("contract", UnknownSignal, "unknown signal 'telepathy' of UnknownSignal"),
-    ("contract", OneSignal, "OneSignal: signals = 'logits'; they are a tuple of names"),
+    ("contract", UnknownSignal, "unknown signal 'telepathy' (known"),
+    ("contract", OneSignal, "signals = 'logits'; give a tuple of names"),
     ("contract", StrayGrid, "temperature"),
     ("fits-and-scores", Constant, "separate nothing"),
     ("fits-and-scores", TwoColumns, "2 statistics per image and has no head"),
