@@ -108,7 +108,7 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Guo et al., ICML 2017, arXiv 1706.04599. NLL is convex in 1/T, so the root of its derivative is found (Brent's method).
     Where all answers are right, as on images that a network was trained on, NLL falls with T: then it is the lowest.
 
-    Raises BadData for labels that are no classes of the logits.
+    Raises BadData for labels that are not classes of the logits.
     """
     from scipy.optimize import brentq
     from scipy.special import softmax

@@ -100,6 +100,8 @@ def require_run_folder(path: Path) -> None:
     if not any((path / name).exists() for name in ("run.json", "passes", "cells")):
         if is_study(path):
             raise UsageError(f"{path} holds several runs; name one of the folders in it")
+        if not os.path.exists(path):  # also where the name is too long to exist
+            raise UsageError(f"{path} does not exist; name a folder that `oodbench run` wrote")
         raise UsageError(f"{path} is not a run folder (it has no run.json); name one that `oodbench run` wrote")
 
 

@@ -176,9 +176,15 @@ def shown_in_notebooks(call: Callable[Given, Result]) -> Callable[Given, Result]
 
 def live_bar(console: "Console") -> "RichProgress":
     """A line with the stage, a bar, the share done and two times. Only the stage and the bar shrink where it is narrow."""
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
     from rich.table import Column
+    from rich.text import Text
+
+    class Remaining(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            left = super().render(task)  # empty before the amount of work is known
+            return left.append(" remaining") if left else left
 
     columns = (
         SpinnerColumn(),
@@ -186,8 +192,7 @@ def live_bar(console: "Console") -> "RichProgress":
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("remaining"),
+        Remaining(table_column=Column(no_wrap=True)),
     )
     return RichProgress(*columns, console=console, transient=True, expand=True)
 

@@ -20,6 +20,8 @@ import entrypoints
 from oodbench.errors import OodbenchError, UsageError, contained, fix_line, one_line, reason, reason_in
 
 MOST_SHOWN = 100  # characters of a name in a message
+PART = 3  # characters of a name from which names that contain it are suggested
+MOST_HINTS = 4  # of these names
 FAMILIES = ("detectors", "datasets", "models")
 
 
@@ -191,19 +193,22 @@ def check_parameters(name: str, given: Iterable[str], known: Iterable[str]) -> N
     known = list(known)
     for parameter in given:
         if parameter not in known:
-            raise UsageError(unknown(f"parameter of {name}", parameter, known, f"it has: {', '.join(known) or 'none'}"))
+            raise UsageError(unknown("parameter", parameter, known, f"it has: {', '.join(known) or 'none'}", of=name))
 
 
-def unknown(what: str, name: str, known: Iterable[str], listing: str) -> str:
+def unknown(what: str, name: str, known: Iterable[str], listing: str, of: str = "") -> str:
     """unknown detector 'enregy'; did you mean 'energy'? (oodbench list detectors)"""
     known = list(known)
     of_case = {one.lower(): one for one in known}
     near = [of_case[match] for match in difflib.get_close_matches(name.lower(), of_case, n=1, cutoff=0.6)]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if not near and len(name) >= PART:
+        holding = (own for own in known if name.lower() in own.lower())
+        near = sorted(holding, key=lambda own: not own.lower().startswith(name.lower()))[:MOST_HINTS]
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     if len(names := [part.strip() for part in name.split(",")]) > 1 and {*names} & {*known}:
         hint = f"; repeat the option ({' '.join(f'--{what} {one}' for one in names)}); in a suite, give {names}"
     shown = name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…"
-    return f"unknown {what} '{shown}'{hint} ({listing})"
+    return f"unknown {what} '{shown}'{f' of {of}' if of else ''}{hint} ({listing})"
 
 
 def load(family: str, name: str) -> Any:

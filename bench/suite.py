@@ -224,7 +224,7 @@ def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -
         return f"{what} is empty; name at least one"
     if kind == "literal_error" and isinstance(given, str):
         known = re.findall("'(.*?)'", limits["expected"])
-        return unknown(what, given, known, ", ".join(known))
+        return unknown(parts[-1], given, known, ", ".join(known), of=" of ".join(reversed(parts[:-1])))
     bounds = [f"{words} {limits[bound]}" for bound, words in (("ge", "at least"), ("le", "at most")) if bound in limits]
     if not (takes := TAKES.get(kind) or limits.get("expected") or " ".join(bounds)):
         return f"{what}: {error['msg']}"

@@ -36,7 +36,7 @@ def cifar10c(root: Path, split: str, part: str, level: int | None) -> ImageSet:
     if not part:
         raise UsageError(f"cifar10c needs a corruption and a level, such as cifar10c/fog@3 ({', '.join(CORRUPTIONS_C)})")
     if part not in CORRUPTIONS_C:
-        raise UsageError(registry.unknown("part of cifar10c", part, CORRUPTIONS_C, f"known: {', '.join(CORRUPTIONS_C)}"))
+        raise UsageError(registry.unknown("part", part, CORRUPTIONS_C, f"known: {', '.join(CORRUPTIONS_C)}", of="cifar10c"))
     if level is None or level not in LEVELS:
         raise UsageError(f"cifar10c/{part} needs a level from 1 to 5; write cifar10c/{part}@1 to @5")
     path, label_path = (root / "CIFAR-10-C" / f"{name}.npy" for name in (part, "labels"))

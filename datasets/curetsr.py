@@ -100,7 +100,7 @@ def _challenge(kind: Kind, part: str, level: int | None) -> int:
         return 0
     codes = {challenge.lower(): code for code, challenge in enumerate(CHALLENGES, 1)}
     if part.lower() not in codes:
-        raise UsageError(registry.unknown(f"part of {kind.name}", part, CHALLENGES, f"known: {', '.join(CHALLENGES)}"))
+        raise UsageError(registry.unknown("part", part, CHALLENGES, f"known: {', '.join(CHALLENGES)}", of=kind.name))
     if level is None or level not in LEVELS:
         raise UsageError(f"{kind.name}/{part} needs a level from 1 to 5; write {kind.name}/{part}@1 to @5")
     return codes[part.lower()]

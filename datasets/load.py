@@ -164,7 +164,7 @@ def _label(images: ImageSet, name: str, selection: str) -> int:
     if not images.classes:
         raise UsageError(f"{images.name} has no class '{name}'; its classes are numbers of at most {DIGITS} digits")
     listing = f"{len(images.classes)} classes: {', '.join(images.classes[:10])}{', …' * (len(images.classes) > 10)}"
-    raise UsageError(registry.unknown(f"class of {images.name}", name, images.classes, listing))
+    raise UsageError(registry.unknown("class", name, images.classes, listing, of=images.name))
 
 
 def _part(images: ImageSet, rows: Tensor) -> ImageSet:

@@ -236,7 +236,10 @@ def require_corruption(corruption: str, level: int | str) -> None:
     if corruption not in CORRUPTIONS:
         raise UsageError(unknown("corruption", corruption, CORRUPTIONS, f"known: {', '.join(CORRUPTIONS)}"))
     if level not in LEVELS:
-        raise UsageError(f"'{corruption}' needs a level from 1 (mild) to 5, not {level}; write {corruption}@1")
+        wanted = f"'{corruption}' needs a level from 1 (mild) to 5"
+        if level == "":
+            raise UsageError(f"{wanted}; write {corruption}@1, or in a suite give levels = {list(LEVELS)}")
+        raise UsageError(f"{wanted}, not {level}; write {corruption}@1")
 
 
 def _scheme(text: str) -> str:
@@ -273,7 +276,7 @@ def _recorded(original: str) -> str:
 def _with_change(parsed: Name, text: str, change: str) -> Name:
     changing, at, level = change.partition("@")
     if changing in CORRUPTIONS:
-        require_corruption(changing, _level(level) or repr(level))
+        require_corruption(changing, _level(level) or (level and repr(level)))
         return Name(**vars(parsed) | {"corruption": changing, "level": _level(level)})
     if changing not in (*BENIGN, *ATTACKS) and ":" not in changing:  # attacks of other libraries have a colon
         known = [*CORRUPTIONS, *BENIGN, *ATTACKS]

@@ -63,7 +63,7 @@ def fit(image: Tensor, size: tuple[int, int], resize: str) -> Tensor:
     Raises BadData for any other input.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3) or 0 in image.shape:
-        raise BadData(f"an image is {image.dtype} {tuple(image.shape)}; a loader must return uint8 (1 or 3, H, W)")
+        raise BadData(f"an image is {image.dtype} {tuple(image.shape)}; give uint8 (1 or 3, H, W)")
     if tuple(image.shape[1:]) != size:
         # Grey as a 2-D array (h, w), colour as (h, w, 3): as PIL accepts and returns them.
         pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()

@@ -127,7 +127,7 @@ def render_recognition(
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='recognition')")
     if metric not in METRICS:
-        raise UsageError(unknown("metric of recognition", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+        raise UsageError(unknown("recognition metric", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
     names, cells = as_names(columns), each_once(frame)
     if format in ("csv", "json"):
         shown = cells.assign(

@@ -67,7 +67,11 @@ def init(
     weights: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the network.")] = None,
     size: Annotated[str | None, typer.Option(metavar="N", help="Pixels per side to which all images are resized.")] = None,
     dataset: Annotated[
-        list[str], typer.Option(metavar="NAME", help="Set to tell from the in-distribution set; repeat for several.")
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Set to tell from it; repeat for several. A corruption without a level gets all five.",
+        ),
     ] = [],  # noqa: B006
     detector: Annotated[list[str], typer.Option(metavar="NAME", help="Detector to run, or all; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[

@@ -60,7 +60,7 @@ def list_names(
 
 
 def _show_suite(name: str, family: str) -> None:
-    """Print a suite that can be read."""
+    """Print a suite as the text of a suite file. Raises UsageError for another family or an unknown suite."""
     from oodbench.suites.load import load_study, suite_names, suite_text
 
     if family != "suites":

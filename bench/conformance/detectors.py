@@ -22,6 +22,7 @@ from oodbench.conformance.task import easy_shift, extreme_images, trained_classi
 from oodbench.conformance.watch import other_randomness
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
+from oodbench.engine.sound_detector import check_signals
 from oodbench.errors import NotFitted, Unsuitable, counted, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
@@ -46,8 +47,7 @@ def contract(subject: Subject) -> str:
         require(not name.endswith("_"), f"the parameter {name} ends in _, which marks fitted state")
     again = kind(**json.loads(json.dumps(parameters, allow_nan=False))).parameters()
     require(json.dumps(again) == json.dumps(parameters), f"created again from {parameters} it has {again}")
-    unknown = sorted(set(detector.signals or ()) - SIGNALS)
-    require(not unknown, f"declares unknown signals {', '.join(unknown)} (known: {', '.join(sorted(SIGNALS))})")
+    check_signals(detector)
     for head in (kind.unsupervised_head, kind.shift_head):
         require(head is None or head in HEADS, f"names the unknown head {head} (known: {', '.join(HEADS)})")
     for setting in detector.grid:

@@ -21,56 +21,55 @@ def sound_detector(name: str, parameters: dict[str, Any]) -> Detector:
         raise
     for role, head in (("unsupervised_head", detector.unsupervised_head), ("shift_head", detector.shift_head)):
         if head is not None and head not in HEADS:
-            raise BadData(unknown(f"head of {name}", head, HEADS, f"known: {', '.join(HEADS)}"))
+            raise BadData(unknown("head", head, HEADS, f"known: {', '.join(HEADS)}"))
         if head is not None and HEADS[head].learns_from_shift != (role == "shift_head"):
             fitting = [h for h, kind in HEADS.items() if kind.learns_from_shift == (role == "shift_head")]
-            raise BadData(f"{name}: '{head}' is no {role}; name one of {', '.join(fitting)}")
-    _check_variants(name, detector)
-    _check_signals(name, detector)
+            raise BadData(f"'{head}' cannot be its {role}; name one of {', '.join(fitting)}")
+    _check_variants(detector)
+    check_signals(detector)
     try:
         json.dumps([detector.parameters(), detector.non_default()], allow_nan=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise BadData(
-            f"{name}: its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"
+            f"its constructor's arguments must be plain attributes of the same name, and JSON values: {error}"
         ) from error
-    _check_grid(name, detector)
+    _check_grid(detector)
     return detector
 
 
-def _check_variants(name: str, detector: Detector) -> None:
+def _check_variants(detector: Detector) -> None:
     variants = detector.variants
     sound = not isinstance(variants, str) and all(isinstance(v, str) and v and ":" not in v for v in variants)
     if not sound or len(set(variants)) < len(variants):
-        raise BadData(f"{name}: variants = {variants!r}; they are a tuple of different names without a colon")
+        raise BadData(f"variants = {variants!r}; give a tuple of different names without a colon")
     if variants and detector.unsupervised_head != "identity":
-        raise BadData(f"{name}: has variants, so each column is a score and its unsupervised_head is identity")
+        raise BadData("it has variants, so each column is a score and its unsupervised_head is identity")
 
 
-def _check_signals(name: str, detector: Detector) -> None:
+def check_signals(detector: Detector) -> None:
+    """Raise BadData for signals that are not a tuple of known names."""
     signals = () if detector.signals is None else detector.signals
     if isinstance(signals, str) or not isinstance(signals, Collection):
-        raise BadData(f"{name}: signals = {signals!r}; they are a tuple of names, such as ('logits',)")
+        raise BadData(f"signals = {signals!r}; give a tuple of names, such as ('logits',)")
     for signal in signals:
         if signal not in SIGNALS:
-            raise BadData(unknown(f"signal of {name}", str(signal), SIGNALS, f"known: {', '.join(sorted(SIGNALS))}"))
+            raise BadData(unknown("signal", str(signal), SIGNALS, f"known: {', '.join(sorted(SIGNALS))}"))
 
 
-def _check_grid(name: str, detector: Detector) -> None:
+def _check_grid(detector: Detector) -> None:
     """Raise BadData for a grid whose settings are not constructor arguments, the same ones in each, and JSON values."""
     grid, known = detector.grid, detector.parameters()
     if not isinstance(grid, Sequence) or not all(isinstance(setting, Mapping) for setting in grid):
-        raise BadData(f"{name}: grid = {grid!r}; it is a tuple of dicts of constructor arguments")
+        raise BadData(f"grid = {grid!r}; give a tuple of dicts of constructor arguments")
     for setting in grid:
         for argument in setting:
             if argument not in known:
-                raise BadData(
-                    unknown(f"argument of {name} in its grid", str(argument), known, f"it has: {', '.join(known) or 'none'}")
-                )
+                raise BadData(unknown("argument", str(argument), known, f"it has: {', '.join(known) or 'none'}", of="its grid"))
         if setting.keys() != grid[0].keys():
-            raise BadData(f"{name}: {setting} in its grid has other arguments than {grid[0]}; vary the same ones in each")
+            raise BadData(f"{setting} in its grid has other arguments than {grid[0]}; vary the same ones in each")
     try:
         json.dumps(list(grid), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise BadData(f"{name}: its grid must hold JSON values: {error}") from error
+        raise BadData(f"its grid must hold JSON values: {error}") from error
     if not grid and detector.shift_head is not None and HEADS[detector.shift_head].chooses:
-        raise BadData(f"{name}: its shift_head '{detector.shift_head}' chooses from a grid, and it has none; set grid")
+        raise BadData(f"its shift_head '{detector.shift_head}' chooses from a grid, and it has none; set grid")

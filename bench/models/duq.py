@@ -18,7 +18,7 @@ WIDTH = 512  # of the features and of their embeddings, as in the authors' code 
 
 
 class KernelNetwork(OwnObjective):
-    """Normalised images (N, C, H, W) -> log K_c = −s_c, (N, num_classes), as logits: the largest is of the nearest centroid.
+    """Normalised images (N, C, H, W) -> log K_c = −s_c, (N, num_classes), as logits: the nearest centroid has the largest.
 
     Trained as a whole on binary cross-entropy between K_c and the label, mean over images and classes, plus
     λ (‖∇_x Σ_c K_c‖₂ − 1)², mean over images, x the normalised image. After each step, centroids move towards the embeddings
@@ -27,6 +27,8 @@ class KernelNetwork(OwnObjective):
 
     body: gives features (N, width).
     """
+
+    recipe = "duq"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a network is trained on, where it is not cross-entropy alone."""
+"""What a network minimises in training, if it is not the cross-entropy alone."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +9,12 @@ from oodbench.classifier import Classifier
 class OwnObjective(nn.Module):
     """Base of a module that decides itself what a step of its training minimises, and what comes before and after a step.
 
+    ``recipe`` names the recipe of the paper, with which ``oodbench train`` should train it.
+
     Its methods take normalised images (N, C, H, W), as ``forward`` does, and labels (N,).
     """
+
+    recipe: str
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, a mean over the images, and their logits (N, classes). May be called under autocast."""

@@ -35,7 +35,7 @@ class SpectralConv2d(nn.Conv2d):
     v: Tensor  # input-shaped, (1, inputs, H, W), of norm 1
 
     def forward(self, input: Tensor) -> Tensor:
-        # The output is scaled, not the weight: the weight itself is what rules for its gradients look for.
+        # The output is scaled, not the weight: the rules for gradients look for the weight itself.
         return super().forward(input) * self.scale().to(input.dtype)
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class SpectralConv2d(nn.Conv2d):
 def bound_norms(module: nn.Module, bound: float, side: int = SIDE) -> None:
     """Make each convolution of a network for images (3, side, side) a ``SpectralConv2d``, in place.
 
-    Raises ValueError for a convolution that is no linear map: one with a bias, or with padding that is not zeros.
+    Raises ValueError for a convolution that is not a linear map: one with a bias, or with padding that is not zeros.
     """
     shapes: dict[nn.Conv2d, tuple[torch.Size, torch.Size]] = {}
 
@@ -91,6 +91,8 @@ class GaussianProcessNetwork(OwnObjective):
 
     body: gives features (N, width).
     """
+
+    recipe = "sngp"
 
     def __init__(
         self,

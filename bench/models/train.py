@@ -1,6 +1,7 @@
 """Trains a classifier by a recipe: SGD with momentum, a schedule, crops and flips; checkpoint and resume."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import CHANGED, parse_unchanged
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
+from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, one_line
 from oodbench.image_set import ImageSet
 from oodbench.models import card, recipes, weights
 from oodbench.models.build import build
@@ -68,6 +69,9 @@ def train(
     if resume:
         card.refuse_other(out, name, recipe, seed, train_set)
     classifier = build(name, _classes(train_set), seed).to(target)
+    module = classifier.module
+    if isinstance(module, OwnObjective) and recipe.name != module.recipe:
+        print(one_line(f"{name} has a recipe of its own; use --recipe {module.recipe}, not {recipe.name}"), file=sys.stderr)
     classifier.check(train_set.read([0, 1]).float() / 255)
     if (layout := _layout(target)) is not None:
         classifier.module.to(memory_format=layout)

@@ -1,6 +1,8 @@
 """Weights files: where they are searched, how they are read, and whether they fit. Never a bare pickle."""
 
 import hashlib
+import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,6 +88,11 @@ def read(path: Path, written_here: bool = False) -> dict[str, Tensor]:
     except pickled.Unbounded as error:
         raise BadData(f"{path} {error}") from error
     except Exception as error:  # a malicious or truncated file may raise any error
+        if isinstance(error, pickle.UnpicklingError) and (strange := re.search(r"GLOBAL ([\w.]{1,100})", str(error))):
+            raise BadData(
+                f"{path} holds a Python object ({strange[1]}), such as a whole network; save only its weights, with"
+                " torch.save(network.state_dict(), FILE)"
+            ) from error
         raise BadData(
             f"{path} holds no plain tensors, or is truncated ({type(error).__name__}); download it again, or give a"
             " .safetensors file or a state dict that torch.load(weights_only=True) reads"

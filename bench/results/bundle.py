@@ -21,6 +21,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from oodbench.datasets.name import recorded
 from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
 from oodbench.paths import MOST_TEXT, is_study, require_regular, write_atomically
 from oodbench.progress import Progress
@@ -28,6 +29,7 @@ from oodbench.results.facts import finite_json
 from oodbench.results.folder import SEVERITY, RunFolder, Say
 from oodbench.results.study import RANKS, run_folders
 from oodbench.results.verify import Verification, verify_folder
+from oodbench.suite import Suite
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -72,7 +74,7 @@ class BundleManifest(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     files: dict[str, BundledFile]
-    runs: dict[str, BundledRun]  # by folder; a run that is no study has the folder "."
+    runs: dict[str, BundledRun]  # by folder; a run that is not a study has the folder "."
 
 
 def write_bundle(path: str | Path, out: str | Path, progress: Progress | None = None) -> Verification:
@@ -100,6 +102,29 @@ def pack(path: Path, out: Path) -> None:
         write_atomically(out, path.read_bytes())
     else:
         write_atomically(out, lambda file: _pack(path, file))
+
+
+def gaps(path: str | Path) -> list[str]:
+    """What a run or study lacks, one line per run: cells that failed or were skipped, sets without cells, and runs of a study.
+
+    Raises UsageError and BadData as ``run_folders``.
+    """
+    lines = []
+    for folder in (folders := run_folders(Path(path))):
+        records = list(folder.records())
+        found = [(sum(record.status == status for record in records), status) for status in ("failed", "skipped")]
+        parts = [f"{counted(count, 'cell')} {status}" for count, status in found if count]
+        try:
+            tested = {recorded(one.name) for one in Suite.model_validate(folder.manifest().suite).tested_sets()}
+            without = sorted(tested - {record.set_name for record in records})
+            parts += [f"no cell of {', '.join(without)}"] if without else []
+        except ValidationError:
+            parts.append("another version of oodbench wrote its suite, so sets without cells are not known")
+        if parts:
+            lines.append(f"{folder.path}: {', '.join(parts)}")
+    study = folders[0].study
+    missing = study.missing() if study else {}
+    return lines + [f"{path}: the run {name} is not finished ({why})" for name, why in missing.items()]
 
 
 def unpack(path: str | Path) -> Path:

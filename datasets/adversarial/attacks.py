@@ -298,11 +298,11 @@ def settings_of(name: str, given: Mapping[str, Any], beside: Sequence[str] = ())
     for setting in given:
         if setting not in known:
             listing = [*known, *beside]
-            raise UsageError(registry.unknown(f"setting of {name}", setting, listing, f"it has: {', '.join(listing)}"))
+            raise UsageError(registry.unknown("setting", setting, listing, f"it has: {', '.join(listing)}", of=name))
     preset = given.pop("preset", None)
     if preset is not None:
         if preset not in presets:
-            raise UsageError(registry.unknown(f"preset of {name}", str(preset), presets, f"known: {', '.join(presets)}"))
+            raise UsageError(registry.unknown("preset", str(preset), presets, f"known: {', '.join(presets)}", of=name))
         defaults |= presets[preset]
     return defaults | {setting: _checked(name, setting, value, defaults[setting]) for setting, value in given.items()}
 
@@ -323,7 +323,7 @@ def _checked(name: str, setting: str, value: Any, default: Any) -> Any:
     """Return the value, converted to the type of the default."""
     if isinstance(default, str):
         if value not in READINGS:
-            raise UsageError(registry.unknown(f"{setting} of {name}", str(value), READINGS, f"known: {', '.join(READINGS)}"))
+            raise UsageError(registry.unknown(setting, str(value), READINGS, f"known: {', '.join(READINGS)}", of=name))
         return value
     holds, wanted = RANGES[setting]
     number = numbers.Integral if isinstance(default, int) else numbers.Real

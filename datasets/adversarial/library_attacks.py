@@ -45,7 +45,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     known = list(inspect.signature(_class(name)).parameters) + ["eps"] * name.startswith("foolbox:")
     for setting in given:
         if setting not in known:
-            raise UsageError(registry.unknown(f"setting of {name}", setting, known, f"it has: {', '.join(known)}"))
+            raise UsageError(registry.unknown("setting", setting, known, f"it has: {', '.join(known)}", of=name))
     return dict(given)
 
 
@@ -122,7 +122,7 @@ def _class(name: str) -> type:
     }
     if wanted not in known:
         raise UsageError(
-            registry.unknown(f"attack of {package}", wanted, known, f"{len(known)} of them in {home}, {version(name)}")
+            registry.unknown("attack", wanted, known, f"{len(known)} of them in {home}, {version(name)}", of=package)
         )
     return known[wanted]
 

@@ -298,7 +298,7 @@ def _found(here: list[str], names: Names) -> _Stand | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """A pattern is no change of what it matches: ``cifar10:*`` is not ``cifar10:cat+haze``."""
+    """A pattern is not a change of what it matches: ``cifar10:*`` is not ``cifar10:cat+haze``."""
     if "*" not in pattern:
         return bool(pattern) and name == pattern
     return fnmatchcase(name, pattern) and ("+" in pattern or "+" not in name)

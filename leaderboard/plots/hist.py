@@ -41,11 +41,12 @@ def figure(frame: pd.DataFrame, scores: StoredScores | None, top: int | None) ->
         if not protocols:  # benign sets alone
             _, protocols = rows_by_protocol(of_group.assign(kind="far-ood"), None)
         protocol, rows = protocols[0]
-        mine = cells[(cells[ROW] == list(rows[0].key)).all(axis=1)]
+        best = next((row for row in rows if not row.control), rows[0])
+        mine = cells[(cells[ROW] == list(best.key)).all(axis=1)]
         by_name = {cell["set"]: cell for cell in mine.to_dict("records")}
         plots = [(name, by_name[name]["auroc"], *scores.of(by_name[name])) for name in in_order(mine)]
         height = KEY_LINE * len(LEGEND) + 0.12 + STEP * -(-len(plots) // ACROSS) + LINE * SMALL
-        heading = f"{rows[0].name}, {protocol}"
+        heading = f"{best.name}, {protocol}"
         blocks.append(Block(title, [Panel(heading, height, partial(_plots, plots=plots))], REMARK))
     return stacked("Scores", blocks)
 

@@ -40,7 +40,7 @@ def figure(kind: str, frame: pd.DataFrame, folders: Sequence["RunFolder"]) -> Pi
     Raises UsageError for an unknown kind, BadData where the frame lacks what the picture shows.
     """
     if kind not in RECOGNITION:
-        raise UsageError(unknown("picture of recognition", kind, RECOGNITION, f"one of {', '.join(RECOGNITION)}"))
+        raise UsageError(unknown("recognition picture", kind, RECOGNITION, f"one of {', '.join(RECOGNITION)}"))
     with styled():
         return _reliability(each_once(frame), folders) if kind == "reliability" else _generalization(each_once(frame))
 

@@ -276,6 +276,6 @@ def _texts() -> dict[str, Bomb]:
         "labels of a terabyte": (partial(sparse, "tiny-imagenet-200/wnids.txt", wnids), "too many for a table of labels"),
         "set name: a number of 5,000 digits": (
             lambda folder: lambda: oodbench.load_dataset(f"digits:{DIGITS}"),
-            "unknown class of digits",
+            "unknown class '999",
         ),
     }

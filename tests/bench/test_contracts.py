@@ -164,9 +164,9 @@ def test_parameters(registered):
     assert Distance().parameters() == {"power": 1}
     assert repr(Distance(power=3)) == "Distance(power=3)"
     assert LargestLogit().parameters() == {}
-    with pytest.raises(UsageError, match=r"unknown parameter of distance 'powr'; did you mean 'power'\? \(it has: power\)"):
+    with pytest.raises(UsageError, match=r"unknown parameter 'powr' of distance; did you mean 'power'\? \(it has: power\)"):
         oodbench.load_detector("distance", powr=2)
-    with pytest.raises(UsageError, match=r"unknown parameter of msp 'k' \(it has: none\)"):
+    with pytest.raises(UsageError, match=r"unknown parameter 'k' of msp \(it has: none\)"):
         oodbench.load_detector("msp", k=2)
 
 

@@ -135,7 +135,7 @@ def test_errors_and_tracebacks(folder):
     done = oodbench("run", "--plugin", "größe:Grösse", cwd=where)
     assert done.stderr.startswith("oodbench: --plugin gr\\xf6\\xdfe:Gr\\xf6sse cannot be imported")
     assert "Traceback" in oodbench("run", "--plugin", "größe:Grösse", "--debug", cwd=where).stderr
-    assert oodbench("leaderboard", "…").stderr.startswith("oodbench: ... is not a run folder")
+    assert oodbench("leaderboard", "…").stderr.startswith("oodbench: ... does not exist")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict", "utf-8:strict"])

@@ -42,6 +42,7 @@ def test_a_new_package_installs_appears_and_passes_its_tests(kind, name, tmp_pat
     tested = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
     assert re.search(r"\d+ passed", tested)
     assert "failed" not in tested
+    assert "warning" not in tested
 
 
 def test_the_licence_may_be_that_of_oodbench_or_left_to_the_author(tmp_path, monkeypatch):

@@ -20,3 +20,11 @@ def test_the_bar_keeps_its_times(stage, width):
     assert len(line) <= width
     assert re.search(r"[━╸]+ +37 % 0:00:00 -:--:-- remaining$", line)
     assert stage[:12] in line or stage in line
+
+
+def test_no_time_remains_before_the_amount_of_work_is_known():
+    console = Console(file=io.StringIO(), width=80)
+    live = live_bar(console)
+    live.add_task("loading the sets", total=None)
+    console.print(live.get_renderable())
+    assert console.file.getvalue().rstrip().endswith("0:00:00")

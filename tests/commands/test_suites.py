@@ -176,7 +176,7 @@ SET = '[[sets]]\nname = "photos"\n'
         (f"{SOUND}sets = []\n", "sets is empty; name at least one"),
         (f'{SOUND}sets = ["photos"]\n', 'set 1 takes a table, not "photos"; write [[sets]] above the name of each set'),
         (f'{SOUND}[sets]\nname = "photos"\n', 'sets takes a list, not {"name": "photos"}; write [[sets]] above'),
-        (f'{SOUND}{SET}kind = "nearood"\n', "unknown kind of set photos 'nearood'; did you mean 'near-ood'? (near-ood, "),
+        (f'{SOUND}{SET}kind = "nearood"\n', "unknown kind 'nearood' of set photos; did you mean 'near-ood'? (near-ood, "),
         (f"{SOUND}{SET}kind = 3\n", "kind of set photos takes 'near-ood', 'far-ood', "),
         (f'{SOUND}{SET}levels = ["a"]\n', 'item 1 of levels of set photos takes a whole number, not "a"'),
         (f"{SOUND}{SET}first = 0\n", "first of set photos takes at least 1, not 0"),

@@ -31,6 +31,12 @@ class UnknownSignal(Sound):
     signals = ("logits", "telepathy")
 
 
+class OneSignal(Sound):
+    """Gives a name in place of a tuple of names."""
+
+    signals = "logits"
+
+
 class StrayGrid(Sound):
     """Its grid varies what is no parameter."""
 
@@ -262,7 +268,8 @@ class ReadsUndeclared(Sound):
 BROKEN = [
     ("contract", NoDocstring, "has no docstring"),
     ("contract", HidesAParameter, "has no attribute 'k'"),
-    ("contract", UnknownSignal, "unknown signals telepathy"),
+    ("contract", UnknownSignal, "unknown signal 'telepathy' (known"),
+    ("contract", OneSignal, "signals = 'logits'; give a tuple of names"),
     ("contract", StrayGrid, "temperature"),
     ("fits-and-scores", Constant, "separate nothing"),
     ("fits-and-scores", TwoColumns, "2 statistics per image and has no head"),

@@ -93,12 +93,12 @@ def test_the_documentation_says_which_are_main_extra_and_challenges():
     [
         ("cifar10c", r"such as cifar10c/fog@3 \(.*brightness, .*zoom_blur\)"),
         ("cifar10c/fog", "needs a level from 1 to 5; write cifar10c/fog@1"),
-        ("cifar10c/fgo@3", "unknown part of cifar10c 'fgo'; did you mean 'fog'"),
+        ("cifar10c/fgo@3", "unknown part 'fgo' of cifar10c; did you mean 'fog'"),
         ("cifar10c/labels@3", "unknown part"),
         ("cifar10c/../secret@3", "unknown part"),
         ("curetsr/Haze", "curetsr/Haze needs a level from 1 to 5"),
-        ("curetsr/Hase@3", "unknown part of curetsr 'Hase'; did you mean 'Haze'"),
-        ("curetsr-unreal/Fog@3", "unknown part of curetsr-unreal"),
+        ("curetsr/Hase@3", "unknown part 'Hase' of curetsr; did you mean 'Haze'"),
+        ("curetsr-unreal/Fog@3", "unknown part 'Fog' of curetsr-unreal"),
     ],
 )
 def test_parts_that_there_are_not(tmp_path, name, says):

@@ -150,7 +150,7 @@ def test_wrong_declarations_are_reasons(tmp_path):
     chosen = suite(detectors=["wrong-heads", "wrong-variants", "no-probabilities"], protocols=["unsupervised"])
     folder = run(tmp_path / "run", chosen, datasets=["photos"])
     reasons = folder.frame().set_index("detector").reason
-    assert "wrong-heads: 'standardised-sum' is no shift_head; name one of choose, logistic" in reasons["wrong-heads"]
+    assert "'standardised-sum' cannot be its shift_head; name one of choose, logistic" in reasons["wrong-heads"]
     assert (
         "gave 3 columns per setting; it must return the main score and one column for each of its variants"
         in reasons["wrong-variants"]

@@ -215,7 +215,7 @@ def test_trouble_is_a_cell_with_a_reason_and_the_rest_goes_on(tmp_path, plugins)
     assert "not finite" in frame.loc[("not-a-number", here), "reason"]
     assert "all scores are 3, up to rounding" in frame.loc[("constant", here), "reason"]
     assert re.fullmatch(r"RuntimeError: out of luck \(test_run.py, line \d+\)", frame.loc[("crashes", here), "reason"])
-    assert "unknown head of no-such-head 'antlers'" in frame.loc[("no-such-head", here), "reason"]
+    assert "unknown head 'antlers' (known" in frame.loc[("no-such-head", here), "reason"]
     assert "plain attributes" in frame.loc[("hides", here), "reason"]
     assert frame.loc[("declines", here), "status"] == "skipped"
     assert frame.loc[("declines", here), "reason"] == "needs a network with wings"

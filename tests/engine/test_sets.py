@@ -114,7 +114,7 @@ def test_a_folder_holds_one_making_of_a_set(attacked):
 
 
 def test_misspelt_settings_are_said_before_anything_is_deleted(attacked):
-    with pytest.raises(UsageError, match="unknown setting of pgd 'epsilon'"):
+    with pytest.raises(UsageError, match="unknown setting 'epsilon' of pgd"):
         oodbench.run(suite(TestSet(name="digits+pgd", settings={"epsilon": 1})), out=attacked.path, fresh=True)
     assert list(attacked.records())
     with pytest.raises(UsageError, match="settings are for attacks"):

@@ -261,6 +261,6 @@ def test_a_class_that_the_set_lacks_is_found_before_anything_runs(tmp_path):
         'in_distribution = "digits"\nnormal_class = [3, 42]\nprotocols = ["unsupervised"]\ndetectors = ["pixels"]\n[[sets]]\n'
         'name = "digits:not-{normal_class}"\nkind = "anomaly"\n'
     )
-    with pytest.raises(UsageError, match="unknown class of digits '42'"):
+    with pytest.raises(UsageError, match="unknown class '42' of digits"):
         oodbench.run(file, out=tmp_path / "study", limit=40, measure_costs=False)
     assert not (tmp_path / "study").exists()

@@ -85,8 +85,8 @@ TROUBLE = {  # name: (body of the class, why it has no figures)
         "def finish(self): raise SpeechlessStop\n        def observe(self, probe): pass",
         "raised SpeechlessStop (its repr",
     ),
-    "absent": ("grid = ({'p': 1}, {'p': 2})", "unknown argument of absent in its grid 'p' (it has: none)"),
-    "mapping": ("grid = {'p': [1, 2]}", "grid = {'p': [1, 2]}; it is a tuple of dicts"),
+    "absent": ("grid = ({'p': 1}, {'p': 2})", "unknown argument 'p' of its grid (it has: none)"),
+    "mapping": ("grid = {'p': [1, 2]}", "grid = {'p': [1, 2]}; give a tuple of dicts"),
     "uneven": ("grid = ({'p': 1}, {'q': 2})", "{'q': 2} in its grid has other arguments than {'p': 1}"),
     "not-json": ("grid = ({'p': float('nan')},)", "its grid must hold JSON values"),
     "not-json-default": (
@@ -94,9 +94,9 @@ TROUBLE = {  # name: (body of the class, why it has no figures)
         "must be plain attributes of the same name, and JSON values",
     ),
     "no-grid": ("shift_head = 'choose'", "its shift_head 'choose' chooses from a grid, and it has none"),
-    "misspelt": ("signals = ('logit',)", "unknown signal of misspelt 'logit'; did you mean 'logits'"),
-    "text": ("signals = 'images'", "signals = 'images'; they are a tuple of names"),
-    "number": ("signals = 3", "signals = 3; they are a tuple of names"),
+    "misspelt": ("signals = ('logit',)", "unknown signal 'logit'; did you mean 'logits'"),
+    "text": ("signals = 'images'", "signals = 'images'; give a tuple of names"),
+    "number": ("signals = 3", "signals = 3; give a tuple of names"),
 }
 ARGUMENTS = "def __init__(self, p=1, q=1): self.p, self.q = p, q\n        "
 

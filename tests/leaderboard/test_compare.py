@@ -185,7 +185,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(tmp_path):
         oodbench.compare(one, other)
     with pytest.raises(UsageError, match="tolerance is 2; give a difference of AUROC from 0 to 1"):
         oodbench.compare(one, one, tolerance=2)
-    with pytest.raises(UsageError, match="is not a run folder"):
+    with pytest.raises(UsageError, match="none does not exist"):
         oodbench.compare(one, tmp_path / "none")
     (tmp_path / "bad.zip").write_bytes(b"PK")
     with pytest.raises(BadData, match=r"bad\.zip is refused"):

@@ -12,7 +12,7 @@ import oodbench
 from oodbench import cli
 from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard import means
-from oodbench.leaderboard.aggregate import COLUMNS
+from oodbench.leaderboard.aggregate import COLUMNS, CONTROLS
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots import FORMATS, KINDS, draw, figure
 from oodbench.leaderboard.plots.picture import fitted, folded, width_of
@@ -184,7 +184,7 @@ def test_roc_shows_the_first_set_that_is_left(run):
 
 def test_histograms_hold_every_image(run):
     found, scores = run
-    best = means(found[found["protocol"] == "unsupervised"])["detector"][0]
+    best = means(found[(found["protocol"] == "unsupervised") & ~found["detector"].isin(CONTROLS)])["detector"][0]
     picture = figure("hist", found, scores)
     titles = [axes.get_title(loc="left").rpartition(" ")[0] for axes in picture.axes]
     assert titles == ["digits-heldout", "photos", "digits+noise@5", "digits+grey-level"]
@@ -195,6 +195,12 @@ def test_histograms_hold_every_image(run):
     assert oodbench.evaluate(in_scores, out_scores).auroc == rows.iloc[0]["auroc"]
     threshold = picture.axes[1].lines[0].get_xdata()[0]
     assert (in_scores <= threshold).mean() >= 0.95
+
+
+def test_histograms_of_a_control_are_drawn_only_if_it_is_alone():
+    control, detector = cell("pixels", auroc=0.99), cell("msp", auroc=0.8)
+    for cells, name in (((control, detector), "msp"), ((control,), "pixels (control)")):
+        assert f"{name}, unsupervised" in [text.get_text() for text in texts_of(figure("hist", frame(*cells), Drawn()))]
 
 
 def test_equal_scores_have_a_histogram():

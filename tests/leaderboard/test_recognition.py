@@ -129,7 +129,7 @@ def test_it_is_there_in_python(finished):
     assert set(found.source) == {"network", "network-scaled", "mc-dropout"}
     assert str(finished.table(table="recognition")).startswith("resnet8-digits, recognition, in-distribution digits")
     assert "NLL in nats" in finished.table("nll", table="recognition")._repr_html_()
-    with pytest.raises(UsageError, match="unknown metric of recognition 'auroc'"):
+    with pytest.raises(UsageError, match="unknown recognition metric 'auroc'"):
         finished.table("auroc", table="recognition")
     with pytest.raises(UsageError, match="unknown table 'recogniton'; did you mean 'recognition'"):
         finished.frame("recogniton")
@@ -148,7 +148,7 @@ def test_the_command(finished, tmp_path):
         (["--top", "3"], "--table recognition takes no --top; leave one of the two out"),
         (["--protocol", "per-shift"], "--table recognition takes no --protocol"),
         (["--detector", "knn"], "none of the runs holds the detector 'knn'; the runs hold network, network-scaled, mc-dropout"),
-        (["--metric", "auroc"], "unknown metric of recognition 'auroc'"),
+        (["--metric", "auroc"], "unknown recognition metric 'auroc'"),
         (["--kind", "adversarial"], "none of the runs holds the kind 'adversarial'"),
         (["--columns", "costs"], "unknown column 'costs'"),
     ):
@@ -272,7 +272,7 @@ def test_there_is_no_picture_of_nothing(small):
         recognition.figure("reliability", small[small.status == "failed"], [])
     with pytest.raises(BadData, match="network on digits: its run folder stores no class probabilities"):
         recognition.figure("reliability", small, [])
-    with pytest.raises(UsageError, match="unknown picture of recognition 'bars'"):
+    with pytest.raises(UsageError, match="unknown recognition picture 'bars'"):
         recognition.figure("bars", small, [])
 
 

@@ -156,6 +156,14 @@ def test_an_interrupted_training_ends_with_the_same_weights_and_centroids(digits
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("recipe", ["duq", "openood"])
+def test_another_recipe_than_its_own_is_reported(recipe, digits, small_name, tmp_path, capsys):
+    few = digits[0].select(torch.arange(40))
+    train(small_name, few, out=tmp_path / "net.safetensors", recipe=recipe, epochs=1, device="cpu", progress=False)
+    says = f"{small_name} has a recipe of its own; use --recipe duq, not openood\n"
+    assert capsys.readouterr().err == says * (recipe != "duq")
+
+
 def test_a_file_says_the_number_of_classes(small_name, tmp_path):
     made = build(small_name, 5, seed=3)
     weights.write(tmp_path / "five.safetensors", made.module)

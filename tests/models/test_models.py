@@ -219,11 +219,20 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_not_run(write, tmp_path):
     file, trace = tmp_path / "weights.th", tmp_path / "was-here"
     write({"state_dict": Hostile(trace)}, file)
-    with pytest.raises(BadData, match=r"weights\.th holds no plain tensors.*download it again") as caught:
+    says = r"weights\.th holds (a Python object \((posix|nt)\.mkdir\)|no plain tensors.*download it again)"
+    with pytest.raises(BadData, match=says) as caught:
         load_model("resnet8-digits", file)
     assert not trace.exists()
     assert "\n" not in str(caught.value)
     assert "weights_only=False" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_network_says_how_to_save_its_weights(zipped, tmp_path):
+    torch.save(build("resnet8-digits", 5).module, file := tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    says = r"net\.pth holds a Python object \(.*ResNet\), such as a whole network; save only its weights, with torch\.save\("
+    with pytest.raises(BadData, match=says):
+        load_model("resnet8-digits", file)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

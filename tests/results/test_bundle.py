@@ -232,6 +232,18 @@ def test_a_run_without_figures_is_not_packed(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("nothing to verify yet\n")
 
 
+def test_what_the_run_lacks_is_reported(run, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, "bundle", run, "--out", tmp_path / "whole.zip") == 0
+    assert "not complete" not in capsys.readouterr().err
+    options = OPTIONS | {"datasets": ["photos", "cifar100", "uniform"]}
+    part = oodbench.run("digits", out=tmp_path / "part", data=tmp_path, **options)
+    next(part.path.glob("passes/uniform*")).unlink()  # as of a killed run
+    assert command(monkeypatch, "bundle", part.path, "--out", tmp_path / "part.zip") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'part.zip'}\n"
+    assert f"the bundle is not complete: {part.path}: 4 cells skipped, no cell of uniform\n" in said.err
+
+
 def test_wrong_names_say_what_to_do(run, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "bundle", run, "--out", tmp_path / "run.tar") == UsageError.exit_code
     assert "run.tar does not end in .zip; name a file that does with --out" in capsys.readouterr().err

@@ -41,9 +41,10 @@ def test_a_run_is_opened_without_running(finished):
 
 
 def test_what_is_not_a_run_is_refused(finished, tmp_path):
-    for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UsageError, match="is not a run folder"):
-            oodbench.open_run(path)
+    with pytest.raises(UsageError, match="missing does not exist; name a folder that `oodbench run` wrote"):
+        oodbench.open_run(tmp_path / "missing")
+    with pytest.raises(UsageError, match="is not a run folder"):
+        oodbench.open_run(tmp_path)
     (tmp_path / "passes").mkdir()
     with pytest.raises(BadData, match=r"has no run\.json"):
         oodbench.open_run(tmp_path)

@@ -397,7 +397,7 @@ def test_a_killed_attack_goes_on_where_it_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "error", "said"),
     [
-        ("pgd", {"filter": True}, UsageError, r"unknown setting of pgd 'filter'; did you mean 'filtered'\?"),
+        ("pgd", {"filter": True}, UsageError, r"unknown setting 'filter' of pgd; did you mean 'filtered'\?"),
         ("pgd", {"filtered": 1}, UsageError, "filtered of pgd is 1; give true or false"),
         ("pgd", {"rounded": "no"}, UsageError, "rounded of pgd is 'no'"),
         ("pgd", {"noise_std": 0}, UsageError, "noise_std of pgd is 0; give a number above 0"),

@@ -345,8 +345,8 @@ def test_the_page_names_each_attack_with_its_settings_and_defaults():
     [
         ("pdg", {}, r"unknown attack 'pdg'; did you mean 'pgd'\? \(known: fgsm, .*foolbox:CLASS"),
         ("foolbox:", {}, r"unknown attack 'foolbox:'"),
-        ("pgd", {"esp": 0.1}, r"unknown setting of pgd 'esp'; did you mean 'eps'\? \(it has: eps, step, steps\)"),
-        ("fgsm", {"preset": "lee"}, r"unknown setting of fgsm 'preset'"),
+        ("pgd", {"esp": 0.1}, r"unknown setting 'esp' of pgd; did you mean 'eps'\? \(it has: eps, step, steps\)"),
+        ("fgsm", {"preset": "lee"}, r"unknown setting 'preset' of fgsm"),
         ("fgsm", {"eps": -0.1}, r"eps of fgsm is -0.1; give a number from 0 to 1: it is in pixel units"),
         ("fgsm", {"eps": 8}, r"eps of fgsm is 8; .*8/255"),
         ("fgsm", {"eps": float("nan")}, r"eps of fgsm is nan"),
@@ -358,8 +358,8 @@ def test_the_page_names_each_attack_with_its_settings_and_defaults():
         ("cw", {"kappa": -1}, r"kappa of cw is -1"),
         ("cw", {"weight": 0}, r"weight of cw is 0"),
         ("cw", {"lr": -0.01}, r"lr of cw is -0.01"),
-        ("cw", {"preset": "le"}, r"unknown preset of cw 'le'; did you mean 'lee'\?"),
-        ("semantic", {"reading": "hvs"}, r"unknown reading of semantic 'hvs'; did you mean 'hsv'\? \(known: negative, hsv\)"),
+        ("cw", {"preset": "le"}, r"unknown preset 'le' of cw; did you mean 'lee'\?"),
+        ("semantic", {"reading": "hvs"}, r"unknown reading 'hvs' of semantic; did you mean 'hsv'\? \(known: negative, hsv\)"),
         ("semantic", {"trials": 0}, r"trials of semantic is 0"),
     ],
 )

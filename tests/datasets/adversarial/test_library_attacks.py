@@ -89,17 +89,17 @@ def test_an_attack_of_a_package_in_a_set(name, settings, victim, tmp_path, monke
             "foolbox:LinfDeepFool",
             {},
             UsageError,
-            r"unknown attack of foolbox 'LinfDeepFool'; did you mean 'LinfDeepFoolAttack'",
+            r"unknown attack 'LinfDeepFool' of foolbox; did you mean 'LinfDeepFoolAttack'",
         ),
         ("foolbox:LinfPGD", {}, UsageError, r"foolbox:LinfP.* needs the setting eps: a distance in pixel units"),
-        ("foolbox:LinfPGD", {"stepz": 1}, UsageError, r"unknown setting of foolbox:LinfPGD 'stepz'; did you mean 'steps'"),
+        ("foolbox:LinfPGD", {"stepz": 1}, UsageError, r"unknown setting 'stepz' of foolbox:LinfPGD; did you mean 'steps'"),
         (
             "foolbox:LinfPGD",
             {"eps": 0.1, "steps": "x"},
             OodbenchError,
             r"foolbox:LinfPGD with eps = 0.1, steps = x fails: \w+Error",
         ),
-        ("art:DeepFol", {}, UsageError, r"unknown attack of art 'DeepFol'; did you mean 'DeepFool'"),
+        ("art:DeepFol", {}, UsageError, r"unknown attack 'DeepFol' of art; did you mean 'DeepFool'"),
         ("art:DeepFool", {"max_itr": 1}, UsageError, r"did you mean 'max_iter'"),
         ("art:DeepFool", {"max_iter": -1}, OodbenchError, r"art:DeepFool with max_iter = -1 fails: ValueError"),
     ],
@@ -113,7 +113,7 @@ def test_what_a_package_does_not_take(name, settings, error, said, victim):
 
 def test_settings_are_known_before_an_attack_runs():
     pytest.importorskip("foolbox", exc_type=ImportError)
-    with pytest.raises(UsageError, match="unknown setting of foolbox:LinfPGD 'stepz'"):
+    with pytest.raises(UsageError, match="unknown setting 'stepz' of foolbox:LinfPGD"):
         settings_of("foolbox:LinfPGD", {"stepz": 1})
 
 
