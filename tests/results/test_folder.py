@@ -409,8 +409,8 @@ def test_schema_1_is_migrated_by_a_run_that_computes_what_it_needs_again(tmp_pat
     assert after.keys() == before.keys()
     for place, (record, arrays) in before.items():
         found = after[place]
-        assert found.metrics == record.metrics, place
-        if place[:2] == ("digits+noise@5", "msp"):
+        if place[:2] == ("digits+noise@5", "msp"):  # computed again, on another processor
+            assert vars(found.metrics) == pytest.approx(vars(record.metrics), rel=1e-12)
             assert (found.scoring_version, found.code) != (record.scoring_version, "")
         else:
             assert found == record
