@@ -67,6 +67,8 @@ def differing(out: Path) -> list[str]:
     if not os.path.lexists(out):
         return []
     found = json_files.read_site(out / json_files.SITE).files
+    if not json_files.is_canonical(out / json_files.SITE):
+        return [f"{out / json_files.SITE} is damaged, or was edited; delete the folder, and write the site again"]
     wrong = [name for name, sha256 in found.items() if not (out / name).is_file() or _sha256(out / name) != sha256]
     return [f"{out / name} is missing, damaged or edited; the next run writes it again" for name in wrong]
 

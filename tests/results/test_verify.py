@@ -14,6 +14,7 @@ from run_folders import detection_record, files
 
 import oodbench
 from oodbench.errors import UsageError
+from oodbench.leaderboard.site.publish import report
 from oodbench.paths import write_atomically
 from oodbench.results import json_files, pass_file, verify
 from oodbench.results.facts import CorruptionRecord
@@ -34,6 +35,7 @@ def whole(tmp_path_factory):
     picture = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(picture, "png")
     write_atomically(folder.path / SEVERITY, picture.getvalue())
+    report([folder])
     return folder.path
 
 
@@ -83,7 +85,15 @@ def test_several_processes_find_what_one_finds(folder, monkeypatch):
 def test_every_flipped_bit_is_noticed(folder):
     before, random = files(folder), np.random.default_rng(0)
     names = [name for name, content in before.items() if content]
-    assert {"run.json", "costs.json", "severity.png", f"shared/{SHARED}", "passes/digits.safetensors"} <= {*names}
+    assert {
+        "run.json",
+        "costs.json",
+        "severity.png",
+        f"shared/{SHARED}",
+        "passes/digits.safetensors",
+        "report/site.json",
+        "report/index.html",
+    } <= {*names}
     for number in range(200):
         name = names[number % len(names)]
         damaged = bytearray(before[name])
