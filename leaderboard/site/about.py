@@ -7,7 +7,6 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from oodbench import registry
-from oodbench.errors import OodbenchError, UsageError
 
 PAPERS = "papers.bib"
 
@@ -32,13 +31,10 @@ def about_detector(name: str) -> About:
     return About(record.summary, method, record.source, record.learns_from, record.owner, True)
 
 
-def about_set(name: str) -> tuple[str, str]:
-    """Summary and home page of a set; empty where this installation does not know it."""
-    try:
-        record = registry.find("datasets", name)
-    except (OodbenchError, UsageError):
-        return "", ""
-    return record.summary, record.source
+def about_set(name: str) -> tuple[str, str, str]:
+    """Summary, home page and package of a set; empty where this installation does not know it."""
+    record = registry.records("datasets").get(name)
+    return ("", "", "") if record is None or record.error else (record.summary, record.source, record.owner)
 
 
 def _docstring(target: str) -> str:

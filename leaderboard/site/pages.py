@@ -189,9 +189,9 @@ class Site:
         for folder in self.folders:
             sources |= folder.manifest().provenance.get("sources", {})
         for name, path in self.set_file.all():
-            summary, homepage = about_set(base_of(name))
+            summary, homepage, owner = about_set(base_of(name))
             parts = [part for cells in self.cells for part in self._of_set(cells, name)]
-            about = {"summary": summary, "homepage": homepage, "source": sources.get(base_of(name), {})}
+            about = {"summary": summary, "homepage": homepage, "owner": owner, "source": sources.get(base_of(name), {})}
             pictures = self._pictures(name) if self.thumbnails else {"samples": None, "misses": [], "why": ""}
             yield path, {"name": name, "base": base_of(name), "parts": parts, **about, **pictures}
 

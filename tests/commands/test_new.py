@@ -43,6 +43,11 @@ def test_a_new_package_installs_appears_and_passes_its_tests(kind, name, tmp_pat
     assert re.search(r"\d+ passed", tested)
     assert "failed" not in tested
     assert "warning" not in tested
+    line = ["run", f"--{kind}", name, *(["--dataset", "photos"] if kind == "detector" else ["--detector", "msp"])]
+    run(sys.executable, "-m", "oodbench.cli", *line, "--limit", "40", "--no-costs", "--out", "run")
+    owner = f"oodbench_{name.replace('-', '_')} 0.1.0"
+    for page in (f"{kind}s/{name}.html".replace("dataset", "set"), "runs/run.html"):
+        assert f"<dd>{owner}</dd>" in Path("run/report", page).read_text(), page
 
 
 def test_the_licence_may_be_that_of_oodbench_or_left_to_the_author(tmp_path, monkeypatch):
