@@ -53,6 +53,8 @@ def gather(
         frames.append(found if label is None else found.assign(model=label))
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
+    if not seeds:
+        whole = whole.assign(images=_of_studies(whole))
     frame = keep(whole)
     # The checkpoints of a study are one network: its figures are means over them.
     frame = frame.assign(
@@ -127,6 +129,15 @@ def _as_many(frame: pd.DataFrame) -> bool:
     return bool((drawn.groupby("in_distribution")["n_in"].nunique() <= 1).all())
 
 
+def _of_studies(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The content of the in-distribution set, by cell, where that of a study whose seeds drew as many images each is one."""
+    images = frame["images"].copy()
+    for _, of in frame[frame["study"] != ""].groupby(["study", "in_distribution"], sort=False):
+        if _as_many(of):
+            images[of.index] = "+".join(sorted(of["images"].unique()))
+    return images
+
+
 def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Series[str]") -> "pd.Series[str]":
     """The content where those of one name differ, empty where they do not or nothing is known."""
     known = content.where(content != "")
@@ -141,6 +152,8 @@ def _in_words(frame: pd.DataFrame, name: str, qualifier: str, options: Sequence[
         runs = of[[qualifier, "about"]].drop_duplicates().itertuples(index=False, name=None)
         abouts = [(content, json.loads(about) if isinstance(about, str) and about else {}) for content, about in runs]
         differ = [option for option in options if len({repr(about.get(option, "")) for _, about in abouts}) > 1]
+        each_value = {option: {(content, repr(about.get(option, ""))) for content, about in abouts} for option in differ}
+        differ = [option for option in differ if len(each_value[option]) == len({content for content, _ in abouts})]
         texts: dict[str, set[str]] = {}
         for content, about in abouts:
             words = ", ".join(_option(option, about[option]) for option in differ if option in about)

@@ -73,6 +73,17 @@ def test_its_table_shows_means_and_standard_deviations_over_seeds(seeds):
     assert "±" in seeds._repr_html_()
 
 
+def test_a_study_keeps_its_table_beside_a_run_of_another_limit(seeds, tmp_path):
+    other = oodbench.run("digits", out=tmp_path / "other", **FEW | {"limit": 20})
+    alone = tally(gather(run_folders(seeds.path))[0])
+    frame, _ = gather([*run_folders(seeds.path), RunFolder(other.path)])
+    assert frame[["network", "images"]].drop_duplicates()["images"].tolist() == ["limit 40", "limit 20"]
+    both = tally(frame)
+    of_study = both.values.index.get_level_values("images") == "limit 40"
+    np.testing.assert_array_equal(both.values[of_study].to_numpy(), alone.values.to_numpy())
+    np.testing.assert_array_equal(both.spread[of_study].to_numpy(), alone.spread.to_numpy())
+
+
 def test_checkpoints_are_means_in_a_study_and_rows_apart_otherwise(weights, tmp_path):
     files = [weights / f"{name}.safetensors" for name in "abc"]
     study = oodbench.run("digits", weights=files, out=tmp_path / "study", **FEW)
