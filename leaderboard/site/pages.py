@@ -27,6 +27,7 @@ from oodbench.results.records import DetectionRecord
 
 PLACE = ["kind", "dataset", "content", "level", *REPEATS]
 FEW = 6  # names that a sentence lists
+MOST_TEXT = 400  # characters of a setting
 LONGEST = 80  # characters of the name of a file
 
 
@@ -185,9 +186,10 @@ class Site:
 
     def sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The file and the context of each set's page."""
-        sources: dict[str, Any] = {}
+        sources: dict[str, dict[str, str]] = {}
         for folder in self.folders:
-            sources |= folder.manifest().provenance.get("sources", {})
+            found = folder.manifest().provenance.get("sources")
+            sources |= {name: _facts(of) for name, of in found.items()} if isinstance(found, dict) else {}
         for name, path in self.set_file.all():
             summary, homepage, owner = about_set(base_of(name))
             parts = [part for cells in self.cells for part in self._of_set(cells, name)]
@@ -254,10 +256,8 @@ class Site:
         manifest = folder.manifest()
         records = list(folder.records())
         accuracy = stored(manifest.provenance)
-        settings = {
-            name: value for name, value in manifest.settings.items() if not name.startswith("set ") and value not in (None, {})
-        }
-        about = {name: value for name, value in manifest.provenance.items() if not isinstance(value, dict | list | None)}
+        settings = {name: value for name, value in manifest.settings.items() if not name.startswith("set ") and value != {}}
+        environment = {name: value for name, value in manifest.provenance.items() if not isinstance(value, dict | list)}
         return {
             "name": folder.name,
             "suite": manifest.suite.get("name", ""),
@@ -265,10 +265,10 @@ class Site:
             "verified": self.verified.get(folder.path, ""),
             "bundle": self.bundle_of.get(folder.path, ""),
             "accuracy": accuracy.sentence() if accuracy else None,
-            "card": manifest.provenance.get("model_card") or {},
-            "settings": {name: _short(value) for name, value in settings.items()},
-            "environment": {name: _short(value) for name, value in about.items()},
-            "plugins": manifest.provenance.get("plugins", {}),
+            "card": _facts(manifest.provenance.get("model_card")),
+            "settings": _facts(settings),
+            "environment": _facts(environment),
+            "plugins": _facts(manifest.provenance.get("plugins")),
             "sets": list(_sets_of(records)),
             "code": {one.detector: one.code for one in records if one.status == "ok"},
             "left_out": list(_left_out(records)),
@@ -315,8 +315,11 @@ def _listed(names: list[str], of: int) -> str:
     return ", ".join(names) if len(names) <= FEW else f"{len(names)} of {of} sets, marked below"
 
 
-def _short(value: Any) -> str:
-    return escape.shortened(value if isinstance(value, str) else json.dumps(value, sort_keys=True), 400)
+def _facts(of: Any) -> dict[str, str]:
+    """What is known, as short texts; nothing where a file holds something else than facts by name."""
+    known = {name: value for name, value in of.items() if value is not None} if isinstance(of, dict) else {}
+    texts = {name: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for name, value in known.items()}
+    return {name: escape.shortened(text, MOST_TEXT) for name, text in texts.items()}
 
 
 def _count(value: Any) -> str:

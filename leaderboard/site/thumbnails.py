@@ -75,6 +75,8 @@ def samples(path: str, names: list[str], thumbnails: Thumbnails) -> Strip:
 def misses(path: str, cell: Mapping[Any, Any], name: str, thumbnails: Thumbnails, scores: StoredScores) -> Strip:
     """The images of a cell that its detector takes for the least anomalous. Raises BadData as ``of``, and without scores."""
     images = thumbnails.of(name)
+    if images.fingerprint != scores.record(cell).fingerprint:
+        raise BadData("the images here are those of another run")
     arrays = scores.arrays(cell)
     lowest = np.argsort(arrays["out_scores"], kind="stable")[:MISSES]
     rows = arrays["out_test"][lowest] if "out_test" in arrays else lowest

@@ -197,6 +197,14 @@ def test_hostile_names_are_text(tmp_path):
     assert f"<h1>Title {html.escape(HOSTILE)}</h1>" in index
 
 
+@pytest.mark.parametrize("forged", [5, [1], {"photos": 5}, {"photos": {"licence": [HOSTILE]}}])
+def test_facts_of_a_forged_run_are_data(tmp_path, forged):
+    folder = made(tmp_path / "run", ({}, True))
+    folder.add_provenance(sources=forged, plugins=forged, model_card=forged, accuracy=forged)
+    for path, content in site_files([folder], "forged"):
+        assert not path.endswith(".html") or HOSTILE not in content.decode()
+
+
 def test_names_of_files_are_harmless_and_each_once():
     name_of = Names("detectors")
     names = ["../../etc/passwd", "a/b", "a b", "A b", "", "é", "x" * 500, "con:recon"]
