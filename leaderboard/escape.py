@@ -18,6 +18,14 @@ def plain(text: Any) -> str:
     return "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
 
 
+def valid(value: Any) -> Any:
+    """A text with its lone surrogates as backslash escapes, because pandas may keep texts in Arrow, which takes no others.
+
+    Any other value is returned unchanged.
+    """
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def shortened(text: Any, length: int = 40) -> str:
     """``plain`` text of ``length`` characters at most."""
     line = plain(text)

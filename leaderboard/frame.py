@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS
 from oodbench.leaderboard.notes import DRAWN_ONCE, LOOK_ALIKES, REMARKS
 from oodbench.results.facts import CalibrationRecord
@@ -45,7 +46,7 @@ def frame_of(folder: RunFolder) -> pd.DataFrame:
     for record in in_order(folder):
         row = _row(record, costs) | of_run
         for name, values in columns.items():
-            values.append(row.get(name))
+            values.append(escape.valid(row.get(name)))
     return pd.DataFrame(columns)
 
 

@@ -50,7 +50,7 @@ def gather(
         names.append(label or (_run_name(folder, folders) if len(folders) > 1 else ""))
         found = frame_of(folder)
         found = found.assign(images=_test_images(found), run=len(frames), study=study_of(folder))
-        frames.append(found if label is None else found.assign(model=label))
+        frames.append(found if label is None else found.assign(model=escape.valid(label)))
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
     if not seeds:
@@ -96,7 +96,7 @@ def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:
 
 def study_of(folder: "RunFolder") -> str:
     """What tables call the study of a run; empty for a run that was found alone."""
-    return "" if folder.study is None else f"study {folder.study.path.name}"
+    return "" if folder.study is None else escape.valid(f"study {folder.study.path.name}")
 
 
 def accuracies(folders: Sequence["RunFolder"]) -> dict[str, NetworkAccuracy | None]:

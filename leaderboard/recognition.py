@@ -14,6 +14,7 @@ import pandas as pd
 
 from oodbench import calibration
 from oodbench.errors import BadData, UsageError, counted
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import REPEATS, base
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.frame import ordered
@@ -66,7 +67,7 @@ def recognition_frame(folder: RunFolder) -> pd.DataFrame:
         row["study"] = study_of(folder)
         row["reason"] = _remark(record)
         for name, values in columns.items():
-            values.append(row.get(name))
+            values.append(escape.valid(row.get(name)))
     return pd.DataFrame(columns).astype(dict.fromkeys((*METRICS, "level", "n"), float))
 
 
@@ -101,7 +102,7 @@ def gather_recognition(
     frames = []
     for folder in folders:
         found = recognition_frame(folder)
-        frames.append(found if folder.path not in labels else found.assign(model=labels[folder.path]))
+        frames.append(found if folder.path not in labels else found.assign(model=escape.valid(labels[folder.path])))
     whole = pd.concat(frames, ignore_index=True)
     if not whole.empty:
         selectable = whole.assign(detector=whole["source"], protocol="")

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from oodbench.errors import UsageError
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN, METRICS, REPEATS
 from oodbench.leaderboard.frame import frame_of
 from oodbench.leaderboard.published import Figure, Names, Paper, known_tables, to_text
@@ -99,6 +100,7 @@ def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bo
     Networks are matched by name, or whatever their names if each side has one. Raises UsageError where the runs have
     no cell in common.
     """
+    name = escape.valid(name)
     models = set(frame["model"]), set(other["model"])
     any_model = ("*",) if max(map(len, models)) == 1 else ()
     figures: list[Figure] = []

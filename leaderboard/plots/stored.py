@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from oodbench.errors import BadData
+from oodbench.leaderboard import escape
 from oodbench.results.schema_1 import has_cells
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _key_of_record(record: "DetectionRecord") -> Key:
     assert record.metrics is not None
     level = -1 if record.level is None else record.level
     figures = (record.metrics.auroc, record.n_in, record.n_out, record.wall_seconds)
-    return record.row, record.protocol, record.dataset, level, record.seed, *figures
+    return escape.valid(record.row), record.protocol, escape.valid(record.dataset), level, record.seed, *figures
 
 
 def _key_of_cell(cell: Any) -> Key:

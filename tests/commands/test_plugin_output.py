@@ -212,7 +212,7 @@ def test_hostile_names(folder):
         assert done.returncode == 0, done.stderr
         assert harmless((folder / f"table.{form}").read_text(encoding="utf-8"))
     rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    assert {row["detector"] for row in rows} == {"pixels", "red", "red:\x1b[31mred", "red:\udce9\x9b31m", "red:=1+1"}
+    assert {row["detector"] for row in rows} == {"pixels", "red", "red:\x1b[31mred", "red:\\udce9\x9b31m", "red:=1+1"}
 
 
 def test_a_process_cannot_be_left(folder):

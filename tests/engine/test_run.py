@@ -383,7 +383,7 @@ def test_what_the_run_hangs_on_raises(tmp_path):
         run(tmp_path / "c", protocols=["per-shfit"])
     with pytest.raises(UsageError, match="parameters given for odin"):
         run(tmp_path / "d", parameters={"odin": {"epsilon": 0}})
-    with pytest.raises(UsageError, match="parameter of knn 'kk'"):
+    with pytest.raises(UsageError, match="parameter 'kk' of knn"):
         run(tmp_path / "e", parameters={"knn": {"kk": 3}})
     same = Suite(in_distribution="digits", train_split="test", detectors=["pixels"], sets=[TestSet(name="photos")])
     with pytest.raises(OodbenchError, match="same images"):
