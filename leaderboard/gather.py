@@ -47,7 +47,7 @@ def gather(
     names = []
     for folder in folders:
         label = labels.get(folder.path)
-        names.append(label or (_run_name(folder, folders) if len(folders) > 1 else ""))
+        names.append(escape.valid(label or (_run_name(folder, folders) if len(folders) > 1 else "")))
         found = frame_of(folder)
         found = found.assign(images=_test_images(found), run=len(frames), study=study_of(folder))
         frames.append(found if label is None else found.assign(model=escape.valid(label)))

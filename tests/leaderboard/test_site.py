@@ -205,6 +205,13 @@ def test_facts_of_a_forged_run_are_data(tmp_path, forged):
         assert not path.endswith(".html") or HOSTILE not in content.decode()
 
 
+def test_names_of_folders_need_not_be_text(tmp_path):
+    """A path that is not UTF-8 has lone surrogates in Python, which pandas cannot keep in Arrow."""
+    folders = [made(tmp_path / name, ({}, True)) for name in ("r\udce9", "other")]
+    assert len(gather(folders)[0]) == 2
+    assert any(path.endswith("-r.html") for path, _ in site_files(folders, "not text"))
+
+
 def test_names_of_files_are_harmless_and_each_once():
     name_of = Names("detectors")
     names = ["../../etc/passwd", "a/b", "a b", "A b", "", "é", "x" * 500, "con:recon"]
