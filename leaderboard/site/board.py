@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from oodbench.leaderboard.aggregate import (
+    BENIGN,
     CONTROLS,
     COST,
-    ENDS,
     GROUP,
     METRICS,
     ROW,
@@ -46,6 +46,17 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Order:
+    """The rows in the order of one column: the best first, but rows that lack cells after the others, and those without a
+    figure last."""
+
+    ranks: list[int]  # the place of each row
+    whole: int  # how many rows lack nothing
+    measured: int  # how many rows have a figure
+    higher: bool  # whether a higher figure is better
+
+
+@dataclass(frozen=True)
 class Shown:
     """A column of figures of one metric, row by row."""
 
@@ -53,7 +64,7 @@ class Shown:
     name: str  # of the set, or of the kind that a mean is over
     content: str  # that tells it apart from others of its name
     intervals: list[str]  # empty where there is none
-    ranks: list[int]  # places of the rows in the order of this column, the best first, rows without a figure last
+    order: Order
 
     @property
     def is_mean(self) -> bool:
@@ -85,7 +96,7 @@ class Board:
     tally: Tally = field(repr=False)  # of AUROC
     table: TextTable = field(repr=False)  # of AUROC
     rows: list[Row]
-    cost_ranks: list[list[int]]  # as of ``Shown``, of the two costs
+    cost_orders: list[Order]  # of the two costs
     metrics: dict[str, Metric]
 
     @property
@@ -130,8 +141,8 @@ def _board(number: int, frame: pd.DataFrame, scores: StoredScores) -> Board:
         )
     ]
     complete = np.ones(len(order), bool)
-    cost_ranks = [_ranks(by_cost[name].to_numpy(), complete) for name in COST] if paid else []
-    return Board(number, table.title, frame, found, table, rows, cost_ranks, metrics)
+    cost_orders = [_order(by_cost[name].to_numpy(), complete, higher=False) for name in COST] if paid else []
+    return Board(number, table.title, frame, found, table, rows, cost_orders, metrics)
 
 
 def _metric(metric: str, cells: pd.DataFrame, found: Tally, table: TextTable) -> Metric:
@@ -144,11 +155,11 @@ def _metric(metric: str, cells: pd.DataFrame, found: Tally, table: TextTable) ->
         if group == "mean" and not found.present.iloc[:, place].any():
             continue  # tables leave out empty means
         whole = (found.filled if group == "mean" else found.expected).iloc[:, place]
-        values = found.values.iloc[:, place].to_numpy() * (-1 if higher_is_better(metric, group, name) else 1)
         ends = zip(low.iloc[:, place], high.iloc[:, place], strict=True)
         intervals = ["" if pd.isna(a) else f"[{100 * a:.1f}, {100 * b:.1f}]" for a, b in ends]
-        ranks = _ranks(values, (found.cells.iloc[:, place] == whole).to_numpy())
-        columns.append(Shown(next(headings), name, content, intervals, ranks))
+        complete = (found.cells.iloc[:, place] == whole).to_numpy()
+        order = _order(found.values.iloc[:, place].to_numpy(), complete, higher_is_better(metric, group, name))
+        columns.append(Shown(next(headings), name, content, intervals, order))
     notes = [sentence(note) for note in table.notes]
     ordered = [*(column for column in columns if column.is_mean), *(column for column in columns if not column.is_mean)]
     first = [column for column in ordered if column.is_mean and column.name == "all"]
@@ -157,14 +168,15 @@ def _metric(metric: str, cells: pd.DataFrame, found: Tally, table: TextTable) ->
 
 def _ends(metric: str, cells: pd.DataFrame, found: Tally) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Ends of intervals, NaN where the frame does not have those of this metric."""
-    if metric == FIRST or (f"{metric}_low" in ENDS and f"{metric}_low" in cells.columns):
+    own = cells[cells["kind"] != BENIGN].get(f"{metric}_low")
+    if metric == FIRST or (own is not None and own.notna().any()):
         return interval_ends(cells, metric, found.values)
     return (found.values * float("nan"),) * 2
 
 
-def _ranks(values: np.ndarray, complete: np.ndarray) -> list[int]:
-    """Place of each row: lower values first, rows that lack cells after the others, those without a value last."""
-    order = np.lexsort((np.nan_to_num(values, nan=np.inf), ~complete, np.isnan(values)))
+def _order(values: np.ndarray, complete: np.ndarray, higher: bool) -> Order:
+    missing = np.isnan(values)
+    order = np.lexsort((np.nan_to_num(-values if higher else values, nan=np.inf), ~complete, missing))
     ranks = np.empty(len(order), int)
     ranks[order] = np.arange(len(order))
-    return ranks.tolist()
+    return Order(ranks.tolist(), int((complete & ~missing).sum()), int((~missing).sum()), higher)

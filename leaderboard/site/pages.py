@@ -228,7 +228,7 @@ class Site:
             columns = [one for one in board.first.columns if not one.is_mean and one.name == name]
             if not of_protocol:
                 continue
-            in_order = sorted(rows, key=lambda row: columns[0].ranks[row]) if columns else rows
+            in_order = sorted(rows, key=lambda row: columns[0].order.ranks[row]) if columns else rows
             lines = [
                 Line(
                     board.rows[row].detector,

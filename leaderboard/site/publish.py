@@ -21,7 +21,7 @@ from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.protocol_table import protocol_tables
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.site import charts
-from oodbench.leaderboard.site.board import Board, boards
+from oodbench.leaderboard.site.board import PAID, Board, boards
 from oodbench.leaderboard.site.downloads import downloads
 from oodbench.leaderboard.site.pages import Names, Site
 from oodbench.leaderboard.site.thumbnails import Thumbnails
@@ -188,14 +188,15 @@ def _data(board: Board, site: Site) -> Iterator[tuple[str, bytes]]:
         for column in board.first.columns
     ]
     rows = [[row.detector, row.protocol, site.detector_file(row.of), row.control, row.cost] for row in board.rows]
-    about = {"columns": heads, "rows": rows, "protocols": list(board.protocols), "cost_ranks": board.cost_ranks}
+    paid = [{"text": name, **vars(order)} for name, order in zip(PAID, board.cost_orders, strict=False)]
+    about = {"columns": heads, "rows": rows, "protocols": list(board.protocols), "costs": paid}
     yield f"data/board-{board.number}.js", _script("board", board.number, about)
     for name, metric in board.metrics.items():
         columns = [
             {
                 "texts": column.heading.texts,
                 "best": sorted(column.heading.best),
-                "ranks": column.ranks,
+                **vars(column.order),
                 "intervals": column.intervals if any(column.intervals) else None,
             }
             for column in metric.columns

@@ -4,6 +4,7 @@
 (() => {
 const MANY = 4000; // cells above which only the rows in view are in the page
 const MARGIN = 20; // rows above and below the view
+const NAME = "detector"; // the column of names
 const DEFAULTS = { board: "1", protocol: "", metric: "auroc", columns: "means", q: "", interval: "", sort: "", worst: "" };
 const boards = {}, figures = {}, asked = {};
 window.oodbench = {
@@ -13,26 +14,29 @@ window.oodbench = {
 
 const section = document.getElementById("board"), form = document.getElementById("controls");
 const table = document.getElementById("table"), view = table.parentElement, status = document.getElementById("status");
-let state = read(), shown = null;
+let state = read(), shown = null, turn = 0;
 
 function read() {
   const found = { ...DEFAULTS };
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in found) found[name] = value;
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (Object.hasOwn(DEFAULTS, name)) found[name] = value;
   return found;
 }
 
 function write() {
   const changed = Object.entries(state).filter(([name, value]) => value !== DEFAULTS[name]);
   const hash = new URLSearchParams(changed).toString();
-  history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
+  if (hash || !target()) history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
 }
+
+/* The part of the page that the address names, if it does. */
+function target() { return document.getElementById(location.hash.slice(1)); }
 
 function load(path) {
   return asked[path] ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = path;
     script.onload = resolve;
-    script.onerror = () => reject(new Error("cannot load " + path));
+    script.onerror = () => { delete asked[path]; reject(new Error("Cannot load " + path)); };
     document.head.append(script);
   });
 }
@@ -44,75 +48,75 @@ function element(name, text, classes) {
   return made;
 }
 
-function options(select, groups, value) {
+function options(select, groups) {
   select.replaceChildren();
   for (const [title, choices] of groups) {
     const parent = title ? select.appendChild(element("optgroup")) : select;
     if (title) parent.label = title;
     for (const [name, text] of choices) parent.append(new Option(text, name));
   }
-  select.value = value;
-  if (select.selectedIndex < 0) select.selectedIndex = 0;
-  return select.value;
 }
 
 /* What is shown: entries (lines of the table) and columns, each with the place of its row by entry. */
 function build(board, data) {
-  const together = state.protocol === "*";
-  const protocols = together ? board.protocols : [state.protocol];
+  const together = state.protocol === "*", protocols = together ? board.protocols : [state.protocol];
   const entries = new Map();
   board.rows.forEach(([detector, protocol, href, control], row) => {
     if (!protocols.includes(protocol)) return;
     if (!entries.has(detector)) entries.set(detector, { detector, href, control, rows: {} });
     entries.get(detector).rows[protocol] = row;
   });
-  const chosen = board.columns.map((column, place) => ({ ...column, place })).filter((column) =>
-    state.columns === "means" ? column.mean
-    : state.columns === "all" ? true
-    : state.columns.startsWith("kind ") ? column.kind === state.columns.slice(5)
-    : state.columns === "set " + column.text);
-  const columns = chosen.flatMap((column) => protocols.map((protocol) => {
-    const of = data.columns[column.place], best = new Set(of.best);
-    return {
-      id: column.place + (together ? "-" + protocol : ""), heads: [column.mean ? "mean" : column.kind, column.text, together ? protocol : column.cells],
-      href: column.href, text: (row) => of.texts[row] ?? "", interval: (row) => of.intervals ? of.intervals[row] : "",
-      best: (row) => best.has(row), rank: (row) => of.ranks[row], row: (entry) => entry.rows[protocol],
-    };
-  })).filter((column) => [...entries.values()].some((entry) => column.text(column.row(entry) ?? -1)));
-  for (const [place, name] of ["ms/image", "overhead"].entries()) if (board.cost_ranks.length) columns.push({
-    id: name, heads: ["cost", name, ""], text: (row) => board.rows[row][4][place], interval: () => "", best: () => false,
-    rank: (row) => board.cost_ranks[place][row], row: (entry) => Object.values(entry.rows)[0],
-  });
   const all = [...entries.values()], query = state.q.trim().toLowerCase();
+  const columns = board.columns.flatMap((column, place) => protocols.map((protocol) => {
+    const of = data.columns[place], best = new Set(of.best);
+    return {
+      ...column, ...of, id: (column.mean ? "mean " : "set ") + column.text + (together ? " " + protocol : ""),
+      heads: [column.mean ? "mean" : column.kind, column.text, together ? protocol : column.cells],
+      row: (entry) => entry.rows[protocol], at: (row) => of.texts[row], isBest: (row) => best.has(row),
+    };
+  })).filter((column) => all.some((entry) => column.at(column.row(entry))));
+  const paid = board.costs.map((cost, place) => ({
+    ...cost, id: "cost " + cost.text, heads: ["cost", cost.text, ""], row: (entry) => Object.values(entry.rows)[0],
+    at: (row) => board.rows[row][4][place], isBest: () => false,
+  }));
+  const by = [...columns, ...paid].find((column) => column.id === state.sort) ?? (state.sort === NAME ? null : columns[0]);
+  if (by) state.sort = by === columns[0] && !state.worst ? "" : by.id;
   return {
-    columns, controls: all.filter((entry) => entry.control), total: all.length,
-    entries: sorted(all.filter((entry) => !entry.control && entry.detector.toLowerCase().includes(query)), columns),
+    by, columns: [...columns.filter(chosen), ...paid], total: all.length, controls: all.filter((entry) => entry.control),
+    entries: sorted(all.filter((entry) => !entry.control && entry.detector.toLowerCase().includes(query)), by),
   };
 }
 
-function sorted(entries, columns) {
-  const by = columns.find((column) => column.id === state.sort);
-  const key = (entry) => { const row = by.row(entry); return row === undefined ? Infinity : by.rank(row); };
-  const order = by ? entries.map((entry) => [key(entry), entry]).sort((a, b) => a[0] - b[0]).map((pair) => pair[1])
-    : state.sort === "detector" ? [...entries].sort((a, b) => a.detector < b.detector ? -1 : 1) : entries;
-  return state.worst && (by || state.sort === "detector") ? order.reverse() : order;
+function chosen(column) {
+  return state.columns === "all" || (state.columns === "means" ? column.mean
+    : !column.mean && (state.columns === "kind " + column.kind || state.columns === "set " + column.text));
 }
 
-function heading(column, id) {
-  const cell = element("th");
+/* Best first or worst first, but always whole rows before those that lack cells, and those without a figure last. */
+function sorted(entries, by) {
+  if (!by) {
+    const order = [...entries].sort((a, b) => (a.detector < b.detector ? -1 : 1));
+    return state.worst ? order.reverse() : order;
+  }
+  const { ranks, whole, measured } = by;
+  const place = (rank) => (!state.worst || rank >= measured ? rank : rank < whole ? whole - 1 - rank : whole + measured - 1 - rank);
+  const key = (row) => (row === undefined ? ranks.length : place(ranks[row]));
+  return entries.map((entry) => [key(by.row(entry)), entry]).sort((a, b) => a[0] - b[0]).map((pair) => pair[1]);
+}
+
+function heading({ heads: [group, name, below], id, href, higher }) {
+  const cell = element("th"), by = shown.by?.id ?? NAME;
   cell.scope = "col";
-  const direction = state.sort === id ? (state.worst ? "descending" : "ascending") : "none";
-  cell.setAttribute("aria-sort", direction);
+  cell.setAttribute("aria-sort", by !== id ? "none" : Boolean(higher) === Boolean(state.worst) ? "ascending" : "descending");
   const button = cell.appendChild(element("button", undefined, "sort"));
   button.type = "button";
   button.dataset.sort = id;
-  const [group, name, below] = column.heads;
   if (group) button.append(element("span", group, "group"), " ");
-  button.append(element("span", name));
+  button.append(element("span", name, "name"));
   if (below) button.append(" ", element("span", below, "cells"));
-  if (column.href) {
+  if (href) {
     const link = element("a", "↗");
-    link.href = column.href;
+    link.href = href;
     link.title = "page of " + name;
     link.setAttribute("aria-label", "page of " + name);
     cell.append(link);
@@ -130,9 +134,8 @@ function line(entry) {
   for (const column of shown.columns) {
     const cell = element("td"), at = column.row(entry);
     if (at !== undefined) {
-      const text = column.text(at);
-      cell.append(column.best(at) ? element("b", text) : text);
-      if (state.interval && column.interval(at)) cell.append(" ", element("small", column.interval(at)));
+      cell.append(column.isBest(at) ? element("b", column.at(at)) : column.at(at));
+      if (state.interval && column.intervals?.[at]) cell.append(" ", element("small", column.intervals[at]));
     }
     row.append(cell);
   }
@@ -170,57 +173,81 @@ function measured(body) {
   return Math.max(1, body.lastElementChild?.getBoundingClientRect().height ?? 24);
 }
 
-function draw() {
-  const board = boards[state.board], data = figures[state.board + state.metric];
-  shown = build(board, data);
-  const head = element("thead"), top = element("tr");
-  top.append(heading({ heads: ["", "detector", ""] }, "detector"), ...shown.columns.map((column) => heading(column, column.id)));
+function draw(board, data) {
+  const [left, focused] = [view.scrollLeft, document.activeElement?.dataset.sort];
+  const head = element("thead"), top = element("tr"), controls = element("tbody", undefined, "controls");
+  top.append(heading({ heads: ["", "detector", ""], id: NAME }), ...shown.columns.map(heading));
   head.append(top);
-  const controls = element("tbody", undefined, "controls");
   table.replaceChildren(head, controls, element("tbody"));
+  const extra = state.interval ? 17 : 1; // characters
   shown.columns.forEach((column, place) => {
-    const widest = Math.max(...shown.entries.map((entry) => { const at = column.row(entry); return at === undefined ? 0 : column.text(at).length; }), 4);
-    top.children[place + 1].style.minWidth = widest + 1 + "ch";
+    const widest = shown.entries.reduce((most, entry) => Math.max(most, column.at(column.row(entry))?.length ?? 0), 4);
+    top.children[place + 1].style.minWidth = widest + (column.intervals ? extra : 1) + "ch";
   });
   controls.append(...shown.controls.map(line));
   controls.style.top = head.getBoundingClientRect().height + "px";
   rows(false);
-  const left = shown.total - shown.controls.length, count = shown.entries.length;
-  status.textContent = (count === left ? `${left} rows` : `${count} of ${left} rows`) + (shown.controls.length ? `, and ${shown.controls.length} controls above them` : "");
+  view.scrollLeft = left;
+  if (focused) table.querySelector(`button[data-sort="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  const among = shown.total - shown.controls.length, count = shown.entries.length;
+  const bare = state.interval && !shown.columns.some((column) => column.intervals);
+  status.textContent = (count === among ? `${among} row${among === 1 ? "" : "s"}` : `${count} of ${among} rows`)
+    + (shown.controls.length ? `, and ${shown.controls.length === 1 ? "the control" : "the controls"} above them` : "")
+    + (bare ? ". Only single sets have intervals: choose them under Columns." : "");
   document.getElementById("caption").textContent = data.caption;
   document.getElementById("notes").replaceChildren(...data.notes.map((note) => element("li", note)));
   form.interval.disabled = !data.columns.some((column) => column.intervals);
   form.interval.parentElement.title = form.interval.disabled ? "This metric was published without intervals; see oodbench publish --interval" : "";
-  for (const part of document.querySelectorAll(".of-board")) part.hidden = part.dataset.board !== state.board;
+}
+
+/* The choices that a board has; a state that it does not have becomes its first. */
+function fill(board) {
+  if (form.dataset.board !== state.board) {
+    form.dataset.board = state.board;
+    const together = board.protocols.length > 1 ? [["*", "side by side"]] : [];
+    const sets = board.columns.filter((column) => !column.mean);
+    options(form.protocol, [["", [...board.protocols.map((name) => [name, name]), ...together]]]);
+    options(form.columns, [
+      ["", [["means", "means"], ["all", "means and all sets"]]],
+      ["Kind", [...new Set(sets.map((column) => column.kind))].map((kind) => ["kind " + kind, kind])],
+      ["Set", sets.map((column) => ["set " + column.text, column.text])],
+    ]);
+    for (const part of document.querySelectorAll(".of-board")) part.hidden = part.dataset.board !== state.board;
+  }
+  for (const name of ["board", "metric", "protocol", "columns"]) {
+    form[name].value = state[name] || board.protocols[0];
+    if (form[name].selectedIndex < 0) form[name].selectedIndex = 0;
+    state[name] = form[name].value;
+  }
+  form.q.value = state.q;
+  form.interval.checked = Boolean(state.interval);
 }
 
 async function show() {
-  if (!form.board.querySelector(`option[value="${CSS.escape(state.board)}"]`)) state.board = "1";
-  if (!form.metric.querySelector(`option[value="${CSS.escape(state.metric)}"]`)) state.metric = DEFAULTS.metric;
+  const mine = ++turn, known = (select, value) => [...select.options].some((option) => option.value === value);
+  if (!known(form.board, state.board)) state.board = DEFAULTS.board;
+  if (!known(form.metric, state.metric)) state.metric = DEFAULTS.metric;
   try {
-    await load(`data/board-${state.board}.js`);
-    await load(`data/board-${state.board}-${state.metric}.js`);
+    await Promise.all([load(`data/board-${state.board}.js`), load(`data/board-${state.board}-${state.metric}.js`)]);
   } catch (error) {
-    status.textContent = error.message + "; the tables are complete without it.";
+    whole(false);
+    status.textContent = error.message + ". The tables below are complete without it.";
     return;
   }
-  const board = boards[state.board];
-  const together = board.protocols.length > 1 ? [["*", "side by side"]] : [];
-  state.protocol = options(form.protocol, [["", [...board.protocols.map((name) => [name, name]), ...together]]], state.protocol || board.protocols[0]);
-  const kinds = [...new Set(board.columns.filter((column) => !column.mean).map((column) => column.kind))];
-  state.columns = options(form.columns, [
-    ["", [["means", "means"], ["all", "means and all sets"]]],
-    ["Kind", kinds.map((kind) => ["kind " + kind, kind])],
-    ["Set", board.columns.filter((column) => !column.mean).map((column) => ["set " + column.text, column.text])],
-  ], state.columns);
-  form.board.value = state.board;
-  form.metric.value = state.metric;
-  form.q.value = state.q;
-  form.interval.checked = Boolean(state.interval);
+  if (mine !== turn) return; // something else was asked for in the meantime
+  const board = boards[state.board], data = figures[state.board + state.metric];
+  fill(board);
+  shown = build(board, data);
   if (state.protocol === board.protocols[0]) state.protocol = "";
+  whole(true);
   write();
-  state.protocol ||= board.protocols[0];
-  draw();
+  draw(board, data);
+}
+
+/* Whether the interactive table stands in place of the static ones. */
+function whole(interactive) {
+  view.hidden = !interactive;
+  document.documentElement.classList.toggle("interactive", interactive);
 }
 
 form.addEventListener("submit", (event) => event.preventDefault());
@@ -233,11 +260,11 @@ form.addEventListener("input", () => {
 table.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-sort]");
   if (!button) return;
-  const id = button.dataset.sort;
-  state.worst = state.sort === id && !state.worst ? "1" : "";
-  state.sort = id;
+  const again = button.dataset.sort === (shown.by?.id ?? NAME);
+  state.worst = again && !state.worst ? "1" : "";
+  state.sort = button.dataset.sort;
   view.scrollTop = 0;
-  show().then(() => table.querySelector(`button[data-sort="${CSS.escape(id)}"]`)?.focus());
+  show();
 });
 let waiting = false;
 view.addEventListener("scroll", () => {
@@ -245,11 +272,11 @@ view.addEventListener("scroll", () => {
   waiting = true;
   requestAnimationFrame(() => { waiting = false; rows(false); });
 });
-addEventListener("hashchange", () => { if (!document.getElementById(location.hash.slice(1))) { state = read(); show(); } });
+addEventListener("hashchange", () => { if (!target()) { state = read(); show(); } });
 addEventListener("beforeprint", () => shown && rows(true));
 addEventListener("afterprint", () => { if (shown) { shown.first = undefined; rows(false); } });
 
 section.hidden = false;
-document.documentElement.classList.add("interactive");
-show();
+whole(true);
+show().then(() => target()?.scrollIntoView());
 })();
