@@ -12,6 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+# Names
+
+MARKUP = "<img src=x onerror=alert(1)>"
+TEXT = f'</script><script>alert(2)</script>"{MARKUP}\u202e\x1b'  # with an override and a terminal control
+
 # Archives
 
 

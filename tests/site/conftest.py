@@ -1,0 +1,148 @@
+"""A browser, and two small sites: one with levels and all protocols, and one of two networks with names that attack it."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from filelock import FileLock
+from hostile import MARKUP, TEXT
+from new_process import oodbench
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PLUGINS = f"""
+    import torch
+    import oodbench
+
+
+    class Markup(oodbench.Detector):
+        {TEXT!r}
+
+        name = {MARKUP!r}
+        variants = ({TEXT!r}, "__proto__", "=1+1")
+        signals = ("images", "base")  # sets without twins are skipped
+
+        def statistics(self, probe):
+            return torch.stack([probe.images.mean((1, 2, 3)) - probe.base.images.mean((1, 2, 3)) * k for k in range(4)], 1)
+
+
+    class Fails(oodbench.Detector):
+        "Fails."
+
+        def statistics(self, probe):
+            raise ValueError({TEXT!r})
+
+
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+    """
+SUITE = """
+    model = "resnet8-digits"
+    in_distribution = "digits"
+    protocols = ["unsupervised", "per-shift", "transfer"]
+    transfer_from = "uniform"
+    detectors = ["msp", "energy", "knn", "vim", "gram", "odin", "pixels"]
+    sets = [
+      { name = "digits-heldout", kind = "near-ood" },
+      { name = "photos", kind = "far-ood" },
+      { name = "uniform", kind = "far-ood" },
+      { name = "digits+noise", kind = "corruption", levels = [1, 3, 5] },
+      { name = "digits+grey-level" },
+    ]
+    """
+ATTACKED = [
+    *("--model", "resnet8-digits", "--model", "plugins_of_a_test:net", "--seed", 0, "--seed", 1, "--limit", 30, "--no-costs"),
+    *("--dataset", "photos", "--dataset", "digits+noise@3", "--protocol", "unsupervised", "--no-report"),
+    *("--detector", "msp", "--detector", "pixels"),
+    *("--plugin", "plugins_of_a_test:Markup", "--plugin", "plugins_of_a_test:Fails"),
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; without one, tests skip, but on CI they fail."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        why = f"no browser: install Chromium, so that one of {', '.join(BROWSERS)} is on PATH"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with sync_playwright() as playwright:
+        # Chromium refuses to run as root with its sandbox, and containers often lack a large /dev/shm.
+        options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+def command(folder, *arguments, code=0):
+    done = oodbench(*arguments, cwd=folder, OODBENCH_CACHE=str(folder / "cache"), OODBENCH_PLUGINS="", OMP_NUM_THREADS="1")
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def sites(tmp_path_factory) -> Path:
+    """A folder with the sites ``small`` and ``attacked``, and with small.json, the leaderboard of the former.
+
+    The first worker that needs it makes it, and the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "sites"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "attacked").exists():
+            folder.mkdir()
+            (folder / "suite.toml").write_text(dedent(SUITE))
+            (folder / "plugins_of_a_test.py").write_text(dedent(PLUGINS))
+            command(folder, "run", "suite.toml", "--limit", 60, "--no-report", "--out", "run")
+            command(folder, "leaderboard", "run", "--format", "json", "--out", "small.json")
+            command(folder, "publish", "run", "--out", "small")
+            command(folder, "run", *ATTACKED, "--out", "<b>run", code=1)  # because cells fail
+            command(folder, "publish", "<b>run", "--out", "attacked", "--title", MARKUP)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def addresses(sites):
+    """The address of the folder of sites, from disk and from a server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=sites)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {"disk": sites.as_uri(), "server": f"http://127.0.0.1:{server.server_port}"}
+        server.shutdown()
+
+
+@pytest.fixture
+def visit(browser, addresses):
+    """visit(PATH, …) opens a page and closes it. It fails where the page reports an error or asks for anything of others."""
+
+    @contextmanager
+    def visit(path, start="disk", width=1280, allowed=(), **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        page, wrong = context.new_page(), []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+        base = addresses[start]
+        page.on("request", lambda request: request.url.startswith((base, "data:,")) or wrong.append(request.url))
+        page.goto(f"{base}/{path}")
+        if options.get("java_script_enabled", True) and "/index.html" in path:
+            page.wait_for_selector("#status:not(:empty)")
+        yield page
+        context.close()
+        assert [text for text in wrong if not any(part in text for part in allowed)] == []
+
+    return visit
