@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from chromium import require_chromium
+
 
 def printed(script: str, *options: str) -> str:
     command = [sys.executable, "-P", str(Path(__file__).with_name(script)), *options]
@@ -37,3 +39,9 @@ def test_a_large_run_folder_is_measured():
     text = printed("run_folder.py", "--sets", "6", "--rows", "4")
     assert "opening all 24: " in text, text
     assert re.search(r"leaderboard --format table: \d+\.\d s, \d\.\d\d GB", text), text
+
+
+def test_a_large_site_is_measured():
+    text = printed("site.py", "--detectors", "12", "--sets", "4", "--repeats", "2", "--browser", require_chromium())
+    assert len(re.findall(r"^(?:means|all): .*, sort \d+ ms, search \d+ ms,", text, re.MULTILINE)) == 2, text
+    assert re.search(r"sort: \d+\.\d\d of the bar", text), text

@@ -3,18 +3,18 @@
 import functools
 import http.server
 import os
-import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from chromium import OPTIONS, require_chromium
 from filelock import FileLock
 from hostile import MARKUP, TEXT
 from new_process import oodbench
+from playwright.sync_api import sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PLUGINS = f"""
     import torch
     import oodbench
@@ -66,19 +66,9 @@ ATTACKED = [
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium; without one, tests skip, but on CI they fail."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        why = f"no browser: install Chromium, so that one of {', '.join(BROWSERS)} is on PATH"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+    """Chromium."""
     with sync_playwright() as playwright:
-        # Chromium refuses to run as root with its sandbox, and containers often lack a large /dev/shm.
-        options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        browser = playwright.chromium.launch(executable_path=path, args=options)
+        browser = playwright.chromium.launch(executable_path=require_chromium(), args=OPTIONS)
         yield browser
         browser.close()
 

@@ -3,7 +3,7 @@
    in the order of each column. It computes no figure. */
 (() => {
 const MANY = 4000; // cells above which only the rows in view are in the page
-const MARGIN = 20; // rows above and below the view
+const MARGIN = 8; // rows above and below the view
 const NAME = "detector"; // the column of names
 const DEFAULTS = { board: "1", protocol: "", metric: "auroc", columns: "means", q: "", interval: "", sort: "", worst: "" };
 const boards = {}, figures = {}, asked = {};
