@@ -125,12 +125,13 @@ def test_the_order_of_each_column_is_that_of_its_figures(run_path):
     for name, metric in board.metrics.items():
         higher = name not in ("fpr95", "detection_error")
         for column in metric.columns:
-            in_order = sorted(range(len(board.rows)), key=column.ranks.__getitem__)
+            in_order = sorted(range(len(board.rows)), key=column.order.ranks.__getitem__)
             texts = [column.heading.texts[place] for place in in_order]
             figures = [float(text.split()[0]) for text in texts if text not in ("", "–")]
             best_first = higher and "benign" not in (column.heading.group, column.name)
             assert figures == sorted(figures, reverse=best_first)
             assert all(text in ("", "–") for text in texts[len(figures) :])
+            assert (column.order.higher, column.order.measured) == (best_first, len(figures))
 
 
 def test_the_same_runs_give_the_same_bytes(run_path, site, tmp_path):
