@@ -1,8 +1,9 @@
 """Writes a site: a pure function from run folders to files. The same input gives the same bytes."""
 
 import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from oodbench import __version__
-from oodbench.errors import BadData, counted
+from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import METRICS
 from oodbench.leaderboard.gather import gather
@@ -29,14 +30,14 @@ from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders, pack, verify
 from oodbench.results.folder import RunFolder, Say
-from oodbench.results.site import REPORT, replace_site
+from oodbench.results.site import REPORT, replace_site, require_place
 from oodbench.results.verify import Verification
 
 TITLE = "Out-of-distribution detection"
 
 
 def publish(
-    runs: str | Path | Sequence[str | Path],
+    runs: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     title: str = TITLE,
@@ -62,28 +63,39 @@ def publish(
     BadData where a run does not verify or has no figures, CannotWrite.
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not paths:
+        raise UsageError("no run is named; name at least one")
+    require_place(Path(out))
     progress = progress or Progress()
     folders: list[RunFolder] = []
     verified: dict[Path, str] = {}
     bundle_of: dict[Path, str] = {}
     packed: dict[str, Callable[[Path], object]] = {}
-    name_of = Names("bundles", ".zip")
-    for path in dict.fromkeys(paths):
+    file_of = Names("bundles", ".zip")
+    for path, name in _named({path.resolve(): path for path in paths}.values()).items():
         outcome = verify(path, progress)
         require_verified(path, outcome)
         found = open_folders(path, without_costs, progress, verified=True)
         for folder in found:
-            name = path.stem if path.is_file() else path.resolve().name
-            folder.name = name if folder.study is None else f"{name}/{folder.path.name}"  # paths are nobody's business
+            folder.name = name if folder.study is None else f"{name}/{folder.path.name}"
         folders += found
         verified |= {folder.path: _verified(outcome) for folder in found}
         if bundles:
-            name = name_of(path.stem if path.is_file() else path.resolve().name)
-            packed[name] = functools.partial(pack, path)
-            bundle_of |= {folder.path: name for folder in found}
+            packed[file_of(name)] = functools.partial(pack, path)
+            bundle_of |= {folder.path: file_of(name) for folder in found}
     progress.stage("writing the site")
     made = site_files(folders, title, verified, bundle_of, intervals=intervals, data=data, progress=progress)
     return replace_site(Path(out), [*made, *packed.items()])
+
+
+def _named(paths: Iterable[Path]) -> dict[Path, str]:
+    """What a site calls runs and bundles: the names of their folders or files, numbered where several have one."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        name = path.stem if path.is_file() else path.resolve().name  # the rest of the path is nobody's business
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        found[path] = next(one for one in itertools.chain([name], numbered) if one not in found.values())
+    return found
 
 
 def require_verified(path: Path, outcome: Verification) -> None:
@@ -107,9 +119,9 @@ def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Pa
     It is not verified, and has no bundles. Raises BadData for a run without cells and for a damaged earlier report, and
     CannotWrite.
     """
-    path = (folders[0].study or folders[0]).path
+    path = (folders[0].study or folders[0]).path.resolve()
     for folder in folders:
-        folder.name = folder.path.name
+        folder.name = folder.path.resolve().name
     if progress is not None:
         progress.stage("writing the report")
     return replace_site(path / REPORT, site_files(folders, f"{TITLE}: {path.name}", progress=progress))

@@ -1,13 +1,17 @@
 """``oodbench publish``: a site says what runs say, whoever named what is in it. ``tests/site`` opens it in a browser."""
 
 import csv
+import errno
 import html
 import io
 import json
+import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +21,7 @@ from run_folders import detection_record
 
 import oodbench
 from oodbench import Source, registry
-from oodbench.errors import BadData, UsageError
+from oodbench.errors import BadData, CannotWrite, UsageError
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.plots.cost import pareto_front
@@ -25,14 +29,14 @@ from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.site.about import papers
 from oodbench.leaderboard.site.board import boards
 from oodbench.leaderboard.site.pages import Names
-from oodbench.leaderboard.site.publish import site_files
+from oodbench.leaderboard.site.publish import report, site_files
 from oodbench.leaderboard.site.thumbnails import Thumbnails
 from oodbench.progress import Progress
 from oodbench.results.bundle import write_bundle
 from oodbench.results.folder import RunFolder
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
-from oodbench.results.site import remove_site, replace_site
+from oodbench.results.site import differing, remove_site, replace_site
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -154,6 +158,22 @@ def test_a_bundle_gives_the_site_of_its_run(run_path, site, tmp_path):
     assert other == files_of(site)
 
 
+def test_runs_of_one_name_are_kept_apart_and_one_run_counts_once(run_path, site, tmp_path, monkeypatch):
+    shutil.copytree(run_path, tmp_path / "a", ignore=shutil.ignore_patterns("digits+noise@*"))
+    both = oodbench.publish((path for path in (run_path, tmp_path / "a")), tmp_path / "both").parent
+    assert {path.name for path in (both / "runs").iterdir()} == {"a.html", "a-2.html"}
+    for name, path in (("a", run_path), ("a-2", tmp_path / "a")):
+        assert f"bundles/{name}.zip" in (both / f"runs/{name}.html").read_text()
+        assert oodbench.verify(both / f"bundles/{name}.zip").records == oodbench.verify(path).records
+    monkeypatch.chdir(run_path)
+    assert files_of(oodbench.publish([run_path, "../a", "."], tmp_path / "once").parent) == files_of(site)
+
+
+def test_no_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no run"):
+        oodbench.publish([], tmp_path / "site")
+
+
 @pytest.mark.parametrize("edit", ["figure", "bundle"])
 def test_what_does_not_verify_is_not_published(run_path, tmp_path, edit):
     shutil.copytree(run_path, run := tmp_path / "run")
@@ -236,6 +256,53 @@ def test_another_site_replaces_its_own_files_alone(tmp_path):
     assert {*files_of(out)} == {"CNAME"}
 
 
+@pytest.mark.parametrize("files_before_the_kill", range(4))
+def test_a_site_replaces_what_a_killed_process_left(tmp_path, monkeypatch, files_before_the_kill):
+    out, left = tmp_path / "site", [files_before_the_kill]
+    replace_site(out, [("index.html", b"1"), ("sets/old.html", b"2")])
+
+    def killed(source, target, replace=os.replace):
+        if Path(target).suffix == ".html":
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with suppress(KeyboardInterrupt):
+            replace_site(out, [("a.html", b"3"), ("runs/a.html", b"4"), ("runs/b.html", b"5")])
+    (out / ".site.abcdefgh.oodbench-part/sets").mkdir(parents=True)
+    replace_site(out, [("index.html", b"6"), ("runs/b.html", b"7")])
+    assert files_of(out) == files_of(replace_site(tmp_path / "new", [("index.html", b"6"), ("runs/b.html", b"7")]).parent)
+    assert {path.name for path in out.iterdir()} == {"index.html", "runs", "site.json"}
+
+
+def test_processes_write_one_site_one_after_the_other(tmp_path):
+    sites = [[(f"{folder}/{n}.html", letter * n) for folder in ("runs", "sets") for n in range(40)] for letter in (b"a", b"b")]
+    children = []
+    for site in sites:
+        if not (child := os.fork()):
+            try:
+                for _ in range(5):
+                    replace_site(tmp_path / "site", [("index.html", site[1][1]), *site])
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert differing(tmp_path / "site") == []
+
+
+def test_a_site_that_cannot_be_made_leaves_no_folder(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CannotWrite, match="No space left"):
+        replace_site(tmp_path / "site", [("index.html", b"1"), ("bundles/a.zip", full)])
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("there", ["file", "folder", "link"])
 def test_a_folder_of_something_else_is_refused(tmp_path, there):
     out = tmp_path / "site"
@@ -290,6 +357,14 @@ def test_the_pareto_front_is_what_nothing_beats():
     beaten = [any(one[0] <= x and one[1] >= y and (one[0] < x or one[1] > y) for one in others) for x, y in points]
     assert {tuple(points[place]) for place in front} == {tuple(points[p]) for p in range(60) if not beaten[p] and not apart[p]}
     assert [points[place, 0] for place in front] == sorted({points[place, 0] for place in front})
+
+
+def test_the_report_of_the_working_folder_has_its_name(tmp_path, monkeypatch):
+    made(tmp_path / "mine", ({}, True))
+    monkeypatch.chdir(tmp_path / "mine")
+    page = report([RunFolder(Path())])
+    assert "<h1>Out-of-distribution detection: mine</h1>" in page.read_text()
+    assert (tmp_path / "mine/report/runs/mine.html").exists()
 
 
 def test_a_run_ends_with_a_report_that_verify_reads(tmp_path):
