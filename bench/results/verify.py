@@ -18,14 +18,14 @@ import numpy as np
 
 from oodbench.datasets.name import MISCLASSIFIED, parse
 from oodbench.errors import BadData, counted, one_line, reason
-from oodbench.paths import is_study, require_own_file, require_run_folder
+from oodbench.paths import STUDY, is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
 from oodbench.results import json_files, pass_file, site, verify_recognition
 from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of, unequal
 from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, corruption_record
 from oodbench.results.schema_1 import has_cells
-from oodbench.results.study import run_folders
+from oodbench.results.study import RANKS, run_folders
 
 MANY = 500  # records from which more processes pay, each of which starts in a second
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -74,7 +74,7 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
     folder, progress = RunFolder(path), progress or Progress()
     if is_study(folder.path):
         runs = [verify_folder(run.path, progress) for run in run_folders(folder.path)]
-        wrong = [problem for of in runs for problem in of.problems]
+        wrong = [*_beside_runs(folder.path), *(problem for of in runs for problem in of.problems)]
         return Verification(folder.path, sum(of.records for of in runs), sum(of.figures for of in runs), wrong)
     require_run_folder(folder.path)
     problems: list[str] = []
@@ -114,6 +114,19 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
         progress.advance(len(of_file))
     figures = sum(record.status == "ok" for record in records)
     return Verification(folder.path, len(records), figures, list(map(one_line, problems)))
+
+
+def _beside_runs(study: Path) -> list[str]:
+    """What is wrong with the files of a study that are of no single run."""
+    problems: list[str] = []
+    with _caught(problems):
+        _require_layout(study / STUDY)
+    for name in (SEVERITY, RANKS):
+        with _caught(problems):
+            _require_picture(study / name)
+    with _caught(problems):
+        problems += site.differing(study / site.REPORT)
+    return list(map(one_line, problems))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from oodbench.results import json_files, pass_file, verify
 from oodbench.results.facts import CorruptionRecord
 from oodbench.results.folder import SEVERITY, SHARED, RunFolder
 from oodbench.results.pass_file import hash_of
+from oodbench.results.study import RANKS, StudyFolder
 
 SETS = ["photos", "uniform", "digits+noise@1", "digits+noise@3"]
 MSP = ("msp", "unsupervised")
@@ -102,6 +103,21 @@ def test_every_flipped_bit_is_noticed(folder):
         assert any(name in problem for problem in problems(folder)), (name, number)
         (folder.path / name).write_bytes(before[name])
     assert not problems(folder)
+
+
+@pytest.mark.parametrize("name", ["study.json", RANKS, SEVERITY, "report/index.html", "report/site.json"])
+def test_the_files_of_a_study_are_checked_too(whole, tmp_path, name):
+    study = StudyFolder(tmp_path / "study")
+    study.begin("study", "", ["seed"], ["a"])
+    shutil.copytree(whole, study.path / "a")
+    study.note("a", "")
+    for picture in (RANKS, SEVERITY):
+        shutil.copy(whole / SEVERITY, study.path / picture)
+    report(study.runs())
+    assert oodbench.verify(study.path).ok
+    content = (study.path / name).read_bytes()
+    (study.path / name).write_bytes(content.replace(b"\n", b" ", 1) if name.endswith(".json") else content[:-1] + b"x")
+    assert [str(study.path / name) in problem for problem in oodbench.verify(study.path).problems] == [True]
 
 
 def test_every_byte_of_a_header_counts(folder):
