@@ -282,17 +282,22 @@ def _about(run: RunFolder) -> BundledRun:
     manifest = run.manifest()
     records = [*run.records(), *run.recognition()]
     settings, provenance = manifest.settings, manifest.provenance
-    return BundledRun(
-        suite=str(manifest.suite.get("name", "")),
-        model=str(settings.get("model", "")),
-        weights=settings.get("weights"),
-        model_card=provenance.get("model_card"),
-        in_distribution=str(settings.get("in_distribution", "")),
-        seed=int(settings.get("seed", 0)),
-        records=len(records),
-        environment={name: provenance[name] for name in ENVIRONMENT if name in provenance},
-        code={one.detector: one.code for one in records if one.detector and one.status == "ok"},
-    )
+    try:
+        return BundledRun(
+            suite=str(manifest.suite.get("name", "")),
+            model=str(settings.get("model", "")),
+            weights=settings.get("weights"),
+            model_card=provenance.get("model_card"),
+            in_distribution=str(settings.get("in_distribution", "")),
+            seed=settings.get("seed", 0),
+            records=len(records),
+            environment={name: provenance[name] for name in ENVIRONMENT if name in provenance},
+            code={one.detector: one.code for one in records if one.detector and one.status == "ok"},
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise BadData(f"{run.path / 'run.json'} is not what oodbench writes ({what}); run it again") from error
 
 
 def _inside(message: str, folder: Path) -> str:

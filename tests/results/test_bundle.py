@@ -1,5 +1,6 @@
 """``oodbench bundle``: a run in one file, which anybody may have made."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard.formats import render
 from oodbench.models import card
 from oodbench.models.train import train
-from oodbench.results import bundle, pass_file
+from oodbench.results import bundle, json_files, pass_file
 from oodbench.results.folder import RunFolder
 
 OPTIONS = {"detectors": ["msp", "pixels"], "datasets": ["photos", "digits+noise@1"], "limit": 40, "measure_costs": False}
@@ -81,6 +82,27 @@ def test_the_commands_take_bundles(run, packed, tmp_path, monkeypatch, capsys):
     of_run = capsys.readouterr().out
     assert command(monkeypatch, "leaderboard", packed, "--format", "csv") == 0
     assert capsys.readouterr().out == of_run
+
+
+@pytest.mark.parametrize(
+    ("part", "fact"), [("provenance", {"model_card": [1]}), ("settings", {"seed": "x"}), ("settings", {"weights": 5})]
+)
+def test_forged_facts_of_a_run_are_refused_by_name(run, packed, tmp_path, part, fact):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run/run.json"
+    manifest = json_files.read_manifest(path, "")
+    getattr(manifest, part).update(fact)
+    json_files.write(path, manifest.model_dump())
+    with pytest.raises(BadData, match=rf"run.json is not what oodbench writes \({next(iter(fact))}: "):
+        bundle.pack(tmp_path / "run", tmp_path / "run.zip")
+    content = path.read_bytes()
+
+    def forge(members, told):
+        told["files"]["run.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        return members | {"run.json": content}
+
+    with pytest.raises(BadData, match=r"is refused: run.json is not what oodbench writes"):
+        bundle.unpack(rewritten(packed, forge))
 
 
 def test_what_is_unpacked_does_not_outlive_the_process(packed, tmp_path):
