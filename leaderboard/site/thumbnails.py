@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from oodbench.datasets.name import parse
 from oodbench.engine.loaded_suite import LoadedSuite
-from oodbench.errors import BadData, counted
+from oodbench.errors import BadData, OodbenchError, counted, reason
 from oodbench.image_set import ImageSet
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.paths import DataRoots
@@ -39,15 +40,13 @@ class Thumbnails:
     """Reads the images of runs as the runs read them."""
 
     def __init__(self, folders: Sequence[RunFolder], data: DataRoots, progress: Progress) -> None:
-        """Raises MissingData, BadData or UsageError where an in-distribution set is not at hand."""
         self._images: dict[str, ImageSet] = {}
         self._stored: dict[str, set[str]] = {}
         for folder in folders:
-            manifest = folder.manifest()
-            suite = Suite.model_validate(manifest.suite).override(detectors=[], protocols=["unsupervised"])
-            loaded = LoadedSuite(suite, progress, data=data, limit=manifest.settings.get("limit"))
-            loaded.load_test_sets(progress)
-            self._images |= {one.name: one.images for one in loaded.test_sets if one.images is not None}
+            try:
+                self._images |= _images_of(folder, data, progress)
+            except OodbenchError as error:
+                progress.say(f"no images of {folder.name} are shown: {reason(error)}")
             for record in folder.records():
                 self._stored.setdefault(record.set_name, set()).add(record.fingerprint)
 
@@ -55,12 +54,25 @@ class Thumbnails:
         """The images of a set. Raises BadData where they may not be shown, or are not those of the run."""
         images = self._images.get(set_name)
         if images is None or parse(set_name).attack:
-            raise BadData(f"{set_name} cannot be read without the network, or is not at hand")
+            raise BadData(f"{set_name} cannot be read without the network, or was not found")
         if not FREE.match(images.source.licence):
             raise BadData(f"its licence ({images.source.licence or 'not stated'}) does not let anybody show its images")
         if images.fingerprint not in self._stored.get(set_name, ()):
             raise BadData("the images here are not those of the run")
         return images
+
+
+def _images_of(folder: RunFolder, data: DataRoots, progress: Progress) -> dict[str, ImageSet]:
+    """The images of each set of a run. Raises BadData for a forged suite, and what reading its in-distribution set raises."""
+    manifest = folder.manifest()
+    limit = manifest.settings.get("limit")
+    try:
+        suite = Suite.model_validate(manifest.suite).override(detectors=[], protocols=["unsupervised"])
+    except ValidationError as error:
+        raise BadData("its suite is not what this version of oodbench writes") from error
+    loaded = LoadedSuite(suite, progress, data=data, limit=limit if isinstance(limit, int) else None)
+    loaded.load_test_sets(progress)
+    return {one.name: one.images for one in loaded.test_sets if one.images is not None}
 
 
 def samples(path: str, names: list[str], thumbnails: Thumbnails) -> Strip:

@@ -32,6 +32,7 @@ from oodbench.leaderboard.site.pages import Names
 from oodbench.leaderboard.site.publish import report, site_files
 from oodbench.leaderboard.site.thumbnails import Thumbnails
 from oodbench.progress import Progress
+from oodbench.results import json_files
 from oodbench.results.bundle import write_bundle
 from oodbench.results.folder import RunFolder
 from oodbench.results.pass_file import hash_of
@@ -405,6 +406,26 @@ def test_images_are_shown_where_they_are_those_of_the_run_and_the_licence_allows
         thumbnails._images["photos"] = replace(photos, source=Source(licence=licence))
         with pytest.raises(BadData, match="not those" if allowed else "its licence"):
             thumbnails.of("photos")
+
+
+@pytest.mark.parametrize("forged", ["suite", "limit", "absent"])
+def test_a_run_whose_sets_are_not_here_has_no_images(run_path, tmp_path, forged):
+    shutil.copytree(run_path, tmp_path / "run")
+    manifest = json_files.read_manifest(path := tmp_path / "run/run.json", "")
+    if forged == "limit":
+        manifest.settings["limit"] = "many"
+    else:
+        manifest.suite["in_distribution"] = ["digits"] if forged == "suite" else "folder:absent"
+    json_files.write(path, manifest.model_dump())
+    said = []
+    progress = Progress()
+    progress.say = said.append
+    thumbnails = Thumbnails([RunFolder(tmp_path / "run"), RunFolder(run_path)], [tmp_path], progress)
+    assert len(thumbnails.of("photos")) == 40
+    alone = Thumbnails([RunFolder(tmp_path / "run")], [tmp_path], Progress())
+    with pytest.raises(BadData, match="not those of the run" if forged == "limit" else "was not found"):
+        alone.of("photos")
+    assert [line.startswith("no images of ") for line in said] == ([] if forged == "limit" else [True])
 
 
 def test_a_run_says_where_its_sets_come_from(run_path):
