@@ -67,7 +67,11 @@ def _images_of(folder: RunFolder, data: DataRoots, progress: Progress) -> dict[s
     manifest = folder.manifest()
     limit = manifest.settings.get("limit")
     try:
-        suite = Suite.model_validate(manifest.suite).override(detectors=[], protocols=["unsupervised"])
+        known = manifest.suite | {
+            "detectors": ["msp"],
+            "parameters": {},
+        }  # the images need none, and those may not be installed
+        suite = Suite.model_validate(known).override(protocols=["unsupervised"])
     except ValidationError as error:
         raise BadData("its suite is not what this version of oodbench writes") from error
     loaded = LoadedSuite(suite, progress, data=data, limit=limit if isinstance(limit, int) else None)

@@ -408,6 +408,14 @@ def test_images_are_shown_where_they_are_those_of_the_run_and_the_licence_allows
             thumbnails.of("photos")
 
 
+def test_images_need_no_detector_of_the_run(run_path, tmp_path):
+    shutil.copytree(run_path, tmp_path / "run")
+    manifest = json_files.read_manifest(path := tmp_path / "run/run.json", "")
+    manifest.suite |= {"detectors": ["not-installed"], "model": "not_installed:build"}
+    json_files.write(path, manifest.model_dump())
+    assert len(Thumbnails([RunFolder(tmp_path / "run")], [tmp_path], Progress()).of("photos")) == 40
+
+
 @pytest.mark.parametrize("forged", ["suite", "limit", "absent"])
 def test_a_run_whose_sets_are_not_here_has_no_images(run_path, tmp_path, forged):
     shutil.copytree(run_path, tmp_path / "run")
