@@ -22,6 +22,7 @@ Kind = TypeVar("Kind", bound=SetRecord)
 FACTS = (
     "weights",  # hash of the network's weights
     "in_fingerprint",  # content of the in-distribution side: the test images, or a set's own negatives
+    "train_fingerprint",  # content of the training images, which detectors are fitted on
     "fingerprint",  # content of the set; empty where it could not be read
     "transfer_from",  # the set that the head learnt from, under transfer
     "non_default",  # {hyper-parameter: [value, default]}

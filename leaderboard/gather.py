@@ -31,7 +31,8 @@ def gather(
 
     Where one name stands for several networks, in-distribution sets or anomalous sets (an attack with other settings), its
     qualifier is the hash of the content, so that no row mixes them; for networks and in-distribution sets, it is the options
-    in which the runs differ (``limit 300``) where these tell them apart. That of transfer is the set that it learnt from,
+    in which the runs differ (``limit 300``) where these tell them apart. So are runs that were fitted on other training
+    images. That of transfer is the set that it learnt from,
     that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs come
     from several machines, the column ``machine`` says which.
 
@@ -72,6 +73,7 @@ def gather(
     frame["content"] = _where_ambiguous(frame, of_set, frame["content"].fillna(""))
     for name, qualifier, options in (("model", "network", ("weights",)), ("in_distribution", "images", OPTIONS)):
         frame[qualifier] = _in_words(frame, name, qualifier, options)
+    frame["images"] = _with_training_images(frame)
     transfer = frame["protocol"] == "transfer"
     if frame.loc[transfer, "source"].nunique() < 2:
         frame["source"] = ""
@@ -136,6 +138,17 @@ def _of_studies(frame: pd.DataFrame) -> "pd.Series[str]":
         if _as_many(of):
             images[of.index] = "+".join(sorted(of["images"].unique()))
     return images
+
+
+def _with_training_images(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The qualifier of the in-distribution set, with that of its training images where runs were fitted on others."""
+    train = frame["train_fingerprint"].astype(str)
+    for _, of in frame[frame["study"] != ""].groupby(["study", "in_distribution"], sort=False):
+        train[of.index] = "+".join(sorted(train[of.index].unique()))  # a figure of a study is a mean over its runs
+    train = _where_ambiguous(frame, ["model", "network", "in_distribution", "images"], train)
+    images = ["" if not name else f"{name}, " if " " in name else f"#{name[:6]}, " for name in frame["images"]]
+    words = [f"{name}training images #{content[:6]}" for name, content in zip(images, train, strict=True)]
+    return frame["images"].where(train == "", pd.Series(words, frame.index, object))
 
 
 def _where_ambiguous(frame: pd.DataFrame, columns: list[str], content: "pd.Series[str]") -> "pd.Series[str]":

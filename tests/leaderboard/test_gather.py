@@ -31,6 +31,7 @@ def row(detector, auroc=0.5, protocol="unsupervised", dataset="a", **more):
     of = {"model": "net", "in_distribution": "digits", "detector": detector, "protocol": protocol, "dataset": dataset}
     of |= {"kind": "far-ood", "level": None, "seed": 0, "status": "ok", "reason": "", "auroc": auroc}
     of |= {"weights": "0123456789", "in_fingerprint": "feed", "fingerprint": "", "transfer_from": "", "auroc_clean": None}
+    of |= {"train_fingerprint": "ace"}
     of |= {"non_default": {}, "attack": {}, "calibration": {}, "sizes": {"digits (test)": (5, 10)}} | more
     facts = {key: json.dumps(value, sort_keys=True) if value else "" for key, value in of.items() if isinstance(value, dict)}
     return of | facts
@@ -98,6 +99,24 @@ def test_one_name_for_two_in_distribution_sets_is_told_apart(gather):
     assert set(found.in_distribution) == {"digits"}
     found, _ = gather(one=[attacked, row("msp")], two=[row("msp", dataset="b", in_fingerprint="beef")])
     assert found.in_distribution.tolist() == ["digits #feed", "digits #feed", "digits #beef"]
+
+
+def test_runs_fitted_on_other_training_images_are_told_apart(gather):
+    """Of the same test images, and also where no detector is in both."""
+    one, two = [row("knn", train_fingerprint="abcdefgh")], [row("vim", train_fingerprint="01234567")]
+    assert set(gather(one=one, again=one)[0].in_distribution) == {"digits"}
+    assert gather(one=one, two=two)[0].in_distribution.tolist() == [
+        "digits (training images #abcdef)",
+        "digits (training images #012345)",
+    ]
+    found, _ = gather(one=one, two=two, three=[row("msp", in_fingerprint="beef", train_fingerprint="abcdefgh")])
+    assert found.in_distribution.tolist() == [
+        "digits (#feed, training images #abcdef)",
+        "digits (#feed, training images #012345)",
+        "digits #beef",
+    ]
+    seeds, _ = gather(one=one, two=[row("knn", train_fingerprint="01234567", seed=1)])
+    assert set(seeds.in_distribution) == {"digits (training images #abcdef)", "digits (training images #012345)"}
 
 
 def test_headings_say_in_which_options_runs_differ(gather):
