@@ -23,7 +23,7 @@ from oodbench.commands.common import (
     terminal_width,
 )
 from oodbench.datasets.name import parse
-from oodbench.errors import BadData, reason
+from oodbench.errors import OodbenchError, reason
 
 LINES = 45  # that the results of a run take, at most, and the path of its folder
 
@@ -183,7 +183,7 @@ def _write_report(folders: Any, not_wanted: bool) -> None:
             with terminal_progress() as progress:
                 page = report(folders, progress)
             print(f"Report: {page}")
-    except BadData as error:
+    except OodbenchError as error:
         print(f"oodbench: no report is written: {reason(error)}", file=sys.stderr)
 
 

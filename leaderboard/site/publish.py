@@ -119,12 +119,12 @@ def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Pa
     It is not verified, and has no bundles. Raises BadData for a run without cells and for a damaged earlier report, and
     CannotWrite.
     """
-    path = (folders[0].study or folders[0]).path.resolve()
+    path = (folders[0].study or folders[0]).path
     for folder in folders:
         folder.name = folder.path.resolve().name
     if progress is not None:
         progress.stage("writing the report")
-    return replace_site(path / REPORT, site_files(folders, f"{TITLE}: {path.name}", progress=progress))
+    return replace_site(path / REPORT, site_files(folders, f"{TITLE}: {path.resolve().name}", progress=progress))
 
 
 def site_files(

@@ -383,6 +383,11 @@ def test_a_run_ends_with_a_report_that_verify_reads(tmp_path):
     assert not oodbench.verify(out).ok
     assert "no report is written" in oodbench_command(*line).stderr
     shutil.rmtree(out / "report")
+    (out / "report").write_text("mine")
+    done = oodbench_command(*line)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(out))
+    assert "no report is written" in done.stderr
+    (out / "report").unlink()
     oodbench_command(*line)
     assert oodbench_command(*line, "--no-report").returncode == 0
     assert not (out / "report").exists()
