@@ -13,6 +13,7 @@ from oodbench.paths import HALF_WRITTEN, PART, require_no_link
 from oodbench.results import json_files
 
 FIRST = "index.html"
+LONGEST_NAME = 255  # bytes of the name of a folder
 REPORT = "report"  # the folder of the site of a run, in its folder
 
 
@@ -83,6 +84,8 @@ def differing(out: Path) -> list[str]:
 
 def require_place(out: Path) -> dict[str, str]:
     """Raise UsageError or BadData for anything but a new folder or one with a site, whose files it returns."""
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise UsageError(f"{out} has too long a name for a folder; name another with --out")
     require_no_link(out)
     if os.path.lexists(out / json_files.SITE):
         return json_files.read_site(out / json_files.SITE).files

@@ -321,6 +321,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path, there):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith("part")] == []
 
 
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="too long a name"):
+        replace_site(tmp_path / ("x" * 300), [("index.html", b"1")])
+
+
 def test_downloads_hold_every_cell(run_path, site):
     frame, _ = gather([RunFolder(run_path)], intervals="auroc")
     rows = list(csv.DictReader(io.StringIO((site / "downloads/leaderboard.csv").read_text())))
