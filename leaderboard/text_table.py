@@ -88,30 +88,17 @@ def text_table(
     intervals: bool = False,
     bold: bool = False,
     scores: StoredScores | None = None,
+    found: Tally | None = None,
 ) -> TextTable:
     """The table of one model and in-distribution set; ``frame`` holds one row per cell.
 
     With ``top``, only that many rows per protocol, and the controls. ``sort`` as in ``tally``; ``parts`` are those of
     ``PARTS`` that it has. With ``intervals``, each figure of one cell has its interval. ``bold``: whether the format shows
     ``best``, so that the caption says what it is; with ``scores``, AUROC that does not differ from the best is of it.
+    ``found``: the tally of the frame, in the order in which rows stand; by default as ``sort`` says.
     """
     cells = unique_cells(frame)
-    return table_of(frame, cells, tally(cells, metric, sort), metric, top, sort, parts, intervals, bold, scores)
-
-
-def table_of(
-    frame: pd.DataFrame,
-    cells: pd.DataFrame,
-    found: Tally,
-    metric: str,
-    top: int | None = None,
-    sort: str = MEAN,
-    parts: Sequence[str] = PARTS,
-    intervals: bool = False,
-    bold: bool = False,
-    scores: StoredScores | None = None,
-) -> TextTable:
-    """As ``text_table``, of a tally of the ``unique_cells`` of a frame; its rows are in the order of the tally's."""
+    found = tally(cells, metric, sort) if found is None else found
     keys = found.values.index.to_frame(index=False)
     shown = best_rows(keys, top)
     competing = keys[~keys["detector"].isin(CONTROLS)]

@@ -27,7 +27,7 @@ from oodbench.leaderboard.aggregate import (
 )
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.sentences import sentence
-from oodbench.leaderboard.text_table import Column, TextTable, table_of
+from oodbench.leaderboard.text_table import Column, TextTable, text_table
 
 PAID = ("ms/image", "overhead")  # what tables call the columns of ``COST``
 FIRST = "auroc"  # the metric that a page shows first, and the one that rows are ordered by
@@ -125,7 +125,7 @@ def _board(number: int, frame: pd.DataFrame, scores: StoredScores) -> Board:
     tables, metrics = {}, {}
     for metric in METRICS:
         ordered = found if metric == FIRST else Tally(*(part.reindex(order) for part in tally(cells, metric)))
-        tables[metric] = table = table_of(frame, cells, ordered, metric, bold=True, scores=scores)
+        tables[metric] = table = text_table(frame, metric, bold=True, scores=scores, found=ordered)
         metrics[metric] = _metric(metric, cells, ordered, table)
     table = tables[FIRST]
     shown = {column.lines: column.texts for column in table.summary if column.group == "cost"}  # without empty ones

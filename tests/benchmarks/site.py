@@ -21,6 +21,7 @@ import pandas as pd
 from playwright.sync_api import Page, sync_playwright
 
 from oodbench.leaderboard.aggregate import COLUMNS, METRICS, QUALIFIERS
+from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.site import publish
 from oodbench.leaderboard.site.board import boards
 from oodbench.leaderboard.site.pages import Site
@@ -58,9 +59,10 @@ def frame(detectors: int, sets: int) -> pd.DataFrame:
 def write(cells: pd.DataFrame, folder: Path) -> None:
     """The first page of a site of these cells, and what it reads. No scores stand behind them, so the best alone is bold."""
     start = time.perf_counter()
-    found = boards(cells, None)  # type: ignore[arg-type]
+    none = StoredScores([])
+    found = boards(cells, none)
     tables = time.perf_counter() - start
-    site = Site("Made up", found, [], None, {}, {}, [])  # type: ignore[arg-type]
+    site = Site("Made up", found, [], none, {}, {}, [])
     page = publish._rendered(publish._environment(), site, "index.html", "", **publish._index(site, []))
     rendered = time.perf_counter() - start - tables
     data = dict(publish._data(found[0], site))
