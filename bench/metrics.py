@@ -23,6 +23,7 @@ import numpy as np
 from oodbench.errors import BadData
 
 REPLICATES = 1000  # number of bootstrap replicates over clusters
+BLOCK, PARTS = 256, 16  # scores whose weights are added up at once, and parts of that sum
 AT_ONCE, MOST_ELEMENTS = 500, 2**24  # replicates, and replicates x samples, in memory at once: at most 250 megabytes
 NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
 SINGLE, DOUBLE = 5e-7, 1e-12  # relative spread of equal scores that are computed in float32, in float64
@@ -276,29 +277,43 @@ def bootstrap_auroc(
     """AUROC (replicates,) of resampled clusters, each sample weighted by how often its cluster was drawn.
 
     For each position of a stratum, a replicate draws one of the stratum's clusters. One sort is used for all replicates,
-    and the draws are shared by all scores with the same seed and the same numbers of base images.
+    and the draws are shared by all scores with the same seed and the same numbers of base images. Blocks of scores are small
+    enough for the processor's cache; whole arrays would take twice as long.
     """
     drawn = draws(clusters.strata, seed, replicates)  # (C, R)
-    order = np.argsort(inside)
-    below, up_to = (np.searchsorted(inside[order], outside, side) for side in ("left", "right"))
-    by_rank = np.argsort(below, kind="stable")  # so that rows are read in the order in which they lie in memory
-    below, up_to, out_rows = below[by_rank], up_to[by_rank], clusters.outside[by_rank]
-    tied = not np.array_equal(below, up_to)
-    found = np.empty(replicates)
-    step = _at_once(len(inside) + len(outside))
-    for first in range(0, replicates, step):
-        weights = drawn[:, first : first + step]
-        passed = np.zeros((len(inside) + 1, weights.shape[1]), dtype=np.int32)  # weight of the j lowest: exact, at most n
-        passed[1:] = weights[clusters.inside[order]]
-        for lower, upper in pairwise(passed):  # numpy's cumsum along rows takes three times as long
-            upper += lower
-        out_weights = weights[out_rows].astype(np.int32)  # (m, step)
-        twice = passed[below]
-        twice += passed[up_to] if tied else twice
-        total = passed[-1].astype(np.int64) * out_weights.sum(0, dtype=np.int64)
-        exact = np.int32 if 2 * total.max() < 2**31 else np.int64
-        found[first : first + step] = np.einsum("mr,mr->r", twice, out_weights, dtype=exact) / (2 * total)
-    return found
+    in_order, out_order = np.argsort(inside), np.argsort(outside)
+    in_rows, out_rows = clusters.inside[in_order], clusters.outside[out_order]
+    below, up_to = (np.searchsorted(inside[in_order], outside[out_order], side) for side in ("left", "right"))
+    ranks = [below] if np.array_equal(below, up_to) else [below, up_to]
+    passed = np.zeros((BLOCK + 1, replicates), dtype=np.int32)  # weight of the lowest scores: exact, at most 255 n
+    won, total_out = np.zeros((2, replicates), dtype=np.int64)
+    for first in range(0, len(inside) + 1, BLOCK):
+        passed[0] = passed[-1]
+        _cumulate(passed, drawn[in_rows[first : first + BLOCK]])
+        exact = np.int32 if int(passed[-1].max()) * BLOCK * 255 < 2**31 else np.int64  # holds the sum of BLOCK products
+        for rank in ranks:
+            start, end = np.searchsorted(rank, (first, first + BLOCK))
+            for row in range(start, end, BLOCK):
+                rows = slice(row, min(row + BLOCK, end))
+                weights = drawn[out_rows[rows]]
+                won += np.einsum("mr,mr->r", passed[rank[rows] - first], weights, dtype=exact)
+                total_out += weights.sum(0, dtype=np.int32)
+    return won / (passed[-1] * total_out)  # with ties, both count each pair twice
+
+
+def _cumulate(passed: np.ndarray, weights: np.ndarray) -> None:
+    """Write to ``passed[1:]`` (BLOCK, R) its first row plus the cumulative sum of ``weights`` (at most BLOCK, R).
+
+    As ``numpy.cumsum(axis=0)``, but adds whole rows of several parts at once, and rows are what lies together in memory.
+    """
+    sums = passed[1:]
+    sums[: len(weights)], sums[len(weights) :] = weights, 0
+    parts = sums.reshape(PARTS, BLOCK // PARTS, -1)
+    for row in range(1, BLOCK // PARTS):
+        parts[:, row] += parts[:, row - 1]
+    parts[0] += passed[0]
+    for part in range(1, PARTS):
+        parts[part] += parts[part - 1, -1]
 
 
 def _at_once(samples: int) -> int:

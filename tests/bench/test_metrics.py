@@ -264,6 +264,9 @@ def test_bootstrap_against_a_loop_over_resampled_samples(data):
         expected.append(slow_components(*sides)[0].mean())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "MOST_ELEMENTS", data.draw(st.sampled_from([1, 100, 2**20])))
+        block, parts = data.draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 3), (256, 16)]))
+        patch.setattr(metrics, "BLOCK", block)
+        patch.setattr(metrics, "PARTS", parts)
         metrics.draws.cache_clear()
         found = metrics.bootstrap_auroc(inside, outside, clusters, seed=7, replicates=20)
     np.testing.assert_allclose(found, expected, rtol=1e-12)

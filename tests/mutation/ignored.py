@@ -28,6 +28,7 @@ IGNORED = (
     Ignored(
         "bench/metrics.py", "AT_ONCE, MOST_ELEMENTS = 500, 2**24", "the size of a chunk changes memory and speed, not results"
     ),
+    Ignored("bench/metrics.py", "BLOCK, PARTS = 256, 16", "as above"),
     *(
         Ignored("bench/metrics.py", "return max(1, min(AT_ONCE, MOST_ELEMENTS // samples))", "as above", f"return {mutated}")
         for mutated in (
