@@ -15,7 +15,6 @@ The field's tools disagree on three of these figures, so compare across tools wi
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
