@@ -258,6 +258,8 @@ def run(
     device: str = "auto",
     batch_size: int | None = None,
     size: int | None = None,
+    resize: str | None = None,
+    shorter_side: int | None = None,
     workers: int = 0,
     seed: int | Sequence[int] | None = None,
     limit: int | None = None,
@@ -283,7 +285,8 @@ def run(
         protocols: protocols in place of the suite's.
         seed: the seed, or several, in place of the suite's.
         batch_size: images per batch, in place of the suite's.
-        size: pixels per side, in place of the suite's.
+        size, resize, shorter_side: how images are brought to one size, in place of what the suite or the network says; see
+            ``oodbench.datasets.transform.Transform``.
         weights: the model's weights file, or several checkpoints; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
@@ -319,6 +322,8 @@ def run(
         protocols=protocols,
         batch_size=batch_size,
         size=size,
+        resize=resize,
+        shorter_side=shorter_side,
     )
     sweep_cache()
     path = run_study(

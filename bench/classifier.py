@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oodbench.datasets.transform import Transform
 from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, line_of, reason
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
@@ -37,6 +38,7 @@ class Classifier(nn.Module):
         layers: dotted names of the modules that layered detectors read, first to last; by default those of the known
             families (ResNet, DenseNet).
         name: its name in result tables.
+        transform: how images of any size become its input, if the network states that; sets are read so by default.
     """
 
     mean: Tensor | None
@@ -51,12 +53,14 @@ class Classifier(nn.Module):
         head: str | None = None,
         layers: Sequence[str] | None = None,
         name: str | None = None,
+        transform: Transform | None = None,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("give both mean and std, or neither")
         self.module = module
         self.name = name or type(module).__name__
+        self.transform = transform
         # Buffers stay float64 and are cast to the dtype of the images when used, so that float64 images lose no digits.
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1))

@@ -38,6 +38,10 @@ class UsageError(OodbenchError):
     exit_code = 2
 
 
+class NoSuchSplit(UsageError):
+    """A data set does not have the split that was asked for."""
+
+
 class MissingData(OodbenchError):
     """A data set or weights file was not found."""
 

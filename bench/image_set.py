@@ -15,7 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from oodbench.errors import BadData, around_call, contained
 from oodbench.results.facts import AttackRecord
 
-KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign")
+CSID = "csid"  # covariate-shifted in-distribution: the network's classes, from another distribution (Yang et al. 2023)
+KINDS = ("near-ood", "far-ood", CSID, "corruption", "adversarial", "anomaly", "benign")
 THUMBNAIL = 16  # pixels per side
 
 
@@ -181,6 +182,40 @@ class ImageSet:
     def official_size(self) -> int | None:
         """Number of images in the official split; None where it is unknown."""
         return self.source.official_size.get(self.split)
+
+
+def joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """All images of several sets in one, with the name and the source of the first; all must have labels or none."""
+    first, images = sets[0], [one.images for one in sets]
+    tensors = [one for one in images if isinstance(one, Tensor)]
+    stored = torch.cat(tensors) if len(tensors) == len(images) else _Joined(images)
+    return ImageSet(
+        stored,
+        None if first.labels is None else torch.cat([one.labels for one in sets if one.labels is not None]),
+        name=first.name,
+        split=first.split,
+        kind=first.kind,
+        source=replace(first.source, title=", ".join(one.source.title for one in sets), official_size={}),
+        classes=first.classes,
+        flips=first.flips,
+        files=[file for one in sets for file in one.files] if all(one.files for one in sets) else (),
+    )
+
+
+class _Joined:
+    """The images of several sets, one after another."""
+
+    def __init__(self, parts: Sequence[Tensor | Images]) -> None:
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
+        of = np.searchsorted(self._ends, rows, side="right")
+        starts = self._ends - [len(part) for part in self._parts]
+        return torch.cat([self._parts[part][[row - int(starts[part])]] for part, row in zip(of.tolist(), rows, strict=True)])
 
 
 class Changed:

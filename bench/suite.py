@@ -15,7 +15,7 @@ from oodbench.datasets.name import MISCLASSIFIED, canonical, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
-Kind = Literal["near-ood", "far-ood", "corruption", "adversarial", "anomaly", "benign"]
+Kind = Literal["near-ood", "far-ood", "csid", "corruption", "adversarial", "anomaly", "benign"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ALL = "all"  # in place of a detector's name
@@ -36,6 +36,8 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 class TestSet(BaseModel):
     """One set to tell from the in-distribution set; ``levels`` expands to one set per level, ``name@level``.
+
+    ``NAME/*`` stands for all parts of a set that are there and that the suite does not list otherwise.
 
     ``first``: use only the first ``first`` images of the set that it is made from; the limit of a run takes precedence.
     ``settings``: settings of an attack. ``otherwise``: the set that is used instead where this one's files are missing.
@@ -64,7 +66,11 @@ class TestSet(BaseModel):
 
 
 class Suite(BaseModel):
-    """The content of a suite file. Sizes are in pixels; ``size`` None keeps the size of the in-distribution set."""
+    """The content of a suite file.
+
+    ``size``, ``resize`` and ``shorter_side`` are those of ``Transform``, in place of what the network states. Where neither
+    does, all sets get the size of the in-distribution set.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -77,8 +83,11 @@ class Suite(BaseModel):
     test_split: str = "test"
     validation: int = Field(default=0, ge=0)  # test images set apart to calibrate heads and detectors
     size: int | None = Field(default=None, ge=1)
-    resize: str = "bilinear"
+    resize: str | None = None
+    shorter_side: int | None = Field(default=None, ge=1)
     protocols: list[Protocol] = ["unsupervised", "per-shift"]
+    fit_images: int | None = Field(default=None, ge=1)  # training images to learn from, drawn by the seed; None for all
+    full_spectrum: bool = False  # whether sets of the kind csid are part of the in-distribution test images
     learnt_share: float = Field(default=0.5, ge=0.01, le=0.5)  # of a set's images, what heads may learn from
     transfer_from: SetName | None = None  # full name (with level) of the set that transfer learns from
     detectors: list[str] = Field(min_length=1)
@@ -117,6 +126,8 @@ class Suite(BaseModel):
         protocols: str | Sequence[str] | None = None,
         batch_size: int | None = None,
         size: int | None = None,
+        resize: str | None = None,
+        shorter_side: int | None = None,
     ) -> "Suite":
         """The suite with the given values in place of its own. A set that the suite lists keeps its kind and levels.
 
@@ -139,6 +150,8 @@ class Suite(BaseModel):
             "protocols": list(dict.fromkeys(protocols)),
             "batch_size": batch_size,
             "size": size,
+            "resize": resize,
+            "shorter_side": shorter_side,
         }
         given = {name: value for name, value in changes.items() if value is not None and value != []}
         own = {name: values for name, values in self.parameters.items() if name in run}

@@ -2,7 +2,8 @@
 
 Each name stands for a loader, ``loader(root: Path, split: str) -> ImageSet``, for built-in and third-party sets alike
 (entry-point group ``oodbench.datasets``). A set with parts (``cifar10c/fog@3``) has ``loader(root, split, part, level)``
-instead; without a part in the name, ``part`` is empty and ``level`` is None. A loader returns images unchanged, grey or RGB,
+instead; without a part in the name, ``part`` is empty and ``level`` is None. It may have an attribute ``parts(root)``, which
+lists the parts that are there: ``NAME/*`` in a suite stands for them. A loader returns images unchanged, grey or RGB,
 in their own size: a uint8 tensor (N, C, H, W), or an indexable (``oodbench.image_set.Images``) that decodes on demand. If
 sizes vary, its ``shape`` is (N, C, 0, 0) and images are requested one at a time. It raises MissingData if the set is not
 below ``root``, and UsageError for an unknown split or part. Resizing, colour, one class of a set, corruptions and attacks
@@ -77,6 +78,11 @@ TABLE = {
         "oodbench.datasets.tinyimagenet:tinyimagenet",
         "200 ImageNet classes at 64x64; shares classes with CIFAR-10",
         "http://cs231n.stanford.edu/",
+    ),
+    "imagenet": Entry(
+        "oodbench.datasets.imagenet:imagenet",
+        "ImageNet, 1,000 classes, and as parts the sets that OpenOOD tests beside it, such as imagenet/ninco",
+        "https://github.com/Jingkang50/OpenOOD",
     ),
     "tinyimagenet-crop": Entry(
         "oodbench.datasets.odin_sets:tinyimagenet_crop",

@@ -8,7 +8,7 @@ import torch
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import SUFFIXES, class_folders, image_files, labelled_files, require_split, subfolders
 from oodbench.datasets.name import FOLDER, heading, is_absolute, path_name, recorded, require_sound
-from oodbench.errors import BadData, MissingData, UsageError
+from oodbench.errors import BadData, MissingData, NoSuchSplit
 from oodbench.image_set import ImageSet, Source
 
 TEST = ("test", "val", "valid", "validation")  # folders of test images; the first that exists counts
@@ -34,11 +34,11 @@ def folder(root: Path, path: str, split: str) -> ImageSet:
     train, test = place / "train", next(filter(Path.is_dir, map(place.joinpath, TEST)), None)
     if not train.is_dir() or test is None:
         if train.is_dir() and split == "train":
-            raise UsageError(f"{name} has a folder train, but none with test images beside it; add a folder test or val")
+            raise NoSuchSplit(f"{name} has a folder train, but none with test images beside it; add a folder test or val")
         alone = test if test and [test] == subfolders(place) and not image_files(place) else None
         if split == "train":
             add = f"add a folder train beside {alone.name}" if alone else "move its images into folders train and test"
-            raise UsageError(f"{name} has no split 'train'; it has test; to learn from it, {add}")
+            raise NoSuchSplit(f"{name} has no split 'train'; it has test; to learn from it, {add}")
         require_split(name, split, ("test",))
         return _read(path, alone or place, split, [])
     require_split(name, split, ("train", "test"))

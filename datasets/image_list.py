@@ -12,7 +12,7 @@ import torch
 from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.layout import require_split
 from oodbench.datasets.name import IMAGE_LIST, heading, is_absolute, is_sound, path_name, recorded, require_sound
-from oodbench.errors import BadData, MissingData, UsageError
+from oodbench.errors import BadData, MissingData, NoSuchSplit
 from oodbench.image_set import ImageSet, Source
 from oodbench.paths import read_small
 
@@ -44,7 +44,7 @@ def image_list(root: Path, path: str, split: str) -> ImageSet:
     if train == file or not os.path.isfile(train):
         if split == "train":
             named = f"add the list {train.name}" if train != file else "name it test.txt and add a list train.txt"
-            raise UsageError(f"{name} has no split 'train'; it has test; to learn from it, {named} beside it")
+            raise NoSuchSplit(f"{name} has no split 'train'; it has test; to learn from it, {named} beside it")
         require_split(name, split, ("test",))
     require_split(name, split, ("train", "test"))
     read = train if split == "train" else file

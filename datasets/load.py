@@ -23,7 +23,8 @@ from oodbench.datasets.folder import folder
 from oodbench.datasets.image_list import image_list
 from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse, without_answers
 from oodbench.datasets.overlaps import shared_classes
-from oodbench.datasets.resize import FILTERS, LARGEST, Resized, decoded
+from oodbench.datasets.resize import Resized, decoded
+from oodbench.datasets.transform import Transform
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError, around_call, contained, reason_in
 from oodbench.image_set import Changed, Images, ImageSet
 from oodbench.paths import DataRoots, data_roots
@@ -42,7 +43,8 @@ def load_dataset(
     data: DataRoots = None,
     split: str = "test",
     size: int | None = None,
-    resize: str = "bilinear",
+    resize: str | None = None,
+    shorter_side: int | None = None,
     classifier: Classifier | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] = {},
@@ -55,10 +57,10 @@ def load_dataset(
     Args:
         name: see ``oodbench.datasets.name``.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
-        size: height and width in pixels. None keeps the set's own size; if sizes vary, images become 32x32.
-        resize: ``bilinear`` or ``lanczos``, antialiased (PIL's filters) and rounded to 8 bits. Images that have the size
-            already are not resampled.
-        classifier: the network to attack.
+        size, resize, shorter_side: as of ``Transform``, in place of the transform that the network states,
+            if there is one. Otherwise a set keeps its own size, or 32x32 if sizes vary, and the filter is bilinear. Images
+            that have the size already are not resampled.
+        classifier: the network to attack. Its transform is used for any set.
         seed: random seed of a corruption or attack.
         settings: settings of an attack (``eps``, ``filtered``, …); see ``attacked``.
         first: load only the first N images.
@@ -75,27 +77,23 @@ def load_dataset(
     if parsed.attack:
         require_attack(parsed.attack)
     progress = progress or Progress()
-    images = original(parsed, data, split, size, resize, workers, progress)
+    stated = classifier.transform if classifier is not None else None
+    transform = (stated or Transform()).replaced(size, resize, shorter_side)
+    images = original(parsed, data, split, transform, workers, progress)
     if first is not None and first < len(images):
         images = images.select(torch.arange(first))
     return changed(images, parsed, classifier=classifier, seed=seed, settings=settings, progress=progress)
 
 
-def original(
-    parsed: Name, data: DataRoots, split: str, size: int | None, resize: str, workers: int, progress: Progress
-) -> ImageSet:
+def original(parsed: Name, data: DataRoots, split: str, transform: Transform, workers: int, progress: Progress) -> ImageSet:
     """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST):
-        raise UsageError(f"size is {size!r}; give a number of pixels up to {LARGEST:,}, or None for the set's own size")
     if not 0 <= workers <= MOST_WORKERS:
         raise UsageError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS:,}")
-    if resize not in FILTERS:
-        raise UsageError(registry.unknown("resize filter", resize, FILTERS, f"known: {', '.join(FILTERS)}"))
     # One call reads a whole set, which may take long: ours are only named.
     ours = parsed.base in BY_PATH or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
         loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
-    images = replace(_uniform(loaded, size, resize, workers, progress), name=parsed.whole)
+    images = replace(_uniform(loaded, transform, workers, progress), name=parsed.whole)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
         images = without_classes(images, [images.classes.index(name) for name in images.classes if name in left_out])
     elif parsed.wanted_class:
@@ -256,8 +254,9 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     return replace(images, labels=images.labels.to(torch.int64))
 
 
-def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, progress: Progress) -> ImageSet:
+def _uniform(images: ImageSet, transform: Transform, workers: int, progress: Progress) -> ImageSet:
     """Convert the set to RGB in one size, in memory unless it is too large."""
+    size = transform.size
     height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
     wanted = (height or SIZE_WHERE_SIZES_VARY, width or SIZE_WHERE_SIZES_VARY)
     if not height:
@@ -267,9 +266,10 @@ def _uniform(images: ImageSet, size: int | None, resize: str, workers: int, prog
         )
 
     def uniform(pixels: Tensor | Images) -> Tensor | Images:
-        if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted):
+        cropped = transform.shorter_side is not None and wanted != 2 * (transform.shorter_side,)
+        if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted) and not cropped:
             return pixels
-        fitted = Resized(pixels, wanted, resize)
+        fitted = Resized(pixels, wanted, transform.resize, transform.shorter_side)
         too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
         return fitted if too_large else decoded(fitted, workers, progress, images.name)
 

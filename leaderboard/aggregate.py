@@ -42,7 +42,7 @@ METRICS = {  # column: (what tables call it, whether higher is better)
     "detection_accuracy": ("detection accuracy", True),
     "detection_error": ("detection error", False),
 }
-KINDS = ("near-ood", "far-ood", "corruption", "adversarial", "anomaly", "misclassified", "benign")
+KINDS = ("near-ood", "far-ood", "csid", "corruption", "adversarial", "anomaly", "misclassified", "benign")
 BENIGN = "benign"  # the kind whose figure is a rate of false alarms, whatever the metric, and not part of means over sets
 APART = (BENIGN, MISCLASSIFIED)  # kinds that are not part of means over sets
 CONTROL = "pixels"  # the detector that does not use the network

@@ -35,6 +35,12 @@ Data = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or cuda:N.")]
+Size = Annotated[int | None, typer.Option(min=1, metavar="N", help="Resize all images to N pixels per side.")]
+Resize = Annotated[str | None, typer.Option(metavar="FILTER", help="Resize with bilinear, bicubic or lanczos.")]
+ShorterSide = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Resize the shorter side to N pixels, and crop the middle to --size per side."),
+]
 Parameters = Annotated[
     list[str], typer.Option("--param", metavar="D.NAME=VALUE", help="Set a hyper-parameter of a detector, such as knn.k=10.")
 ]

@@ -11,6 +11,9 @@ from oodbench.commands.common import (
     Device,
     Parameters,
     Plugins,
+    Resize,
+    ShorterSide,
+    Size,
     WeightsKey,
     add_plugins,
     check_device,
@@ -35,7 +38,9 @@ def fit(
         str, typer.Option(help="Split used to set the threshold; `train` holds out a tenth of the training images.")
     ] = "test",
     param: Parameters = [],  # noqa: B006
-    size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    size: Size = None,
+    resize: Resize = None,
+    shorter_side: ShorterSide = None,
     data: Data = [],  # noqa: B006
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Random seed for held-out splits and training.")] = 0,
@@ -75,6 +80,8 @@ def fit(
             parameters=parameters,
             held_out_split=held_out,
             size=size,
+            resize=resize,
+            shorter_side=shorter_side,
             data=data,
             device=str(resolve_device(device)),
             seed=seed,

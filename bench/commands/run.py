@@ -11,6 +11,9 @@ from oodbench.commands.common import (
     Debug,
     Device,
     Parameters,
+    Resize,
+    ShorterSide,
+    Size,
     WeightsKey,
     add_plugins,
     check_device,
@@ -64,7 +67,9 @@ def run(
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Resize all images to this many pixels per side.")] = None,
+    size: Size = None,
+    resize: Resize = None,
+    shorter_side: ShorterSide = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
     seed: Annotated[
         list[int],
@@ -119,6 +124,8 @@ def run(
         protocols=protocol,
         batch_size=batch_size,
         size=size,
+        resize=resize,
+        shorter_side=shorter_side,
     )
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)

@@ -27,7 +27,7 @@ def expect(loaded: LoadedSuite, work: Work, progress: Progress) -> None:
     alone = {d: [d.setting] for d in detectors}
     grids = {d: d.shift_settings for d in detectors if d.shift_head} if loaded.learns else {}
     test, validation = (passes.pass_equivalents(jobs, loaded.classifier) for jobs in (alone, merged(alone, grids)))
-    progress.expect(len(loaded.train))
+    progress.expect(len(loaded.train or ()))
     for size in [len(loaded.in_distribution), *sizes]:
         learnt = protocols.validation_size(size, loaded.suite.learnt_share)
         progress.expect(learnt * validation + (size - learnt) * test)

@@ -25,6 +25,7 @@ class Fitting:
         signals: what all of them ask of a probe, so that some of them get the same arithmetic as all.
         probabilities: by name, for detectors that give class probabilities, what their figures need of each image (N, 4);
             the network's are under ``""``. See ``calibration.per_image`` and ``Recognition.judge``.
+        train_set: what they learn from; None where there is neither a training nor a validation image.
     """
 
     def __init__(self, loaded: LoadedSuite, progress: Progress) -> None:
@@ -34,16 +35,22 @@ class Fitting:
             progress.say(reason(loaded.unsuitable))
             readers = [name for name, detector in self.detectors.items() if detector.reads_network]
             self.broken |= dict.fromkeys(readers, loaded.unsuitable)
+        if loaded.untrained:
+            learners = [name for name, detector in self.detectors.items() if loaded.learns_from_training(detector)]
+            self.broken = dict.fromkeys(learners, loaded.untrained) | self.broken
         self.heads: dict[Detector, Head] = {d: HEADS[d.unsupervised_head]() for d in self.detectors.values()}
         self.signals = passes.signals_of(self.sound(self.detectors))
         self.probabilities: dict[str, np.ndarray] = {}
         self._begun: set[str] = set()
         self._failing: dict[str, Any] = {"guard": loaded.guard, "on_error": self.break_}
-        train, seed = loaded.train, loaded.suite.seed
-        held_out = protocols.held_out(len(train), protocols.labels_of(train), seed)
-        if loaded.validation is not None:
-            held_out[:] = False
-        self.train_set = TrainingSet(train, train.labels, held_out, seed, loaded.data, loaded.validation)
+        self.train_set: TrainingSet | None = None
+        # Without training images nobody observes any, and heads are calibrated on the validation images alone.
+        if (train := loaded.train or loaded.validation) is not None:
+            seed = loaded.suite.seed
+            held_out = protocols.held_out(len(train), protocols.labels_of(train), seed)
+            if loaded.validation is not None:
+                held_out[:] = False
+            self.train_set = TrainingSet(train, train.labels, held_out, seed, loaded.data, loaded.validation)
 
     def sound(self, names: Iterable[str]) -> list[Detector]:
         """The detectors of these names that are not broken, in the suite's order."""
@@ -67,6 +74,8 @@ class Fitting:
         """
         new = {name for name in names if name not in self._begun}
         self._begun |= new
+        if self.train_set is None:
+            return
         suite, classifier = self.loaded.suite, self.loaded.classifier
         options: dict[str, Any] = {"batch_size": suite.batch_size, "workers": self.workers} | self._failing
         passes.learn(self.sound(new), classifier, self.train_set, progress=self.progress, **options)

@@ -17,11 +17,14 @@ from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, MISCLASSIFIED, parse, parse_unchanged, recorded, without_answers
+from oodbench.datasets.transform import Transform
 from oodbench.detector import Detector
+from oodbench.engine.parts import with_parts
 from oodbench.engine.sound_detector import sound_detector
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, around_call, counted
+from oodbench.errors import BadData, NoSuchSplit, OodbenchError, Unsuitable, UsageError, around_call, counted, reason
 from oodbench.forward.guard import Guard
-from oodbench.image_set import ImageSet
+from oodbench.heads import HEADS
+from oodbench.image_set import CSID, ImageSet, joined
 from oodbench.passes import require_unchanged
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -41,6 +44,30 @@ class Row(NamedTuple):
         return row_name(self.detector, self.variant)
 
 
+class Network(NamedTuple):
+    """The network of a suite, on its device; without a classifier for a suite that has none."""
+
+    classifier: Classifier | None = None
+    weights_hash: str = ""
+    weights_path: Path | None = None
+    device: torch.device = torch.device("cpu")
+
+
+NO_NETWORK = Network()
+
+
+def load_network(
+    suite: Suite, weights: str | Path | None, device: torch.device, data: DataRoots, weights_key: str | None = None
+) -> Network:
+    """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
+    from oodbench.models.load import load_model, weights_path
+
+    if suite.model is None:
+        return NO_NETWORK
+    classifier = load_model(suite.model, weights, weights_key=weights_key, data=data, device=str(device), require_weights=True)
+    return Network(classifier, classifier.weights_hash, weights_path(suite.model, weights, data), device)
+
+
 @dataclass
 class LoadedTestSet:
     """A set under test. ``images`` is None where it could not be read, and ``error`` says why."""
@@ -55,10 +82,10 @@ class LoadedSuite:
     """A suite, loaded.
 
     detectors: by name; broken: why a detector could not be built, by name.
-    train, in_distribution: the in-distribution training and test images; validation: the test images set apart to calibrate
-        on, which no set contains, or None. size: pixels a side, of all images.
-    classifier, weights_hash, weights_path, device, guard: after ``load_model``; unsuitable: why no detector can read this
-        classifier, or None.
+    train, in_distribution: the in-distribution training and test images; train is None where the set has no such split, and
+        ``untrained`` says why. validation: the test images set apart to calibrate on, which no set contains, or None.
+    transform: how all images are brought to one size: as the network states it, but for what the suite says.
+    classifier, weights_hash, weights_path, device: of the network; unsuitable: why no detector can read it, or None.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     """
@@ -71,10 +98,13 @@ class LoadedSuite:
         data: DataRoots = None,
         limit: int | None = None,
         workers: int = 0,
+        network: Network = NO_NETWORK,
     ) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
-        self.suite, self.data, self.limit, self.workers = suite, data, limit, workers
+        self.suite = suite = with_parts(suite, data)
+        self.data, self.limit, self.workers = data, limit, workers
+        self.classifier, self.weights_hash, self.weights_path, self.device = network
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
         self.validation: ImageSet | None = None
         self._to_attack: list[tuple[LoadedTestSet, TestSet]] = []
@@ -107,16 +137,27 @@ class LoadedSuite:
             elif one.settings:
                 raise UsageError(f"{one.name}: settings are for attacks ({', '.join(one.settings)}); leave them out")
         progress.stage("loading the sets")
-        self.size = suite.size
+        stated = self.classifier.transform if self.classifier is not None else None
+        self.transform = (stated or Transform()).replaced(suite.size, suite.resize, suite.shorter_side)
         in_distribution = TestSet(name=suite.in_distribution)
-        self.train = self._original(in_distribution, suite.train_split, None, progress)
-        height, width = self.train.images.shape[-2:]
+        self.train: ImageSet | None = None
+        self.untrained: Unsuitable | None = None
+        try:
+            train = self._original(in_distribution, suite.train_split, None, progress)
+            self.train = protocols.limited(train, suite.fit_images, suite.seed)
+        except NoSuchSplit as error:
+            if all(map(self.learns_from_training, self.detectors.values())):
+                raise
+            self.untrained = Unsuitable(f"it learns from training images, and there are none: {reason(error)}")
+            progress.say(f"{reason(error)}; detectors that learn from training images are skipped")
+        any_split = self.train or self._original(in_distribution, suite.test_split, None, progress)
+        height, width = any_split.images.shape[-2:]
         if height != width:
             raise UsageError(
-                f"{self.train.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
+                f"{any_split.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
                 " images are resized: --size N (in a suite, size)"
             )
-        self.size = int(width)
+        self.transform = self.transform if self.transform.size else self.transform.replaced(size=int(width))
         if suite.validation:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
             self._originals.clear()  # they still hold the images set apart
@@ -126,47 +167,33 @@ class LoadedSuite:
             raise OodbenchError(
                 f"{some} would be both set apart for validation and tested on; remove duplicate images, or leave out validation"
             )
-        if protocols.shares_images(self.train, self.in_distribution):
-            raise BadData(f"{suite.in_distribution}: its {suite.train_split} and {suite.test_split} splits are the same images")
-        protocols.require_same_classes(self.train, self.in_distribution)
-        if copies := len(protocols.copies_of(self.train, self.in_distribution)):
-            progress.say(
-                f"{self.in_distribution.name}: {copies} of {counted(len(self.in_distribution), 'test image')} are also training"
-                " images, which flatters the network and detectors that remember them; remove them from a split"
-            )
-        for images in (self.train, self.validation or self.train, self.in_distribution):
+        if self.train is not None:
+            self._compare_splits(self.train, progress)
+        for images in self.known:
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []
         self.source: LoadedTestSet | None = None
-        self.classifier: Classifier | None = None
-        self.weights_hash = ""
-        self.weights_path: Path | None = None
-        self.device = torch.device("cpu")
         self.unsuitable: Unsuitable | None = None
-
-    def load_model(self, weights: str | Path | None, device: torch.device, weights_key: str | None = None) -> None:
-        """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
-        from oodbench.models.load import load_model, weights_path
-
-        if self.suite.model is not None:
-            self.device = device
-            self.classifier = load_model(
-                self.suite.model,
-                weights,
-                weights_key=weights_key,
-                data=self.data,
-                device=str(device),
-                require_weights=True,
-            )
+        if self.classifier is not None:
             first = self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255
             try:
                 with suppress(BadData):  # logits that are not finite: detectors fail on their images, and name them
                     self.classifier.check(first)
             except Unsuitable as error:
                 self.unsuitable = error
-            self.weights_hash = self.classifier.weights_hash
-            self.weights_path = weights_path(self.suite.model, weights, self.data)
             self.guard = Guard(self.classifier, None if self.unsuitable else first[:1])
+
+    def _compare_splits(self, train: ImageSet, progress: Progress) -> None:
+        """Raise BadData for training and test images that are the same, or of other classes; report a few that are both."""
+        inside = self.in_distribution
+        if protocols.shares_images(train, inside):
+            raise BadData(f"{inside.name}: its {train.split} and {inside.split} splits are the same images")
+        protocols.require_same_classes(train, inside)
+        if copies := len(protocols.copies_of(train, inside)):
+            progress.say(
+                f"{inside.name}: {copies} of {counted(len(inside), 'test image')} are also training images, which flatters the"
+                " network and detectors that remember them; remove them from a split"
+            )
 
     def load_test_sets(self, progress: Progress) -> None:
         """Load all sets but the attacks: the images that are attacked take their place until ``attack``."""
@@ -185,9 +212,19 @@ class LoadedSuite:
             if parse(one.name).attack:
                 self._to_attack.append((test_set, one))
         self._originals.clear()
+        if self.suite.full_spectrum:
+            self._take_in_shifted()
         # Behind the set whose images they share, so that its statistics serve them too.
         place = {one.name: number for number, one in enumerate(self.test_sets)}
         self.test_sets.sort(key=lambda one: place.get(without_answers(one.name), place[one.name]))
+
+    def _take_in_shifted(self) -> None:
+        """Make the sets of the kind csid a part of the in-distribution test images."""
+        shifted = [one.images for one in self.test_sets if one.kind == CSID and one.images is not None]
+        self.test_sets = [one for one in self.test_sets if one.kind != CSID or one.images is None]
+        if shifted:
+            self.in_distribution = joined([self.in_distribution, *shifted])
+            self.in_distribution.clean = self.in_distribution.images
 
     def attack(self, progress: Progress) -> None:
         """Make the attacked sets, against the loaded model."""
@@ -198,7 +235,12 @@ class LoadedSuite:
     @property
     def known(self) -> list[ImageSet]:
         """All in-distribution images."""
-        return [self.in_distribution, self.train, *([self.validation] if self.validation else [])]
+        return [one for one in (self.in_distribution, self.train, self.validation) if one is not None]
+
+    def learns_from_training(self, detector: Detector) -> bool:
+        """Whether the detector has no figures without training images."""
+        calibrates = HEADS[detector.unsupervised_head].calibrates and not self.suite.validation
+        return detector.observes or detector.prepares or calibrates
 
     @property
     def learns(self) -> bool:
@@ -230,7 +272,7 @@ class LoadedSuite:
         parsed = parse(one.name)
         key = parsed.original, split, one.first, limit
         if key not in self._originals:
-            images = load.original(parsed, self.data, split, self.size, self.suite.resize, self.workers, progress)
+            images = load.original(parsed, self.data, split, self.transform, self.workers, progress)
             images = self._without_validation(images)
             if limit is not None:
                 images = protocols.limited(images, limit, self.suite.seed)
@@ -271,6 +313,8 @@ class LoadedSuite:
             progress.fail(one.name, error)
             return test_set
         test_set.kind = kind or images.kind
+        if test_set.kind == CSID:
+            images = replace(images, kind=CSID)
         if parsed.attack:
             test_set.images = images
         else:

@@ -19,7 +19,7 @@ LEVEL = 0.05  # of the test against chance
 def try_network(
     classifier: Classifier,
     images: ImageSet,
-    train: ImageSet,
+    train: ImageSet | None,
     *,
     name: str,
     batch_size: int,
@@ -36,7 +36,7 @@ def try_network(
     """
     if images.labels is None:
         return None
-    labels = [one.labels for one in (images, train) if one.labels is not None]
+    labels = [one.labels for one in (images, train) if one is not None and one.labels is not None]
     classes = len(images.classes) or int(torch.cat(labels).max()) + 1
     drawn = protocols.limited(images, MOST_IMAGES, seed)
     truth = protocols.labels_of(drawn)

@@ -20,7 +20,7 @@ from oodbench.engine.recorder import Measured, Recorder, status_of
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.errors import BadData, Unsuitable, reason_in
 from oodbench.heads import Head
-from oodbench.image_set import ImageSet
+from oodbench.image_set import CSID, ImageSet
 from oodbench.passes import Keep
 from oodbench.probe import Probe
 from oodbench.results.folder import RunFolder
@@ -103,7 +103,8 @@ class Recognition:
         if head is not None and not failed:
             self.sources.append(Source(SCALED, temperature=head.temperature_))
         elif scaled:
-            self._why_not[SCALED] = next(iter(failed.values()), Unsuitable("the images to calibrate on have no labels"))
+            no_labels = Unsuitable("there are no images with labels to calibrate on")
+            self._why_not[SCALED] = next(iter(failed.values()), no_labels)
         giving = [one for name, one in fitting.detectors.items() if name in names and one.gives_probabilities]
         self.sources += [Source(one.name, one) for one in giving if one.name not in NETWORK_SOURCES]
 
@@ -115,6 +116,8 @@ class Recognition:
     def _head(self) -> Temperature | None:
         """What fits the temperature, if the images that heads are calibrated on have labels."""
         train = self.fitting.train_set
+        if train is None:
+            return None
         labels = train.labels if train.validation is None else train.validation.labels
         if labels is None:
             return None
@@ -215,5 +218,7 @@ def shows_classes(images: ImageSet, in_distribution: ImageSet) -> bool:
     """Whether labels of these images are classes that the network knows: those of the in-distribution images."""
     if images.labels is None or in_distribution.labels is None:
         return False
+    if images.kind == CSID:
+        return True
     same = images.classes == in_distribution.classes
     return same and (bool(images.classes) or protocols.shares_images(images, in_distribution))

@@ -76,7 +76,7 @@ class Recorder:
             "model": self.suite.model or "",
             "weights_hash": loaded.weights_hash,
             "in_distribution": recorded(self.suite.in_distribution),
-            "train_fingerprint": loaded.train.fingerprint,
+            "train_fingerprint": loaded.train.fingerprint if loaded.train else "",
             "dataset": name.dataset,
             "level": name.severity,
             "kind": test_set.kind,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
+from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, load_network
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.errors import BadData, UsageError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
@@ -166,11 +166,11 @@ class _Replaying:
             self.found.left_out.append(f"{self.folder.name}: it has no unsupervised scores")
             return
         limit = self.manifest.settings.get("limit")
-        loaded = LoadedSuite(self.suite, self.progress, data=data, limit=limit)
-        loaded.load_model(weights or self._weights(data), resolve_device(device))
+        network = load_network(self.suite, weights or self._weights(data), resolve_device(device), data)
+        loaded = LoadedSuite(self.suite, self.progress, data=data, limit=limit, network=network)
         here = {
             "weights": loaded.weights_hash,
-            "training images": loaded.train.fingerprint,
+            "training images": loaded.train.fingerprint if loaded.train else "",
             "in-distribution images": loaded.in_distribution.fingerprint,
         }
         if other := [what for what, value in here.items() if self.manifest.settings.get(what) != value]:

@@ -7,6 +7,7 @@ is not a number become records with a status and a reason.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
 from oodbench.detector import Detector
 from oodbench.engine import calls, costs, misclassified, timing
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
+from oodbench.engine.loaded_suite import NO_NETWORK, LoadedSuite, LoadedTestSet, Row, load_network
 from oodbench.engine.network import try_network
 from oodbench.engine.origins import note_origins
 from oodbench.engine.recognition import Recognition
@@ -28,7 +29,7 @@ from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
 from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet
-from oodbench.models import card
+from oodbench.models import card, imports_code
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots
@@ -67,9 +68,9 @@ def run(
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with contained(), no_exit(), folder.locked(progress.say, fresh), same, calls.watched(progress, cell_timeout):
-        loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers)
         progress.stage(f"loading {suite.model or 'no network'}")
-        loaded.load_model(suite.weights, target, weights_key)
+        network = load_network(suite, suite.weights, target, data, weights_key)
+        loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers, network=network)
         loaded.load_test_sets(progress)
         needed = require_space(folder.path, loaded, like_this)
         if like_this > 1:
@@ -107,27 +108,27 @@ def plan(
     limit: int | None = None,
     fails: Sequence[str] = (),
 ) -> list[str]:
-    """What ``run`` would do, line by line: sets are read, but no network is loaded and nothing is written.
+    """What ``run`` would do, line by line: the network and the sets are read, but nothing is computed or written.
 
-    ``fails``: why the run would fail, as far as the caller knows; missing weights are added.
+    A network ``module:function`` is not imported, so the transform that it states is not known. ``fails``: why the run would
+    fail, as far as the caller knows; why the network cannot be loaded is added.
     """
-    from oodbench.models.load import check_weights
-
-    loaded = LoadedSuite(suite, Progress(), data=data, limit=limit)
+    network = NO_NETWORK
+    try:
+        if not imports_code(suite.model or ""):
+            network = load_network(suite, suite.weights, network.device, data)
+    except OodbenchError as error:
+        fails = [*fails, reason(error)]
+    loaded = LoadedSuite(suite, Progress(), data=data, limit=limit, network=network)
     loaded.load_test_sets(Progress())
-    if suite.model is not None:
-        try:
-            check_weights(suite.model, suite.weights, data)
-        except OodbenchError as error:
-            fails = [*fails, reason(error)]
     lines = [
         f"{suite.name}: {suite.title}" if suite.title else suite.name,
         f"model     {suite.model or 'none'}",
         *(f"fails     {why}" for why in fails),
         f"folder    {out or default_folder(suite)}",
-        f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train), 'image')}",
+        f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train or ()), 'image')}",
         f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
-        f"size      {loaded.size}x{loaded.size} pixels",
+        f"size      {loaded.transform}",
         f"disk      about {size(expected_bytes(loaded))}",
     ]
     if loaded.validation is not None:
@@ -167,15 +168,14 @@ class _Run:
         shared: dict[str, Any] = {
             "model": self.suite.model or "",
             "in_distribution": recorded(self.suite.in_distribution),
-            "size": loaded.size,
-            "resize": self.suite.resize,
+            **asdict(loaded.transform),
             "seed": self.suite.seed,
             "limit": loaded.limit,
             "validation": self.suite.validation,
             "learnt_share": self.suite.learnt_share,
             "weights": loaded.weights_hash,
             "in-distribution images": loaded.in_distribution.fingerprint,
-            "training images": loaded.train.fingerprint,
+            "training images": loaded.train.fingerprint if loaded.train else "",
         }
         if loaded.classifier is not None and brings_weights(self.suite.model or ""):  # not ours, so its code may change
             shared["code of the network"] = code_hash.of_network(loaded.classifier)[:16]
@@ -186,7 +186,9 @@ class _Run:
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
             shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(shared, progress.say, suite=self.suite.recorded(), provenance=about | self._card())
+        folder.check_settings(
+            shared, progress.say, suite=self.suite.recorded() | asdict(loaded.transform), provenance=about | self._card()
+        )
 
     def _card(self) -> dict[str, Any]:
         """The card of the weights, for the provenance; empty without one. A file that cannot be read is reported."""

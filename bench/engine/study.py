@@ -7,6 +7,7 @@ from typing import Any
 
 from oodbench.datasets import load
 from oodbench.datasets.name import parse
+from oodbench.datasets.transform import Transform
 from oodbench.engine import run as engine
 from oodbench.errors import MissingData, OodbenchError, UsageError, counted, reason
 from oodbench.models.load import check_weights, load_model
@@ -94,7 +95,7 @@ def _with_stand_ins(study: Study, data: DataRoots, say: Say) -> Study:
     def is_missing(name: str) -> bool:
         if name not in found:
             try:
-                load.original(parse(name), data, "test", None, "bilinear", 0, Progress())
+                load.original(parse(name), data, "test", Transform(), 0, Progress())
             except MissingData:
                 found[name] = True
             except OodbenchError:
@@ -123,7 +124,7 @@ def _refuse_classes(study: Study, data: DataRoots) -> None:
     for name in dict.fromkeys(suite.in_distribution for suite in study.runs.values()):
         if parse(name).wanted_class:
             with suppress(MissingData):
-                load.original(parse(name), data, "test", None, "bilinear", 0, Progress())
+                load.original(parse(name), data, "test", Transform(), 0, Progress())
 
 
 def default_folder(study: Study) -> Path:

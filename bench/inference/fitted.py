@@ -16,8 +16,8 @@ from torch import Tensor
 from oodbench import registry, standalone, state
 from oodbench.batching import as_images, pieces_of
 from oodbench.classifier import Classifier
-from oodbench.datasets.resize import FILTERS, LARGEST
-from oodbench.datasets.resize import fit as fit_size
+from oodbench.datasets import resize
+from oodbench.datasets.transform import Transform
 from oodbench.detector import Detector
 from oodbench.errors import BadData, UsageError, reason
 from oodbench.heads import HEADS
@@ -31,11 +31,16 @@ MOST_PIXELS = 2**20  # of an image, which decides the memory that a network take
 
 
 class Input(Part):
-    """The format that images are converted to before the network: RGB, of this size (H, W)."""
+    """The format that images are converted to before the network: RGB, of this size (H, W), as by ``datasets.resize.fit``."""
 
     size: tuple[int, int]
     resize: str
+    shorter_side: int | None = None
     channels: int = Field(default=3, ge=3, le=3)
+
+    def of(self, image: Tensor) -> Tensor:
+        """The image, uint8 (1 or 3, h, w), as the network takes it. Raises BadData for any other input."""
+        return resize.fit(image, self.size, self.resize, self.shorter_side)
 
 
 class Model(Part):
@@ -130,7 +135,7 @@ class Fitted:
 
     def _judge(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         fitting = (
-            torch.stack([fit_size(i, self.about.input.size, self.about.input.resize) for i in images.cpu()])
+            torch.stack([self.about.input.of(image) for image in images.cpu()])
             if images.dtype == torch.uint8
             else self._as_they_are(images)
         )
@@ -281,8 +286,11 @@ def _read(path: Path) -> tuple[About, str]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BadData(f"{path} was not written by oodbench fit ({where}: {first['msg']}); fit it again") from error
-    if not all(1 <= side <= LARGEST for side in about.input.size) or about.input.resize not in FILTERS:
-        raise BadData(f"{path} asks for images of {about.input.size} by {about.input.resize}; do not use this file")
+    try:
+        for side in about.input.size:
+            Transform(side, about.input.resize, about.input.shorter_side)
+    except UsageError as error:
+        raise BadData(f"{path} asks for images of {about.input.size} by {about.input.resize}; do not use this file") from error
     return about, str(header.get("detector"))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from oodbench.datasets.formats.files import decode
 from oodbench.datasets.formats.layout import SUFFIXES, entries, is_folder, why
-from oodbench.datasets.resize import fit as fit_size
 from oodbench.errors import BadData, OodbenchError, reason
 from oodbench.inference.fitted import Fitted
 
@@ -86,7 +85,7 @@ def _read(fitted: Fitted, path: Path) -> Tensor | OodbenchError:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block for ever
             return BadData("is not a regular file")
-        return fit_size(decode(path), fitted.about.input.size, fitted.about.input.resize)
+        return fitted.about.input.of(decode(path))
     except FileNotFoundError:
         return BadData("no such file")
     except OSError as error:

@@ -6,6 +6,7 @@ network is more confident on its training images, so a threshold set on them wou
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from oodbench import metrics, protocols, standalone
 from oodbench.batching import batches
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import canonical, parse_unchanged, recorded
+from oodbench.datasets.transform import Transform
 from oodbench.detector import Detector, load_detector
 from oodbench.engine import timing
 from oodbench.engine.network import try_network
@@ -42,7 +44,8 @@ def fit(
     parameters: Mapping[str, Any] | None = None,
     held_out_split: str = "test",
     size: int | None = None,
-    resize: str = "bilinear",
+    resize: str | None = None,
+    shorter_side: int | None = None,
     data: DataRoots = None,
     device: str = "cpu",
     seed: int = 0,
@@ -54,7 +57,7 @@ def fit(
         model: None for a detector that only reads images.
         held_out_split: the split used to set the threshold; ``train`` keeps a random tenth of the training images out of
             the fit, for sets without another split.
-        size, resize: as in ``load_dataset``.
+        size, resize, shorter_side: as in ``load_dataset``.
         weights, weights_key: as in ``load_model``.
 
     Raises UsageError for a set with a corruption or attack, and if there are too few held-out images for such a small rate.
@@ -65,18 +68,23 @@ def fit(
     if not 0 < false_alarms < 1:
         raise UsageError(f"false alarms = {false_alarms:g}; give a share between 0 and 1, such as 0.05")
     parse_unchanged(dataset)
-    progress.stage(f"loading {dataset}")
-    train, held_out = _sets(dataset, held_out_split, size=size, resize=resize, data=data, seed=seed)
-    height, width = train.images.shape[2:]
-    thresholding, measuring = _halves(held_out, seed)
-    rank_of(len(thresholding), false_alarms)  # before anything is trained
     made = _made(detector, parameters or {})
     classifier, about_model = None, None
     tried: NetworkAccuracy | None = None
     if model is not None:
         progress.stage(f"loading {model}")
-        path = _weights_file(model, weights, data)
         classifier = load_model(model, weights, weights_key=weights_key, data=data, device=device, require_weights=True)
+    elif made.reads_network:
+        raise UsageError(f"{detector} needs a network; name one with --model")
+    progress.stage(f"loading {dataset}")
+    stated = classifier.transform if classifier is not None else None
+    transform = (stated or Transform()).replaced(size, resize, shorter_side)
+    train, held_out = _sets(dataset, held_out_split, **asdict(transform), data=data, seed=seed)
+    height, width = train.images.shape[2:]
+    thresholding, measuring = _halves(held_out, seed)
+    rank_of(len(thresholding), false_alarms)  # before anything is trained
+    if classifier is not None and model is not None:
+        path = _weights_file(model, weights, data)
         classifier.check(train.read(range(min(2, len(train)))) / 255)
         about_model = Model(
             name=model,
@@ -88,8 +96,6 @@ def fit(
         tried = try_network(classifier, held_out, train, name=model, batch_size=BATCH_SIZE, seed=seed, progress=progress)
         for line in tried.warnings() if tried is not None else ():
             progress.say(line)
-    elif made.reads_network:
-        raise UsageError(f"{detector} needs a network; name one with --model")
     progress.stage(f"fitting {detector} on {len(train):,} images")
     standalone.fit(
         made, classifier, train, train.labels, shift_images=None, batch_size=BATCH_SIZE, seed=seed, data=data, progress=progress
@@ -114,7 +120,7 @@ def fit(
         About(
             threshold=threshold,
             false_alarms=measured,
-            input=Input(size=(height, width), resize=resize),
+            input=Input(size=(height, width), resize=transform.resize, shorter_side=transform.shorter_side),
             model=about_model,
             training=Training(
                 dataset=recorded(dataset),

@@ -57,12 +57,7 @@ def outline(name: str, num_classes: int | None = None) -> Classifier | None:
 
 def _timm(name: str, num_classes: int) -> Classifier:
     """Normalisation and head come from timm's configuration of the network."""
-    try:
-        import timm
-    except ImportError as error:
-        raise OodbenchError(f"model 'timm:{name}' needs timm; run pip install 'oodbench[timm]'") from error
-    if not timm.is_model(name):
-        raise UsageError(registry.unknown("timm model", name, timm.list_models(), "timm.list_models()"))
+    timm = timm_with(name)
     module: Any = timm.create_model(name, pretrained=False, num_classes=num_classes)
     config, final = module.pretrained_cfg, module.get_classifier()
     head = next((n for n, m in module.named_modules() if m is final and isinstance(m, nn.Linear)), None)
@@ -71,16 +66,33 @@ def _timm(name: str, num_classes: int) -> Classifier:
 
 def _torchvision(name: str, num_classes: int) -> Classifier:
     """Normalisation is that of torchvision's weights for the network."""
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise UsageError(registry.unknown("torchvision model", name, known, "torchvision.models.list_models()"))
-    module: Any = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    networks = torchvision_with(name)
+    module = networks.get_model(name, weights=None, num_classes=num_classes)
     if hasattr(module, "transform_input"):  # torchvision sets it with its weights, which take inputs in [-1, 1]
         module.transform_input = True
-    preset: Any = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    preset = networks.get_model_weights(name).DEFAULT.transforms()
     return Classifier(module, preset.mean, preset.std)
+
+
+def timm_with(name: str) -> Any:
+    """The package timm. Raises OodbenchError if it is not installed, and UsageError if it does not know this network."""
+    try:
+        import timm
+    except ImportError as error:
+        raise OodbenchError(f"model 'timm:{name}' needs timm; run pip install 'oodbench[timm]'") from error
+    if not timm.is_model(name):
+        raise UsageError(registry.unknown("timm model", name, timm.list_models(), "timm.list_models()"))
+    return timm
+
+
+def torchvision_with(name: str) -> Any:
+    """The module ``torchvision.models``. Raises UsageError if it does not know this network."""
+    from torchvision import models as networks
+
+    known = networks.list_models(module=networks)
+    if name not in known:
+        raise UsageError(registry.unknown("torchvision model", name, known, "torchvision.models.list_models()"))
+    return networks
 
 
 def _resolve(name: str) -> Any:

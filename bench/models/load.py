@@ -6,8 +6,9 @@ from pathlib import Path
 from oodbench.classifier import Classifier
 from oodbench.errors import UsageError
 from oodbench.models import weights as files
-from oodbench.models.build import brings_weights, build, outline
+from oodbench.models.build import DEFAULT_CLASSES, brings_weights, build, outline
 from oodbench.models.device import resolve_device
+from oodbench.models.pretrained import cached, transform_of
 from oodbench.paths import DataRoots, data_roots
 
 __all__ = ["load_model", "resolve_device"]
@@ -29,9 +30,10 @@ def load_model(
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
             ``module:function``, which returns a Classifier or a module with its own weights.
         weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one, from the working folder or from
-            ``models`` in a data root; by default
-            ``models/NAME.safetensors`` in a data root (a colon in a name becomes a dash), the authors' file there, or the
-            file that comes with oodbench.
+            ``models`` in a data root; or for networks of torchvision and timm the name of weights that their cache holds, such
+            as ``DEFAULT`` or ``IMAGENET1K_V1``. By default ``models/NAME.safetensors`` in a data root (a colon in a name
+            becomes a dash, or ``timm:`` and ``torchvision:`` are left out), the authors' file there, or the file that comes
+            with oodbench.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
         num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -56,6 +58,7 @@ def load_model(
             files.require_fit(state, network.module, name, path)
         classifier = build(name, num_classes)
         files.put(state, classifier.module, name, path)
+        classifier.transform = classifier.transform or transform_of(name, num_classes or DEFAULT_CLASSES, path)
         return classifier.to(target)
     classifier = build(name, num_classes)
     if name in files.PUBLISHED or (require_weights and not brings_weights(name)):
@@ -64,6 +67,7 @@ def load_model(
         warnings.warn(
             f"{name} has no weights ({files.places(name, data)[0]} does not exist): using random weights", stacklevel=2
         )
+    classifier.transform = classifier.transform or transform_of(name, num_classes or DEFAULT_CLASSES, None)
     return classifier.to(target)
 
 
@@ -78,10 +82,13 @@ def check_weights(name: str, weights: str | Path | None, data: DataRoots) -> Non
 def weights_path(name: str, weights: str | Path | None, data: DataRoots) -> Path | None:
     """The weights file: the given one, or the first that exists of those that ``load_model`` looks for; None if none does.
 
-    A given file that does not exist is searched in the folder ``models`` of each data root.
+    A given file that does not exist is searched in the folder ``models`` of each data root, and then a name of weights in the
+    cache of timm or torchvision. Raises UsageError and MissingData as ``pretrained.cached``.
     """
     if weights is None:
         return next((p for p in files.places(name, data) if p.exists()), None)
     path = Path(weights)
     below = () if path.exists() or path.is_absolute() else (root / "models" / path for root in data_roots(data))
-    return next((p for p in below if p.exists()), path)
+    if (found := next((p for p in below if p.exists()), None)) is not None:
+        return found
+    return path if path.exists() else cached(name, str(weights)) or path

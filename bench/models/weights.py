@@ -26,9 +26,12 @@ DEPTH = 4  # levels of nesting that are read
 
 
 def places(name: str, data: DataRoots) -> list[Path]:
-    """Where weights are searched, in order: in each data root ``models/NAME.safetensors`` and the authors' file, and beside
-    this module."""
+    """Where weights are searched, in order: in each data root ``models/NAME.safetensors``, with and without the library's name,
+    and the authors' file, and beside this module."""
     files = [name.replace(":", "-").replace("/", "-") + ".safetensors"]
+    source, _, inner = name.partition(":")
+    if source in ("timm", "torchvision"):
+        files.append(f"{inner}.safetensors")
     if name in PUBLISHED:
         files.append(PUBLISHED[name].file)
     found = [root / "models" / file for root in paths.data_roots(data) for file in files]

@@ -353,6 +353,12 @@ _ITEMS = [
             ),
         ),
     ),
+    Item(
+        "imagenet",
+        images={"test": 45_000, "val": 5_000, "train": 1_281_167},
+        request_form="https://image-net.org/download.php",
+        requested=tuple(File(f"benchmark_imglist/imagenet/{split}_imagenet.txt", split) for split in ("test", "val", "train")),
+    ),
     _curetsr("curetsr", "Real", {"train": 7_292, "test": 3_334}),
     _curetsr("curetsr-unreal", "Unreal", {}),
 ]

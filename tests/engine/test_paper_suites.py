@@ -90,6 +90,18 @@ def root(tmp_path_factory):
         few = signs if seed < 2 else signs[:28]
         for number, (sign, image) in enumerate(zip(few, colours(few, 50 + seed, 28), strict=True)):
             save_image(root / "CURE-TSR" / folder / f"01_{sign + 1:02d}_{code:02d}_{level:02d}_{number:04d}.bmp", image)
+    lists = root / "benchmark_imglist" / "imagenet"
+    lists.mkdir(parents=True)
+    shifted = ("imagenet_c", "imagenet_r", "imagenet_v2")
+    listed = dict.fromkeys(("train_imagenet", "test_imagenet", *(f"test_{name}" for name in shifted)), True)
+    listed |= dict.fromkeys(f"test_{name}" for name in ("ssb_hard", "ninco", "inaturalist", "textures", "openimage_o", "own"))
+    for seed, (name, labelled) in enumerate(listed.items(), 80):
+        labels = ten if labelled else np.arange(30) + 40
+        lines = []
+        for number, (label, image) in enumerate(zip(labels, colours(labels, seed, 40), strict=True)):
+            save_image(root / "images_largescale" / name / f"{number}.png", image)
+            lines.append(f"{name}/{number}.png {label if labelled else -1}")
+        (lists / f"{name}.txt").write_text("\n".join(lines))
     return root
 
 
@@ -97,7 +109,7 @@ def root(tmp_path_factory):
 def weights(root):
     """A small network for each in-distribution set, three for CIFAR-10."""
     (root / "models").mkdir()
-    for name in ("cifar10", "svhn", "curetsr"):
+    for name in ("cifar10", "svhn", "curetsr", "imagenet"):
         images = oodbench.load_dataset(name, data=root, split="train", size=32)
         for seed in range(3 if name == "cifar10" else 1):
             out = root / "models" / f"small-{name}{f'-s{seed}' if seed else ''}.safetensors"

@@ -16,7 +16,7 @@ from oodbench.datasets.name import parse
 from oodbench.detectors import TABLE as DETECTORS
 from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.engine.loaded_suite import LoadedSuite, load_network
 from oodbench.engine.run import plan
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
@@ -442,8 +442,8 @@ def test_validation_images_calibrate_and_are_in_no_set(monkeypatch):
     monkeypatch.setattr(registry, "resolve", lambda target: kinds.get(target) or resolve(target))
     chosen = suite(TestSet(name="digits+noise@3"), TestSet(name="digits+fgsm"), TestSet(name="photos"), validation=100)
     chosen = chosen.override(detectors=["counts", "counts-training", "klm", "purview"])
-    loaded = LoadedSuite(chosen, Progress(), limit=200)
-    loaded.load_model(None, torch.device("cpu"))
+    network = load_network(chosen, None, torch.device("cpu"), None)
+    loaded = LoadedSuite(chosen, Progress(), limit=200, network=network)
     loaded.load_test_sets(Progress())
     loaded.attack(Progress())
     whole, apart = load_dataset("digits"), loaded.validation

@@ -114,7 +114,7 @@ def test_what_the_file_says(fitted, file):
     train = oodbench.load_dataset("digits", split="train")
     assert about.training.fingerprint == train.fingerprint
     assert (about.training.images, about.training.held_out_split) == (len(train), "test")
-    assert about.input.model_dump() == {"size": (8, 8), "resize": "bilinear", "channels": 3}
+    assert about.input.model_dump() == {"size": (8, 8), "resize": "bilinear", "shorter_side": None, "channels": 3}
     assert about.model.weights_hash == oodbench.load_model("resnet8-digits").weights_hash
     assert about.provenance["torch"] == torch.__version__
     found = load_fitted(file)

@@ -10,6 +10,7 @@ from PIL import Image
 from oodbench.datasets.formats import layout
 from oodbench.errors import BadData
 from oodbench.inference import score_files
+from oodbench.inference.fitted import Input
 from oodbench.inference.score_files import image_paths
 
 
@@ -39,7 +40,7 @@ def rows(folder, monkeypatch=None, closed=()):
     def fitted(images):
         return torch.zeros(len(images)), torch.zeros(len(images)) > 0
 
-    fitted.about = SimpleNamespace(input=SimpleNamespace(size=(4, 4), resize="bilinear"))
+    fitted.about = SimpleNamespace(input=Input(size=(4, 4), resize="bilinear"))
     found = list(score_files.score_files(fitted, [folder], 2))
     return [(os.path.relpath(row.path, folder), row.reason) for row in found]
 

@@ -1,0 +1,103 @@
+"""The suites of ImageNet on digits in its layout, whose figures are known from the digits themselves."""
+
+import numpy as np
+import pytest
+from image_files import save_image
+
+import oodbench
+from oodbench import load_dataset, load_detector, load_model
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.errors import NoSuchSplit, UsageError
+from oodbench.progress import Progress
+from oodbench.results.folder import RunFolder
+from oodbench.suite import Suite, TestSet
+
+NETWORK = "resnet8-digits"
+SETS = {"imagenet": "digits", "imagenet_r": "digits+noise@2", "ninco": "digits-heldout", "own": "photos"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imagenet")
+    (root / "benchmark_imglist" / "imagenet").mkdir(parents=True)
+    for name, digits in SETS.items():
+        images, lines = load_dataset(digits), []
+        labels = images.labels if name.startswith("imagenet") else [-1] * len(images)
+        for number, (image, label) in enumerate(zip(images.images, labels, strict=True)):
+            save_image(root / "images_largescale" / name / f"{number:03d}.png", image.numpy())
+            lines.append(f"{name}/{number:03d}.png {int(label)}")
+        (root / "benchmark_imglist" / "imagenet" / f"test_{name}.txt").write_text("\n".join(lines))
+    return root
+
+
+def scores(name, images):
+    detector = load_detector(name)
+    return detector.score(load_model(NETWORK), images)
+
+
+def frame_of(suite, root, out, detectors=("msp", "energy", "knn", "pixels")):
+    return oodbench.run(
+        suite, model=NETWORK, data=root, out=out, detectors=list(detectors), measure_costs=False, progress=Progress()
+    ).frame()
+
+
+def test_a_run_without_training_images_has_the_figures_that_need_none(root, tmp_path):
+    frame = frame_of("imagenet", root, tmp_path / "run")
+    status = frame.groupby("detector")["status"].agg(set).to_dict()
+    assert status["knn"] == status["pixels"] == {"skipped"}
+    assert frame[frame["detector"] == "knn"]["reason"].str.startswith("it learns from training images").any()
+    ok = frame[frame["status"] == "ok"]
+    assert ok.drop_duplicates("dataset").set_index("dataset")["kind"].to_dict() == {
+        "imagenet/ninco": "near-ood", "imagenet/imagenet_r": "csid", "imagenet/own": "far-ood",
+    }  # fmt: skip
+    assert len(ok) == 6
+    for _, cell in ok.iterrows():
+        anomalous = load_dataset(SETS[cell["dataset"].removeprefix("imagenet/")])
+        inside, outside = (scores(cell["detector"], images) for images in (load_dataset("digits"), anomalous))
+        assert cell["auroc"] == pytest.approx(oodbench.evaluate(inside, outside).auroc, abs=1e-12)
+
+
+def test_the_accuracy_on_shifted_images_is_recorded_and_the_run_verifies(root, tmp_path):
+    frame_of("imagenet", root, tmp_path / "run", ["msp"])
+    found = {r.set_name: r for r in RunFolder(tmp_path / "run").recognition() if r.source == "network"}
+    assert found.keys() == {"imagenet", "imagenet/imagenet_r"}
+    images = load_dataset("digits+noise@2")
+    right = (load_model(NETWORK)(images.images / 255).argmax(1) == images.labels).double().mean()
+    assert found["imagenet/imagenet_r"].figures.accuracy == pytest.approx(float(right))
+    assert oodbench.verify(tmp_path / "run").ok
+
+
+def test_shifted_images_are_in_distribution_in_the_full_spectrum(root, tmp_path):
+    frame = frame_of("imagenet-fullspectrum", root, tmp_path / "run", ["energy"])
+    ok = frame[frame["status"] == "ok"].set_index("dataset")
+    assert list(ok.index) == ["imagenet/ninco", "imagenet/own"]
+    inside = np.concatenate([scores("energy", load_dataset(name)) for name in ("digits", "digits+noise@2")])
+    for name, set_name in (("imagenet/ninco", "digits-heldout"), ("imagenet/own", "photos")):
+        assert ok.loc[name, "n_in"] == len(inside)
+        assert ok.loc[name, "auroc"] == pytest.approx(
+            oodbench.evaluate(inside, scores("energy", load_dataset(set_name))).auroc, abs=1e-12
+        )
+    assert oodbench.verify(tmp_path / "run").ok
+
+
+def test_where_every_detector_learns_the_missing_images_are_an_error(root, tmp_path):
+    with pytest.raises(NoSuchSplit, match="imagenet has no training images here"):
+        frame_of("imagenet", root, tmp_path / "run", ["knn"])
+
+
+def test_parts_of_a_suite(root):
+    def sets_of(*sets):
+        chosen = Suite(in_distribution="imagenet", detectors=["msp"], sets=[TestSet(name=name) for name in sets], size=8)
+        return [one.name for one in LoadedSuite(chosen, Progress(), data=root).suite.sets]
+
+    assert sets_of("imagenet/own", "imagenet/*") == ["imagenet/own", "imagenet/imagenet_r", "imagenet/ninco"]
+    with pytest.raises(UsageError, match=r"cifar10c/\*: cifar10c does not list its parts; name one"):
+        sets_of("cifar10c/*")
+
+
+def test_fit_images_are_drawn_by_the_seed():
+    suite = Suite(in_distribution="digits", detectors=["knn"], sets=[TestSet(name="photos")], fit_images=64)
+    drawn = [LoadedSuite(suite.model_copy(update={"seed": seed}), Progress()).train for seed in (0, 0, 1)]
+    assert [len(one) for one in drawn] == [64] * 3
+    assert set(np.bincount(drawn[0].labels)) <= {7, 8, 9}, "stratified"
+    assert drawn[0].fingerprint == drawn[1].fingerprint != drawn[2].fingerprint
