@@ -48,7 +48,7 @@ class CostChart(NamedTuple):
 
     protocol: str
     points: list[Point]
-    front: str  # path of the Pareto front
+    front: str  # path of the Pareto front, empty where only controls have costs
     names: list[str]  # of the detectors on it, the fastest first
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -109,8 +109,7 @@ def cost_charts(board: Board) -> list[CostChart]:
             Point(x, y, row.detector, row.control, place, three_digits(ms), f"{figure:.1f}")
             for x, y, row, place, (ms, figure) in zip(xs, ys, rows, places_of_names, points, strict=True)
         ]
-        steps = [f"M{xs[front[0]]:.1f} {ys[front[0]]:.1f}", *(f"H{xs[at]:.1f} V{ys[at]:.1f}" for at in front[1:])]
-        path = " ".join(steps) if front else ""
+        steps = [f"M{xs[at]:.1f} {ys[at]:.1f}" if at == front[0] else f"H{xs[at]:.1f} V{ys[at]:.1f}" for at in front]
         ticks = [n * 10.0**power for power in range(math.floor(left), math.ceil(right) + 1) for n in (1, 2, 5)]
         x_ticks = [
             (WIDE * (math.log10(tick) - left) / (right - left), f"{tick:g}")
@@ -118,7 +117,7 @@ def cost_charts(board: Board) -> list[CostChart]:
             if left <= math.log10(tick) <= right
         ]
         y_ticks = [(HIGH * (top - tick) / (top - bottom), f"{tick:g}") for tick in np.arange(bottom, top + 1, step)]
-        found.append(CostChart(protocol, each, path, [rows[at].detector for at in front], x_ticks, y_ticks))
+        found.append(CostChart(protocol, each, " ".join(steps), [rows[at].detector for at in front], x_ticks, y_ticks))
     return found
 
 

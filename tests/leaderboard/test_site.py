@@ -37,6 +37,7 @@ from oodbench.results.bundle import write_bundle
 from oodbench.results.folder import RunFolder
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
+from oodbench.results.records import cost_key
 from oodbench.results.site import differing, remove_site, replace_site
 
 HOSTILE = "<script>alert(1)</script>"
@@ -363,6 +364,15 @@ def test_the_pareto_front_is_what_nothing_beats():
     beaten = [any(one[0] <= x and one[1] >= y and (one[0] < x or one[1] > y) for one in others) for x, y in points]
     assert {tuple(points[place]) for place in front} == {tuple(points[p]) for p in range(60) if not beaten[p] and not apart[p]}
     assert [points[place, 0] for place in front] == sorted({points[place, 0] for place in front})
+
+
+def test_controls_alone_have_a_chart_without_a_front(tmp_path):
+    names, cost = ("pixels", "untrained"), {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}
+    folder = made(tmp_path / "run", *(({"detector": name}, True) for name in names))
+    folder.write_costs({cost_key(name, {}, None): cost for name in names})
+    page = dict(site_files([folder], "controls"))["index.html"].decode()
+    assert page.count('<circle class="control"') == 2
+    assert '<path class="front" d=""/>' in page
 
 
 def test_the_report_of_the_working_folder_has_its_name(tmp_path, monkeypatch):
