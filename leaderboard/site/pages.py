@@ -13,7 +13,7 @@ import pandas as pd
 from oodbench.datasets.name import base_of, heading
 from oodbench.errors import BadData, counted, reason
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.aggregate import BENIGN, CONTROL, REPEATS, ROW, SET, unique_cells
+from oodbench.leaderboard.aggregate import BENIGN, CONTROL, PLACE, REPEATS, ROW, unique_cells
 from oodbench.leaderboard.frame import machine_of
 from oodbench.leaderboard.labels import label
 from oodbench.leaderboard.plots.stored import StoredScores
@@ -25,7 +25,6 @@ from oodbench.results.folder import RunFolder
 from oodbench.results.network import stored
 from oodbench.results.records import DetectionRecord
 
-PLACE = ["kind", "dataset", "content", "level", *REPEATS]
 FEW = 6  # names that a sentence lists
 MOST_TEXT = 400  # characters of a setting
 LONGEST = 80  # characters of the name of a file
@@ -48,7 +47,7 @@ class Line(NamedTuple):
     kind: str
     figures: list[Figure]
     control: Figure | None = None
-    below: bool = False  # whether the first figure is lower than the control's
+    worse: bool = False  # whether the first figure is worse than the control's
 
 
 @dataclass
@@ -169,15 +168,16 @@ class Site:
             own, other = figure_of(cell), figure_of(cells.at(control, place))
             benign = place[0] == BENIGN
             rate = Figure("") if cell["status"] != "ok" else Figure(f"{100 * cell['fpr95']:.1f}")
-            below = own.value > other.value if benign else own.value < other.value
+            worse = own.value > other.value if benign else own.value < other.value
             href = self.set_file(place[1])
             figures = [own, Figure("") if benign else rate, Figure(_count(cell["n_in"])), Figure(_count(cell["n_out"]))]
-            lines.append(Line(cells.name_of(place), href, place[0], figures, other, below and not row.control))
+            lines.append(Line(cells.name_of(place), href, place[0], figures, other, worse and not row.control))
         drawn, sets = charts.histograms(cells.board, row.key, self.scores)
         return {
             "protocol": row.protocol,
             "lines": lines,
-            "below": _listed([line.name for line in lines if line.below], len(lines)),
+            "worse": _listed([line.name for line in lines if line.worse], len(lines)),
+            "compared": not row.control and any(line.control and line.control.text for line in lines),
             "control": row.control,
             "curves": charts.curves(cells.lines, row.key),
             "histograms": drawn,
@@ -311,8 +311,8 @@ def _left_out(records: Iterable[DetectionRecord]) -> Iterator[dict[str, Any]]:
 
 
 def _listed(names: list[str], of: int) -> str:
-    """These names, or where they are many how many of how many."""
-    return ", ".join(names) if len(names) <= FEW else f"{len(names)} of {of} sets, marked below"
+    """These names, or if there are many, how many of how many."""
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} of {of} sets and levels, marked below"
 
 
 def _facts(of: Any) -> dict[str, str]:
@@ -333,6 +333,3 @@ def _counts(cells: Cells, rows: Iterable[int], place: tuple[Any, ...]) -> str:
         if cell is not None and cell["status"] == "ok":
             return f"{_count(cell['n_in'])} + {_count(cell['n_out'])}"
     return ""
-
-
-assert PLACE[: len(SET)] == SET

@@ -366,6 +366,21 @@ def test_the_pareto_front_is_what_nothing_beats():
     assert [points[place, 0] for place in front] == sorted({points[place, 0] for place in front})
 
 
+def test_a_page_says_where_a_detector_is_worse_than_the_control(tmp_path):
+    names = ("msp", "knn", "pixels", "vim")
+    folder = made(tmp_path / "run", *(({"detector": name}, True) for name in names))
+    auroc = {record.detector: record.metrics.auroc for record in folder.records()}
+    pages = dict(site_files([folder], "with a control"))
+    worse = {name: auroc[name] < auroc["pixels"] for name in names if name != "pixels"}
+    assert {*worse.values()} == {True, False}
+    for name, expected in worse.items():
+        page = pages[f"detectors/{name}.html"].decode()
+        assert ("Worse than the control <i>pixels</i> on photos." in page) == expected
+        assert ("Not worse than the control <i>pixels</i> on any set." in page) == (not expected)
+    alone = dict(site_files([made(tmp_path / "alone", ({}, True))], "without"))["detectors/msp.html"].decode()
+    assert "than the control" not in alone
+
+
 def test_controls_alone_have_a_chart_without_a_front(tmp_path):
     names, cost = ("pixels", "untrained"), {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}
     folder = made(tmp_path / "run", *(({"detector": name}, True) for name in names))
