@@ -87,13 +87,18 @@ def write_bundle(path: str | Path, out: str | Path, progress: Progress | None = 
     if out.suffix != ".zip":
         raise UsageError(f"{out} does not end in .zip; name a file that does with --out")
     found = verify_folder(path, progress)
+    require_verified(path, found, "pack")
+    pack(found.path, out)
+    return found
+
+
+def require_verified(path: str | Path, found: Verification, verb: str) -> None:
+    """Raise BadData for a run that does not verify, or has nothing to pack or publish (``verb``)."""
     if not found.ok:
         more = f", and {counted(len(found.problems) - 1, 'more problem')}" if len(found.problems) > 1 else ""
         raise BadData(f"{path} does not verify: {found.problems[0]}{more}; see `oodbench verify {path}`")
     if not found.figures:
-        raise BadData(f"{path} has no figures yet, so there is nothing to pack; run it first")
-    pack(found.path, out)
-    return found
+        raise BadData(f"{path} has no figures yet, so there is nothing to {verb}; run it first")
 
 
 def pack(path: Path, out: Path) -> None:

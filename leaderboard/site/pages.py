@@ -127,10 +127,10 @@ class Site:
     boards: list[Board]
     folders: list[RunFolder]
     scores: StoredScores
-    verified: Mapping[Path, str]  # the outcome by path of a folder; empty where none was asked for
-    bundle_of: Mapping[Path, str]  # the bundle by path of a folder; empty without bundles
+    verified: bool
+    bundle_of: Mapping[Path, str]  # the bundle by path of a run folder; empty without bundles
     notes: list[str]
-    thumbnails: Thumbnails | None = None  # where images are at hand
+    thumbnails: Thumbnails | None = None  # None: show no images
     strips: list[Strip] = field(default_factory=list)  # those that pages show
 
     def __post_init__(self) -> None:
@@ -262,7 +262,6 @@ class Site:
             "name": folder.name,
             "suite": manifest.suite.get("name", ""),
             "machine": machine_of(manifest),
-            "verified": self.verified.get(folder.path, ""),
             "bundle": self.bundle_of.get(folder.path, ""),
             "accuracy": accuracy.sentence() if accuracy else None,
             "card": _facts(manifest.provenance.get("model_card")),

@@ -28,10 +28,9 @@ from oodbench.leaderboard.site.pages import Names, Site
 from oodbench.leaderboard.site.thumbnails import Thumbnails
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
-from oodbench.results.bundle import open_folders, pack, verify
+from oodbench.results.bundle import open_folders, pack, require_verified, verify
 from oodbench.results.folder import RunFolder, Say
 from oodbench.results.site import REPORT, replace_site, require_place
-from oodbench.results.verify import Verification
 
 TITLE = "Out-of-distribution detection"
 
@@ -56,8 +55,8 @@ def publish(
         intervals: compute 95 % intervals of FPR95 and AUPR too, which takes longer than all else.
         bundles: offer each run as a bundle too.
         data: data roots, to show images of the sets whose licence allows it. None: no images.
-        progress: what is told how far it is.
-        without_costs: what is told of costs that are left out because their file is damaged.
+        progress: receives the work done.
+        without_costs: is called with a line if costs are left out because their file is damaged.
 
     Returns the path of the first page. Raises UsageError for what is not a run, or for a folder with other files in it,
     BadData where a run does not verify or has no figures, CannotWrite.
@@ -68,23 +67,20 @@ def publish(
     require_place(Path(out))
     progress = progress or Progress()
     folders: list[RunFolder] = []
-    verified: dict[Path, str] = {}
     bundle_of: dict[Path, str] = {}
     packed: dict[str, Callable[[Path], object]] = {}
     file_of = Names("bundles", ".zip")
     for path, name in _named({path.resolve(): path for path in paths}.values()).items():
-        outcome = verify(path, progress)
-        require_verified(path, outcome)
+        require_verified(path, verify(path, progress), "publish")
         found = open_folders(path, without_costs, progress, verified=True)
         for folder in found:
             folder.name = name if folder.study is None else f"{name}/{folder.path.name}"
         folders += found
-        verified |= {folder.path: _verified(outcome) for folder in found}
         if bundles:
             packed[file_of(name)] = functools.partial(pack, path)
             bundle_of |= {folder.path: file_of(name) for folder in found}
     progress.stage("writing the site")
-    made = site_files(folders, title, verified, bundle_of, intervals=intervals, data=data, progress=progress)
+    made = site_files(folders, title, True, bundle_of, intervals=intervals, data=data, progress=progress)
     return replace_site(Path(out), [*made, *packed.items()])
 
 
@@ -92,25 +88,10 @@ def _named(paths: Iterable[Path]) -> dict[Path, str]:
     """What a site calls runs and bundles: the names of their folders or files, numbered where several have one."""
     found: dict[Path, str] = {}
     for path in paths:
-        name = path.stem if path.is_file() else path.resolve().name  # the rest of the path is nobody's business
+        name = path.stem if path.is_file() else path.resolve().name  # a site does not show where a run lay
         numbered = (f"{name} ({number})" for number in itertools.count(2))
         found[path] = next(one for one in itertools.chain([name], numbered) if one not in found.values())
     return found
-
-
-def require_verified(path: Path, outcome: Verification) -> None:
-    """Raise BadData where a run does not verify, or has nothing to show."""
-    if not outcome.ok:
-        more = f", and {counted(len(outcome.problems) - 1, 'more problem')}" if len(outcome.problems) > 1 else ""
-        raise BadData(f"{path} does not verify: {outcome.problems[0]}{more}; see `oodbench verify {path}`")
-    if not outcome.figures:
-        raise BadData(f"{path} has no figures yet, so there is nothing to publish; run it first")
-
-
-def _verified(outcome: Verification) -> str:
-    """What a run's page says of its verification."""
-    figures = counted(outcome.figures, "record")
-    return f"Verified: the figures of {figures} were computed again from their scores, and all agree."
 
 
 def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Path:
@@ -130,14 +111,14 @@ def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Pa
 def site_files(
     folders: Sequence[RunFolder],
     title: str,
-    verified: Mapping[Path, str] = MappingProxyType({}),
+    verified: bool = False,
     bundle_of: Mapping[Path, str] = MappingProxyType({}),
     *,
     intervals: bool = False,
     data: DataRoots = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each file of a site, pages first. Outcomes and bundles are by path of a run folder."""
+    """Path and content of each file of a site, pages first. Bundles are by path of a run folder."""
     progress = progress or Progress()
     frame, notes = gather(folders, intervals="all" if intervals else "auroc")
     if frame.empty:
@@ -178,7 +159,6 @@ def _index(site: Site, offered: list[tuple[str, str]]) -> dict[str, Any]:
         "sets": site.set_file.all(),
         "runs": site.run_file.all(),
         "downloads": [*offered, *bundles.items()],
-        "verified": "Every figure was computed again from its stored scores." if site.verified else "",
         "metrics": [(name, title) for name, (title, _) in METRICS.items()],
         "protocols": tables,
         "cost_charts": [charts.cost_charts(board) for board in site.boards],

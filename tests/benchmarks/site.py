@@ -62,7 +62,7 @@ def write(cells: pd.DataFrame, folder: Path) -> None:
     none = StoredScores([])
     found = boards(cells, none)
     tables = time.perf_counter() - start
-    site = Site("Made up", found, [], none, {}, {}, [])
+    site = Site("Made up", found, [], none, False, {}, [])
     page = publish._rendered(publish._environment(), site, "index.html", "", **publish._index(site, []))
     rendered = time.perf_counter() - start - tables
     data = dict(publish._data(found[0], site))
