@@ -21,7 +21,7 @@ SIZE = SMALL - 1  # points of a name
 TALL = SIZE * 1.15 / 72  # inches of a name
 WIDEST = 1.3
 OVERALL = ("mean", "all", "")
-FRONT = "The line joins the Pareto front: the detectors than which no other is both faster and better, the controls apart."
+FRONT = "The line is the Pareto front: detectors that no other detector beats in both cost and AUROC, without the controls."
 NO_COSTS = "no row has both a figure and a cost, because no costs were measured; run again without --no-costs"
 # Where a name may stand beside its point, best first: inches right and up, and the share of its width that is left of that.
 BESIDE = [(side * 0.06, up * d, (1 - side) / 2) for d in (0.0, 0.09, 0.18, 0.28, 0.4) for up in (1, -1) for side in (1, -1)]
@@ -70,9 +70,9 @@ def _panel(picture: Picture, top: float, rows: list[Row], of: pd.DataFrame) -> N
 
 
 def pareto_front(points: np.ndarray, apart: Sequence[bool]) -> list[int]:
-    """The rows of ``points`` (N, 2), cost and figure, that no other is at once as cheap and better than; in order of cost.
+    """The rows of ``points`` (N, 2), cost and figure, that no other row dominates, in order of cost.
 
-    Those that stand apart do not take part.
+    Rows that are ``apart`` are left out. Of equal rows, the first is on the front.
     """
     front: list[int] = []
     for place in np.lexsort((-points[:, 1], points[:, 0])):

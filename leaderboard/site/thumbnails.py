@@ -13,6 +13,7 @@ from oodbench.datasets.name import parse
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.errors import BadData, OodbenchError, counted, reason
 from oodbench.image_set import ImageSet
+from oodbench.leaderboard.aggregate import BENIGN
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -67,11 +68,9 @@ def _images_of(folder: RunFolder, data: DataRoots, progress: Progress) -> dict[s
     manifest = folder.manifest()
     limit = manifest.settings.get("limit")
     try:
-        known = manifest.suite | {
-            "detectors": ["msp"],
-            "parameters": {},
-        }  # the images need none, and those may not be installed
-        suite = Suite.model_validate(known).override(protocols=["unsupervised"])
+        # Images need no detectors, and those of the run may not be installed.
+        suite = Suite.model_validate(manifest.suite | {"detectors": ["msp"], "parameters": {}})
+        suite = suite.override(protocols=["unsupervised"])
     except ValidationError as error:
         raise BadData("its suite is not what this version of oodbench writes") from error
     loaded = LoadedSuite(suite, progress, data=data, limit=limit if isinstance(limit, int) else None)
@@ -89,14 +88,18 @@ def samples(path: str, names: list[str], thumbnails: Thumbnails) -> Strip:
 
 
 def misses(path: str, cell: Mapping[Any, Any], name: str, thumbnails: Thumbnails, scores: StoredScores) -> Strip:
-    """The images of a cell that its detector takes for the least anomalous. Raises BadData as ``of``, and without scores."""
+    """The images of a cell that its detector judges worst: the least anomalous, of benign changes the most anomalous.
+
+    Raises BadData as ``of``, and without scores.
+    """
     images = thumbnails.of(name)
     if images.fingerprint != scores.record(cell).fingerprint:
         raise BadData("the images here are those of another run")
     arrays = scores.arrays(cell)
-    lowest = np.argsort(arrays["out_scores"], kind="stable")[:MISSES]
-    rows = arrays["out_test"][lowest] if "out_test" in arrays else lowest
-    said = f"{cell['detector']}: the least anomalous of {name} first"
+    benign = cell["kind"] == BENIGN
+    worst = np.argsort(-arrays["out_scores"] if benign else arrays["out_scores"], kind="stable")[:MISSES]
+    rows = arrays["out_test"][worst] if "out_test" in arrays else worst
+    said = f"{cell['detector']}: the {'most' if benign else 'least'} anomalous of {name} first"
     return _strip(path, [images.read(rows).numpy()], said, said)
 
 

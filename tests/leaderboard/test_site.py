@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from new_process import oodbench as oodbench_command
+from PIL import Image
 from run_folders import detection_record
 
 import oodbench
@@ -30,7 +31,7 @@ from oodbench.leaderboard.site.about import papers
 from oodbench.leaderboard.site.board import boards
 from oodbench.leaderboard.site.pages import Names
 from oodbench.leaderboard.site.publish import report, site_files
-from oodbench.leaderboard.site.thumbnails import Thumbnails
+from oodbench.leaderboard.site.thumbnails import Thumbnails, misses
 from oodbench.progress import Progress
 from oodbench.results import json_files
 from oodbench.results.bundle import write_bundle
@@ -441,6 +442,20 @@ def test_images_are_shown_where_they_are_those_of_the_run_and_the_licence_allows
         thumbnails._images["photos"] = replace(photos, source=Source(licence=licence))
         with pytest.raises(BadData, match="not those" if allowed else "its licence"):
             thumbnails.of("photos")
+
+
+@pytest.mark.parametrize(("name", "first"), [("photos", np.argmin), ("digits+grey-level", np.argmax)])
+def test_the_hardest_image_comes_first(run_path, tmp_path, name, first):
+    """The least anomalous one, but of a benign change the most anomalous one."""
+    folder = RunFolder(run_path)
+    thumbnails, scores = Thumbnails([folder], [tmp_path], Progress()), StoredScores([folder])
+    frame, _ = gather([folder])
+    cell = frame[(frame["dataset"] == name) & (frame["detector"] == "knn") & (frame["protocol"] == "unsupervised")].iloc[0]
+    strip = misses("images/knn.png", cell.to_dict(), name, thumbnails, scores)
+    (image,) = thumbnails.of(name).read([first(scores.arrays(cell)["out_scores"])]).numpy()
+    shown = np.atleast_3d(Image.open(io.BytesIO(strip.png)))
+    factor = (shown.shape[0] - 2) // image.shape[1]
+    np.testing.assert_array_equal(shown[:-2:factor, : factor * image.shape[2] : factor].transpose(2, 0, 1), image)
 
 
 def test_images_need_no_detector_of_the_run(run_path, tmp_path):
