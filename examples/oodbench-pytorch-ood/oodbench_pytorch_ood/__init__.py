@@ -23,7 +23,7 @@ from oodbench_pytorch_ood.adapters import (
 )
 from oodbench_pytorch_ood.gram import PrecomputedGram
 
-# Oodbench knows a detector by its own code: name in it the version that computes the scores.
+# A run records a hash of this code but not of pytorch-ood, so the version that computes the scores is named here.
 if pytorch_ood.__version__ != "0.4.0":
     raise ImportError(
         f"these adapters are for pytorch-ood 0.4.0, not {pytorch_ood.__version__}: pip install pytorch-ood==0.4.0"

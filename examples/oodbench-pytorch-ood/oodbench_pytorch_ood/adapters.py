@@ -18,7 +18,7 @@ import oodbench
 from oodbench.errors import Unsuitable
 from oodbench_pytorch_ood.networks import Leaf, OneStep, Replay, features_of, linear, logits_of
 
-# Arguments of pytorch-ood's constructors that are no hyper-parameters here. Most of them are parts of the network.
+# Arguments of pytorch-ood's constructors that are not hyper-parameters here. Most of them are parts of the network.
 NOT_PARAMETERS = {
     *("model", "encoder", "backbone", "head", "w", "b", "num_classes", "feature_layers", "layers", "param_filter"),
     *("detector", "criterion", "feature_reduce", "norm_std", "threshold", "device", "batch_norm", "micro_batch_size"),
