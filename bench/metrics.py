@@ -303,7 +303,7 @@ def bootstrap_auroc(
 def _cumulate(passed: np.ndarray, weights: np.ndarray) -> None:
     """Write to ``passed[1:]`` (BLOCK, R) its first row plus the cumulative sum of ``weights`` (at most BLOCK, R).
 
-    As ``numpy.cumsum(axis=0)``, but adds whole rows of several parts at once, and rows are what lies together in memory.
+    As ``numpy.cumsum(axis=0)``, but adds whole rows, which are contiguous in memory, of several parts at once.
     """
     sums = passed[1:]
     sums[: len(weights)], sums[len(weights) :] = weights, 0

@@ -17,7 +17,7 @@ def bundle(
 ) -> None:
     """Verify a run, and pack it into one file to submit or to publish. The last line of the output is the file.
 
-    What the run lacks is reported, such as cells that failed; the bundle lacks it too.
+    A line on stderr says what the run, and so the bundle, lacks, such as cells that failed.
     """
     from oodbench.progress import terminal_progress
     from oodbench.results.bundle import gaps, write_bundle

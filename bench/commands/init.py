@@ -21,7 +21,7 @@ TEMPLATE = """\
 # A suite of oodbench. Check it, then run it:
 #   {command} --dry-run
 #   {command}
-# Add --data DIR to both where folders of images are below DIR.
+# If folders of images are below another folder, add --data DIR to both.
 
 title = {title}
 
@@ -51,7 +51,7 @@ detectors = {detectors}
 # [parameters.knn]
 # k = 10
 
-# The sets to tell from it: those of `oodbench list datasets`, folders of images (folder:PATH) and lists of them
+# The sets to tell from in_distribution: those of `oodbench list datasets`, folders of images (folder:PATH) and lists of them
 # (imglist:FILE), and corruptions or attacks of any set, such as +haze with levels, or +pgd.
 {sets}"""
 
@@ -70,7 +70,7 @@ def init(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="Set to tell from it; repeat for several. A corruption without a level gets all five.",
+            help="Set to tell from the in-distribution set; repeat for several. A corruption without a level gets all five.",
         ),
     ] = [],  # noqa: B006
     detector: Annotated[list[str], typer.Option(metavar="NAME", help="Detector to run, or all; repeat for several.")] = [],  # noqa: B006

@@ -1,7 +1,6 @@
 """``oodbench publish``: a static site from the results of runs."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +17,10 @@ def publish(
     interval: Annotated[
         bool, typer.Option("--interval", help="Compute 95 % intervals of FPR95 and AUPR too, which may take minutes.")
     ] = False,
-    no_bundles: Annotated[bool, typer.Option("--no-bundles", help="Do not offer the runs themselves for download.")] = False,
+    no_bundles: Annotated[bool, typer.Option("--no-bundles", help="Do not offer the runs for download.")] = False,
     data: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="Data root, to show images of sets whose licence allows it; repeat for several."),
+        typer.Option(metavar="DIR", help="Data root: show images of sets whose licence allows it; repeat for several."),
     ] = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
@@ -30,7 +29,6 @@ def publish(
     from oodbench.leaderboard.site.publish import publish as write_site
     from oodbench.progress import terminal_progress
 
-    warn = partial(print, file=sys.stderr)
     with terminal_progress() as progress:
         page = write_site(
             runs,
@@ -40,6 +38,6 @@ def publish(
             bundles=not no_bundles,
             data=data or None,
             progress=progress,
-            without_costs=lambda why: warn(f"oodbench: {one_line(why)}"),
+            without_costs=lambda why: print(f"oodbench: {one_line(why)}", file=sys.stderr),
         )
     print_text(f"{page}\n")

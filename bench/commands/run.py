@@ -85,7 +85,7 @@ def run(
         typer.Option(metavar="SECONDS", help="Fail a detector, set or network if one call, such as for a batch, takes longer."),
     ] = None,
     no_costs: Annotated[bool, typer.Option("--no-costs", help="Measure no standalone costs.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report into the run folder.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report, and remove an earlier one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
@@ -98,7 +98,7 @@ def run(
 ) -> None:
     """Run every detector of a suite against every set of it, and print the best rows of the leaderboard, then the costs.
 
-    The report in the run folder shows everything as pages for a browser; oodbench publish writes such a site of several runs.
+    The report in the run folder shows all results in a browser. oodbench publish writes such a site of several runs.
     Several models, weights or seeds are a study: one run each, and tables of their means. The last line is the run folder.
     Exits with 1 if a cell failed, if all were skipped, or if a run could not start.
     """
@@ -168,7 +168,7 @@ def run(
     folders = run_folders(path)
     if folders[0].costs() != before:
         _print_costs(folders, width)
-    _write_report(folders, no_report)
+    _write_report(folders, wanted=not no_report)
     print(path)
     asked = [folder for folder in folders if folder.study is None or folder.path.name in study.runs]
     statuses = {status for folder in asked for status in _statuses(folder)}
@@ -177,19 +177,19 @@ def run(
         raise typer.Exit(1)
 
 
-def _write_report(folders: Any, not_wanted: bool) -> None:
-    """Write the report and name it; or remove an earlier one, which would show other figures."""
+def _write_report(folders: Any, wanted: bool) -> None:
+    """Write the report and print its path, or remove an earlier one, which would show other figures."""
     from oodbench.leaderboard.site.publish import report
     from oodbench.progress import terminal_progress
     from oodbench.results.site import REPORT, remove_site
 
     try:
-        if not_wanted:
-            remove_site((folders[0].study or folders[0]).path / REPORT)
-        else:
+        if wanted:
             with terminal_progress() as progress:
                 page = report(folders, progress)
             print(f"Report: {page}")
+        else:
+            remove_site((folders[0].study or folders[0]).path / REPORT)
     except OodbenchError as error:
         print(f"oodbench: no report is written: {reason(error)}", file=sys.stderr)
 

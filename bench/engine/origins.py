@@ -8,8 +8,7 @@ from oodbench.datasets.name import BY_PATH, base_of
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.results.folder import RunFolder
 
-PLUGINS, SOURCES = "plugins", "sources"  # in the provenance of a run
-SAID = ("title", "homepage", "licence", "citation")
+FACTS = ("title", "homepage", "licence", "citation")  # of a set
 
 
 def note_origins(loaded: LoadedSuite, folder: RunFolder) -> None:
@@ -23,7 +22,7 @@ def note_origins(loaded: LoadedSuite, folder: RunFolder) -> None:
         plugins |= {record.name: record.owner for record in records if record.distribution != "oodbench"}
     images = [loaded.in_distribution, *(one.images for one in loaded.test_sets if one.images is not None)]
     images = [one for one in images if base_of(one.name) not in BY_PATH]
-    sources = {base_of(one.name): {name: text for name, text in asdict(one.source).items() if name in SAID} for one in images}
+    sources = {base_of(one.name): {name: text for name, text in asdict(one.source).items() if name in FACTS} for one in images}
     before: dict[str, Any] = folder.manifest().provenance
-    found = {PLUGINS: plugins, SOURCES: sources}
+    found = {"plugins": plugins, "sources": sources}
     folder.add_provenance(**{name: before.get(name, {}) | of for name, of in found.items() if of or name in before})

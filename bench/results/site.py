@@ -91,8 +91,7 @@ def require_place(out: Path) -> dict[str, str]:
         return json_files.read_site(out / json_files.SITE).files
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder with --out")
-    others = sorted(path.name for path in out.glob("*")) if out.exists() else []
-    if others := [name for name in others if not name.startswith(".")]:
+    if others := sorted(path.name for path in out.glob("*") if not path.name.startswith(".")):
         raise UsageError(f"{out} holds {others[0]}, and no site of oodbench; name a new folder with --out")
     return {}
 

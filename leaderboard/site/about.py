@@ -1,4 +1,4 @@
-"""What a site says of detectors and data sets beside their figures: from the registry and from docstrings."""
+"""What a site says about detectors and data sets, from the registry and from docstrings."""
 
 import importlib
 import inspect
@@ -12,7 +12,7 @@ PAPERS = "papers.bib"
 
 
 class About(NamedTuple):
-    """Facts on a detector; empty where this installation does not know it."""
+    """Facts about a detector; empty where this installation does not know it."""
 
     summary: str
     method: str  # first paragraph of its class's docstring

@@ -1,7 +1,7 @@
 """The boards of a site: the tables of a leaderboard, one for each model and in-distribution set, with all metrics.
 
-The figures, the bold print and the captions are those of ``oodbench leaderboard``. Beside them stands the order of the rows by
-each column, so that a page can sort without computing anything.
+The figures, the bold print and the captions are those of ``oodbench leaderboard``. Each column also has the order of the rows
+by it, so that a page can sort without computing anything.
 """
 
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Metric:
-    """The columns of one metric, and what stands above and below its table."""
+    """The columns of one metric, with the caption and the notes of its table."""
 
     name: str
     title: str

@@ -19,10 +19,10 @@ from oodbench.leaderboard.severity import curves_by_row
 from oodbench.leaderboard.site.board import Board
 from oodbench.leaderboard.text_table import three_digits
 
-WIDE, HIGH = 560.0, 300.0  # of the chart of costs
+WIDE, HIGH = 560.0, 300.0  # of the chart of costs; macros.html has these sizes too
 Lines = dict[tuple[Any, ...], dict[tuple[str, str, str], "pd.Series[float]"]]
 SMALL = (150.0, 84.0)  # of small charts
-LETTER = 6.6  # of a name, on average at most
+LETTER = 6.6  # width of a letter of a name, at most on average
 # Where a name may stand, seen from its point, best first.
 BESIDE = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 17, "middle"), (6, -10, "start"), (6, 18, "start"),
           (-6, -10, "end"), (-6, 18, "end"), (0, -22, "middle"), (0, 30, "middle")]  # fmt: skip
@@ -122,7 +122,7 @@ def cost_charts(board: Board) -> list[CostChart]:
 
 
 def _places(names: list[str], named: list[bool], points: np.ndarray) -> list[tuple[float, float, str] | None]:
-    """Where names stand beside their points without covering another or a point; None where there is no room."""
+    """A place for each name beside its point that covers no other name or point; None where there is no room."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     found: list[tuple[float, float, str] | None] = []
     for name, wanted, (x, y) in zip(names, named, points, strict=True):

@@ -18,7 +18,7 @@ def downloads(
     frame: pd.DataFrame, tables: Sequence[TextTable], notes: Sequence[Note], used: list[str]
 ) -> Iterator[tuple[str, str, bytes]]:
     """Path, description and content of each file; ``used`` are the detectors and sets whose papers are cited."""
-    for suffix, what in (("csv", "a row per cell, all columns"), ("json", "the same as a list of objects")):
+    for suffix, what in (("csv", "one row per cell, all columns"), ("json", "the same as a list of objects")):
         yield f"downloads/leaderboard.{suffix}", what, render(frame, suffix).encode()
     yield "downloads/leaderboard.parquet", "the same as typed columns", _parquet(frame)
     for suffix, what in (("md", "tables in Markdown, with their notes"), ("tex", "tables in LaTeX (booktabs and graphicx)")):

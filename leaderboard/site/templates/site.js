@@ -230,7 +230,7 @@ async function show() {
   try {
     await Promise.all([load(`data/board-${state.board}.js`), load(`data/board-${state.board}-${state.metric}.js`)]);
   } catch (error) {
-    whole(false);
+    interactive(false);
     status.textContent = error.message + ". The tables below are complete without it.";
     return;
   }
@@ -239,15 +239,15 @@ async function show() {
   fill(board);
   shown = build(board, data);
   if (state.protocol === board.protocols[0]) state.protocol = "";
-  whole(true);
+  interactive(true);
   write();
   draw(board, data);
 }
 
-/* Whether the interactive table stands in place of the static ones. */
-function whole(interactive) {
-  view.hidden = !interactive;
-  document.documentElement.classList.toggle("interactive", interactive);
+/* Show the interactive table, or the static ones. */
+function interactive(on) {
+  view.hidden = !on;
+  document.documentElement.classList.toggle("interactive", on);
 }
 
 form.addEventListener("submit", (event) => event.preventDefault());
@@ -277,6 +277,6 @@ addEventListener("beforeprint", () => shown && rows(true));
 addEventListener("afterprint", () => { if (shown) { shown.first = undefined; rows(false); } });
 
 section.hidden = false;
-whole(true);
+interactive(true);
 show().then(() => target()?.scrollIntoView());
 })();
