@@ -18,8 +18,8 @@ def plain(text: Any) -> str:
     return "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
 
 
-def valid(value: Any) -> Any:
-    """A text with its lone surrogates as backslash escapes, because pandas may keep texts in Arrow, which takes no others.
+def without_surrogates(value: Any) -> Any:
+    """A text with backslash escapes in place of lone surrogates, which pandas cannot keep where it stores texts in Arrow.
 
     Any other value is returned unchanged.
     """

@@ -47,7 +47,7 @@ def frame_of(folder: RunFolder) -> pd.DataFrame:
     for record in in_order(folder):
         row = _row(record, costs) | of_run
         for name, values in columns.items():
-            values.append(escape.valid(row.get(name)))
+            values.append(escape.without_surrogates(row.get(name)))
     return pd.DataFrame(columns)
 
 

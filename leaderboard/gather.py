@@ -48,10 +48,10 @@ def gather(
     names = []
     for folder in folders:
         label = labels.get(folder.path)
-        names.append(escape.valid(label or (_run_name(folder, folders) if len(folders) > 1 else "")))
+        names.append(escape.without_surrogates(label or (_run_name(folder, folders) if len(folders) > 1 else "")))
         found = frame_of(folder)
         found = found.assign(images=_test_images(found), run=len(frames), study=study_of(folder))
-        frames.append(found if label is None else found.assign(model=escape.valid(label)))
+        frames.append(found if label is None else found.assign(model=escape.without_surrogates(label)))
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
     if not seeds:
@@ -98,7 +98,7 @@ def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:
 
 def study_of(folder: "RunFolder") -> str:
     """What tables call the study of a run; empty for a run that was found alone."""
-    return "" if folder.study is None else escape.valid(f"study {folder.study.path.name}")
+    return "" if folder.study is None else escape.without_surrogates(f"study {folder.study.path.name}")
 
 
 def accuracies(folders: Sequence["RunFolder"]) -> dict[str, NetworkAccuracy | None]:

@@ -67,7 +67,7 @@ def recognition_frame(folder: RunFolder) -> pd.DataFrame:
         row["study"] = study_of(folder)
         row["reason"] = _remark(record)
         for name, values in columns.items():
-            values.append(escape.valid(row.get(name)))
+            values.append(escape.without_surrogates(row.get(name)))
     return pd.DataFrame(columns).astype(dict.fromkeys((*METRICS, "level", "n"), float))
 
 
@@ -102,7 +102,9 @@ def gather_recognition(
     frames = []
     for folder in folders:
         found = recognition_frame(folder)
-        frames.append(found if folder.path not in labels else found.assign(model=escape.valid(labels[folder.path])))
+        frames.append(
+            found if folder.path not in labels else found.assign(model=escape.without_surrogates(labels[folder.path]))
+        )
     whole = pd.concat(frames, ignore_index=True)
     if not whole.empty:
         selectable = whole.assign(detector=whole["source"], protocol="")

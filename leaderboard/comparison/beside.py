@@ -100,7 +100,7 @@ def beside_run(frame: pd.DataFrame, other: pd.DataFrame, name: str, selected: bo
     Networks are matched by name, or whatever their names if each side has one. Raises UsageError where the runs have
     no cell in common.
     """
-    name = escape.valid(name)
+    name = escape.without_surrogates(name)
     models = set(frame["model"]), set(other["model"])
     any_model = ("*",) if max(map(len, models)) == 1 else ()
     figures: list[Figure] = []

@@ -120,13 +120,18 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
         for place, either in (records[0] | records[1]).items():
             one, other = (of.get(place) for of in records)
             if either.kind != BENIGN:
-                rows.append({field: escape.valid(value) for field, value in ({"run": name} | _row(one, other, pair)).items()})
+                rows.append(
+                    {
+                        field: escape.without_surrogates(value)
+                        for field, value in ({"run": name} | _row(one, other, pair)).items()
+                    }
+                )
                 for field in DEPENDS if one and other else ():
                     values = tuple(str(getattr(of, field)) for of in (one, other))
                     if values[0] != values[1]:
                         differs.setdefault(field, {})[values] = None
         if pair[0] is not None and pair[1] is not None:
-            costs += [{"run": escape.valid(name)} | cost for cost in _costs(pair, records)]
+            costs += [{"run": escape.without_surrogates(name)} | cost for cost in _costs(pair, records)]
     if all(row["verdict"] in (NEW, GONE) for row in rows):
         raise UsageError(f"{first} and {second} have no cell in common; compare runs of the same sets and detectors")
     machines = [sorted({machine_of(folder.manifest()) for folder in side.values()}) for side in sides]

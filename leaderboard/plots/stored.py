@@ -76,7 +76,14 @@ def _key_of_record(record: "DetectionRecord") -> Key:
     assert record.metrics is not None
     level = -1 if record.level is None else record.level
     figures = (record.metrics.auroc, record.n_in, record.n_out, record.wall_seconds)
-    return escape.valid(record.row), record.protocol, escape.valid(record.dataset), level, record.seed, *figures
+    return (
+        escape.without_surrogates(record.row),
+        record.protocol,
+        escape.without_surrogates(record.dataset),
+        level,
+        record.seed,
+        *figures,
+    )
 
 
 def _key_of_cell(cell: Any) -> Key:
