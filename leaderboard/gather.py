@@ -31,10 +31,10 @@ def gather(
 
     Where one name stands for several networks, in-distribution sets or anomalous sets (an attack with other settings), its
     qualifier is the hash of the content, so that no row mixes them; for networks and in-distribution sets, it is the options
-    in which the runs differ (``limit 300``) where these tell them apart. So are runs that were fitted on other training
-    images. That of transfer is the set that it learnt from,
-    that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs come
-    from several machines, the column ``machine`` says which.
+    in which the runs differ (``limit 300``) where these tell them apart. If runs were fitted on different training images,
+    the qualifier of the in-distribution set also has the hash of these. The qualifier of transfer is the set that it learnt
+    from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs
+    come from several machines, the column ``machine`` says which.
 
     Args:
         folders: run folders; where two hold the same cell, the last one counts.
@@ -55,7 +55,7 @@ def gather(
     whole = pd.concat(frames, ignore_index=True)
     seeds = ["seed"] if _as_many(whole) else []  # each may have drawn its own test images
     if not seeds:
-        whole = whole.assign(images=_of_studies(whole))
+        whole = whole.assign(images=_one_per_study(whole, whole["images"], _as_many))
     frame = keep(whole)
     # The checkpoints of a study are one network: its figures are means over them.
     frame = frame.assign(
@@ -131,20 +131,20 @@ def _as_many(frame: pd.DataFrame) -> bool:
     return bool((drawn.groupby("in_distribution")["n_in"].nunique() <= 1).all())
 
 
-def _of_studies(frame: pd.DataFrame) -> "pd.Series[str]":
-    """The content of the in-distribution set, by cell, where that of a study whose seeds drew as many images each is one."""
-    images = frame["images"].copy()
-    for _, of in frame[frame["study"] != ""].groupby(["study", "in_distribution"], sort=False):
-        if _as_many(of):
-            images[of.index] = "+".join(sorted(of["images"].unique()))
-    return images
+def _one_per_study(
+    frame: pd.DataFrame, content: "pd.Series[str]", where: Callable[[pd.DataFrame], bool] = lambda cells: True
+) -> "pd.Series[str]":
+    """The content, but one for all runs of a study, because its figures are means over them; only ``where`` its cells allow."""
+    found = content.copy()
+    for _, cells in frame[frame["study"] != ""].groupby(["study", "in_distribution"], sort=False):
+        if where(cells):
+            found[cells.index] = "+".join(sorted(found[cells.index].unique()))
+    return found
 
 
 def _with_training_images(frame: pd.DataFrame) -> "pd.Series[str]":
     """The qualifier of the in-distribution set, with that of its training images where runs were fitted on others."""
-    train = frame["train_fingerprint"].astype(str)
-    for _, of in frame[frame["study"] != ""].groupby(["study", "in_distribution"], sort=False):
-        train[of.index] = "+".join(sorted(train[of.index].unique()))  # a figure of a study is a mean over its runs
+    train = _one_per_study(frame, frame["train_fingerprint"].astype(str))
     train = _where_ambiguous(frame, ["model", "network", "in_distribution", "images"], train)
     images = ["" if not name else f"{name}, " if " " in name else f"#{name[:6]}, " for name in frame["images"]]
     words = [f"{name}training images #{content[:6]}" for name, content in zip(images, train, strict=True)]
@@ -164,9 +164,11 @@ def _in_words(frame: pd.DataFrame, name: str, qualifier: str, options: Sequence[
     for _, of in frame[found != ""].groupby(name, sort=False):
         runs = of[[qualifier, "about"]].drop_duplicates().itertuples(index=False, name=None)
         abouts = [(content, json.loads(about) if isinstance(about, str) and about else {}) for content, about in runs]
-        differ = [option for option in options if len({repr(about.get(option, "")) for _, about in abouts}) > 1]
-        each_value = {option: {(content, repr(about.get(option, ""))) for content, about in abouts} for option in differ}
-        differ = [option for option in differ if len(each_value[option]) == len({content for content, _ in abouts})]
+        contents = {content for content, _ in abouts}
+        values = {option: {(content, repr(about.get(option, ""))) for content, about in abouts} for option in options}
+        # An option that differs among the runs of one content, as the seed does in a study, does not name that content.
+        one_each = [option for option, of in values.items() if len(of) == len(contents)]
+        differ = [option for option in one_each if len({value for _, value in values[option]}) > 1]
         texts: dict[str, set[str]] = {}
         for content, about in abouts:
             words = ", ".join(_option(option, about[option]) for option in differ if option in about)
