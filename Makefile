@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: run test lint docs site bench attack clean
+.PHONY: run test lint docs wheel bench attack clean
 
 run: $(INSTALLED)
 	$(BIN)/oodbench run
@@ -16,20 +16,20 @@ run: $(INSTALLED)
 test: $(INSTALLED_TEST)
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-lint: site
+lint: wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build && MYPYPATH=site ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p oodbench
 
 # The site of docs/ in build/docs. Warnings are errors, and so is a script, style, font or picture that is requested from elsewhere.
 # Without --quiet, with which --strict counts no warnings.
-docs: site $(INSTALLED_DOCS)
+docs: wheel $(INSTALLED_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rnEo --include='*.html' --include='*.css' \
 	  '<(script|link|img|iframe|source)[^>]* (src|href)="?(https?:)?//[^>]*|@import[^;]*|url\(["'\'']?(https?:)?//[^)]*' build/docs
 
 # An installed wheel for tools that read sources: they do not follow the editable mapping of the four folders.
-site: $(INSTALLED_TEST)
+wheel: $(INSTALLED_TEST)
 	rm -rf build/bdist.* build/lib build/site build/wheel
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/pip install --quiet --no-deps --target build/site build/wheel/*.whl

@@ -28,7 +28,7 @@ import numpy as np
 
 from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
 from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible
-from oodbench.results import json_files, pass_file
+from oodbench.results import json_files, pass_file, site
 from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord, RecognitionRecord, SetRecord
 from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
@@ -40,7 +40,7 @@ SEVERITY = "severity.png"
 SHARED = "in-distribution.safetensors"
 ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini", re.IGNORECASE)  # by file managers
 FOLDERS = ("passes", "shared", "aside", CELLS)
-ENTRIES = ("run.json", "costs.json", SEVERITY, "report", *FOLDERS, ".lock")  # what a run writes
+ENTRIES = ("run.json", "costs.json", SEVERITY, site.REPORT, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
 Kind = TypeVar("Kind", bound=SetRecord)
 RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies

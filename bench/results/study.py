@@ -16,6 +16,7 @@ from oodbench.errors import BadData, OodbenchError, UsageError, reason
 from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder
 from oodbench.results import json_files
 from oodbench.results.folder import SEVERITY, RunFolder, Say
+from oodbench.results.site import REPORT
 
 NOT_RUN = "not run; run the study again"
 RANKS = "critical-difference.png"
@@ -72,7 +73,7 @@ class StudyFolder:
             if (self.path / "run.json").exists():
                 raise UsageError(f"{self.path} holds a run, not a study of several; choose another folder with --out")
             before = dict.fromkeys(self._begun(), "")
-            own = {*before, SEVERITY, RANKS, "report"}
+            own = {*before, SEVERITY, RANKS, REPORT}
             if strangers := sorted(entry for entry in os.listdir(self.path) if not entry.startswith(".") and entry not in own):
                 raise UsageError(f"{self.path} is not a study and holds {strangers[0]}; name a new folder with --out")
         for run in runs:
