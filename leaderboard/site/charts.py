@@ -25,7 +25,7 @@ SMALL = (150.0, 84.0)  # of small charts
 LETTER = 6.6  # width of a letter of a name, at most on average
 # Where a name may stand, seen from its point, best first.
 BESIDE = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 17, "middle"), (6, -10, "start"), (6, 18, "start"),
-          (-6, -10, "end"), (-6, 18, "end"), (0, -22, "middle"), (0, 30, "middle")]  # fmt: skip
+          (-6, -10, "end"), (-6, 18, "end"), (0, -22, "middle"), (0, 30, "middle"), (4, -22, "start")]  # fmt: skip
 STEP = 17.0  # from one row of ranks to the next
 OVERALL = ("mean", "all", "")
 MOST_HISTOGRAMS = 12  # of a detector under one protocol
@@ -103,11 +103,11 @@ def cost_charts(board: Board) -> list[CostChart]:
         bottom, top = max(0.0, step * math.floor(bottom / step - 0.2)), min(100.0, step * math.ceil(top / step + 0.2))
         xs = WIDE * (np.log10(points[:, 0]) - left) / (right - left)
         ys = HIGH * (top - points[:, 1]) / (top - bottom)
-        named = [at in front or row.control for at, row in enumerate(rows)]
-        places_of_names = _places([row.detector for row in rows], named, np.stack([xs, ys], 1))
+        named = sorted({*front, *(at for at, row in enumerate(rows) if row.control)}, key=lambda at: not rows[at].control)
+        places_of_names = _places({at: rows[at].detector for at in named}, np.stack([xs, ys], 1))
         each = [
-            Point(x, y, row.detector, row.control, place, three_digits(ms), f"{figure:.1f}")
-            for x, y, row, place, (ms, figure) in zip(xs, ys, rows, places_of_names, points, strict=True)
+            Point(xs[at], ys[at], row.detector, row.control, places_of_names.get(at), three_digits(ms), f"{figure:.1f}")
+            for at, (row, (ms, figure)) in enumerate(zip(rows, points, strict=True))
         ]
         steps = [f"M{xs[at]:.1f} {ys[at]:.1f}" if at == front[0] else f"H{xs[at]:.1f} V{ys[at]:.1f}" for at in front]
         ticks = [n * 10.0**power for power in range(math.floor(left), math.ceil(right) + 1) for n in (1, 2, 5)]
@@ -121,21 +121,20 @@ def cost_charts(board: Board) -> list[CostChart]:
     return found
 
 
-def _places(names: list[str], named: list[bool], points: np.ndarray) -> list[tuple[float, float, str] | None]:
-    """A place for each name beside its point that covers no other name or point; None where there is no room."""
+def _places(names: dict[int, str], points: np.ndarray) -> dict[int, tuple[float, float, str]]:
+    """A place for each name beside its point that covers no other name or point, as far as there is room, in this order."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
-    found: list[tuple[float, float, str] | None] = []
-    for name, wanted, (x, y) in zip(names, named, points, strict=True):
-        wide, chosen = LETTER * len(name), None
-        for dx, dy, anchor in BESIDE if wanted else ():
+    found = {}
+    for at, name in names.items():
+        (x, y), wide = points[at], LETTER * len(name)
+        for dx, dy, anchor in BESIDE:
             left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
             box = left, y + dy - 9, left + wide, y + dy + 2
             inside = box[0] >= 0 and box[2] <= WIDE + 20 and box[1] >= -10 and box[3] <= HIGH
             if inside and not any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in taken):
                 taken.append(box)
-                chosen = (x + dx, y + dy, anchor)
+                found[at] = (x + dx, y + dy, anchor)
                 break
-        found.append(chosen)
     return found
 
 

@@ -311,7 +311,7 @@ def _left_out(records: Iterable[DetectionRecord]) -> Iterator[dict[str, Any]]:
 
 def _listed(names: list[str], of: int) -> str:
     """These names, or if there are many, how many of how many."""
-    return ", ".join(names) if len(names) <= FEW else f"{len(names)} of {of} sets and levels, marked below"
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} of {of} sets and levels"
 
 
 def _facts(of: Any) -> dict[str, str]:

@@ -376,7 +376,7 @@ def test_a_page_says_where_a_detector_is_worse_than_the_control(tmp_path):
     assert {*worse.values()} == {True, False}
     for name, expected in worse.items():
         page = pages[f"detectors/{name}.html"].decode()
-        assert ("Worse than the control <i>pixels</i> on photos." in page) == expected
+        assert ("Worse than the control <i>pixels</i> on photos, where its figures are bold." in page) == expected
         assert ("Not worse than the control <i>pixels</i> on any set." in page) == (not expected)
     alone = dict(site_files([made(tmp_path / "alone", ({}, True))], "without"))["detectors/msp.html"].decode()
     assert "than the control" not in alone
