@@ -146,9 +146,19 @@ class Site:
 
     def detectors(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The file and the context of each detector's page."""
+        packages = self._packages()
         for name, path in self.detector_file.all():
             parts = [part for cells in self.cells for part in self._of_detector(cells, name)]
-            yield path, {"name": name, "about": about_detector(name), "parts": parts}
+            about = about_detector(name)
+            yield path, {"name": name, "about": about, "package": packages.get(name, about.owner), "parts": parts}
+
+    def _packages(self) -> dict[str, str]:
+        """Packages of third-party detectors and sets, by name: those of the runs, which need not be installed here."""
+        found: dict[str, dict[str, None]] = {}
+        for folder in self.folders:
+            for name, owner in _facts(folder.manifest().provenance.get("plugins")).items():
+                found.setdefault(name, {})[owner] = None
+        return {name: ", ".join(owners) for name, owners in found.items()}
 
     def _of_detector(self, cells: Cells, name: str) -> Iterator[dict[str, Any]]:
         board = cells.board
@@ -187,13 +197,15 @@ class Site:
     def sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The file and the context of each set's page."""
         sources: dict[str, dict[str, str]] = {}
+        packages = self._packages()
         for folder in self.folders:
             found = folder.manifest().provenance.get("sources")
             sources |= {name: _facts(of) for name, of in found.items()} if isinstance(found, dict) else {}
         for name, path in self.set_file.all():
             summary, homepage, owner = about_set(base_of(name))
             parts = [part for cells in self.cells for part in self._of_set(cells, name)]
-            about = {"summary": summary, "homepage": homepage, "owner": owner, "source": sources.get(base_of(name), {})}
+            about = {"summary": summary, "homepage": homepage, "source": sources.get(base_of(name), {})}
+            about["package"] = packages.get(base_of(name), owner)
             pictures = self._pictures(name) if self.thumbnails else {"samples": None, "misses": [], "why": ""}
             yield path, {"name": name, "base": base_of(name), "parts": parts, **about, **pictures}
 

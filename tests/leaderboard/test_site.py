@@ -229,6 +229,16 @@ def test_facts_of_a_forged_run_are_data(tmp_path, forged):
         assert not path.endswith(".html") or HOSTILE not in content.decode()
 
 
+def test_pages_name_the_packages_of_the_runs(tmp_path):
+    folders = []
+    for version in ("1.0", "1.1"):
+        folders.append(folder := made(tmp_path / version, ({"detector": "theirs", "dataset": "set-of-theirs"}, True)))
+        folder.add_provenance(plugins={"theirs": f"their-package {version}", "set-of-theirs": "their-sets 2.0"})
+    pages = dict(site_files(folders, "theirs"))
+    assert "<dd>their-package 1.0, their-package 1.1</dd>" in pages["detectors/theirs.html"].decode()
+    assert "<dd>their-sets 2.0</dd>" in pages["sets/set-of-theirs.html"].decode()
+
+
 def test_names_of_folders_need_not_be_text(tmp_path):
     """A path that is not UTF-8 has lone surrogates in Python, which pandas cannot keep in Arrow."""
     folders = [made(tmp_path / name, ({}, True)) for name in ("r\udce9", "other")]
