@@ -87,6 +87,8 @@ def batches(
         name = images.name if isinstance(images, ImageSet) else "images"
         source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda", name=name)
     for piece, batch in zip(pieces, source, strict=True):
+        if isinstance(images, ImageSet) and not isinstance(stored, Tensor):
+            images.keep_thumbnails(piece, batch)
         yield piece, as_floats(batch, device, dtype)
 
 

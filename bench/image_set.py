@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from oodbench.datasets.formats.digests import digests
 from oodbench.errors import BadData, around_call, contained
+from oodbench.progress import Progress
 from oodbench.results.facts import AttackRecord
 
 CSID = "csid"  # covariate-shifted in-distribution: the network's classes, from another distribution (Yang et al. 2023)
@@ -64,6 +66,8 @@ class ImageSet:
         noisy: bool (N,), in a set of negatives: which rows are noisy twins of clean images.
         attack_record: what the attack did that made the set; None for other sets.
         files: the file of each image, or of the image that it was made from; empty if there is no file per image.
+        read_as: how ``files`` become these images. If it is not empty, files and not pixels tell which images these are: for
+            sets that are so large that they should be decoded only where their pixels are needed.
     """
 
     images: Tensor | Images
@@ -82,6 +86,8 @@ class ImageSet:
     noisy: Tensor | None = None
     attack_record: AttackRecord | None = None
     files: Sequence[Path] = ()
+    read_as: str = ""
+    _file_contents: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         name = self.name or "image set"
@@ -143,22 +149,42 @@ class ImageSet:
     @property
     def identity(self) -> str:
         """The set that ``base_index`` points into: equal rows of the same base are one image."""
+        if self.read_as and not self.base:  # without reading files, of which a selection may need few
+            return hashlib.sha256("\n".join([self.read_as, *map(str, self.files)]).encode(errors="surrogateescape")).hexdigest()
         return self.base or self.fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels and labels in order (16 hex digits). Paths and file formats do not count."""
+        """SHA-256 of pixels and labels in order (16 hex digits). Paths and file formats do not count.
+
+        With ``read_as``, that of the files' contents, of how they are read, and of labels in order.
+        """
         return self._hashes[0]
 
     @property
     def contents(self) -> np.ndarray:
-        """int64 (N,): a hash of the pixels of each image, the same in every set."""
+        """int64 (N,): a hash of the pixels of each image, the same in every set; with ``read_as`` that of ``file_contents``."""
         return self._hashes[1]
+
+    @property
+    def file_contents(self) -> np.ndarray:
+        """int64 (N,): a hash of the content of each image's file, for a set with ``files``."""
+        return self.hash_files()
+
+    def hash_files(self, progress: Progress | None = None) -> np.ndarray:
+        """As ``file_contents``; the first time, ``progress`` is told of it. Raises BadData for a file that cannot be read."""
+        if self._file_contents is None:
+            self._file_contents = np.ascontiguousarray(digests(self.files, progress)[:, :8]).view(np.int64)[:, 0]
+        return self._file_contents
 
     @cached_property
     def _hashes(self) -> tuple[str, np.ndarray]:
-        """``fingerprint`` and ``contents``, from one reading of all images."""
+        """``fingerprint`` and ``contents``, from one reading of all images or files."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        if self.read_as:
+            digest.update(self.read_as.encode())
+            digest.update(np.ascontiguousarray(self.file_contents).data)
+            return self._with_labels(digest), self.file_contents
         contents = np.empty(len(self), np.int64)
         for start in range(0, len(self), 1024):
             rows = range(start, min(start + 1024, len(self)))
@@ -166,17 +192,42 @@ class ImageSet:
             digest.update(pixels.data)
             hashes = (hashlib.blake2b(image.data, digest_size=8).digest() for image in pixels)
             contents[rows.start : rows.stop] = [int.from_bytes(found, "little", signed=True) for found in hashes]
+        return self._with_labels(digest), contents
+
+    def _with_labels(self, digest: Any) -> str:
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).numpy().tobytes())
-        return digest.hexdigest()[:16], contents
+        found: str = digest.hexdigest()[:16]
+        return found
 
-    @cached_property
+    @property
     def thumbnails(self) -> Tensor:
         """uint8 (N, C·16·16): the mean colour of each of 16×16 fields, or the pixels of smaller images."""
+        found, known = self._thumbnails
+        missing = np.flatnonzero(~known)
+        for start in range(0, len(missing), 1024):
+            rows = missing[start : start + 1024]
+            self.keep_thumbnails(rows, self.read(rows))
+        return found
+
+    def keep_thumbnails(self, rows: np.ndarray, images: Tensor) -> None:
+        """Keep the thumbnails of these images (n, C, H, W), so that they need not be decoded again."""
+        found, known = self._thumbnails
+        means = adaptive_avg_pool2d(images.float(), self._thumbnail_size)
+        found[torch.from_numpy(rows)] = means.round().to(torch.uint8).flatten(1)
+        known[rows] = True
+
+    @property
+    def _thumbnail_size(self) -> tuple[int, int]:
         height, width = (min(THUMBNAIL, pixels) for pixels in self.images.shape[2:])
-        parts = (self.read(range(start, min(start + 1024, len(self)))) for start in range(0, len(self), 1024))
-        means = (adaptive_avg_pool2d(part.float(), (height, width)) for part in parts)
-        return torch.cat([part.round().to(torch.uint8).flatten(1) for part in means])
+        return height, width
+
+    @cached_property
+    def _thumbnails(self) -> tuple[Tensor, np.ndarray]:
+        """The thumbnails, and whether each is known yet: bool (N,)."""
+        height, width = self._thumbnail_size
+        size = self.images.shape[1] * height * width
+        return torch.zeros((len(self), size), dtype=torch.uint8), np.zeros(len(self), dtype=bool)
 
     @property
     def official_size(self) -> int | None:
@@ -199,6 +250,7 @@ def joined(sets: Sequence[ImageSet]) -> ImageSet:
         classes=first.classes,
         flips=first.flips,
         files=[file for one in sets for file in one.files] if all(one.files for one in sets) else (),
+        read_as=next((one.read_as for one in sets if one.read_as), "") if all(one.files for one in sets) else "",
     )
 
 

@@ -165,18 +165,20 @@ def same_images(*sets: ImageSet) -> list[np.ndarray]:
     """A number per image of each set, int64 (N,): equal for images that are one image, in order of first appearance.
 
     Two images are one if they were made from the same row of one base set, or if their pixels are equal; or both, by way of
-    other images.
+    other images. Where one of the sets is known by its files, equal files count in place of equal pixels.
     """
+    by_files = any(images.read_as for images in sets)
     identities = [images.identity for images in sets]
     rows = 1 + max(int(images.base_index.max()) for images in sets)  # of a base set, at most
     of_bases = [identities.index(images.identity) * rows + images.base_index.numpy() for images in sets]
     _, bases = np.unique(np.concatenate(of_bases), return_inverse=True)
-    _, contents = np.unique(np.concatenate([images.contents for images in sets]), return_inverse=True)
+    found = [one.file_contents if by_files and one.files else one.contents for one in sets]
+    _, contents = np.unique(np.concatenate(found), return_inverse=True)
     # Each image links its base to its content; what is linked, directly or not, is one image.
     count = int(bases.max()) + 1
     links = coo_array((np.ones(len(bases)), (bases, count + contents)), shape=(count + int(contents.max()) + 1,) * 2)
-    found = connected_components(links, directed=False)[1][bases]
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    linked = connected_components(links, directed=False)[1][bases]
+    _, first, inverse = np.unique(linked, return_index=True, return_inverse=True)
     numbers = np.argsort(np.argsort(first))[inverse]
     return np.split(numbers, np.cumsum([len(images) for images in sets])[:-1])
 

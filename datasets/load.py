@@ -190,7 +190,7 @@ def benignly_changed(images: ImageSet, name: str, seed: int) -> ImageSet:
     return replace(_made_from(images, change, name, f"after the benign change {name}"), kind="benign")
 
 
-def _made_from(images: ImageSet, change: Callable[..., Tensor], name: str, how: str) -> ImageSet:
+def _made_from(images: ImageSet, change: partial[Tensor], name: str, how: str) -> ImageSet:
     """The set after ``change(pixels, index=base_index)``, on demand if it decodes on demand, with its clean twins."""
     pixels, index = images.images, images.base_index
     return replace(
@@ -200,6 +200,7 @@ def _made_from(images: ImageSet, change: Callable[..., Tensor], name: str, how: 
         name=f"{images.name}+{name}",
         base=images.identity,
         source=replace(images.source, title=f"{images.source.title}, {how}"),
+        read_as=f"{images.read_as}, {name}, seed {change.keywords['seed']}" if images.read_as else "",
     )
 
 
@@ -273,4 +274,7 @@ def _uniform(images: ImageSet, transform: Transform, workers: int, progress: Pro
         too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
         return fitted if too_large else decoded(fitted, workers, progress, images.name)
 
-    return replace(images, **images.mapped(uniform))
+    changed = images.mapped(uniform)
+    by_files = len(images.files) > 0 and not isinstance(changed["images"], Tensor)
+    shape = f"{wanted[1]}x{wanted[0]}, {transform}"
+    return replace(images, **changed, read_as=f"uint8 RGB, {shape}" if by_files else "")

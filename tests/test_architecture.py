@@ -22,7 +22,7 @@ FLOORS = (
     ("errors", "paths", "progress", "random_numbers", "registry", "state"),
     ("models.published", "results.facts", "results.provenance"),
     # The grammar of names, and the tables of names.
-    ("datasets.name", "datasets.transform", "datasets", "detectors", "models", "suite", "suites"),
+    ("datasets.name", "datasets.transform", "datasets.formats.digests", "datasets", "detectors", "models", "suite", "suites"),
     # Contracts: what a network and a set of images are, and what is computed from scores.
     ("classifier", "image_set", "metrics", "calibration", "protocols", "heads", "code_hash", "batching"),
     ("gradients",),

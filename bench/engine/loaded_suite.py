@@ -278,6 +278,8 @@ class LoadedSuite:
                 images = protocols.limited(images, limit, self.suite.seed)
             elif one.first is not None and one.first < len(images):
                 images = images.select(torch.arange(one.first))
+            if images.read_as:
+                images.hash_files(progress)
             self._originals[key] = images
         return self._originals[key]
 
@@ -348,7 +350,7 @@ class LoadedSuite:
                 progress=progress,
                 batch_size=self.suite.batch_size,
             )
-            changed.fingerprint  # noqa: B018  # reads all of a set that decodes on demand, so that a broken file is found here
+            changed.fingerprint  # noqa: B018  # reads all images, or the files of a large set, so that a missing one is found here
             self._refuse_in_distribution(changed)
             changed = self._with_twins(changed)
         except UsageError:

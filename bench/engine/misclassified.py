@@ -44,4 +44,4 @@ def trial_of(right: np.ndarray, name: str, heads: Mapping[Detector, Head], detec
             " predictions are needed"
         )
     split = Split(NOTHING, NOTHING, np.flatnonzero(right), NOTHING, NOTHING, np.flatnonzero(~right))
-    return Trial(split, heads, {detector: [detector.setting] for detector in detectors}, 0)
+    return Trial(split, heads, {detector: [detector.setting] for detector in detectors})

@@ -1,7 +1,7 @@
 """What each protocol tests on a set, with heads that learnt from nothing, from a part of the set, or from another set."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ class Trial(NamedTuple):
     split: Split
     heads: Mapping[Detector, Head | Exception]
     settings: Mapping[Detector, list[Setting]]  # those that the head chose from
-    look_alikes: int  # as in a record: tested images that look like one that the heads learnt from
+    look_alikes: int = 0  # as in a record: tested images that look like one that the heads learnt from
 
     def chosen(self) -> dict[Detector, list[Setting]]:
         """The one setting that each head keeps."""
@@ -119,25 +119,28 @@ class Trials:
         alone = {detector: [detector.setting] for detector in wanted.get("unsupervised", [])}
         sides, made = measured.sides, images.kind in CHANGED
         trials: dict[str, Trial | OodbenchError] = {}
+        alike: dict[str, Callable[[], int]] = {}
         for protocol, detectors in wanted.items():
             grids = {detector: detector.shift_settings for detector in detectors}
             try:
                 if protocol == "unsupervised":
-                    alike = 0 if made else look_alikes.of_in_distribution(images, self.loaded.known)
-                    trials[protocol] = Trial(protocols.whole(*sides), self.heads, alone, alike)
+                    trials[protocol] = Trial(protocols.whole(*sides), self.heads, alone)
+                    alike[protocol] = partial(look_alikes.of_in_distribution, images, self.loaded.known)
                 elif protocol == "per-shift":
                     split = measured.learn(detectors, alone)
-                    alike = 0 if made else look_alikes.of_split(split, sides, sides)
-                    trials[protocol] = Trial(split, measured.heads, grids, alike)
+                    trials[protocol] = Trial(split, measured.heads, grids)
+                    alike[protocol] = partial(look_alikes.of_split, split, sides, sides)
                 else:
                     source, split = self._transferred(detectors, sides)
-                    alike = 0 if made else look_alikes.of_split(split, source.sides, sides)
-                    trials[protocol] = Trial(split, source.heads, grids, alike)
+                    trials[protocol] = Trial(split, source.heads, grids)
+                    alike[protocol] = partial(look_alikes.of_split, split, source.sides, sides)
             except (Unsuitable, BadData) as error:
                 trials[protocol] = error
-        sound = [trial for trial in trials.values() if isinstance(trial, Trial)]
-        measured.anomalous.ensure(*((trial.chosen(), trial.split.out_test) for trial in sound))
-        measured.in_distribution.ensure(*((trial.chosen(), trial.split.in_test) for trial in sound))
+        sound = {protocol: trial for protocol, trial in trials.items() if isinstance(trial, Trial)}
+        measured.anomalous.ensure(*((trial.chosen(), trial.split.out_test) for trial in sound.values()))
+        measured.in_distribution.ensure(*((trial.chosen(), trial.split.in_test) for trial in sound.values()))
+        if not made:  # after the passes, which keep thumbnails of what they decode
+            trials |= {protocol: trial._replace(look_alikes=alike[protocol]()) for protocol, trial in sound.items()}
         return trials, measured
 
     def measured(self, test_set: LoadedTestSet, images: ImageSet) -> MeasuredTestSet:

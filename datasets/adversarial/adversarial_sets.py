@@ -99,6 +99,7 @@ def attacked(
         kind="adversarial",
         level=None,
         base=base.identity,
+        read_as="",
         source=replace(base.source, title=f"{base.source.title}, attacked with {name} against {against}"),
     )
     right_after = network.right(result)

@@ -45,3 +45,10 @@ def test_a_large_site_is_measured():
     text = printed("site.py", "--detectors", "12", "--sets", "4", "--repeats", "2", "--browser", require_chromium())
     assert len(re.findall(r"^(?:means|all): .*, sort \d+ ms, search \d+ ms,", text, re.MULTILINE)) == 2, text
     assert re.search(r"sort: \d+\.\d\d of the bar", text), text
+
+
+def test_streaming_is_measured():
+    options = ["--model", "torchvision:squeezenet1_1", "--images", "16", "32", "--size", "64", "--workers", "1"]
+    text = printed("streaming.py", *options)
+    assert len(re.findall(r"images: \d\.\d\d GB in .* s; bare loop \d\.\d\d GB in .* s$", text, re.MULTILINE)) == 2, text
+    assert re.search(r"memory: \d\.\d\d of the bar", text), text
