@@ -1,0 +1,29 @@
+"""The command line keeps freed memory for the next pass, where the C library is glibc."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import numpy as np
+from oodbench import cli
+cli._keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
+def test_a_freed_array_is_used_again_unless_the_environment_tunes_malloc(environment, kept):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=clean | environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 100) == kept
