@@ -58,7 +58,7 @@ def test_without_a_suite_all_detectors_run(here):
         "folder    runs/mydata",
         "fit on    folder:mydata (train), 31 images",
         "inside    folder:mydata (test), 35 images",
-        "size      8x8 pixels",
+        "size      8x8 pixels, bilinear",
     ]
     rows = {line.split()[1].strip(":").partition(":")[0] for line in lines if line.startswith("detector")}
     assert rows >= set(DETECTORS)
@@ -92,7 +92,10 @@ def test_the_same_from_python(here):
         (["--in-distribution", "folder:mydata", "--dataset", "uniform"], "add --model NAME"),
         (["digits", *MINE], "takes the place of a suite; leave out the suite"),
         ([*MINE, "--protocol", "transfer"], "transfer needs transfer_from, the name of one of its sets"),
-        (["--in-distribution", "folder:other", *MINE[2:]], "folder:other has no split 'train'; it has test; to learn from it"),
+        (
+            ["--in-distribution", "folder:other", *MINE[2:], "--detector", "knn"],
+            "folder:other has no split 'train'; it has test; to learn from it",
+        ),
     ],
 )
 def test_what_is_missing_is_one_line(here, options, why):
