@@ -9,10 +9,12 @@ import configparser
 import difflib
 import importlib
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import entrypoints
@@ -63,6 +65,20 @@ def discover(group: str) -> list[tuple[str, str, str, str]]:
     """
     if os.environ.get("OODBENCH_PLUGINS") == "0":
         return []
+    # A package that is installed meanwhile changes a folder of the path.
+    return list(_discovered(group, tuple((folder, _changed(folder)) for folder in sys.path)))
+
+
+def _changed(folder: str) -> int:
+    """When a folder or file of the import path changed, in nanoseconds; 0 if it does not exist."""
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=16)  # reading all packages takes longer than any other use of the registry
+def _discovered(group: str, path: tuple[tuple[str, int], ...]) -> tuple[tuple[str, str, str, str], ...]:
     try:
         points = entrypoints.get_group_all(group)
     except (configparser.Error, UnicodeDecodeError):
@@ -73,7 +89,7 @@ def discover(group: str) -> list[tuple[str, str, str, str]]:
         # An egg-info folder may be named without its version.
         distribution, version = (point.distro.name, point.distro.version or "") if point.distro else ("unknown", "")
         found.append((point.name, target, distribution, version))
-    return found
+    return tuple(found)
 
 
 def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
@@ -92,7 +108,7 @@ def _read_apart(group: str) -> list[entrypoints.EntryPoint]:
             lines = parser.items(group) if group in parser else []
         except (configparser.Error, UnicodeDecodeError) as error:
             why = f"{name}: its entry_points.txt cannot be read ({reason(error)}); reinstall {name}"
-            warnings.warn(one_line(why), stacklevel=3)
+            warnings.warn(one_line(why), stacklevel=4)
             continue
         owner = entrypoints.Distribution(name, distribution.version)
         for point, target in lines:

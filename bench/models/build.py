@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from oodbench import models, registry
 from oodbench.classifier import Classifier
@@ -49,10 +50,19 @@ def outline(name: str, num_classes: int | None = None) -> Classifier | None:
     if brings_weights(name):
         return None
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             return build(name, num_classes)
     except NotImplementedError:  # it computes its shapes with tensors: RegNets of torchvision
         return None
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out the initialisation of parameters, which on the meta device has no effect but imports the compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__ or getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return next(iter([*args, *(kwargs or {}).values()]))
+        return func(*args, **(kwargs or {}))
 
 
 def _timm(name: str, num_classes: int) -> Classifier:
