@@ -1,5 +1,6 @@
 """Training checkpoints, written after each epoch, so that an interrupted training can be resumed."""
 
+import copy
 import hashlib
 import io
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from oodbench import state
 from oodbench.errors import BadData, UsageError, reason
@@ -34,12 +36,12 @@ class Checkpoint:
     def store(self, epochs: int) -> None:
         """Save the state after this many epochs. Raises OodbenchError if the folder cannot be written."""
         buffer = io.BytesIO()
-        states = {name: part.state_dict() for name, part in self._parts.items()}
+        states = {name: _moved(part.state_dict(), "cpu") for name, part in self._parts.items()}
         torch.save({"settings": self._settings, "epochs": epochs, "states": states}, buffer)
         state.write_atomically(self.path, hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
 
     def restore(self, device: torch.device) -> int:
-        """Restore the state from the file; returns the number of finished epochs.
+        """Restore the state from the file, on the device; returns the number of finished epochs.
 
         Raises BadData for a file that is not a checkpoint or is damaged, and UsageError for a training with other settings.
         """
@@ -49,7 +51,7 @@ class Checkpoint:
             content = memoryview(self.path.read_bytes())
             if content[:SIZE] != hashlib.sha256(content[SIZE:]).digest():
                 raise BadData("its content does not match its digest")
-            found = pickled.load(io.BytesIO(content[SIZE:]), device)
+            found = pickled.load(io.BytesIO(content[SIZE:]))
             pickled.require_stored(pickled.every_tensor(found), len(content))
             settings, epochs, states = found["settings"], int(found["epochs"]), found["states"]
             other = [name for name, value in self._settings.items() if settings.get(name) != value]
@@ -60,10 +62,21 @@ class Checkpoint:
             raise UsageError(f"{self.path} is from a training with {changed}; {remedy}, or train with those settings")
         try:
             for name, part in self._parts.items():
-                part.load_state_dict(states[name])
+                part.load_state_dict(_moved(states[name], device))
         except (KeyError, ValueError, RuntimeError) as error:
             raise BadData(f"{self.path} is from another network; {remedy}") from error
         return epochs
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _moved(state: Any, device: torch.device | str) -> Any:
+    """The same state with its tensors on the device: in the file they are on the CPU, since not every device reads files."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        made = copy.copy(state)  # with the attributes that a module's state dict has
+        made.update({key: _moved(value, device) for key, value in state.items()})
+        return made
+    return [_moved(value, device) for value in state] if isinstance(state, list) else state

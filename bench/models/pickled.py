@@ -40,8 +40,8 @@ class Unbounded(ValueError):
     """The file would take more than its size allows; the message continues a sentence that begins with its path."""
 
 
-def load(file: Path | io.BytesIO, device: torch.device | str = "cpu") -> Any:
-    """What ``torch.load(weights_only=True)`` gives for a file.
+def load(file: Path | io.BytesIO) -> Any:
+    """What ``torch.load(weights_only=True)`` gives for a file, on the CPU.
 
     Raises Unbounded for a file that may grow: compressed, of too many instructions, or of tensors that are not plain; and any
     other error for a file that is malicious or truncated.
@@ -57,7 +57,7 @@ def load(file: Path | io.BytesIO, device: torch.device | str = "cpu") -> Any:
         with warnings.catch_warnings():  # about unusual pickles, which are refused or read completely anyway
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals([Namespace]):  # arguments of a training script: only attributes
-                return torch.load(stream, map_location=device, weights_only=True)
+                return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def require_stored(tensors: Iterable[tuple[str, Tensor]], size: int) -> None:
