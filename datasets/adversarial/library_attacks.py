@@ -5,11 +5,12 @@ Settings go to the class, except ``eps`` of a Foolbox attack, which goes to the 
 the norm of that attack.
 """
 
+import copy
 import importlib
 import inspect
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, UsageError, contained, reason
+from oodbench.models.device import seeded
 
 # package: (module of the attacks, their base class, distribution)
 PACKAGES = {
@@ -94,14 +96,17 @@ def _art(attack: type, classifier: Classifier, images: Tensor, labels: Tensor, s
 
     with torch.no_grad():
         classes = classifier(images[:1]).shape[1]
-    network = PyTorchClassifier(
-        model=classifier,
-        loss=torch.nn.CrossEntropyLoss(),
-        input_shape=tuple(images.shape[1:]),
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        device_type="gpu" if images.is_cuda else "cpu",
-    )
+    # ART knows two devices, CUDA's current one and the CPU, and moves the network there.
+    known_device = images.is_cuda or images.device.type == "cpu"
+    with torch.cuda.device(images.device) if images.is_cuda else nullcontext():
+        network = PyTorchClassifier(
+            model=classifier if known_device else copy.deepcopy(classifier).cpu(),
+            loss=torch.nn.CrossEntropyLoss(),
+            input_shape=tuple(images.shape[1:]),
+            nb_classes=classes,
+            clip_values=(0.0, 1.0),
+            device_type="gpu" if images.is_cuda else "cpu",
+        )
     known = inspect.signature(attack).parameters
     quiet = {"verbose": False, "batch_size": len(images)}
     settings = {key: value for key, value in quiet.items() if key in known} | settings
@@ -145,8 +150,7 @@ def _import(name: str, module: str, package: str, distribution: str) -> ModuleTy
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators, from which these attacks draw, and restore them afterwards."""
     before, before_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with seeded(seed):
         np.random.seed(seed)
         random.seed(seed)
         try:
