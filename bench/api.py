@@ -292,7 +292,7 @@ def run(
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA`` or the user's cache folder.
         out: the run folder, by default ``runs/<name of the suite>``. An existing run is resumed; ``fresh`` starts over.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, or an accelerator, as PyTorch names it: ``cuda``, ``cuda:1``, ``mps``, ``xpu``, ….
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, TooSlow, around_call, reason
 from oodbench.image_set import Images, ImageSet
+from oodbench.models.device import PINNING
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
@@ -85,7 +86,7 @@ def batches(
         source: Iterator[Tensor] = (stored[torch.from_numpy(piece).to(stored.device)] for piece in pieces)
     else:
         name = images.name if isinstance(images, ImageSet) else "images"
-        source = decoded_batches(stored, pieces, workers, pin_memory=device.type == "cuda", name=name)
+        source = decoded_batches(stored, pieces, workers, pin_memory=device.type in PINNING, name=name)
     for piece, batch in zip(pieces, source, strict=True):
         if isinstance(images, ImageSet) and not isinstance(stored, Tensor):
             images.keep_thumbnails(piece, batch)
@@ -102,12 +103,6 @@ def rows_like(images: Tensor | Images, rows: np.ndarray, batch: Tensor) -> Tenso
     """These rows of stored images, on the device and in the dtype of ``batch``."""
     stored = images[torch.from_numpy(rows)] if isinstance(images, Tensor) else images[rows.tolist()]
     return as_floats(stored, batch.device, batch.dtype)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next is accurate."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def decoded_batches(

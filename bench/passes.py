@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like, synchronise
+from oodbench.batching import batches, pieces_of, place_of, require_finite_logits, rows_like
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, ChangedNetwork, TooSlow, around_call, contained
 from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
+from oodbench.models.device import synchronise
 from oodbench.probe import NEED_GRAPH, Probe
 from oodbench.progress import Progress
 from oodbench.state import fitted_state

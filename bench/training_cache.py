@@ -20,6 +20,7 @@ from oodbench import __version__, code_hash, state
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, reason
 from oodbench.image_set import ImageSet
+from oodbench.models.device import seeded
 from oodbench.paths import cache_root
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -54,8 +55,7 @@ def prepare(detector: "Detector", classifier: Classifier | None, train_set: Trai
             return
     progress.stage(f"{name}: training on {len(train_set.rows):,} images")
     before = dict(vars(detector))
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(train_set.seed)
+    with seeded(train_set.seed), torch.inference_mode(False), torch.enable_grad():
         detector.prepare(train_set.copy(), classifier, progress)
     trained = state.fitted_state(detector)
     if not trained:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from oodbench.batching import require_finite_logits
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.models.device import seeded
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
 
@@ -91,8 +92,7 @@ def reinitialised(classifier: Classifier, seed: int) -> Classifier:
     """A float32 copy with every layer newly initialised."""
     member = copy.deepcopy(classifier)
     member.module.float()
-    with torch.random.fork_rng([classifier.device] if classifier.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for part in member.module.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()

@@ -26,6 +26,7 @@ from oodbench.engine.sound_detector import check_signals
 from oodbench.errors import NotFitted, Unsuitable, counted, reason
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.models.device import name_of, resolve_device
 from oodbench.paths import separate_cache
 from oodbench.probe import SIGNALS
 from oodbench.results.facts import mark
@@ -124,18 +125,18 @@ def dtype(subject: Subject) -> str:
 
 
 def device(subject: Subject) -> str:
-    """It works on CUDA, if available, with matching scores."""
-    scores = subject.scores
-    if not torch.cuda.is_available():
-        raise Skipped("no CUDA device: checked only on the CPU")
-    classifier = trained_classifier(device="cuda")
+    """It works on the accelerator, if there is one, with matching scores."""
+    scores, accelerator = subject.scores, resolve_device("auto")
+    if accelerator.type == "cpu":
+        raise Skipped("no accelerator: checked only on the CPU")
+    classifier = trained_classifier(device=accelerator)
     detector = subject.fit(classifier)
     found = detector.score(classifier, INSIDE)
     if not detector.prepares:
-        _same(found, scores, 1e-2, "on CUDA")
+        _same(found, scores, 1e-2, f"on {accelerator}")
     moved = _saved_and_loaded(detector, "cpu").score(subject.classifier, INSIDE)
-    _same(moved, found, 1e-2, "fitted on CUDA, loaded on the CPU")
-    return torch.cuda.get_device_name()
+    _same(moved, found, 1e-2, f"fitted on {accelerator}, loaded on the CPU")
+    return name_of(accelerator) or str(accelerator)
 
 
 def classifier_untouched(subject: Subject) -> str:

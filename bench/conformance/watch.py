@@ -20,6 +20,7 @@ from oodbench.conformance import task
 from oodbench.detector import Detector
 from oodbench.errors import contained
 from oodbench.forward.guard import TORCH, Guard
+from oodbench.models.device import random_state, seeded
 from oodbench.probe import Probe
 
 PROBE = probe.__file__
@@ -125,7 +126,7 @@ def _of_surroundings() -> dict[str, Any]:
     numpy_state: Any = np.random.get_state()
     return {
         "torch's random state": torch.get_rng_state(),
-        "CUDA's random state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.zeros(0),
+        "the accelerator's random state": random_state(),
         "numpy's random state": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
         "python's random state": random.getstate(),
         "torch's gradient mode": torch.is_grad_enabled(),
@@ -143,8 +144,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def other_randomness() -> Iterator[None]:
     """Use another global random state; the outer one is restored in the end."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        torch.manual_seed(12345)
+    with seeded(12345):
         np.random.seed(12345)
         random.seed(12345)
         try:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench.batching import synchronise
 from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.errors import TooSlow, contained
 from oodbench.forward.guard import Guard
+from oodbench.models.device import peak_memory, synchronise
 from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
 from oodbench.results.facts import NOISY
@@ -56,7 +56,7 @@ def standalone_costs(
     for name, job in jobs.items():
         try:
             with turn(job.detector, None, guard):
-                peak = _peak_memory(work[name], images.device)
+                peak = peak_memory(work[name], images.device)  # the run is also the warm-up
             peaks[name] = peak  # now that what it may have changed was looked for
         except Exception as error:
             on_error(job.detector, error)
@@ -166,15 +166,3 @@ def _time(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronise(device)
     return time.perf_counter() - start
-
-
-def _peak_memory(work: Callable[[], None], device: torch.device) -> float | None:
-    """MiB above what was allocated before. The run is also the warm-up."""
-    if device.type != "cuda":
-        work()
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    synchronise(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

@@ -14,13 +14,18 @@ from oodbench.classifier import Classifier
 from oodbench.errors import contained
 
 PLAIN = (bool, int, float, str, bytes)
-DEVICES = ("cpu", "cuda")  # where autocast is on or off
 GLOBAL_HOOKS = [hooks for name, hooks in vars(torch.nn.modules.module).items() if re.fullmatch("_global_.*_hooks", name)]
 
 
-def _set_autocast(modes: Sequence[bool]) -> None:
-    for device, mode in zip(DEVICES, modes, strict=True):
-        torch.set_autocast_enabled(device, mode)
+def _autocast() -> dict[str, bool]:
+    """Whether it is on, by device type."""
+    kinds = {"cpu", (torch.accelerator.current_accelerator() or torch.device("cpu")).type}
+    return {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+
+
+def _set_autocast(modes: dict[str, bool]) -> None:
+    for kind, mode in modes.items():
+        torch.set_autocast_enabled(kind, mode)
 
 
 def _set_global_hooks(before: Sequence[dict[int, Any]]) -> None:
@@ -70,7 +75,7 @@ TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "functions of torch or numpy": (_functions, _set_functions),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    "torch's autocast": (lambda: [torch.is_autocast_enabled(device) for device in DEVICES], _set_autocast),
+    "torch's autocast": (_autocast, _set_autocast),
     "torch's hooks on all modules": (lambda: [dict(hooks) for hooks in GLOBAL_HOOKS], _set_global_hooks),
 }
 

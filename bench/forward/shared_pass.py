@@ -159,6 +159,6 @@ def _averaged(output: Tensor) -> Tensor:
 
 def _refused(error: Exception, what: str, remedy: str) -> Exception:
     """What a failure means for the detectors that it concerns. Too little memory does not make a network unsuitable."""
-    if isinstance(error, OodbenchError | torch.cuda.OutOfMemoryError):
+    if isinstance(error, OodbenchError | torch.OutOfMemoryError):
         return error
     return Unsuitable(f"{what} ({reason(error)}); {remedy}")

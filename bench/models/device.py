@@ -1,21 +1,100 @@
-"""The device that a network runs on."""
+"""The device that a network runs on, and what PyTorch tells of any device: CUDA, ROCm, MPS, XPU, or a plug-in's."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from oodbench.errors import OodbenchError, UsageError
 
+PINNING = ("cuda", "xpu")  # where copies from pinned memory overlap with computation; a device cannot be asked
+
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` -> the device.
+    """``auto`` (the accelerator if there is one, else the CPU), or a name that PyTorch knows (``cpu``, ``cuda:1``, ``mps``,
+    …) -> the device.
 
     Raises UsageError for an unknown name, and OodbenchError if the device is not available.
     """
-    kind, _, index = name.partition(":")
-    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-        raise UsageError(f"unknown device '{name}'; give auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    if kind == "cuda" and int(index or 0) >= count:
-        raise OodbenchError(f"no device '{name}': this PyTorch sees {count} CUDA devices; run with --device cpu")
-    return torch.device(name)
+        return accelerator or torch.device("cpu")
+    device = parse_device(name)
+    module = module_of(device)
+    count = module.device_count() if getattr(module, "is_available", lambda: True)() else 0
+    if (device.index or 0) >= count:
+        remedy = f"--device {accelerator.type} or --device cpu" if accelerator else "--device cpu"
+        kind = device.type.upper() if device.type != "cpu" else "CPU"
+        raise OodbenchError(f"no device '{name}': this PyTorch sees {count} {kind} devices; run with {remedy}")
+    return device
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of a name other than ``auto``. Raises UsageError if PyTorch knows none, or cannot compute on it."""
+    try:
+        device = torch.device(name)
+        module_of(device)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"unknown device '{name}'; give auto, cpu, or an accelerator that PyTorch knows, such as cuda, cuda:1, mps or xpu"
+        ) from error
+    return device
+
+
+def module_of(device: torch.device) -> Any:
+    """``torch.cuda`` of a CUDA device, ``torch.mps`` of MPS, …. Raises RuntimeError for a device without one."""
+    return torch.get_device_module(device)
+
+
+def name_of(device: torch.device) -> str | None:
+    """The name of an accelerator, such as ``NVIDIA H100``; None if it does not tell."""
+    told = getattr(module_of(device), "get_device_name", None)
+    return told and told(device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next is accurate."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> float | None:
+    """Run ``work``; MiB that it allocated above what was allocated before, or None for a device that does not count them."""
+    module = module_of(device)
+    if not hasattr(module, "max_memory_allocated"):
+        work()
+        return None
+    module.reset_peak_memory_stats(device)
+    before = module.memory_allocated(device)
+    work()
+    synchronise(device)
+    return (module.max_memory_allocated(device) - before) / 2**20
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """The dtype of mixed precision; None, full precision, on the CPU and where PyTorch does not tell what is supported."""
+    supported = getattr(module_of(device), "is_bf16_supported", None)
+    if supported is None:
+        return None
+    return torch.bfloat16 if supported() else torch.float16
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch's generators, those of the CPU and of every accelerator, and restore their state afterwards."""
+    device = resolve_device("auto")
+    count = 0 if device.type == "cpu" else torch.accelerator.device_count()
+    with torch.random.fork_rng(range(count), device_type=device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_state() -> Tensor:
+    """The state of the accelerator's generator, empty for one that was not used yet, and without an accelerator."""
+    device = resolve_device("auto")
+    module = module_of(device)
+    if device.type == "cpu" or not getattr(module, "is_initialized", lambda: True)():
+        return torch.zeros(0)
+    return module.get_rng_state()

@@ -36,7 +36,7 @@ def load_model(
             with oodbench.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
         num_classes: for a network without a weights file; otherwise it is taken from the file. 10 by default.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, or an accelerator, as PyTorch names it: ``cuda``, ``cuda:1``, ``mps``, ``xpu``, ….
         require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
             the same each time. The ``*-cifar10`` models always need their weights.
         weights_key: which part of a checkpoint to read, such as ``state_dict_ema``; needed where several parts fit.

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from oodbench.image_set import ImageSet
 from oodbench.models import card, recipes, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
-from oodbench.models.device import resolve_device
+from oodbench.models.device import mixed_precision, resolve_device, seeded
 from oodbench.models.objective import OwnObjective
 from oodbench.models.recipes import Recipe
 
@@ -48,8 +48,8 @@ def train(
     ``out`` states what made the weights, and their accuracy on ``test_set``, which is read after the last epoch only.
 
     A checkpoint is written beside ``out`` after each epoch. An interrupted training that is started again resumes from it and,
-    on the CPU, ends with the same weights bit for bit. On CUDA it uses mixed precision and channels last. ``progress`` shows a
-    bar on stderr, with the accuracy on the training images of the epoch.
+    on the CPU, ends with the same weights bit for bit. On CUDA and XPU it uses mixed precision and channels last.
+    ``progress`` shows a bar on stderr, with the accuracy on the training images of the epoch.
 
     Raises BadData for a set without labels or with one class, UsageError for an unknown recipe, for a set with a corruption or
     attack, for invalid settings, for settings that differ from the checkpoint or, with ``resume``, from those that the weights
@@ -121,12 +121,12 @@ class Training:
     """Trains a classifier in place, epoch by epoch, by SGD as a recipe says: on the cross-entropy, or on what a module that is
     an ``OwnObjective`` minimises.
 
-    Uses mixed precision on CUDA. ``images`` are labelled.
+    Uses mixed precision on CUDA and XPU. ``images`` are labelled.
     """
 
     def __init__(self, classifier: Classifier, images: ImageSet, recipe: Recipe, seed: int = 0) -> None:
         self.steps = math.ceil(len(images) / recipe.batch_size)  # per epoch
-        self.precision = _precision(classifier.device)
+        self.precision = mixed_precision(classifier.device)
         parameters = classifier.module.requires_grad_(True).parameters()
         self.optimizer = torch.optim.SGD(
             parameters,
@@ -147,7 +147,7 @@ class Training:
         module.train()
         if isinstance(module, OwnObjective):
             module.begin_epoch()
-        with _seeded(self._seed, number, device) as generator:
+        with _seeded(self._seed, number) as generator:
             # Batches of nearly equal size: a last batch with one image would have no variance for normalisation.
             order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
             for step, rows in enumerate(order):
@@ -167,7 +167,8 @@ class Training:
     def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """One step on uint8 images (n, C, H, W); returns the loss and the logits from before the step."""
         module, images = self._classifier.module, batch.float() / 255
-        with torch.autocast(batch.device.type, self.precision, enabled=self.precision is not None):
+        kind = batch.device.type
+        with nullcontext() if self.precision is None else torch.autocast(kind, self.precision):
             if isinstance(module, OwnObjective):
                 loss, logits = module.loss(self._classifier.normalised(images), labels)
             else:
@@ -257,24 +258,16 @@ def _classes(images: ImageSet) -> int:
     return classes
 
 
-def _precision(device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision; None, full precision, on the CPU."""
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
 def _layout(device: torch.device) -> torch.memory_format | None:
-    """The memory layout in which convolutions are fastest; None on the CPU, where results must not depend on it."""
-    return torch.channels_last if device.type == "cuda" else None
+    """The memory layout in which mixed precision is fastest; None on the CPU, where results must not depend on it."""
+    return None if mixed_precision(device) is None else torch.channels_last
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[torch.Generator]:
+def _seeded(seed: int, epoch: int) -> Iterator[torch.Generator]:
     """The random generator of one epoch, independent of earlier ones; also seeds the global generator, for dropout."""
     value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(value)
+    with seeded(value):
         yield torch.Generator().manual_seed(value)
 
 

@@ -12,7 +12,9 @@ def provenance(device: str) -> dict[str, Any]:
     """Versions, device and number of threads."""
     import torch
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    from oodbench.models.device import name_of
+
+    name = name_of(torch.device(device)) or platform.processor() or platform.machine()
     return {
         "oodbench": __version__,
         "torch": torch.__version__,

@@ -23,11 +23,10 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from oodbench.batching import synchronise
 from oodbench.gradients import squared_norms
 from oodbench.gradients.losses import confounding
 from oodbench.models.build import build
-from oodbench.models.device import resolve_device
+from oodbench.models.device import peak_memory, resolve_device, synchronise
 
 TIME_BAR, ERROR_BAR, MEMORY_BAR = 3.5, 1e-6, 4096  # forward passes, relative error, MiB
 ONES = confounding(1.0)
@@ -143,10 +142,13 @@ def memory(device: torch.device, batch_size: int) -> float:
         command = [sys.executable, "-P", __file__, "--memory-only", "--large-batch", str(batch_size)]
         used = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     else:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        squared_norms(build("resnet18", 10).module.to(device), torch.rand(batch_size, 3, 32, 32).to(device))
-        used = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        counted = peak_memory(
+            lambda: squared_norms(build("resnet18", 10).module.to(device), torch.rand(batch_size, 3, 32, 32).to(device)), device
+        )
+        if counted is None:
+            print(f"memory: {device} does not count what it allocates")
+            return 0.0
+        used = counted
     print(f"memory: ResNet-18, batch of {batch_size}, {device}")
     print(f"  {'oodbench.gradients':32s}{used:6.0f} MiB\n  {'bar':32s}{MEMORY_BAR:6.0f} MiB")
     return used

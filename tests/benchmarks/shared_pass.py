@@ -20,6 +20,7 @@ import torch
 import oodbench
 from oodbench import batching, protocols
 from oodbench.datasets.load import load_dataset
+from oodbench.models.device import synchronise
 from oodbench.models.load import load_model
 from oodbench.suites.load import load_suite
 
@@ -33,7 +34,7 @@ def bare_pass(classifier, image_sets, batch_size):
         for images in image_sets:
             for _, batch in batching.batches(images, classifier, batching.pieces_of(np.arange(len(images)), batch_size)):
                 classifier(batch)
-    batching.synchronise(classifier.device)
+    synchronise(classifier.device)
     return time.perf_counter() - start
 
 

@@ -238,7 +238,11 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (["run", "--protocol", "per-shfit"], 2, "did you mean 'per-shift'?"),
         (["run", "--dataset", "photo"], 2, "unknown dataset 'photo'; did you mean 'photos'?"),
         (["run", "--model", "resnet8-digit"], 2, "did you mean 'resnet8-digits'?"),
-        (["run", "--device", "gpu"], 2, "unknown device 'gpu' (auto, cpu, cuda or cuda:N)"),
+        (
+            ["run", "--device", "gpu"],
+            2,
+            "unknown device 'gpu'; give auto, cpu, or an accelerator that PyTorch knows",
+        ),
         (["run", "--param", "knn.kk=3"], 2, "unknown parameter 'kk' of knn; did you mean 'k'? (it has: k, ks)"),
         (["run", "--param", "knn.k=many", "--detector", "knn"], 2, "knn: k = 'many'; give a whole number of at least 1"),
         (["leaderboard", "nowhere"], 2, "nowhere does not exist; name a folder"),

@@ -457,14 +457,17 @@ def test_what_is_no_model_is_refused_in_one_line(name, message, own_module):
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(UsageError, match="unknown device 'gpu'"):
-        resolve_device("gpu")
-    for name in ("cuda", "cuda:0"):
-        with pytest.raises(OodbenchError, match=f"no device '{name}'.*--device cpu"):
+    for name in ("gpu", "", "meta", "CPU", "cuda:01", "cuda:-1", "cu\udc80", f"cuda:{10**30}"):
+        with pytest.raises(UsageError, match=r"^unknown device '.*'; give auto, cpu, or an accelerator that"):
+            resolve_device(name)
+    for name in ("cuda", "cuda:0", "mps", "xpu:3", "cpu:1"):
+        with pytest.raises(OodbenchError, match=f"^no device '{name}': this PyTorch sees [01] .*; run with --device cpu$"):
             load_model("resnet8-digits", device=name)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(OodbenchError, match=r"no device 'cuda:2'.*sees 2"):
+    with pytest.raises(OodbenchError, match="no device 'cuda:2': this PyTorch sees 2 CUDA devices; run with --device cuda or"):
         resolve_device("cuda:2")

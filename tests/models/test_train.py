@@ -238,7 +238,7 @@ def test_a_recipe_is_followed(name, bright_set, dropping, tmp_path, monkeypatch)
     )
     for epoch in range(epochs):
         network.module.train()
-        with _seeded(0, epoch, torch.device("cpu")) as generator:
+        with _seeded(0, epoch) as generator:
             rows = torch.randperm(len(bright_set), generator=generator)
             loss = torch.nn.functional.cross_entropy(network(bright_set.images[rows] / 255), bright_set.labels[rows])
         optimizer.zero_grad()
