@@ -1,0 +1,199 @@
+"""Everything that computes, on a device that refuses to mix with the CPU (``helpers/pretend_device.py``).
+
+The device belongs to a process, so each test is a process of its own.
+"""
+
+import json
+from pathlib import Path
+
+import new_process
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oodbench import registry
+
+if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+    pytest.skip("this PyTorch knows no devices written in Python", allow_module_level=True)
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+SET_UP = f"""
+import sys
+sys.path.insert(0, {str(HELPERS)!r})
+import numpy as np, pytest, torch
+import pretend_device
+from oodbench.conformance.subject import INSIDE, INSIDE_LABELS, LABELS, TRAIN
+from oodbench.conformance.task import trained_classifier
+from oodbench.detector import load_detector
+"""
+# Parameters of detectors that train a network; an epoch shows as much as a hundred.
+SHORT = {name: {"epochs": 1} for name in ("duq", "ensemble", "gradcon", "gradcon-vae", "introspective")}
+
+
+def on_device(code: str, *arguments, cwd=None, float64: bool = True) -> str:
+    """What the code prints in a process with the device."""
+    set_up = f"{SET_UP}\npretend_device.set_up(float64={float64})\n"
+    done = new_process.python(set_up + code, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def oodbench(*arguments, cwd) -> str:
+    """What the command prints in a process with the device."""
+    return on_device("from oodbench.cli import main\nsys.argv[0] = 'oodbench'\nmain()", *arguments, cwd=cwd)
+
+
+def test_the_device_refuses_what_cuda_refuses():
+    on_device("""
+x, there = torch.ones(2, 2), torch.ones(2, 2, device="pretend")
+refused = [
+    lambda: there + x,
+    lambda: torch.cat([there, x]),
+    lambda: torch.stack([there.sum(), x.sum()]),
+    lambda: torch.nn.Linear(2, 2)(there),
+    lambda: torch.nn.Linear(2, 2).to("pretend")(x),
+    lambda: x[there.long()],
+    lambda: x.add_(there),
+    lambda: there.numpy(),
+    lambda: torch.rand(2, device="pretend", generator=torch.Generator()),
+    lambda: x.pin_memory(),
+]
+for mix in refused:
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with pytest.raises((RuntimeError, TypeError)), context:
+            mix()
+assert (there * x.sum() + x.sum()).tolist() == [[8.0, 8.0], [8.0, 8.0]]
+assert there[torch.tensor([0])].device == torch.device("pretend:0")
+assert x.copy_(there * 2).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+there.t()[0] = 5
+assert there.cpu().tolist() == [[5.0, 1.0], [5.0, 1.0]]
+""")
+
+
+def test_random_numbers_of_the_device_are_its_own():
+    on_device("""
+from oodbench.models.device import random_state, seeded
+torch.manual_seed(1)
+state, own = torch.get_rng_state(), random_state()
+drawn = torch.rand(3, device="pretend")
+assert torch.equal(torch.get_rng_state(), state) and not torch.equal(random_state(), own)
+own = random_state()
+for _ in range(2):
+    with seeded(1):
+        assert torch.equal(torch.rand(3, device="pretend").cpu(), drawn.cpu())
+    assert torch.equal(random_state(), own) and torch.equal(torch.get_rng_state(), state)
+""")
+
+
+def test_every_detector_scores_as_on_the_cpu(tmp_path):
+    found = on_device(
+        """
+import json, traceback
+here, there = trained_classifier(), trained_classifier(device="pretend")
+
+def scores(name, parameters):
+    expected = load_detector(name, **parameters).fit(here, TRAIN, LABELS).score(here, INSIDE)
+    fitted = load_detector(name, **parameters).fit(there, TRAIN, LABELS)
+    fitted.save("fitted")
+    yield from (expected, fitted.score(there, INSIDE), fitted.score(there, INSIDE.to("pretend")))
+    yield from (type(fitted).load("fitted", network.device).score(network, INSIDE) for network in (here, there))
+
+for name, parameters in json.loads(sys.argv[1]).items():
+    try:
+        print(json.dumps([name, [each.tolist() for each in scores(name, parameters)]]))
+    except Exception:
+        print(json.dumps([name, traceback.format_exc()]))
+""",
+        json.dumps({name: SHORT.get(name, {}) for name in registry.records("detectors")}),
+        cwd=tmp_path,
+    )
+    results = dict(map(json.loads, found.splitlines()))
+    assert results.keys() == registry.records("detectors").keys()
+    for name, scores in results.items():
+        assert not isinstance(scores, str), f"{name}: {scores}"
+        expected, *others = np.array(scores)
+        for each in others:
+            np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected), err_msg=name)
+
+
+def test_every_attack_gives_the_images_of_the_cpu():
+    on_device(
+        """
+from oodbench.datasets.adversarial.attacks import ATTACKS, attack
+others = {"hsv": ("semantic", {"reading": "hsv", "trials": 5}), "foolbox": ("foolbox:LinfPGD", {"eps": 0.03}),
+          "art": ("art:ProjectedGradientDescent", {"max_iter": 3})}
+here, there, images, labels = trained_classifier(), trained_classifier(device="pretend"), INSIDE[:20], INSIDE_LABELS[:20]
+for name, settings in ({name: (name, {}) for name in ATTACKS} | others).values():
+    expected = attack(here, images, labels, name, **settings)
+    for given in (images, images.to("pretend")):
+        for classes in (labels, labels.to("pretend")):
+            found = attack(there, given, classes, name, **settings)
+            assert found.device == given.device and there.device == torch.device("pretend:0"), name
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")
+"""
+    )
+
+
+def test_training_ends_with_the_weights_of_the_cpu_and_resumes(tmp_path):
+    on_device(
+        """
+from oodbench.datasets.load import load_dataset
+from oodbench.models import train as training
+from oodbench.models.checkpoint import Checkpoint
+digits, removed = load_dataset("digits", split="train").select(torch.arange(300)), Checkpoint.remove
+options = {"epochs": 2, "batch_size": 50, "progress": False}
+ends = [
+    training.train("resnet8-digits", digits, out=f"{device}.safetensors", device=device, **options).cpu().state_dict()
+    for device in ("cpu", "pretend")
+]
+step = training.Training.epoch
+training.Training.epoch = lambda self, number, *rest: step(self, number, *rest) if number == 0 else 1 / 0
+with pytest.raises(ZeroDivisionError):
+    training.train("resnet8-digits", digits, out="again.safetensors", device="pretend", **options)
+training.Training.epoch = step
+ends.append(training.train("resnet8-digits", digits, out="again.safetensors", device="pretend", **options).cpu().state_dict())
+for name, value in ends[0].items():
+    torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4)
+    assert torch.equal(ends[1][name], ends[2][name]), name
+""",
+        cwd=tmp_path,
+    )
+
+
+def test_a_run_has_the_figures_of_the_cpu(tmp_path):
+    on_device(
+        """
+import oodbench
+from oodbench.engine.replay import replay
+from oodbench.results.folder import RunFolder
+options = {
+    "detectors": ["msp", "odin", "mahalanobis-v", "knn", "vim", "lid", "purview", "mc-dropout", "pixels"],
+    "datasets": ["photos", "digits+fgsm"],
+}
+for device in ("cpu", "pretend"):
+    oodbench.run("digits", limit=60, device=device, out=device, **options)
+here, there = ({(r.set_name, *r.place): r for r in RunFolder(device).records()} for device in ("cpu", "pretend"))
+assert here.keys() == there.keys() and len(here) > 30
+for place, record in here.items():
+    assert record.status == there[place].status == "ok", place
+    assert vars(there[place].metrics) == pytest.approx(vars(record.metrics), abs=1e-6, nan_ok=True), place
+folder = RunFolder("pretend")
+assert folder.manifest().provenance["device"].startswith("pretend")
+assert folder.costs() and {cost["peak_memory_mb"] for cost in folder.costs().values()} == {None}
+assert replay("pretend", 10, device="auto").ok
+""",
+        cwd=tmp_path,
+    )
+
+
+def test_what_is_fitted_on_the_device_scores_anywhere(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    fit = ("fit", "mahalanobis-p", "--dataset", "digits", "--model", "resnet8-digits", "--out", "fitted")
+    oodbench(*fit, "--device", "pretend", cwd=tmp_path)
+    there, here = (oodbench("score", "fitted", "images", "--device", name, cwd=tmp_path) for name in ("pretend", "cpu"))
+    assert there == here
+    assert there.count("anomalous") == 3
