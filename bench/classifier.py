@@ -1,7 +1,7 @@
 """The network under test: normalisation inside, eval mode, frozen, with its last linear layer and its layers known."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oodbench.datasets.transform import Transform
 from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, line_of, reason
+from oodbench.models.float64 import float64_for
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
@@ -80,6 +81,11 @@ class Classifier(nn.Module):
         """Always stays in eval mode: a benchmark must not change running statistics."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Classifier":
+        """What ``to``, ``cuda`` and the like call. Means and standard deviations in float64 go where it is available."""
+        with float64_for(fn(torch.zeros(())).device):
+            return super()._apply(fn, recurse)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), floats in [0, 1], to logits (N, classes)."""
         images = self.normalised(images)
@@ -90,7 +96,7 @@ class Classifier(nn.Module):
         """What the module takes: images (N, C, H, W), floats in [0, 1], with the normalisation applied."""
         if self.mean is None or self.std is None:
             return images
-        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        return (images - self.mean.to(images)) / self.std.to(images)  # a device without float64 has them on the CPU
 
     @property
     def head(self) -> nn.Linear:
@@ -220,7 +226,7 @@ class Classifier(nn.Module):
 
 def _probabilities(logits: Tensor) -> str | None:
     """What outputs (N, classes) are if they are not logits: probabilities or log-probabilities, up to rounding and scale."""
-    outputs, slack = logits.double(), 16 * torch.finfo(logits.dtype).eps
+    outputs, slack = logits.cpu().double(), 16 * torch.finfo(logits.dtype).eps
     if outputs.shape[1] < 2:
         return None
 

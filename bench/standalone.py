@@ -21,6 +21,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.models.float64 import float64_for
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -131,10 +132,10 @@ def _alone(detector: "Detector", classifier: Classifier | None, images: Tensor |
     A caller's inference mode, in which nothing has gradients, and its autocast, which changes scores, do not apply. If the
     network does not accept these images, that is reported in one line instead of the error of a layer.
     """
-    kind = "cpu" if classifier is None else classifier.device.type
-    same = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    device = torch.device("cpu") if classifier is None else classifier.device
+    same = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
     try:
-        with lock_of(detector, classifier), torch.inference_mode(False), same:
+        with lock_of(detector, classifier), torch.inference_mode(False), same, float64_for(device):
             yield
     except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData, OodbenchError
+from oodbench.models.float64 import float64_for
 from oodbench.paths import require_regular
 from oodbench.paths import write_atomically as write_atomically
 
@@ -89,7 +90,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
         header, state = dict(content["header"]), dict(content["state"])
     lists: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
-        tensor = tensor.to(device)
+        with float64_for(torch.device(device)):
+            tensor = tensor.to(device)
         stem, dot, place = name.rpartition(".")
         if dot and place.isdigit():
             lists.setdefault(stem, {})[int(place)] = tensor

@@ -20,6 +20,7 @@ from torch import Tensor
 from oodbench.datasets.name import LEVELS as LEVELS
 from oodbench.datasets.name import require_corruption
 from oodbench.errors import BadData
+from oodbench.models.float64 import float64_for
 from oodbench.random_numbers import hashed, image_keys, mix, shifted, standard_normal
 
 CHUNK = 2**18  # pixel values at a time, because hashing makes several float64 copies of them
@@ -166,10 +167,11 @@ def corrupt(images: Tensor, name: str, level: int, seed: int = 0, index: Tensor 
     keys = image_keys(index.to(images.device), seed)
     corrupted = torch.empty_like(images)
     step = max(1, CHUNK // max(1, images[:1].numel()))
-    for start in range(0, len(images), step):
-        part = slice(start, start + step)
-        result = CORRUPTIONS[name](images[part].double(), level, keys[part])
-        corrupted[part] = result.clamp(0, 255).round().to(torch.uint8)
+    with float64_for(images.device):
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            result = CORRUPTIONS[name](images[part].double(), level, keys[part])
+            corrupted[part] = result.clamp(0, 255).round().to(torch.uint8)
     return corrupted
 
 

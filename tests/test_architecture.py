@@ -19,8 +19,8 @@ FOLDERS = {
 # names. The plug-in tables (``oodbench.detectors`` and the like) import the registry alone.
 FLOORS = (
     # What everything may use.
-    ("errors", "paths", "progress", "random_numbers", "registry", "state"),
-    ("models.device", "models.published", "results.facts", "results.provenance"),
+    ("errors", "models.device", "models.float64", "paths", "progress", "random_numbers", "registry", "state"),
+    ("models.published", "results.facts", "results.provenance"),
     # The grammar of names, and the tables of names.
     ("datasets.name", "datasets.transform", "datasets.formats.digests", "datasets", "detectors", "models", "suite", "suites"),
     # Contracts: what a network and a set of images are, and what is computed from scores.

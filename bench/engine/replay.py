@@ -22,6 +22,7 @@ from oodbench.errors import BadData, UsageError, contained, counted, no_exit, on
 from oodbench.image_set import ImageSet
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
+from oodbench.models.float64 import float64_for
 from oodbench.models.load import weights_path
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -121,11 +122,11 @@ def replay(
     """
     if count < 1:
         raise UsageError(f"cannot replay {count} images; give at least 1")
-    progress = progress or Progress()
+    progress, target = progress or Progress(), resolve_device(device)
     found = Replay(secrets.randbelow(2**31) if seed is None else seed)
     for folder in open_folders(Path(path), verified=True):
-        with contained(), no_exit():
-            _Replaying(folder, found, progress, trust_model, list(detectors), list(datasets)).run(count, weights, data, device)
+        with contained(), no_exit(), float64_for(target):
+            _Replaying(folder, found, progress, trust_model, list(detectors), list(datasets)).run(count, weights, data, target)
     return found
 
 
@@ -161,12 +162,12 @@ class _Replaying:
         self.suite = suite.override(detectors=names, datasets=sets, protocols=["unsupervised"]) if names else suite
         self.random = np.random.default_rng(found.seed)
 
-    def run(self, count: int, weights: str | Path | None, data: DataRoots, device: str) -> None:
+    def run(self, count: int, weights: str | Path | None, data: DataRoots, device: torch.device) -> None:
         if not self.records:
             self.found.left_out.append(f"{self.folder.name}: it has no unsupervised scores")
             return
         limit = self.manifest.settings.get("limit")
-        network = load_network(self.suite, weights or self._weights(data), resolve_device(device), data)
+        network = load_network(self.suite, weights or self._weights(data), device, data)
         loaded = LoadedSuite(self.suite, self.progress, data=data, limit=limit, network=network)
         here = {
             "weights": loaded.weights_hash,

@@ -32,6 +32,7 @@ from oodbench.image_set import ImageSet
 from oodbench.models import card, imports_code
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
+from oodbench.models.float64 import float64_for
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
@@ -67,7 +68,8 @@ def run(
     folder = RunFolder(out or default_folder(suite))
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with contained(), no_exit(), folder.locked(progress.say, fresh), same, calls.watched(progress, cell_timeout):
+    double, locked = float64_for(target), folder.locked(progress.say, fresh)
+    with contained(), no_exit(), locked, same, double, calls.watched(progress, cell_timeout):
         progress.stage(f"loading {suite.model or 'no network'}")
         network = load_network(suite, suite.weights, target, data, weights_key)
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers, network=network)

@@ -29,19 +29,21 @@ from oodbench.detector import load_detector
 """
 # Parameters of detectors that train a network; an epoch shows as much as a hundred.
 SHORT = {name: {"epochs": 1} for name in ("duq", "ensemble", "gradcon", "gradcon-vae", "introspective")}
+either = pytest.mark.parametrize("float64", [True, False], ids=["with float64", "without float64"])
 
 
 def on_device(code: str, *arguments, cwd=None, float64: bool = True) -> str:
-    """What the code prints in a process with the device."""
+    """What the code prints in a process with the device, which may lack float64."""
     set_up = f"{SET_UP}\npretend_device.set_up(float64={float64})\n"
     done = new_process.python(set_up + code, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("pretend has no float64") == (not float64)
     return done.stdout
 
 
-def oodbench(*arguments, cwd) -> str:
+def oodbench(*arguments, cwd, float64: bool = True) -> str:
     """What the command prints in a process with the device."""
-    return on_device("from oodbench.cli import main\nsys.argv[0] = 'oodbench'\nmain()", *arguments, cwd=cwd)
+    return on_device("from oodbench.cli import main\nsys.argv[0] = 'oodbench'\nmain()", *arguments, cwd=cwd, float64=float64)
 
 
 def test_the_device_refuses_what_cuda_refuses():
@@ -86,7 +88,36 @@ for _ in range(2):
 """)
 
 
-def test_every_detector_scores_as_on_the_cpu(tmp_path):
+def test_without_float64_only_what_needs_it_runs_on_the_cpu():
+    on_device(
+        """
+from oodbench.models.float64 import float64_for
+with pytest.raises(TypeError, match="support float64"):
+    torch.ones(2, device="pretend").double()
+ones = torch.ones(2, device="pretend")
+with float64_for(ones.device):
+    wide = ones.double()
+    made = torch.zeros(2, dtype=torch.float64, device="pretend")
+    assert [each.device.type for each in (made, wide, wide.argmax(), wide + ones)] == ["cpu"] * 4
+    assert [wide.to("pretend").device.type, wide.to("pretend").dtype] == ["cpu", torch.float64]
+    assert [wide.to(ones).device.type, wide.to(ones).dtype] == ["pretend", torch.float32]
+    assert [(ones * 2).device.type, (ones * torch.tensor(2.0)).device.type] == ["pretend"] * 2
+    ones += wide
+    ones[:1] = 3 * wide[:1]
+    ones[torch.tensor([False, True])] -= wide[1:]
+    assert ones.device.type == "pretend" and ones.tolist() == [3.0, 1.0]
+    leaf = ones.requires_grad_()
+    gradient = torch.autograd.grad((leaf.double() * wide).sum(), leaf)[0]
+    assert gradient.device.type == "pretend" and gradient.tolist() == [1.0, 1.0]
+with float64_for(torch.device("pretend:0")):
+    pass
+""",
+        float64=False,
+    )
+
+
+@either
+def test_every_detector_scores_as_on_the_cpu(tmp_path, float64):
     found = on_device(
         """
 import json, traceback
@@ -104,9 +135,11 @@ for name, parameters in json.loads(sys.argv[1]).items():
         print(json.dumps([name, [each.tolist() for each in scores(name, parameters)]]))
     except Exception:
         print(json.dumps([name, traceback.format_exc()]))
+assert pretend_device.OPERATIONS["aten::convolution"] > 100
 """,
         json.dumps({name: SHORT.get(name, {}) for name in registry.records("detectors")}),
         cwd=tmp_path,
+        float64=float64,
     )
     results = dict(map(json.loads, found.splitlines()))
     assert results.keys() == registry.records("detectors").keys()
@@ -117,7 +150,8 @@ for name, parameters in json.loads(sys.argv[1]).items():
             np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected), err_msg=name)
 
 
-def test_every_attack_gives_the_images_of_the_cpu():
+@either
+def test_every_attack_gives_the_images_of_the_cpu(float64):
     on_device(
         """
 from oodbench.datasets.adversarial.attacks import ATTACKS, attack
@@ -131,11 +165,14 @@ for name, settings in ({name: (name, {}) for name in ATTACKS} | others).values()
             found = attack(there, given, classes, name, **settings)
             assert found.device == given.device and there.device == torch.device("pretend:0"), name
             torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")
-"""
+assert pretend_device.OPERATIONS["aten::convolution_backward"] > 100
+""",
+        float64=float64,
     )
 
 
-def test_training_ends_with_the_weights_of_the_cpu_and_resumes(tmp_path):
+@either
+def test_training_ends_with_the_weights_of_the_cpu_and_resumes(tmp_path, float64):
     on_device(
         """
 from oodbench.datasets.load import load_dataset
@@ -158,6 +195,7 @@ for name, value in ends[0].items():
     assert torch.equal(ends[1][name], ends[2][name]), name
 """,
         cwd=tmp_path,
+        float64=float64,
     )
 
 

@@ -5,6 +5,7 @@ PyTorch allows one such device per process and cannot remove it, so tests set it
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")  # between device
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 SCALARS = ("aten::fill_", "aten::masked_fill", "aten::masked_fill_")  # take a number on the CPU, as all pointwise ones do
 WIDE = (torch.float64, torch.complex128)
+OPERATIONS: Counter[str] = Counter()  # that ran on the device
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -112,6 +114,7 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation of the device on the values, if they are all there."""
     name = operation.name().partition(".")[0]
     require_one_device(operation, name, args, kwargs)
+    OPERATIONS[name] += 1
     to = kwargs.get("device")
     values, options = _mapped(args, _held), {key: _mapped(value, _held) for key, value in kwargs.items()}
     if options.get("pin_memory"):
