@@ -60,7 +60,8 @@ class _WithoutValues(TorchFunctionMode):
     """Leaves out the initialisation of parameters, which on the meta device has no effect but imports the compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == nn.init.__name__ or getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+        fills = getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_")
+        if fills or getattr(func, "__module__", "") == nn.init.__name__:
             return next(iter([*args, *(kwargs or {}).values()]))
         return func(*args, **(kwargs or {}))
 
