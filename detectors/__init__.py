@@ -18,6 +18,25 @@ TABLE = {
         "Hendrycks et al. 2022",
         "held-out training images",
     ),
+    "gen": Entry(
+        "oodbench.detectors.gen:GEN",
+        "Generalised entropy of the largest softmax probabilities",
+        "Liu et al. 2023",
+        "nothing; a validation shift",
+        parameters="gamma top gammas tops",
+    ),
+    "gradtrust": Entry(
+        "oodbench.detectors.gradtrust:GradTrust",
+        "Largest over mean variance of squared last-layer gradients, in closed form",
+        "Prabhushankar & AlRegib 2024",
+        "nothing",
+    ),
+    "tempscale": Entry(
+        "oodbench.detectors.tempscale:TemperatureScaling",
+        "Largest softmax probability of calibrated logits, as log-odds",
+        "Guo et al. 2017",
+        "labelled held-out training images",
+    ),
     # From the penultimate features.
     "knn": Entry(
         "oodbench.detectors.knn:KNN",

@@ -37,7 +37,7 @@ from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
 from oodbench.results.records import NETWORK_SOURCES
 from oodbench.suite import PROTOCOLS, Suite, TestSet
-from oodbench.suites.load import suite_names
+from oodbench.suites.load import load_suite, suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -360,7 +360,7 @@ def test_the_page_of_results_has_a_row_for_each_detector(suite):
     text = (ROOT / "docs" / "leaderboards.md").read_text(encoding="utf-8")
     of_suite = re.split(r"^## ", text.partition(f"\n## {suite}\n")[2], flags=re.MULTILINE)[0]
     rows = [row for row in table_rows(of_suite) if len(row) > 2 and row[1] in PROTOCOLS]
-    assert {row[0].removesuffix(" (control)").split(":")[0] for row in rows} == set(DETECTORS)
+    assert {row[0].removesuffix(" (control)").split(":")[0] for row in rows} == set(load_suite(suite).detectors)
 
 
 def test_the_page_of_published_figures_shows_what_the_data_hold():

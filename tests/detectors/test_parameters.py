@@ -31,6 +31,8 @@ WRONG = [
     ("mc-dropout", "p", "x", "a finite number between 0 and 1"),
     ("mc-dropout", "seed", 2**32, "a whole number from 0 to 4294967295"),
     ("energy", "temperature", NAN, "a finite number above 0"),
+    ("gen", "gamma", 0, "a finite number above 0"),
+    ("gen", "top", 1.5, "a whole number of at least 1"),
     ("ash", "percentile", 100, "a finite number between 0 and 100"),
     ("scale", "percentile", "85", "a finite number between 0 and 100"),
     ("react", "percentile", NAN, "a finite number between 0 and 100"),

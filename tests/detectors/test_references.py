@@ -2,11 +2,11 @@
 
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from references import CLASSES, TEST, TRAIN, assert_close, energy, run, softmax
 from sklearn.covariance import LedoitWolf
 
 import oodbench
@@ -15,86 +15,6 @@ from oodbench.detectors import knn, odin
 from oodbench.detectors._moments import ClassMoments, squared_distances, whitening
 from oodbench.heads import separation
 from oodbench.probe import Probe
-
-CLASSES = 4
-
-
-def random_images(size: int, seed: int) -> torch.Tensor:
-    """Smooth random images (size, 3, 8, 8) in float64, which spread over features more than noise does."""
-    random = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(size, 3, 3, 3, generator=random, dtype=torch.float64)
-    return torch.nn.functional.interpolate(coarse, size=8, mode="bilinear")
-
-
-TRAIN, TEST = random_images(150, seed=0), random_images(12, seed=1)
-
-
-@pytest.fixture
-def network(make_classifier):
-    """A float64 network whose logits spread over three of its four classes, and of which one feature is always 0."""
-    classifier = make_classifier(seed=3, dtype=torch.float64)
-    with torch.no_grad():
-        classifier.module.layer2[1].weight.mul_(3)
-        classifier.module.layer2[1].bias[5] = -100.0
-        classifier.module.linear.weight.mul_(6)
-        features = run(classifier, TRAIN).layers[2]
-        classifier.module.linear.bias.copy_(-(features.mean(0) @ classifier.module.linear.weight.T))
-        classifier.module.linear.bias[2] -= 20.0
-    seen = run(classifier, TRAIN)
-    assert sorted(set(seen.logits.argmax(1).tolist())) == [0, 1, 3]
-    assert (seen.features[:, 5] == 0).all()
-    return classifier
-
-
-def run(classifier, images):
-    """Logits, penultimate features and space-averaged layers, called by hand; gradients flow."""
-    module = classifier.module
-    stem = module.conv1((images - 0.5) / 0.25)
-    first = module.layer1(stem.relu())
-    second = module.layer2(first)
-    layers = [stem.mean((2, 3)), first.mean((2, 3)), second.mean((2, 3))]
-    return SimpleNamespace(logits=module.linear(layers[2]), features=layers[2], layers=layers)
-
-
-@pytest.fixture
-def arrays(network):
-    """What the references start from: numpy arrays of the training and test images' logits and features."""
-    train, test = run(network, TRAIN), run(network, TEST)
-    labels = train.logits.argmax(1)
-    labels[::3] = (torch.arange(150) % CLASSES)[::3]  # class 2 is never predicted, so none of its images is correct
-    weight, bias = network.weight_and_bias
-    return SimpleNamespace(
-        labels=labels,
-        y=labels.numpy(),
-        train_z=train.logits.numpy(),
-        train_f=train.features.numpy(),
-        z=test.logits.numpy(),
-        f=test.features.numpy(),
-        weight=weight.numpy(),
-        bias=bias.numpy(),
-    )
-
-
-@pytest.fixture
-def scores_of(network, arrays):
-    def score(name: str, **parameters) -> np.ndarray:
-        detector = oodbench.load_detector(name, **parameters)
-        return detector.fit(network, TRAIN, arrays.labels, batch_size=32).score(network, TEST, batch_size=5)
-
-    return score
-
-
-def softmax(z):
-    powers = np.exp(z - z.max())
-    return powers / powers.sum()
-
-
-def energy(z):
-    return -np.log(np.exp(z).sum())
-
-
-def assert_close(actual, expected, rtol=1e-9):
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-12)
 
 
 def test_logit_scores(scores_of, arrays):
