@@ -47,7 +47,7 @@ class Detector:
             constructor may set them if they depend on a hyper-parameter.
         variants: names for the columns of ``statistics`` after the first, which is the detector's main score. Each
             variant gets its own row ``NAME:VARIANT``; all rows share one fit.
-        quick: hyper-parameters that shorten training, for ``oodbench check``.
+        quick: hyper-parameters for ``oodbench check``, which shorten training or suit its network of 16 features.
         calibrates: whether ``observe`` learns from the images in ``probe.held_out``. Where a suite has validation images,
             they come in separate batches that other detectors do not get, and no training image is held out.
         caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.

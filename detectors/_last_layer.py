@@ -25,7 +25,7 @@ def logits_of(features: Tensor, classifier: Classifier) -> Tensor:
 
 
 class Shaping(Detector):
-    """Base of ASH and SCALE: the energy of features that ``shaped`` alters, guided by the largest ones of each image.
+    """Base of ASH, ASH-S and SCALE: the energy of features that ``shaped`` alters, guided by the largest ones of each image.
 
     features (N, d), at least 0 -> (N, settings), one column per percentile. Percentiles of the grid that keep none of the
     network's features are left out.
@@ -34,8 +34,7 @@ class Shaping(Detector):
     signals = ("features",)
     shift_head = "choose"
 
-    def __init__(self, percentile: float, percentiles: Sequence[float]) -> None:
-        name = type(self).__name__.lower()
+    def __init__(self, name: str, percentile: float, percentiles: Sequence[float]) -> None:
         require_finite(name, "between 0 and 100", percentile=percentile)
         require_grid(name, "between 0 and 100", percentiles=percentiles)
         self.percentile, self.percentiles = percentile, sorted(map(float, percentiles))  # JSON values; the last may be left out
@@ -80,3 +79,10 @@ def largest(features: Tensor, percentile: float, classifier: Classifier) -> tupl
     # Search once per k: among equal values topk's choice depends on k, and must not depend on the grid.
     values, places = features.topk(count, 1, sorted=False)
     return values, places
+
+
+def scale_of(features: Tensor, values: Tensor) -> Tensor:
+    """exp(Σf / Σ kept f) of each image (N, 1), given its features (N, d) and the values (N, k) of the kept ones."""
+    # Features that are all 0 stay 0 for every factor.
+    top = values.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.exp(features.sum(1, keepdim=True) / top)

@@ -46,6 +46,25 @@ class ClassMeans:
         return torch.as_tensor(self.sum).sum(0) / torch.as_tensor(self.count).sum()
 
 
+class Mean:
+    """The mean of rows (d,), streamed."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, d)."""
+        self._count += len(rows)
+        self._sum = self._sum + rows.double().sum(0)
+
+    def mean(self) -> Tensor:
+        """(d,), float64. Raises Unsuitable if there are no rows."""
+        if not self._count:
+            raise Unsuitable("saw no training images to fit on; give more training images")
+        return torch.as_tensor(self._sum) / self._count
+
+
 class ClassMoments:
     """Class means and the covariances about them, streamed; no features are kept.
 

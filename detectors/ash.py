@@ -20,7 +20,7 @@ class ASH(Shaping):
     """
 
     def __init__(self, percentile: float = 90.0, percentiles: Sequence[float] = PERCENTILES) -> None:
-        super().__init__(percentile, percentiles)
+        super().__init__("ash", percentile, percentiles)
 
     def shaped(self, features: Tensor, values: Tensor, places: Tensor) -> Tensor:
         share = features.sum(1, keepdim=True) / places.shape[1]

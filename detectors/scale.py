@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from oodbench.detectors._last_layer import Shaping
+from oodbench.detectors._last_layer import Shaping, scale_of
 
 PERCENTILES = (50.0, 55.0, 60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)
 
@@ -20,9 +19,7 @@ class Scale(Shaping):
     """
 
     def __init__(self, percentile: float = 85.0, percentiles: Sequence[float] = PERCENTILES) -> None:
-        super().__init__(percentile, percentiles)
+        super().__init__("scale", percentile, percentiles)
 
     def shaped(self, features: Tensor, values: Tensor, places: Tensor) -> Tensor:
-        # Features that are all 0 stay 0 for every factor.
-        top = values.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        return features * torch.exp(features.sum(1, keepdim=True) / top)
+        return features * scale_of(features, values)
