@@ -113,6 +113,33 @@ TABLE = {
         "Ren et al. 2021",
         "labelled training images",
     ),
+    "rmd++": Entry(
+        "oodbench.detectors.rmd_plus:RelativeMahalanobisPlusPlus",
+        "Relative Mahalanobis distance of normalised features",
+        "Müller & Hein 2025",
+        "labelled training images",
+    ),
+    "nnguide": Entry(
+        "oodbench.detectors.nnguide:NNGuide",
+        "Minus the energy, guided by the nearest training features",
+        "Park et al. 2023",
+        "training images",
+        parameters="k size seed",
+    ),
+    "neco": Entry(
+        "oodbench.detectors.neco:NECO",
+        "Share of standardised features outside their principal directions",
+        "Ben Ammar et al. 2024",
+        "training images; a validation shift",
+        parameters="dimension max_logit dimensions",
+    ),
+    "kpca": Entry(
+        "oodbench.detectors.kpca:KernelPCA",
+        "Reconstruction error of normalised features by PCA, also of random Fourier features",
+        "Fang et al. 2024",
+        "training images",
+        parameters="variance mapped_variance gamma mapped seed",
+    ),
     "she": Entry(
         "oodbench.detectors.she:SHE",
         "Inner product with the stored pattern of the predicted class",
@@ -129,6 +156,12 @@ TABLE = {
         "oodbench.detectors.mahalanobis:MahalanobisV",
         "Mahalanobis distance at the penultimate features",
         "Lee et al. 2018",
+        "labelled training images",
+    ),
+    "mahalanobis++": Entry(
+        "oodbench.detectors.mahalanobis_plus:MahalanobisPlusPlus",
+        "Mahalanobis distance at normalised penultimate features",
+        "Müller & Hein 2025",
         "labelled training images",
     ),
     "ddu": Entry(

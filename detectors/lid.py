@@ -1,12 +1,12 @@
 """Local intrinsic dimensionality (Ma et al., ICLR 2018, arXiv 1801.02613), applied to layers as in Lee et al. (2018)."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
 from oodbench.detectors._moments import squared_distances
 from oodbench.detectors._parameters import require_seed, require_whole
+from oodbench.detectors._sample import Sample
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
@@ -60,24 +60,14 @@ class LID(Detector):
         self.k, self.size, self.references, self.seed, self.reference = k, size, references, seed, reference
         if reference == "paired":
             self.signals = ("layers", "base")
-        self._random: np.random.Generator | None = None
-        self._keys: Tensor | None = None  # (kept,): the images with the smallest keys form the minibatches, in their order
-        self._rows: list[Tensor] = []  # (kept, d_l) per layer
+        self._sample: Sample | None = None  # of the layers (kept, d_l); its order makes the minibatches
 
     def observe(self, probe: Probe) -> None:
-        # One key for every image, held out or not, so that an image gets the same key for every batch size.
-        fitted = ~probe.held_out
-        self._random = self._random or np.random.default_rng(self.random_seed)
-        keys = torch.from_numpy(self._random.random(len(probe))).to(fitted.device)[fitted]
-        rows = [layer[fitted] for layer in probe.layers]
-        if self._keys is not None:
-            keys = torch.cat([self._keys, keys])
-            rows = [torch.cat(pair) for pair in zip(self._rows, rows, strict=True)]
-        self._keys, kept = keys.topk(min(self.references * self.size, len(keys)), largest=False)
-        self._rows = [layer[kept] for layer in rows]
+        self._sample = self._sample or Sample(self.references * self.size, self.random_seed)
+        self._sample.add(probe.layers, ~probe.held_out)
 
     def finish(self) -> None:
-        rows, self._rows, self._keys, self._random = [layer.double() for layer in self._rows], [], None, None
+        rows, self._sample = [layer.double() for layer in (self._sample.columns if self._sample else [])], None
         if not rows or len(rows[0]) < 3:
             raise Unsuitable(f"needs 3 training images to refer to, has {len(rows[0]) if rows else 0}; give more images")
         size = min(self.size, len(rows[0]))

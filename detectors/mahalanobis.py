@@ -41,8 +41,12 @@ class Mahalanobis(Detector):
     whitening_: list[Tensor]  # W: (rank, d_l)
     centres_: list[Tensor]  # W (μ_c − offset): (C, rank)
 
+    def penultimate(self, probe: Probe) -> Tensor:
+        """The features (N, d) that the variants without layers read."""
+        return probe.features
+
     def observe(self, probe: Probe) -> None:
-        labels, layers = labels_of(probe), probe.layers if self.layered else [probe.features]
+        labels, layers = labels_of(probe), probe.layers if self.layered else [self.penultimate(probe)]
         if self._moments is None:
             self._moments = [ClassMoments(probe.logits.shape[1]) for _ in layers]
         fitted = ~probe.held_out if self.spares_held_out else slice(None)
@@ -61,7 +65,7 @@ class Mahalanobis(Detector):
 
     def distance(self, probe: Probe, layer: int) -> Tensor:
         """min_c ½ (f − μ_c)ᵀ P (f − μ_c) at one layer: (N,)."""
-        features = (probe.layer(layer) if self.layered else probe.features).double()
+        features = (probe.layer(layer) if self.layered else self.penultimate(probe)).double()
         white = (features - self.offset_[layer]) @ self.whitening_[layer].T
         return squared_distances(white, self.centres_[layer]).min(1).values / 2
 

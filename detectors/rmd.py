@@ -22,11 +22,15 @@ class RelativeMahalanobis(Detector):
     centres_: Tensor  # W (μ_c − μ₀): (C, rank)
     whitening0_: Tensor  # W₀ with P₀ = W₀ᵀW₀: (rank, d)
 
+    def penultimate(self, probe: Probe) -> Tensor:
+        """The features (N, d) that distances are taken of."""
+        return probe.features
+
     def observe(self, probe: Probe) -> None:
         labels = labels_of(probe)
         if self._moments is None:
             self._moments = ClassMoments(probe.logits.shape[1])
-        self._moments.add(probe.features, labels)
+        self._moments.add(self.penultimate(probe), labels)
 
     def finish(self) -> None:
         assert self._moments is not None
@@ -36,6 +40,6 @@ class RelativeMahalanobis(Detector):
         self.centres_ = (means - self.mean_) @ self.whitening_.T
 
     def statistics(self, probe: Probe) -> Tensor:
-        centred = probe.features.double() - self.mean_
+        centred = self.penultimate(probe).double() - self.mean_
         to_class = squared_distances(centred @ self.whitening_.T, self.centres_).min(1).values
         return to_class - (centred @ self.whitening0_.T).square().sum(1)

@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 
 import oodbench
 from oodbench import protocols
+from oodbench.detectors import neco, nnguide
 from oodbench.errors import UsageError
 from oodbench.probe import Probe
 
@@ -139,6 +140,98 @@ def test_a_cap_below_the_floor_is_refused():
     for parameters in ({"low": 95}, {"lows": [50, 85]}):
         with pytest.raises(UsageError, match=r"vra: lows? = .*; give percentiles below"):
             oodbench.load_detector("vra", **parameters)
+
+
+def unit(features):
+    return np.array([f / np.linalg.norm(f) for f in features])
+
+
+@pytest.mark.parametrize("name", ["mahalanobis++", "rmd++"])
+def test_mahalanobis_distances_of_normalised_features(scores_of, arrays, name):
+    train, test, y = unit(arrays.train_f), unit(arrays.f), arrays.y
+    means = np.array([train[y == c].mean(0) for c in range(CLASSES)])
+    precision, whole = (
+        np.linalg.pinv(centred.T @ centred / len(train), hermitian=True, rcond=1e-13)
+        for centred in (train - means[y], train - train.mean(0))
+    )
+    to_class = np.array([min((f - m) @ precision @ (f - m) for m in means) for f in test])
+    to_all = np.array([(f - train.mean(0)) @ whole @ (f - train.mean(0)) for f in test])
+    assert_close(scores_of(name), to_class / 2 if name == "mahalanobis++" else to_class - to_all, rtol=1e-6)
+
+
+def nnguide_reference(arrays, rows, k):
+    bank = unit(arrays.train_f[rows])
+    energies = [-energy(z) for z in arrays.train_z[rows]]
+    scores = []
+    for f, z in zip(unit(arrays.f), arrays.z, strict=True):
+        similar = sorted(e * (f @ row) for e, row in zip(energies, bank, strict=True))
+        scores.append(energy(z) * np.mean(similar[-k:]))
+    return scores
+
+
+@pytest.mark.parametrize("block", [7, 65536])
+@pytest.mark.parametrize("k", [10, 1000])
+def test_nearest_neighbour_guidance(scores_of, arrays, monkeypatch, block, k):
+    monkeypatch.setattr(nnguide, "BLOCK", block)
+    assert_close(scores_of("nnguide", k=k), nnguide_reference(arrays, slice(None), k), rtol=1e-7)
+
+
+def test_nearest_neighbour_guidance_draws_its_bank(scores_of, arrays):
+    rows = np.argsort(np.random.default_rng(7).random(len(TRAIN)))[:40]
+    assert_close(scores_of("nnguide", k=5, size=40, seed=7), nnguide_reference(arrays, rows, 5), rtol=1e-7)
+
+
+def neco_reference(arrays, dimension):
+    mean, spread = arrays.train_f.mean(0), arrays.train_f.std(0)
+    spread[spread < 1e-9] = 1
+    standard = (arrays.train_f - mean) / spread
+    values, vectors = np.linalg.eigh(standard.T @ standard)
+    principal = vectors[:, np.argsort(-values)[: dimension or 8]]  # of 16 features half by default
+    tests = [(f - mean) / spread for f in arrays.f]
+    return [-np.linalg.norm(principal.T @ h) / np.linalg.norm(h) for h in tests]
+
+
+def test_neural_collapse(columns_of, scores_of, arrays):
+    columns = columns_of("neco", dimensions=[12, 3, 16, 100])
+    assert [setting["dimension"] for setting, _ in columns] == [None, 3, 12]
+    for setting, column in columns:
+        assert_close(column, neco_reference(arrays, **setting), rtol=1e-7)
+    by_logit = np.array(neco_reference(arrays, None)) * arrays.z.max(1)
+    assert_close(scores_of("neco", max_logit=True), by_logit, rtol=1e-7)
+
+
+def test_neural_collapse_multiplies_by_the_largest_logit_for_transformers():
+    assert not neco.is_transformer(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.LayerNorm(8)))
+    assert neco.is_transformer(torch.nn.TransformerEncoderLayer(8, 2))
+
+
+def reconstruction_errors(train, test, variance):
+    centred = train - train.mean(0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    order = np.argsort(-values)
+    explained = np.cumsum(values[order]) / values.sum()
+    kept = next(q for q in range(1, len(values) + 1) if explained[q - 1] >= variance)
+    principal = vectors[:, order[:kept]]
+    return [np.linalg.norm(x - principal @ (principal.T @ x)) for x in test - train.mean(0)]
+
+
+def test_kernel_pca(network, arrays):
+    detector = oodbench.load_detector("kpca", variance=0.8, mapped_variance=0.6, gamma=2.0, mapped=40, seed=3)
+    detector.fit(network, TRAIN, batch_size=32)
+    probe = Probe(network, TEST, detector.signals)
+    with probe.mode():
+        found = detector.statistics(probe).numpy()
+    train, test = unit(arrays.train_f), unit(arrays.f)
+    random = np.random.default_rng(3)
+    frequencies = 2 * random.standard_normal((40, 16))
+    phases = 2 * np.pi * random.random(40)
+
+    def mapped(features):
+        return np.array([np.sqrt(2 / 40) * np.cos(frequencies @ f + phases) for f in features])
+
+    assert_close(found[:, 0], reconstruction_errors(train, test, 0.8), rtol=1e-6)
+    assert_close(found[:, 1], reconstruction_errors(mapped(train), mapped(test), 0.6), rtol=1e-6)
+    np.testing.assert_array_equal(found[:, 0], detector.score(network, TEST))
 
 
 def test_temperature_scaling(scores_of, arrays):
