@@ -24,7 +24,7 @@ from torch import Tensor
 from oodbench import code_hash, registry, standalone, state
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, NotFitted, UsageError, contained, reason
-from oodbench.heads import HEADS, Head
+from oodbench.heads import HEADS, Head, Identity
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
 from oodbench.progress import Progress
@@ -45,8 +45,8 @@ class Detector:
         signals: what ``observe`` and ``statistics`` read from the probe (names of ``oodbench.probe.SIGNALS``). None, the
             default, allows everything, which keeps a graph of each forward pass: declare signals to be fast. The
             constructor may set them if they depend on a hyper-parameter.
-        variants: names for the columns of ``statistics`` after the first, which is the detector's main score. Each
-            variant gets its own row ``NAME:VARIANT``; all rows share one fit.
+        variants: names for the last columns of ``statistics``. Each is a score of its own, with its own row
+            ``NAME:VARIANT``; the columns before them are the detector's own. All rows share one fit.
         quick: hyper-parameters for ``oodbench check``, which shorten training or suit its network of 16 features.
         calibrates: whether ``observe`` learns from the images in ``probe.held_out``. Where a suite has validation images,
             they come in separate batches that other detectors do not get, and no training image is held out.
@@ -178,11 +178,16 @@ class Detector:
         return found
 
     def columns_of(self, statistics: np.ndarray, variant: str = "") -> np.ndarray:
-        """The part of statistics (N, S, D) that the head of one row sees: all columns, or only its own with variants."""
-        if not self.variants:
-            return statistics
-        place = ("", *self.variants).index(variant)
+        """The part of statistics (N, S, D) that the head of one row sees: a variant's column, or all that are no variant's."""
+        own = statistics.shape[2] - len(self.variants)
+        if not variant:
+            return statistics[:, :, :own]
+        place = own + self.variants.index(variant)
         return statistics[:, :, place : place + 1]
+
+    def head_of(self, variant: str, own: Head) -> Head:
+        """The head of one row: the detector's ``own``, and for a variant the identity."""
+        return Identity() if variant else own
 
     def grouped_statistics(self, probe: Probe) -> np.ndarray:
         """``statistics`` as float64 (N, S, D), S = len(settings). Raises BadData for another shape or dtype."""
@@ -195,10 +200,10 @@ class Detector:
                 f" {len(self.settings)} setting{'s' * (len(self.settings) != 1)}; it must return (N,) or (N, D)"
             )
         grouped = values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
-        if self.variants and grouped.shape[2] != 1 + len(self.variants):
+        if self.variants and grouped.shape[2] <= len(self.variants):
             raise BadData(
-                f"statistics(probe) gave {grouped.shape[2]} columns per setting; it must return the main score and one"
-                f" column for each of its variants {', '.join(self.variants)}"
+                f"statistics(probe) gave {grouped.shape[2]} columns per setting; it must return columns of its own and then"
+                f" one for each of its variants {', '.join(self.variants)}"
             )
         return grouped
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from oodbench.classifier import Classifier
 from oodbench.detectors import _training
-from oodbench.detectors.purview import Purview
+from oodbench.detectors.purview import Purview, logarithms
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 from oodbench.progress import Progress
@@ -29,9 +29,10 @@ class Untrained(Purview):
     Every layer is initialised by its own ``reset_parameters``, seeded by the run. The statistics of BatchNorm are then those
     of at most 10,000 training images, none of them held out, because otherwise activations would grow or vanish.
 
-    Parameter gradients of the copy (N, parameter tensors) -> (N, parameter tensors), float64
+    It has no variants. Parameter gradients of the copy (N, parameter tensors) -> (N, parameter tensors), float64
     """
 
+    variants = ()
     signals = ("logits",)  # not read, but a network that cannot be read is a reason to skip this detector too
 
     weights_: list[Tensor]  # of the copy
@@ -60,7 +61,7 @@ class Untrained(Purview):
         with torch.inference_mode(False):  # a graph cannot start from a tensor of inference mode
             inner = Probe(self._copy(probe.classifier), probe.images, Purview.signals)
             with inner.mode():
-                return super().statistics(inner)
+                return logarithms(self.norms(inner))
 
     def _copy(self, classifier: Classifier) -> Classifier:
         """The copy, on the device of the classifier and in its dtype."""

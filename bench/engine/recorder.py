@@ -100,6 +100,7 @@ class Recorder:
         start = time.perf_counter()
         if isinstance(head, Exception):
             raise head
+        head = detector.head_of(row.variant, head)
         setting = settings[head.setting_]
         sides = (measured.in_distribution, trial.split.in_test), (measured.anomalous, trial.split.out_test)
         in_scores, out_scores = (
@@ -125,7 +126,7 @@ class Recorder:
             aurc=figures.aurc,
             excess_aurc=figures.excess_aurc,
             setting=setting,
-            head=detector.unsupervised_head if row.protocol == "unsupervised" else detector.shift_head,
+            head=_head(detector, row),
             calibrated_on=self._calibrated_on(detector, row),
             drawn_once=detector.prepares and detector.caches,  # what is not cached was read from files
             wall_seconds=measured.anomalous.seconds(detector, settings if row.protocol == "per-shift" else [setting])
@@ -141,7 +142,7 @@ class Recorder:
         )
 
     def _calibrated_on(self, detector: Detector, row: Row) -> Literal["", "training", "validation"]:
-        by_head = row.protocol == "unsupervised" and HEADS[detector.unsupervised_head].calibrates
+        by_head = row.protocol == "unsupervised" and HEADS[_head(detector, row)].calibrates
         if not detector.reads_network or not (detector.calibrates or by_head):
             return ""
         return self.calibrating
@@ -165,6 +166,13 @@ class Recorder:
             given = self.fitting.probabilities.get(row.detector), self.fitting.probabilities.get("")
             arrays |= {role: array for role, array in zip(PROBABILITY_ROLES, given, strict=True) if array is not None}
         return arrays
+
+
+def _head(detector: Detector, row: Row) -> str:
+    """The name of a row's head."""
+    if row.variant:
+        return "identity"
+    return detector.unsupervised_head if row.protocol == "unsupervised" else str(detector.shift_head)
 
 
 def status_of(error: Exception | None) -> Status:

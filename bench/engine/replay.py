@@ -250,7 +250,8 @@ class _Replaying:
             stored = arrays[f"{side}_scores"]
             try:
                 statistics = cache.get(detector, [detector.setting], np.arange(len(rows)))
-                again = fitting.heads[detector].score(detector.columns_of(statistics, record.variant))
+                head = detector.head_of(record.variant, fitting.heads[detector])
+                again = head.score(detector.columns_of(statistics, record.variant))
             except Exception as error:  # a detector may raise any
                 self.found.problems.append(f"{record.row} on {record.set_name}: it fails here ({reason(error)})")
                 return

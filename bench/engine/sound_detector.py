@@ -42,8 +42,6 @@ def _check_variants(detector: Detector) -> None:
     sound = not isinstance(variants, str) and all(isinstance(v, str) and v and ":" not in v for v in variants)
     if not sound or len(set(variants)) < len(variants):
         raise BadData(f"variants = {variants!r}; give a tuple of different names without a colon")
-    if variants and detector.unsupervised_head != "identity":
-        raise BadData("it has variants, so each column is a score and its unsupervised_head is identity")
 
 
 def check_signals(detector: Detector) -> None:

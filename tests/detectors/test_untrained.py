@@ -49,10 +49,10 @@ def test_it_is_purview_of_the_network_with_new_weights(classifier):
     with torch.random.fork_rng():
         copied = by_hand(classifier, train_set)
     purview = oodbench.load_detector("purview", label=0.5)
-    expected = purview.statistics(Probe(copied, TEST, purview.signals))
+    expected = purview.statistics(Probe(copied, TEST, purview.signals))[:, :-2]  # without its variants
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert classifier.weights_hash == before
-    assert not torch.allclose(found, purview.statistics(Probe(classifier, TEST, purview.signals)), atol=0.1)
+    assert not torch.allclose(found, purview.statistics(Probe(classifier, TEST, purview.signals))[:, :-2], atol=0.1)
 
 
 def test_another_seed_gives_other_weights_and_it_says_nothing_of_the_trained_ones(make_classifier):

@@ -11,6 +11,7 @@ import oodbench
 from oodbench import batching, protocols, registry
 from oodbench.calibration import evaluate_probabilities
 from oodbench.datasets.load import load_dataset
+from oodbench.engine.replay import replay
 from oodbench.engine.run import plan
 from oodbench.errors import UsageError
 from oodbench.heads import Logistic
@@ -61,6 +62,17 @@ class Learns(oodbench.Detector):
         return torch.stack([pixels.mean(1), pixels.std(1)], 1)
 
 
+class LearnsAndShows(Learns):
+    """What ``learns`` has, and the spread alone."""
+
+    name = "learns-and-shows"
+    variants = ("spread",)
+
+    def statistics(self, probe):
+        columns = super().statistics(probe)
+        return torch.cat([columns, columns[:, 1:]], 1)
+
+
 class WrongHeads(Learns):
     """Its shift head learns nothing from a shift."""
 
@@ -86,7 +98,7 @@ class NoProbabilities(Learns):
 
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch):
-    kinds = {kind.name: kind for kind in (Trains, Learns, WrongHeads, WrongVariants, NoProbabilities)}
+    kinds = {kind.name: kind for kind in (Trains, Learns, LearnsAndShows, WrongHeads, WrongVariants, NoProbabilities)}
     monkeypatch.setattr(registry, "_added", {})
     monkeypatch.setattr(Trains, "trained", [])
     for name in kinds:
@@ -139,6 +151,23 @@ def test_variants_are_rows_of_their_own_over_one_fit(tmp_path):
     np.testing.assert_allclose(detector.score(classifier, shown), own, rtol=1e-6)
 
 
+def test_a_variant_is_no_column_of_its_detectors_heads(tmp_path):
+    chosen = suite(
+        detectors=["learns", "learns-and-shows"], sets=[TestSet(name="photos")], protocols=["unsupervised", "per-shift"]
+    )
+    folder = run(tmp_path / "run", chosen)
+    assert set(folder.frame().status) == {"ok"}
+    for protocol in chosen.protocols:
+        own, beside = (found_in(folder, row, protocol, "photos") for row in ("learns", "learns-and-shows"))
+        np.testing.assert_array_equal(own[1]["out_scores"], beside[1]["out_scores"])
+        assert own[0].head == beside[0].head
+    record, arrays = found_in(folder, "learns-and-shows:spread", "unsupervised", "photos")
+    assert record.head == "identity"
+    shown = protocols.limited(load_dataset("photos", size=8), 80, 0)
+    np.testing.assert_allclose(arrays["out_scores"], (shown.images.double() / 255).flatten(1).std(1), rtol=1e-6)
+    assert not replay(tmp_path / "run", 5).problems
+
+
 def test_a_variant_is_asked_for_by_its_detector(tmp_path):
     with pytest.raises(UsageError, match="'trains:near' is a row of trains, not a detector; use 'trains', which gives"):
         run(tmp_path / "run", suite(protocols=["unsupervised"]), detectors=["trains:near"])
@@ -152,7 +181,7 @@ def test_wrong_declarations_are_reasons(tmp_path):
     reasons = folder.frame().set_index("detector").reason
     assert "'standardised-sum' cannot be its shift_head; name one of choose, logistic" in reasons["wrong-heads"]
     assert (
-        "gave 3 columns per setting; it must return the main score and one column for each of its variants"
+        "gave 3 columns per setting; it must return columns of its own and then one for each of its variants"
         in reasons["wrong-variants"]
     )
     assert "do not sum to 1" in reasons["no-probabilities"]

@@ -468,7 +468,8 @@ def test_validation_images_calibrate_and_are_in_no_set(monkeypatch):
     purview = fitting.detectors["purview"]
     by_hand = StandardisedSquare()
     pieces = pieces_of(np.arange(100), 256)
-    by_hand.calibrate(passes.statistics({purview: [{}]}, loaded.classifier, apart, pieces, clean=True)[0][purview])
+    columns = passes.statistics({purview: [{}]}, loaded.classifier, apart, pieces, clean=True)[0][purview]
+    by_hand.calibrate(columns[:, :, : -len(purview.variants)])
     np.testing.assert_allclose(fitting.heads[purview].mean_, by_hand.mean_, rtol=1e-6)
 
 
