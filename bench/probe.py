@@ -5,30 +5,29 @@ The forward pass keeps its graph only if a detector declared a gradient, and is 
 the same graph for their backward passes.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodbench.classifier import HALF, Classifier
 from oodbench.errors import BadData, TooSlow, Unsuitable, contained
-from oodbench.forward.hooks import hook
+from oodbench.forward.dropout import DROPOUTS, dropout_mask, with_dropout
+from oodbench.forward.edit import with_edit
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
-from oodbench.random_numbers import content_keys, hashed, mix, uniform
+from oodbench.random_numbers import content_keys, hashed
 
 SIGNALS = frozenset(
-    {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base"}
+    {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base", "edited"}
 )
 
 Loss = Callable[["Probe"], Tensor]  # a probe -> one loss per image (N,)
+Edit = Callable[[Tensor], Tensor]  # a map (N, channels, …) -> another of its shape
 LogitLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), images -> one loss per image (N,)
-
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass
@@ -181,6 +180,17 @@ class Probe:
         self._declared("stochastic")
         return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
 
+    def edited(self, place: int, edit: Edit, key: Hashable = None) -> Tensor:
+        """Logits of a forward pass in which ``edit`` changes the output of one of the layers: float64 (N, classes).
+
+        ``edit`` maps one of ``maps`` (N, channels, …) to a tensor of the same shape, for the first call of that layer. The
+        logits are computed once for each place and ``key`` (by default the function itself). Raises like ``maps``.
+        """
+        self._declared("edited")
+        name = self._layer_name(place)
+        once = "edited", name, key if key is not None else edit
+        return self._give(self._once(once, lambda: with_edit(self.classifier, self._images, name, edit)))
+
     @property
     def base(self) -> "Probe":
         """The probe of the clean twins, without gradients; for in-distribution images, this probe itself.
@@ -240,20 +250,27 @@ class Probe:
 
         return self._once(("perturbed", float(epsilon), key, until), step)
 
+    def with_images(self, images: Tensor, key: Hashable) -> "Probe":
+        """The probe of changed images (N, C, H, W), without gradients, made once for each ``key``, which names the change."""
+        return self._once(("images", key), lambda: self._made(images))
+
     def _made(self, images: Tensor, **options: Any) -> "Probe":
         """A probe of other images, without gradients, for the detector that reads this one."""
         made = Probe(self._classifier, images, self._signals - NEED_GRAPH, **options)
         made._reader = self._reader
         return made
 
+    def _layer_name(self, place: int) -> str:
+        if not self.classifier.layer_names:
+            raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
+        return self.classifier.layer_names[place]
+
     def _kept(self, what: Literal["layers", "maps"], place: int) -> Tensor:
         """The tensor of ``layers`` or ``maps`` at one index."""
-        names = self.classifier.layer_names
-        if not names:
-            raise Unsuitable(f"{self.classifier.name}: its layers are not known; name them with Classifier(…, layers=[…])")
-        kept = getattr(self._forward(), what).get(names[place])
+        name = self._layer_name(place)
+        kept = getattr(self._forward(), what).get(name)
         if kept is None:
-            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {names[place]}")
+            raise Unsuitable(f"{self.classifier.name}: its forward pass does not go through {name}")
         if isinstance(kept, Exception):
             raise kept
         return kept
@@ -262,31 +279,23 @@ class Probe:
         """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
         keys = hashed(content_keys(self._images, seed), passes).unbind(1)  # one (N,) per pass
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-        first, reached = self._dropped(self._images, keys[0], dropouts) if dropouts else (None, False)
+        first, reached = with_dropout(self.classifier, self._images, keys[0], dropouts) if dropouts else (None, False)
         if first is None or not reached:  # dropout in an unused branch does not count
             features = self.features.double()
             weight, bias = (part.double() for part in self.classifier.weight_and_bias)
-            return torch.stack([F.linear(features * _mask(each, 0, features.shape[1:], p), weight, bias) for each in keys])
+            masks = (dropout_mask(each, 0, features.shape[1:], p) for each in keys)
+            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks])
         # Compare the last image: the first of a batch may get the masks that it gets alone. Repeat a lone image.
         last, key = self._images[-1:], keys[0][-1:]
-        alone, _ = self._dropped(last, key, dropouts)
-        among = first if len(self) > 1 else self._dropped(last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
+        alone, _ = with_dropout(self.classifier, last, key, dropouts)
+        among = first if len(self) > 1 else with_dropout(self.classifier, last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
         slack = torch.finfo(self._images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
         if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
             raise Unsuitable(
                 f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input"
                 " of a dropout does not have the batch first; build the network with batch_first=True"
             )
-        return torch.stack([first, *(self._dropped(self._images, each, dropouts)[0] for each in keys[1:])])
-
-    def _dropped(self, images: Tensor, keys: Tensor, dropouts: Iterable[nn.Module]) -> tuple[Tensor, bool]:
-        """Logits with dropout, float64 (N, classes), and whether the pass went through a dropout."""
-        reached = list[nn.Module]()
-        with ExitStack() as hooks, torch.no_grad():
-            for module in dropouts:
-                hooks.callback(hook(module, _dropping(keys, reached)))
-            logits = self.classifier(images).double()
-        return logits, bool(reached)
+        return torch.stack([first, *(with_dropout(self.classifier, self._images, each, dropouts)[0] for each in keys[1:])])
 
     def _head_gives_logits(self) -> bool:
         given, logits = self._forward().head, self._forward().logits
@@ -375,25 +384,3 @@ class Probe:
         finally:
             self._in_loss = False
         return gradient.masked_fill(values.detach().isnan().view(-1, 1, 1, 1), torch.nan)  # a NaN loss has no gradient
-
-
-def _mask(keys: Tensor, place: int, shape: Sequence[int], p: float) -> Tensor:
-    """The masks of the dropout at a place of the forward pass, a row per key: 0 with probability p, else 1 / (1 − p).
-
-    keys (N,) -> float64 (N, *shape)
-    """
-    kept = (uniform(mix(keys + place), shape) >= p).double()
-    return kept / (1 - p) if p < 1 else kept
-
-
-def _dropping(keys: Tensor, reached: list[nn.Module]) -> Callable[..., Tensor]:
-    """A forward hook on a dropout module that drops units or channels by the key (N,) of each image; adds it to ``reached``."""
-
-    def drop(module: Any, inputs: Any, kwargs: Any, output: Tensor) -> Tensor:
-        reached.append(module)
-        units = output.shape[1:] if isinstance(module, nn.Dropout) else (output.shape[1], *[1] * (output.dim() - 2))
-        rows = -(-len(output) // max(1, len(keys)))  # per image: more than one if another dimension is folded into the first
-        mask = _mask(keys, len(reached), (rows, *units), module.p).flatten(0, 1)
-        return output * mask[: len(output)].to(output)
-
-    return drop

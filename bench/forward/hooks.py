@@ -4,7 +4,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+from oodbench.classifier import Classifier
+from oodbench.errors import Unsuitable
+
+
+def hookable(classifier: Classifier, name: str) -> nn.Module:
+    """The module of a name. Raises Unsuitable for TorchScript, which runs without hooks."""
+    module = classifier.module.get_submodule(name)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Unsuitable(f"{classifier.name}: '{name}' is TorchScript, whose layers cannot be read; give the Python module")
+    return module
 
 
 def hook(module: nn.Module, seen: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, TooSlow, Unsuitable, reason
 from oodbench.forward.channels import channels_first
-from oodbench.forward.hooks import hook
+from oodbench.forward.hooks import hook, hookable
 from oodbench.gradients import Recording
 
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
@@ -103,12 +103,8 @@ def _run(classifier: Classifier, images: Tensor, signals: frozenset[str], until:
 def _hook(
     classifier: Classifier, made: ForwardPass, count: int, signals: frozenset[str], until: str | None, hooks: ExitStack
 ) -> None:
-    modules = dict(classifier.module.named_modules())
-
     def attach(name: str, seen: Callable[..., None]) -> None:
-        if isinstance(modules[name], torch.jit.ScriptModule):
-            raise Unsuitable(f"{classifier.name}: '{name}' is TorchScript, whose layers cannot be read; give the Python module")
-        hooks.callback(hook(modules[name], seen))
+        hooks.callback(hook(hookable(classifier, name), seen))
 
     def keep_head(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         made.features, made.head = next(iter((*inputs, *kwargs.values())), None), output

@@ -120,6 +120,7 @@ def test_undeclared_signals_are_refused(counted, images, signal):
             "input_gradient": lambda: probe.input_gradient(confidence),
             "stochastic": lambda: probe.stochastic(2),
             "gradient_norms": probe.gradient_norms,
+            "edited": lambda: probe.edited(0, torch.relu),
         }.get(signal, lambda: getattr(probe, signal))()
     assert len(probe.logits) == 5
 
@@ -375,3 +376,68 @@ def test_a_loss_gives_one_value_per_image(counted, images, loss):
             gradient()
     with pytest.raises(BadData, match="not one value per image"):
         squared_norms(classifier, images, loss)
+
+
+def test_an_edited_layer_changes_what_comes_after_it(counted, images):
+    classifier, passes = counted
+    module = classifier.module
+    probe = Probe(classifier, images, {"logits", "edited", "input_gradient"})
+    first = module.layer1(module.conv1(classifier.normalised(images)).relu())
+    expected = module.linear(module.layer2(first.flip(1)).mean((2, 3)))
+    with probe.mode():
+        logits = probe.logits
+        passes.clear()
+        for _ in range(2):
+            torch.testing.assert_close(probe.edited(1, flipped), expected)
+        torch.testing.assert_close(probe.edited(-2, flipped), expected)
+        assert passes == [5]
+        torch.testing.assert_close(probe.edited(1, torch.clone), logits)
+        assert probe.edited(1, torch.clone).dtype == torch.float64
+    torch.testing.assert_close(Probe(classifier, images).logits, logits)  # no hook is left
+
+
+def flipped(maps):
+    return maps.flip(1)
+
+
+def test_an_edit_gets_tokens_with_their_channels_first():
+    torch.manual_seed(0)
+    classifier = Classifier(Tokens(), layers=["norm", "unused"], name="tokens")
+    images = torch.rand(2, 3, 4, 4)
+    shapes = []
+
+    def doubled(maps):
+        shapes.append(maps.shape)
+        return 2 * maps.double()
+
+    probe = Probe(classifier, images, {"logits", "edited"})
+    embedded = classifier.module.norm(classifier.module.embed(images.flatten(2).mT))
+    torch.testing.assert_close(probe.edited(0, doubled), classifier.module.head(2 * embedded.mean(1)).double())
+    assert shapes == [(2, 6, 16)]
+    with pytest.raises(Unsuitable, match="tokens: its forward pass does not go through unused"):
+        probe.edited(1, doubled)
+    with pytest.raises(Unsuitable, match="tiny: its layers are not known"):
+        Probe(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), name="tiny"), images, {"edited"}).edited(0, doubled)
+
+
+class Tokens(nn.Module):
+    """Pixels as tokens (N, 16, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.unused, self.head = nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, images):
+        return self.head(self.norm(self.embed(images.flatten(2).mT)).mean(1))
+
+
+def test_a_probe_of_changed_images_is_made_once(counted, images):
+    classifier, passes = counted
+    probe = Probe(classifier, images, {"logits", "input_gradient"})
+    changed = probe.with_images(1 - images, "negative")
+    torch.testing.assert_close(changed.logits, classifier(1 - images))
+    passes.clear()
+    assert probe.with_images(1 - images, "negative").logits.equal(changed.logits)
+    assert passes == []
+    with pytest.raises(BadData, match="asked the probe for 'input_gradient' without declaring it"):
+        changed.input_gradient(confidence)
