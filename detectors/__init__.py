@@ -185,6 +185,19 @@ TABLE = {
         parameters="loss contrast epochs lr batch_size temperature epsilon",
     ),
     # From several layers, or from a step on the input.
+    "rankfeat": Entry(
+        "oodbench.detectors.rankfeat:RankFeat",
+        "Energy without the largest singular component of the last maps",
+        "Song et al. 2022",
+        "nothing",
+    ),
+    "adascale": Entry(
+        "oodbench.detectors.adascale:AdaSCALE",
+        "Energy of features scaled by how stable they are when the input changes",
+        "Regmi 2025",
+        "training images; a validation shift",
+        parameters="least most percentiles",
+    ),
     "odin": Entry(
         "oodbench.detectors.odin:ODIN",
         "Softmax at high temperature after a step on the input",

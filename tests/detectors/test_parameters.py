@@ -33,6 +33,7 @@ WRONG = [
     ("energy", "temperature", NAN, "a finite number above 0"),
     ("gen", "gamma", 0, "a finite number above 0"),
     ("gen", "top", 1.5, "a whole number of at least 1"),
+    ("adascale", "least", 0, "a finite number between 0 and 100"),
     ("nnguide", "k", 0, "a whole number of at least 1"),
     ("nnguide", "size", 1.5, "a whole number of at least 1"),
     ("nnguide", "seed", -1, "a whole number from 0 to 4294967295"),

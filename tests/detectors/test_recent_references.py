@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from references import CLASSES, TEST, TRAIN, assert_close, energy, softmax
+from references import CLASSES, TEST, TRAIN, assert_close, energy, run, softmax
 from scipy.optimize import minimize_scalar
 
 import oodbench
 from oodbench import protocols
-from oodbench.detectors import neco, nnguide
-from oodbench.errors import UsageError
+from oodbench.detectors import neco, nnguide, rankfeat
+from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
 
@@ -232,6 +232,65 @@ def test_kernel_pca(network, arrays):
     assert_close(found[:, 0], reconstruction_errors(train, test, 0.8), rtol=1e-6)
     assert_close(found[:, 1], reconstruction_errors(mapped(train), mapped(test), 0.6), rtol=1e-6)
     np.testing.assert_array_equal(found[:, 0], detector.score(network, TEST))
+
+
+def test_rank_one_features_are_removed_from_the_last_two_layers(network, scores_of):
+    def without_first(maps):
+        u, s, v = np.linalg.svd(maps.reshape(len(maps), -1), full_matrices=False)
+        return torch.from_numpy((maps.reshape(len(maps), -1) - s[0] * np.outer(u[:, 0], v[0])).reshape(maps.shape))
+
+    expected, module = [], network.module
+    for image in TEST:
+        first = module.layer1(module.conv1((image[None] - 0.5) / 0.25).relu())
+        seconds = module.layer2(without_first(first[0].numpy())[None]), without_first(module.layer2(first)[0].numpy())[None]
+        logits = [module.linear(second.mean((2, 3)))[0].numpy() for second in seconds]
+        expected.append(energy(np.mean(logits, axis=0)))
+    assert_close(scores_of("rankfeat"), expected, rtol=1e-7)
+
+
+def test_rank_one_features_of_one_place_are_all_there_is():
+    with pytest.raises(Unsuitable, match="a layer has one value per channel"):
+        rankfeat.without_first_component(torch.rand(2, 5, 1, 1))
+
+
+def stability(network, image):
+    """The author's Q' of an image (3, 8, 8), with its features."""
+    leaf = image.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(leaf[None]).max(), leaf)
+    gradient = 0.25 * gradient.numpy()  # by the normalised image
+    smallest = np.argsort(np.abs(gradient).ravel(), kind="stable")[: int(0.05 * gradient.size)]
+    changed = image.numpy().copy().ravel()
+    changed[smallest] += 0.5 * 0.25 * np.sign(gradient.ravel()[smallest])
+    f, after = (run(network, torch.as_tensor(x)[None]).features[0].numpy() for x in (image, changed.reshape(image.shape)))
+    (largest,) = np.argsort(-f)[:1]  # 1 % and 5 % of 16 features are less than one
+    return 10 * abs(f[largest] - after[largest]) + max(after[largest], 0)
+
+
+def test_adaptive_scaling(network, arrays):
+    detector = oodbench.load_detector("adascale", least=30, most=80, percentiles=[40, 90, 60])
+    detector.fit(network, TRAIN, arrays.labels, batch_size=32)
+    settings = [detector.setting, *detector.grid]
+    assert settings[1:] == [{"least": a, "most": b} for a, b in ((40, 60), (40, 90), (60, 90))]
+    probe = Probe(network, TEST, detector.signals)
+    with probe.mode(), detector.computing(settings):
+        found = detector.grouped_statistics(probe)
+    of_train = np.array([stability(network, image) for image in TRAIN[~protocols.held_out(len(TRAIN), arrays.y, seed=0)]])
+    for place, setting in enumerate(settings):
+        for image, f, z, scores in zip(TEST, arrays.f, arrays.z, found[:, place], strict=True):
+            share = np.mean(of_train <= stability(network, image))
+            percentile = setting["least"] + (1 - share) * (setting["most"] - setting["least"])
+            kept = 16 - round(16 * percentile / 100)
+            ratio = f.sum() / sum(sorted(f)[-kept:])
+            assert_close(scores, [energy(arrays.weight @ (f * np.exp(ratio)) + arrays.bias), energy(z * ratio**2)], rtol=1e-7)
+    np.testing.assert_array_equal(found[:, 0, 0], detector.score(network, TEST))
+
+
+def test_percentiles_of_adaptive_scaling_are_pairs():
+    for parameters in ({"least": 90}, {"percentiles": [50]}):
+        with pytest.raises(
+            UsageError, match=r"adascale: (least = 90; give a .* of at most 85|percentiles = .*; give at)"
+        ):
+            oodbench.load_detector("adascale", **parameters)
 
 
 def test_temperature_scaling(scores_of, arrays):
