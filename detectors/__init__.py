@@ -140,6 +140,13 @@ TABLE = {
         "training images",
         parameters="variance mapped_variance gamma mapped seed",
     ),
+    "weiper": Entry(
+        "oodbench.detectors.weiper:WeiPer",
+        "Divergence of histograms of features and of randomly perturbed logits from those of training images",
+        "Granz et al. 2024",
+        "training images",
+        parameters=("distance perturbed_weight confidence_weight smoothing perturbed_smoothing repeats bins size seed"),
+    ),
     "she": Entry(
         "oodbench.detectors.she:SHE",
         "Inner product with the stored pattern of the predicted class",

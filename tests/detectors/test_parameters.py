@@ -34,6 +34,8 @@ WRONG = [
     ("gen", "gamma", 0, "a finite number above 0"),
     ("gen", "top", 1.5, "a whole number of at least 1"),
     ("adascale", "least", 0, "a finite number between 0 and 100"),
+    ("weiper", "bins", 1, "a whole number from 2 to 10000"),
+    ("weiper", "distance", 0, "a finite number above 0"),
     ("nnguide", "k", 0, "a whole number of at least 1"),
     ("nnguide", "size", 1.5, "a whole number of at least 1"),
     ("nnguide", "seed", -1, "a whole number from 0 to 4294967295"),

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 
 import oodbench
 from oodbench import protocols
-from oodbench.detectors import neco, nnguide, rankfeat
+from oodbench.detectors import neco, nnguide, rankfeat, weiper
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
@@ -287,10 +287,50 @@ def test_adaptive_scaling(network, arrays):
 
 def test_percentiles_of_adaptive_scaling_are_pairs():
     for parameters in ({"least": 90}, {"percentiles": [50]}):
-        with pytest.raises(
-            UsageError, match=r"adascale: (least = 90; give a .* of at most 85|percentiles = .*; give at)"
-        ):
+        with pytest.raises(UsageError, match=r"adascale: (least = 90; give a .* of at most 85|percentiles = .*; give at)"):
             oodbench.load_detector("adascale", **parameters)
+
+
+def divergence(train, values, low, high, bins, smoothing, offset):
+    """KL(p‖q) + KL(q‖p) of the mean histogram of rows of ``train`` and the smoothed one of ``values``."""
+    edges = np.linspace(low, high, bins + 1)
+    p = np.mean([np.histogram(row, edges)[0] / len(row) for row in train], axis=0)
+    counts = np.histogram(values[(values >= low) & (values <= high)], edges)[0] / len(values)
+    left = (smoothing - 1) // 2
+    padded = [counts[0]] * left + [*counts] + [counts[-1]] * (smoothing - 1 - left)
+    q = np.array([np.mean(padded[i : i + smoothing]) for i in range(bins)])
+    p, q = ((density + offset) / (density + offset).sum() for density in (p, q))
+    return sum(p * np.log(p / q)) + sum(q * np.log(q / p))
+
+
+@pytest.mark.parametrize(("repeats", "block"), [(100, 2**24), (3, 2**24), (100, 2**10)])
+def test_weight_perturbations(scores_of, arrays, monkeypatch, repeats, block):
+    monkeypatch.setattr(weiper, "BLOCK", block)
+    random = np.random.default_rng((5, 1))
+    weights = []
+    for noise in random.standard_normal((repeats, *arrays.weight.shape)):
+        directions = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        weights.append(arrays.weight + 1.8 * directions * np.linalg.norm(arrays.weight, axis=1, keepdims=True))
+
+    def logits(f):
+        return np.array([weight @ f + arrays.bias for weight in weights])
+
+    rows = np.argsort(np.random.default_rng(5).random(len(TRAIN)))[:100]
+    train = arrays.train_f[rows]
+    of_train = np.array([logits(f).ravel() for f in train])
+    expected = []
+    for f in arrays.f:
+        own = divergence(train, f, train.min(), train.max() * (1 + 1e-6), 100, 4, 0.01)
+        width = (of_train.max() - of_train.min()) * (1 + 1e-6)
+        perturbed = divergence(of_train, logits(f).ravel(), of_train.min(), of_train.min() + width, 100, 15, 0.025)
+        expected.append(own + 2.5 * perturbed - 0.1 * np.mean([softmax(z).max() for z in logits(f)]))
+    assert_close(scores_of("weiper", repeats=repeats, size=100, seed=5), expected, rtol=1e-6)
+
+
+def test_too_many_copies_are_refused(network, monkeypatch):
+    monkeypatch.setattr(weiper, "LARGEST_BYTES", 1000)
+    with pytest.raises(Unsuitable, match=r"keeps 100 copies of the last layer, .*; lower repeats"):
+        oodbench.load_detector("weiper").fit(network, TRAIN)
 
 
 def test_temperature_scaling(scores_of, arrays):
