@@ -19,7 +19,7 @@ OFFSETS = (0.01, 0.025)  # added to densities of f and of W̃f, as in the author
 GAP = 1e-6  # relative to the range of training values: the last bin ends above the largest of them
 NARROWEST = 1e-8  # range of values that are all equal
 LARGEST_BYTES = 4 * 2**30  # limit for W̃
-BLOCK = 2**24  # values of W̃f at once
+BLOCK = 2**14  # perturbed logits of an image computed at once: limits memory to N·BLOCK of them
 
 
 class WeiPer(Detector):
@@ -105,13 +105,13 @@ class WeiPer(Detector):
         """W̃f + b of features (N, d), by blocks of copies: (N, some, classes)."""
         assert self._weight is not None
         assert self._bias is not None
-        for copies in self._weight.split(max(1, BLOCK // (len(features) * len(self._bias)))):
+        for copies in self._weight.split(max(1, BLOCK // len(self._bias))):
             yield (features @ copies.flatten(0, 1).T).unflatten(1, copies.shape[:2]) + self._bias
 
     def _densities(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Histograms of f and of W̃f, (N, bins) each, and the mean largest softmax probability (N,)."""
         own = self._histogram(features, *self.ranges_[:2]) / features.shape[1]
-        counts, confidence = torch.zeros_like(own), features.new_zeros(len(features))
+        counts, confidence = torch.zeros_like(own), torch.zeros_like(own[:, 0])
         for logits in self._logits(features):
             counts += self._histogram(logits.flatten(1), *self.ranges_[2:])
             confidence += logits.softmax(2).max(2).values.sum(1)
@@ -122,7 +122,7 @@ class WeiPer(Detector):
         """How many values (N, m) lie in each bin: (N, bins). Values outside the range lie in none."""
         width = max((high - low) * (1 + GAP), NARROWEST)
         place = ((values - low) * (self.bins / width)).floor().clamp(-1, self.bins).long() + 1
-        counts = torch.zeros(len(values), self.bins + 2, dtype=torch.float64, device=values.device)
+        counts = values.new_zeros(values.shape[0], self.bins + 2)  # not len(), which torch.export takes for a constant
         return counts.scatter_add(1, place, torch.ones_like(values))[:, 1:-1]
 
 

@@ -303,7 +303,7 @@ def divergence(train, values, low, high, bins, smoothing, offset):
     return sum(p * np.log(p / q)) + sum(q * np.log(q / p))
 
 
-@pytest.mark.parametrize(("repeats", "block"), [(100, 2**24), (3, 2**24), (100, 2**10)])
+@pytest.mark.parametrize(("repeats", "block"), [(100, 2**14), (3, 2**14), (100, 2)])
 def test_weight_perturbations(scores_of, arrays, monkeypatch, repeats, block):
     monkeypatch.setattr(weiper, "BLOCK", block)
     random = np.random.default_rng((5, 1))

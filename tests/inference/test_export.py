@@ -11,8 +11,9 @@ from oodbench.inference import thresholds
 from oodbench.inference.export import exported
 
 FIT = {"model": "resnet8-digits", "dataset": "digits"}
-LOGITS = ["msp", "maxlogit", "energy", "entropy", "klm"]
+LOGITS = ["msp", "maxlogit", "energy", "entropy", "klm", "gen", "tempscale"]
 FEATURES = ["knn", "mahalanobis-v", "rmd", "she", "react", "ddu", "gradnorm", "vim"]
+FEATURES += ["mahalanobis++", "nnguide", "neco", "kpca", "weiper"]  # of the more recent ones, those that keep most
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
