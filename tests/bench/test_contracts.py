@@ -217,20 +217,23 @@ class Varied(Gives):
     shift_head = "choose"
 
 
-def test_a_detector_with_variants_scores_by_its_first_column(images):
+def test_a_detector_with_variants_scores_by_the_columns_before_theirs(images):
     columns = torch.stack([torch.arange(40.0), -torch.arange(40.0)], 1)
     assert Varied(columns).fit(None, images).score(None, images).tolist() == list(range(40))
     grouped = np.arange(12).reshape(2, 3, 2)
     detector = Varied(columns)
     assert detector.columns_of(grouped).tolist() == grouped[:, :, :1].tolist()
     assert detector.columns_of(grouped, "other").tolist() == grouped[:, :, 1:].tolist()
-    assert Gives(columns).columns_of(grouped) is grouped
+    assert Gives(columns).columns_of(grouped).tolist() == grouped.tolist()
+    wide = np.arange(24).reshape(2, 3, 4)
+    assert detector.columns_of(wide).tolist() == wide[:, :, :3].tolist()
+    assert detector.columns_of(wide, "other").tolist() == wide[:, :, 3:].tolist()
 
 
-def test_a_detector_with_variants_gives_a_column_for_each(images):
-    with pytest.raises(
-        BadData, match="gave 3 columns per setting; it must return the main score and one column for each of its variants other"
-    ):
+def test_a_detector_with_variants_gives_a_column_for_each_and_its_own(images):
+    with pytest.raises(BadData, match="gave 1 columns per setting; it must return columns of its own and then one for each"):
+        Varied(torch.zeros(40)).score(None, images)
+    with pytest.raises(Unsuitable, match="gives 2 statistics per image and has no head that combines them"):
         Varied(torch.zeros(40, 3)).score(None, images)
 
 
