@@ -22,9 +22,10 @@ class NECO(Detector):
     centred. For transformers, the score is multiplied by the largest logit, as in the paper: ``max_logit`` is True, False or,
     by default, whether the network has attention and layer norms.
 
-    D = 100 is that of the authors' code, for networks of at least 512 features; for those with fewer than 200, half of them
-    is our choice, because the ratio is 1 in all directions together. D is chosen on a validation shift if learning from one is
-    allowed; ``dimensions`` are our choice, without those that leave no direction out.
+    D = 100 is that of the authors' code, for networks of at least 512 features; for those with fewer than 200, our choice is
+    C − 1, the dimension that C classes span in neural collapse, but at most half of the features: in all directions together the
+    ratio is 1. D is chosen on a validation shift if learning from one is allowed; ``dimensions`` are our choice, without those
+    that leave no direction out.
 
     features (N, d), logits (N, classes) -> (N, settings), float64
     """
@@ -71,7 +72,8 @@ class NECO(Detector):
         norm = standard.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
         factor = probe.logits.max(1).values if self.by_logit_ else 1.0
         width = len(self.mean_)
-        default = self.dimension or min(100, max(1, width // 2))
+        simplex = max(1, min(probe.logits.shape[1] - 1, width // 2))
+        default = self.dimension or (100 if width >= 200 else simplex)
         dimensions = [d if d and d < width else default for d in (setting["dimension"] for setting in self.settings)]
         return torch.stack([-along[:, :d].norm(dim=1) / norm * factor for d in dimensions], 1)
 

@@ -186,18 +186,27 @@ def neco_reference(arrays, dimension):
     spread[spread < 1e-9] = 1
     standard = (arrays.train_f - mean) / spread
     values, vectors = np.linalg.eigh(standard.T @ standard)
-    principal = vectors[:, np.argsort(-values)[: dimension or 8]]  # of 16 features half by default
+    principal = vectors[:, np.argsort(-values)[: dimension or 3]]  # four classes span three dimensions
     tests = [(f - mean) / spread for f in arrays.f]
     return [-np.linalg.norm(principal.T @ h) / np.linalg.norm(h) for h in tests]
 
 
 def test_neural_collapse(columns_of, scores_of, arrays):
-    columns = columns_of("neco", dimensions=[12, 3, 16, 100])
-    assert [setting["dimension"] for setting, _ in columns] == [None, 3, 12]
+    columns = columns_of("neco", dimensions=[12, 5, 16, 100])
+    assert [setting["dimension"] for setting, _ in columns] == [None, 5, 12]
     for setting, column in columns:
         assert_close(column, neco_reference(arrays, **setting), rtol=1e-7)
     by_logit = np.array(neco_reference(arrays, None)) * arrays.z.max(1)
     assert_close(scores_of("neco", max_logit=True), by_logit, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("width", "classes", "dimension"), [(200, 4, 100), (199, 150, 99), (199, 11, 10), (2, 5, 1)])
+def test_dimensions_of_neural_collapse_by_width(width, classes, dimension):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, width), torch.nn.Linear(width, classes))
+    network = oodbench.Classifier(module.double(), name="wide")
+    scores = [oodbench.load_detector("neco", dimension=d).fit(network, TRAIN).score(network, TEST) for d in (None, dimension)]
+    np.testing.assert_array_equal(*scores)
 
 
 def test_neural_collapse_multiplies_by_the_largest_logit_for_transformers():
