@@ -22,10 +22,10 @@ class NECO(Detector):
     centred. For transformers, the score is multiplied by the largest logit, as in the paper: ``max_logit`` is True, False or,
     by default, whether the network has attention and layer norms.
 
-    D = 100 is that of the authors' code, for networks of at least 512 features; for those with fewer than 200, our choice is
-    C − 1, the dimension that C classes span in neural collapse, but at most half of the features: in all directions together the
-    ratio is 1. D is chosen on a validation shift if learning from one is allowed; ``dimensions`` are our choice, without those
-    that leave no direction out.
+    D = 100 is that of the authors' code, for networks of at least 512 features. For those with fewer than 200, our choice is
+    C − 1, the dimension that C classes span in neural collapse, but at most half of the features, because in all directions
+    together the ratio is 1. D is chosen on a validation shift if learning from one is allowed; ``dimensions`` are our choice,
+    without those that leave no direction out.
 
     features (N, d), logits (N, classes) -> (N, settings), float64
     """

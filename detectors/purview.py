@@ -4,6 +4,8 @@ Lee, Lehman, Prabhushankar and AlRegib, Probing the Purview of Neural Networks v
 (arXiv 2304.02834); precursors at ICIP 2020 and 2021.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ class Purview(Detector):
     signals = ("gradient_norms",)
     unsupervised_head = "standardised-square"
     shift_head = "mlp"
-    variants = ("initial", "final")
+    variants: ClassVar[tuple[str, ...]] = ("initial", "final")
 
     def __init__(self, label: float = 1.0) -> None:
         require_finite("purview", "from 0 to 1", label=label)
