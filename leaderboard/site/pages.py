@@ -60,7 +60,8 @@ class Names:
 
     def __call__(self, name: str) -> str:
         if name not in self._taken:
-            stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST] or "unnamed"
+            spelt = name.lower().replace("++", "-plus-plus")  # rmd++ beside rmd
+            stem = re.sub(r"[^a-z0-9]+", "-", spelt).strip("-")[:LONGEST] or "unnamed"
             paths = (f"{self.folder}/{stem}{f'-{n}' if n else ''}{self.suffix}" for n in range(len(self._taken) + 1))
             used = {*self._taken.values()}
             self._taken[name] = next(path for path in paths if path not in used)

@@ -253,6 +253,7 @@ def test_names_of_files_are_harmless_and_each_once():
     assert len({*paths}) == len(names)
     assert all(re.fullmatch(r"detectors/[a-z0-9-]{1,90}\.html", path) for path in paths)
     assert [name_of(name) for name in names] == paths
+    assert [name_of(name) for name in ("rmd++", "rmd")] == ["detectors/rmd-plus-plus.html", "detectors/rmd.html"]
 
 
 def test_another_site_replaces_its_own_files_alone(tmp_path):
