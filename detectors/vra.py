@@ -9,7 +9,7 @@ from torch import Tensor
 from oodbench.detector import Detector
 from oodbench.detectors import _last_layer
 from oodbench.detectors._parameters import require_finite, require_grid
-from oodbench.errors import UsageError
+from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
 
 LOWS = (50.0, 60.0, 70.0)
@@ -53,6 +53,8 @@ class VRA(Detector):
 
     def finish(self) -> None:
         features, self._features = torch.cat(self._features), []
+        if not len(features):
+            raise Unsuitable("needs held-out training images, but there are none; give more training images")
         thresholds = np.percentile(features.double().cpu().numpy(), self._levels, axis=0)
         self.thresholds_ = torch.from_numpy(thresholds).to(features.device)
 
