@@ -1,6 +1,5 @@
 """WeiPer: weight perturbations of class projections (Granz, Heurich and Landgraf, NeurIPS 2024, arXiv 2405.17164)."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,12 +93,13 @@ class WeiPer(Detector):
         if self._weight is not None:
             return
         weight, bias = (part.double() for part in classifier.weight_and_bias)
-        shape = (self.repeats, *weight.shape)
-        if (size := 8 * math.prod(shape)) > LARGEST_BYTES:
+        if (size := 8 * self.repeats * weight.numel()) > LARGEST_BYTES:
             raise Unsuitable(f"keeps {self.repeats} copies of the last layer, {size / 2**30:.0f} GiB; lower repeats")
-        noise = torch.from_numpy(np.random.default_rng((self.random_seed, 1)).standard_normal(shape)).to(weight.device)
-        directions = F.normalize(noise, dim=2) * weight.norm(dim=1)[:, None]
-        self._weight, self._bias = weight + self.distance * directions, bias
+        random, length = np.random.default_rng((self.random_seed, 1)), self.distance * weight.norm(dim=1)[:, None]
+        perturbed = weight.repeat(self.repeats, 1, 1)
+        for copy in perturbed:  # one by one, so that memory holds W̃ once
+            copy += length * F.normalize(torch.from_numpy(random.standard_normal(weight.shape)).to(weight.device))
+        self._weight, self._bias = perturbed, bias
 
     def _logits(self, features: Tensor) -> Iterator[Tensor]:
         """W̃f + b of features (N, d), by blocks of copies: (N, some, classes)."""
