@@ -228,11 +228,19 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
         print_text(f"{recognition}\n", output)
     print(f"All rows, sets and notes: oodbench leaderboard {where}", file=output, flush=True)
     if len(curves(frame).dropna(axis=1, how="all").columns) > 1:
-        write_atomically(where / SEVERITY, draw("severity", frame))
+        if not _is_newest(where / SEVERITY, folders):
+            write_atomically(where / SEVERITY, draw("severity", frame))
         print(f"Severity curves: {where / SEVERITY}", file=output, flush=True)
     if folders[0].study is not None and ranked(frame):
-        write_atomically(where / RANKS, draw("cd", frame))
+        if not _is_newest(where / RANKS, folders):
+            write_atomically(where / RANKS, draw("cd", frame))
         print(f"Average ranks and critical differences: {where / RANKS}", file=output, flush=True)
+
+
+def _is_newest(picture: Path, folders: Any) -> bool:
+    """Whether a picture of the results of these folders is newer than all of them."""
+    results = [file.stat().st_mtime_ns for folder in folders for file in folder.pass_files()]
+    return picture.is_file() and picture.stat().st_mtime_ns > max(results, default=0)
 
 
 def _print_costs(folders: Any, width: int) -> None:

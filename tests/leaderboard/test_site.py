@@ -416,6 +416,11 @@ def test_a_run_ends_with_a_report_that_verify_reads(tmp_path):
     assert oodbench_command(*line).stdout.splitlines()[-2:] == [f"Report: {out / 'report/index.html'}", str(out)]
     assert "Not verified" in (out / "report/runs/run.html").read_text()
     assert oodbench.verify(out).ok
+    written = (out / "report/site.json").stat().st_mtime_ns
+    assert oodbench_command(*line).stdout.splitlines()[-2:] == [f"Report: {out / 'report/index.html'}", str(out)]
+    assert (out / "report/site.json").stat().st_mtime_ns == written, "nothing has changed"
+    oodbench_command(*line, "--detector", "energy")
+    assert "energy" in (out / "report/index.html").read_text()
     page = out / "report/sets/photos.html"
     page.write_text(page.read_text().replace("AUROC", "AUROG"))
     assert ["photos.html" in problem for problem in oodbench.verify(out).problems] == [True]
