@@ -170,7 +170,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "outside   digits+noise@5 (corruption), 30 images" in done.stdout
     assert "detector  odin: unsupervised, per-shift" in done.stdout
-    assert done.stdout.rstrip().endswith("2,971 cells")
+    assert done.stdout.rstrip().endswith("3,063 cells")
     assert not list(tmp_path.iterdir())
 
 
