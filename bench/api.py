@@ -285,8 +285,9 @@ def run(
         protocols: protocols in place of the suite's.
         seed: the seed, or several, in place of the suite's.
         batch_size: images per batch, in place of the suite's.
-        size, resize, shorter_side: how images are brought to one size, in place of what the suite or the network says; see
-            ``oodbench.datasets.transform.Transform``.
+        size: pixels per side, in place of what the suite or the network says.
+        resize: the filter, likewise; see ``oodbench.datasets.transform.Transform``.
+        shorter_side: pixels of the shorter side before the middle is cropped, likewise.
         weights: the model's weights file, or several checkpoints; by default the one under the data root.
         weights_key: which part of a weights file to read that holds several, as in ``load_model``.
         parameters: hyper-parameters by detector, ``{"knn": {"k": 10}}``.

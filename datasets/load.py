@@ -57,9 +57,10 @@ def load_dataset(
     Args:
         name: see ``oodbench.datasets.name``.
         data: the data root, or several that are searched in order; by default ``$OODBENCH_DATA``, else the cache folder.
-        size, resize, shorter_side: as of ``Transform``, in place of the transform that the network states,
-            if there is one. Otherwise a set keeps its own size, or 32x32 if sizes vary, and the filter is bilinear. Images
-            that have the size already are not resampled.
+        size: pixels per side, in place of what the network states. Without either, a set keeps its own size, or 32x32 if sizes
+            vary. Images that have the size already are not resampled.
+        resize: the filter, in place of what the network states or ``bilinear``; see ``Transform``.
+        shorter_side: pixels of the shorter side before the middle is cropped, as of ``Transform``.
         classifier: the network to attack. Its transform is used for any set.
         seed: random seed of a corruption or attack.
         settings: settings of an attack (``eps``, ``filtered``, …); see ``attacked``.

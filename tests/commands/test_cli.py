@@ -369,7 +369,7 @@ def test_list_check_imports_every_builtin():
         ["run", "--dataset", "photo"],
         ["run", "--model", "resnet"],
         ["run", "--protocol", "none"],
-        ["run", "--device", "gpu"],
+        ["run", "--device", "cpu", "--protocol", "none"],
         ["run", "--param", "knn.kk=3"],
         ["leaderboard", "nowhere"],
         ["check", "enregy"],
