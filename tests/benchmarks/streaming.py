@@ -103,9 +103,10 @@ def main() -> int:
             )
     ratio = memory[-1] / memory[0]
     more, (ours, bare) = options.images[-1] - options.images[-2], np.diff(times[-2:], axis=0)[0]
-    print(f"memory: {ratio / 1.1:.2f} of the bar, from {memory[0]:.2f} to {memory[-1]:.2f} GB")
+    print(f"memory of more images: {ratio / 1.1:.2f} of the bar, from {memory[0]:.2f} to {memory[-1]:.2f} GB")
     share = bare / ours
-    print(f"rate: {0.9 / share:.2f} of the bar, {more / ours:.1f} images/s, {share:.2f} of the bare loop's {more / bare:.1f}")
+    rates = f"{more / ours:.1f} images/s, {share:.2f} of the bare loop's {more / bare:.1f}"
+    print(f"rate of decoded sets: {0.9 / share:.2f} of the bar, {rates}")
     return int(ratio > 1.1 or share < 0.9)
 
 

@@ -38,7 +38,7 @@ def test_training_is_measured(data_root):
 def test_a_large_run_folder_is_measured():
     text = printed("run_folder.py", "--sets", "6", "--rows", "4")
     assert "opening all 24: " in text, text
-    assert re.search(r"leaderboard --format table: \d+\.\d s, \d\.\d\d GB", text), text
+    assert re.search(r"leaderboard --format table: \d+\.\d\d of the bar, \d+\.\d s, \d\.\d\d GB", text), text
 
 
 def test_a_large_site_is_measured():
@@ -51,4 +51,4 @@ def test_streaming_is_measured():
     options = ["--model", "torchvision:squeezenet1_1", "--images", "16", "32", "--size", "64", "--workers", "1"]
     text = printed("streaming.py", *options)
     assert len(re.findall(r"images: \d\.\d\d GB in .* s; bare loop \d\.\d\d GB in .* s$", text, re.MULTILINE)) == 2, text
-    assert re.search(r"memory: \d\.\d\d of the bar", text), text
+    assert re.search(r"memory of more images: \d\.\d\d of the bar", text), text

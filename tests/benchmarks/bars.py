@@ -1,0 +1,68 @@
+"""Every bar of speed and memory with its figure, in one command: runs the scripts beside this one, one after another.
+
+    python tests/benchmarks/bars.py [--data DIR] [--quick]
+
+Takes about an hour, and needs a machine on which nothing else runs; ``--quick`` measures less of everything, to see that it
+works. ``--data`` is a data root with CIFAR-10, without which the bar that needs it is left out. Exits with 1 if one is missed.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FINISHED = 3.0  # seconds that a run on finished work may take
+QUICK = {
+    "gradient_norms.py": ["--repeats", "1", "--batch-size", "2", "--large-batch", "8"],
+    "streaming.py": ["--model", "torchvision:squeezenet1_1", "--images", "16", "32", "--size", "64", "--workers", "1"],
+    "run_folder.py": ["--sets", "6", "--rows", "4"],
+}
+
+
+def script(name: str, options: list[str]) -> list[str]:
+    """The lines ``NAME: SHARE of the bar …`` that a script prints, after its name."""
+    print(f"running {name} …", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-P", str(Path(__file__).with_name(name)), *options], capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    return [f"{name}, {line}" for line in done.stdout.splitlines() if re.match(r"[\w -]+: \d+\.\d+ of the bar", line)]
+
+
+def finished() -> list[str]:
+    """A run on finished work."""
+    print("running oodbench run on finished work …", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-P", "-m", "oodbench.cli", "run", "--limit", "40", "--detector", "msp", "--no-costs"]
+        taken = []
+        for _ in range(4):
+            start = time.perf_counter()
+            subprocess.run([*command, "--out", f"{place}/run"], capture_output=True, check=True)
+            taken.append(time.perf_counter() - start)
+    return [f"finished work: {min(taken[1:]) / FINISHED:.2f} of the bar, {min(taken[1:]):.1f} s"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    found = finished()
+    for name, quick in QUICK.items():
+        found += script(name, quick if options.quick else [])
+    if options.data is not None:
+        found += script("shared_pass.py", ["--data", options.data])
+    missed = 0
+    for line in found:
+        missed += (over := float(re.search(r": (\d+\.\d+) of the bar", line)[1]) > 1)
+        print(f"{'missed' if over else 'holds '}  {line}")
+    print(f"{len(found) - missed} of {len(found)} bars hold")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
