@@ -269,6 +269,7 @@ def run(
     weights_key: str | None = None,
     trust_model: bool = False,
     cell_timeout: float | None = None,
+    layers: str | Sequence[str] | None = None,
 ) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -302,6 +303,7 @@ def run(
             elsewhere. ``oodbench.progress.Lines()`` prints a line per stage.
         cell_timeout: seconds that one call of a detector, data set or network may take, such as for one batch; one that
             takes longer fails. None: no limit.
+        layers: the modules of the network that layered detectors read, as in ``load_model``, in place of the suite's.
 
     Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
     the weights are missing.
@@ -325,6 +327,7 @@ def run(
         size=size,
         resize=resize,
         shorter_side=shorter_side,
+        layers=layers,
     )
     sweep_cache()
     path = run_study(

@@ -12,13 +12,22 @@ from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, con
 from oodbench.models.float64 import float64_for
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
-# For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018).
+# For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018);
+# for other families likewise the stem and four stages, or the last block of each quarter (``blocks.*``).
 LAYER_PATTERNS: tuple[tuple[str, ...], ...] = (
     ("relu", "layer1", "layer2", "layer3", "layer4"),  # ours and torchvision's ResNets
     ("act1", "layer1", "layer2", "layer3", "layer4"),  # timm's
     ("relu", "layer1", "layer2", "layer3"),  # CIFAR ResNets: three stages
     ("conv1", "trans1", "trans2", "relu"),  # our DenseNet-BC
     ("features.conv0", "features.transition1", "features.transition2", "features.transition3", "features.norm5"),
+    ("features.0.0", "features.*"),  # torchvision's Swins, ConvNeXts, EfficientNets and MobileNets
+    ("conv_proj", "encoder.layers.*"),  # its ViTs
+    ("stem", "trunk_output.*"),  # its RegNets
+    ("conv_stem", "blocks.*"),  # timm's EfficientNets and MobileNets
+    ("patch_embed", "blocks.*"),  # its ViTs
+    ("patch_embed", "layers.*"),  # its Swins
+    ("stem", "stages.*"),  # its ConvNeXts
+    ("stem", "s1", "s2", "s3", "s4"),  # its RegNets
 )
 HALF = (torch.float16, torch.bfloat16)
 # Operations by their names in autograd's graph, up to ``Backward``; the others leave values as they are.
@@ -37,7 +46,7 @@ class Classifier(nn.Module):
         head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module. Empty for a module whose
             logits do not come from a linear layer.
         layers: dotted names of the modules that layered detectors read, first to last; by default those of the known
-            families (ResNet, DenseNet).
+            families: ResNet, DenseNet, and in torchvision and timm ViT, Swin, ConvNeXt, RegNet, EfficientNet and MobileNet.
         name: its name in result tables.
         transform: how images of any size become its input, if the network states that; sets are read so by default.
     """
@@ -69,8 +78,7 @@ class Classifier(nn.Module):
         last = next((n for n, m in reversed(modules.items()) if isinstance(m, nn.Linear)), None)
         self._headless = head == ""
         self.head_name = None if self._headless else head or last
-        known = next((p for p in LAYER_PATTERNS if all(n in modules for n in p)), ())
-        self.layer_names: tuple[str, ...] = tuple(layers) if layers is not None else known
+        self.layer_names: tuple[str, ...] = tuple(layers) if layers is not None else _known_layers(modules)
         for wanted in (*self.layer_names, *([head] if head else [])):
             if wanted not in modules:
                 raise ValueError(f"{self.name} has no module '{wanted}'")
@@ -222,6 +230,20 @@ class Classifier(nn.Module):
             raise Unsuitable(
                 f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
             ) from error
+
+
+def _known_layers(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """The layers of the first pattern that fits; ``()`` if none does."""
+
+    def each(name: str) -> list[str]:
+        if not name.endswith(".*"):
+            return [name]
+        parent = modules.get(name[:-2])
+        parts = [f"{name[:-1]}{child}" for child, _ in parent.named_children()] if parent is not None else []
+        return [parts[len(parts) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)] if len(parts) >= 4 else [name]
+
+    patterns = (tuple(one for name in pattern for one in each(name)) for pattern in LAYER_PATTERNS)
+    return next((names for names in patterns if all(name in modules for name in names)), ())
 
 
 def _probabilities(logits: Tensor) -> str | None:

@@ -78,6 +78,7 @@ class Suite(BaseModel):
     title: str = ""
     model: str | None = None  # None: a suite without a network
     weights: str | None = None  # file of the model's weights, from the working folder
+    layers: list[str] | None = Field(default=None, min_length=1)  # that layered detectors read; None: the network's own
     in_distribution: SetName
     train_split: str = "train"
     test_split: str = "test"
@@ -128,6 +129,7 @@ class Suite(BaseModel):
         size: int | None = None,
         resize: str | None = None,
         shorter_side: int | None = None,
+        layers: str | Sequence[str] | None = None,
     ) -> "Suite":
         """The suite with the given values in place of its own. A set that the suite lists keeps its kind and levels.
 
@@ -152,6 +154,7 @@ class Suite(BaseModel):
             "size": size,
             "resize": resize,
             "shorter_side": shorter_side,
+            "layers": as_names(layers or ()),
         }
         given = {name: value for name, value in changes.items() if value is not None and value != []}
         own = {name: values for name, values in self.parameters.items() if name in run}

@@ -47,6 +47,10 @@ Parameters = Annotated[
 WeightsKey = Annotated[
     str | None, typer.Option(metavar="KEY", help="Read this part of a weights file that holds several, such as state_dict_ema.")
 ]
+Layers = Annotated[
+    list[str],
+    typer.Option(metavar="A,B,…", help="Let layered detectors read these modules of the network, by dotted names, in order."),
+]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="Add a detector that no installed package registers.")
 ]
@@ -124,6 +128,14 @@ def read_parameters_of(detector: str, given: list[str]) -> dict[str, Any]:
     if others := sorted(found.keys() - {detector}):
         raise UsageError(f"--param {others[0]}.…: this command uses {detector}; write {detector}.NAME=VALUE")
     return found.get(detector, {})
+
+
+def read_layers(given: list[str]) -> list[str] | None:
+    """``a,b`` and repeated options -> one list; None if the option was not given. Raises UsageError for an empty name."""
+    layers = [name.strip() for text in given for name in text.split(",")]
+    if "" in layers:
+        raise UsageError(f"--layers takes names with commas between them, not '{','.join(given)}'")
+    return layers or None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from oodbench.commands.common import (
     Data,
     Debug,
     Device,
+    Layers,
     Parameters,
     Plugins,
     Resize,
@@ -21,6 +22,7 @@ from oodbench.commands.common import (
     check_seed,
     find_in_working_folder,
     only_results,
+    read_layers,
     read_parameters_of,
 )
 from oodbench.errors import UsageError
@@ -33,6 +35,7 @@ def fit(
     model: Annotated[str | None, typer.Option(help="Network; leave out for a detector that only reads images.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file of the model (safetensors or a state dict).")] = None,
     weights_key: WeightsKey = None,
+    layers: Layers = [],  # noqa: B006
     false_alarms: Annotated[float, typer.Option(help="Largest share of new in-distribution images to flag.")] = 0.05,
     held_out: Annotated[
         str, typer.Option(help="Split used to set the threshold; `train` holds out a tenth of the training images.")
@@ -76,6 +79,7 @@ def fit(
             dataset=dataset,
             weights=weights,
             weights_key=weights_key,
+            layers=read_layers(layers),
             false_alarms=false_alarms,
             parameters=parameters,
             held_out_split=held_out,

@@ -10,6 +10,7 @@ from oodbench.commands.common import (
     Data,
     Debug,
     Device,
+    Layers,
     Parameters,
     Resize,
     ShorterSide,
@@ -22,6 +23,7 @@ from oodbench.commands.common import (
     find_in_working_folder,
     only_results,
     print_text,
+    read_layers,
     read_parameters,
     terminal_width,
 )
@@ -50,6 +52,7 @@ def run(
         typer.Option(help="Weights of the model, safetensors or a state dict; repeat for several checkpoints."),
     ] = [],  # noqa: B006
     weights_key: WeightsKey = None,
+    layers: Layers = [],  # noqa: B006
     detector: Annotated[
         list[str], typer.Option(metavar="NAME", help="Run only this detector, or all; repeat for several.")
     ] = [],  # noqa: B006
@@ -126,6 +129,7 @@ def run(
         size=size,
         resize=resize,
         shorter_side=shorter_side,
+        layers=read_layers(layers),
     )
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)

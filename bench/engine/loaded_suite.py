@@ -64,7 +64,8 @@ def load_network(
 
     if suite.model is None:
         return NO_NETWORK
-    classifier = load_model(suite.model, weights, weights_key=weights_key, data=data, device=str(device), require_weights=True)
+    given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
+    classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
     return Network(classifier, classifier.weights_hash, weights_path(suite.model, weights, data), device)
 
 

@@ -176,6 +176,7 @@ class _Run:
             "validation": self.suite.validation,
             "learnt_share": self.suite.learnt_share,
             "weights": loaded.weights_hash,
+            "layers": loaded.classifier.layer_names if loaded.classifier else [],
             "in-distribution images": loaded.in_distribution.fingerprint,
             "training images": loaded.train.fingerprint if loaded.train else "",
         }

@@ -44,13 +44,14 @@ class Input(Part):
 
 
 class Model(Part):
-    """The network: its name, its weights file and the part of it that was read, and the hashes of both."""
+    """The network: its name, its weights file and the part of it that was read, the hashes of both, and its layers."""
 
     name: str
     weights: str | None  # path; None if the model brings its own
     weights_key: str | None = None
     weights_sha256: str | None
     weights_hash: str
+    layers: list[str] | None = None  # that layered detectors read; None in files of older versions
 
 
 class Training(Part):
@@ -254,6 +255,7 @@ def load_fitted(
     try:
         detector = Detector.load(path, target)
         _check_head(detector)
+        _check_layers(path, detector, classifier, about.model)
         fitted = Fitted(detector, classifier, about, batch_size)
         fitted(torch.full((1, 3, *about.input.size), 127, dtype=torch.uint8))
     except Exception as error:  # state that does not fit the detector may raise any error
@@ -270,6 +272,15 @@ def _check_head(detector: Detector) -> None:
         raise BadData(f"its head is {type(detector.head).__name__}, not {' or '.join(names)}")
     if detector.head.chooses and vars(detector.head).get("setting_") not in range(len(detector.grid)):
         raise BadData("its head has not chosen a setting of the grid")
+
+
+def _check_layers(path: Path, detector: Detector, classifier: Classifier | None, model: Model | None) -> None:
+    """Other layers of the same width would give scores too, of something else."""
+    if classifier is None or model is None or model.layers is None or not detector.declared_signals & {"layers", "maps"}:
+        return
+    if [*classifier.layer_names] != model.layers:
+        now = ", ".join(classifier.layer_names) or "none"
+        raise BadData(f"{path} was fitted on the layers {', '.join(model.layers)} of {model.name}, not {now}")
 
 
 def _read(path: Path) -> tuple[About, str]:
@@ -317,7 +328,8 @@ def _rebuilt(
             raise BadData(f"{weights} has changed since {path} was fitted; give --weights FILE, or fit again")
     check_weights(model.name, weights, data)  # before a network is built, which may be of any size
     key = weights_key or model.weights_key
-    return load_model(model.name, weights, weights_key=key, data=data, device=device, require_weights=True)
+    given: dict[str, Any] = {"weights_key": key, "layers": model.layers, "data": data}
+    return load_model(model.name, weights, device=device, require_weights=True, **given)
 
 
 def _number(value: object) -> float | None:

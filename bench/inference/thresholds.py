@@ -5,7 +5,7 @@ training the network, by default a random half of the ``test`` split; the other 
 network is more confident on its training images, so a threshold set on them would later flag too many images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def fit(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Fitted:
     """Fit a detector on the training split of a set, with a threshold that flags at most ``false_alarms`` of new images.
 
@@ -59,7 +60,7 @@ def fit(
         held_out_split: the split used to set the threshold; ``train`` keeps a random tenth of the training images out of
             the fit, for sets without another split.
         size, resize, shorter_side: as in ``load_dataset``.
-        weights, weights_key: as in ``load_model``.
+        weights, weights_key, layers: as in ``load_model``.
 
     Raises UsageError for a set with a corruption or attack, and if there are too few held-out images for such a small rate.
     """
@@ -74,7 +75,8 @@ def fit(
     tried: NetworkAccuracy | None = None
     if model is not None:
         progress.stage(f"loading {model}")
-        classifier = load_model(model, weights, weights_key=weights_key, data=data, device=device, require_weights=True)
+        given: dict[str, Any] = {"weights_key": weights_key, "layers": layers, "data": data}
+        classifier = load_model(model, weights, device=device, require_weights=True, **given)
     elif made.reads_network:
         raise UsageError(f"{detector} needs a network; name one with --model")
     progress.stage(f"loading {dataset}")
@@ -93,6 +95,7 @@ def fit(
             weights_key=weights_key,
             weights_sha256=sha256_of(path) if path else None,
             weights_hash=classifier.weights_hash,
+            layers=list(classifier.layer_names),
         )
         tried = try_network(classifier, held_out, train, name=model, batch_size=BATCH_SIZE, seed=seed, progress=progress)
         for line in tried.warnings() if tried is not None else ():

@@ -1,6 +1,7 @@
 """``load_model``: from a name and optional weights to a Classifier."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from oodbench.classifier import Classifier
@@ -10,6 +11,7 @@ from oodbench.models.build import DEFAULT_CLASSES, brings_weights, build, outlin
 from oodbench.models.device import resolve_device
 from oodbench.models.pretrained import cached, transform_of
 from oodbench.paths import DataRoots, data_roots
+from oodbench.registry import unknown
 
 __all__ = ["load_model", "resolve_device"]
 
@@ -23,6 +25,7 @@ def load_model(
     device: str = "cpu",
     require_weights: bool = False,
     weights_key: str | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Classifier:
     """Load a classifier by name; it takes images (N, C, H, W), floats in [0, 1], and returns logits (N, classes).
 
@@ -40,8 +43,9 @@ def load_model(
         require_weights: whether a network without weights is an error. Otherwise it warns, and the weights are random,
             the same each time. The ``*-cifar10`` models always need their weights.
         weights_key: which part of a checkpoint to read, such as ``state_dict_ema``; needed where several parts fit.
+        layers: dotted names of the modules that layered detectors read, first to last, in place of the network's own.
 
-    Raises UsageError for an unknown name, device or key, MissingData for missing weights, and BadData for a weights file
+    Raises UsageError for an unknown name, device, key or layer, MissingData for missing weights, and BadData for a weights file
     that is malicious, truncated or from another network.
     """
     target = resolve_device(device)
@@ -58,8 +62,7 @@ def load_model(
             files.require_fit(state, network.module, name, path)
         classifier = build(name, num_classes)
         files.put(state, classifier.module, name, path)
-        classifier.transform = classifier.transform or transform_of(name, num_classes or DEFAULT_CLASSES, path)
-        return classifier.to(target)
+        return _finished(classifier, name, num_classes, path, layers).to(target)
     classifier = build(name, num_classes)
     if name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)
@@ -67,8 +70,21 @@ def load_model(
         warnings.warn(
             f"{name} has no weights ({files.places(name, data)[0]} does not exist): using random weights", stacklevel=2
         )
-    classifier.transform = classifier.transform or transform_of(name, num_classes or DEFAULT_CLASSES, None)
-    return classifier.to(target)
+    return _finished(classifier, name, num_classes, None, layers).to(target)
+
+
+def _finished(
+    classifier: Classifier, name: str, num_classes: int | None, path: Path | None, layers: Sequence[str] | None
+) -> Classifier:
+    """With the transform that is stated for its weights, and with these layers. Raises UsageError for an unknown layer."""
+    classifier.transform = classifier.transform or transform_of(name, num_classes or DEFAULT_CLASSES, path)
+    if layers is not None:
+        known = [module for module, _ in classifier.module.named_modules() if module]
+        for layer in layers:
+            if layer not in known:
+                raise UsageError(unknown("layer", layer, known, f"see {name}'s named_modules()", of=name))
+        classifier.layer_names = tuple(layers)
+    return classifier
 
 
 def check_weights(name: str, weights: str | Path | None, data: DataRoots) -> None:
