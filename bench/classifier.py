@@ -39,8 +39,8 @@ class Classifier(nn.Module):
     """A network that takes images in [0, 1], so that every epsilon is in pixel units.
 
     Args:
-        module: maps normalised images (N, C, H, W) to logits (N, classes). It is put into eval mode and its parameters
-            are frozen, in place.
+        module: maps normalised images (N, C, H, W) to logits (N, classes), or to a tuple, dict or object that holds them (see
+            ``logits_of``). It is put into eval mode and its parameters are frozen, in place.
         mean: means of the channels (C,), for the normalisation, applied inside; None for a module that normalises by itself.
         std: standard deviations of the channels (C,), or None as ``mean``.
         head: dotted name of the final linear layer; by default the last ``nn.Linear`` of the module. Empty for a module whose
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         """Images (N, C, H, W), floats in [0, 1], to logits (N, classes)."""
         images = self.normalised(images)
         with around_call.get()(f"one forward pass of {self.name}"):
-            return self.module(images)
+            return logits_of(self.module(images))
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the module takes: images (N, C, H, W), floats in [0, 1], with the normalisation applied."""
@@ -230,6 +230,24 @@ class Classifier(nn.Module):
             raise Unsuitable(
                 f"{self.name} does not take images of shape {tuple(images.shape[1:])}: {said}; {remedy}"
             ) from error
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in what a network gives; what holds none that are sure is given back as it is.
+
+    They are the value of the key or attribute ``logits``, as in outputs of Hugging Face, or the first of a tuple or list whose
+    only tensor of two dimensions it is.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(named := getattr(output, "logits", None), Tensor):
+        return named
+    if isinstance(output, tuple | list):
+        flat = [part for part in output if isinstance(part, Tensor) and part.dim() == 2]
+        return flat[0] if len(flat) == 1 and flat[0] is output[0] else output
+    return output
 
 
 def _known_layers(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench import standalone
-from oodbench.classifier import Classifier
+from oodbench.classifier import Classifier, logits_of
 from oodbench.detector import Detector
 from oodbench.errors import BadData, OodbenchError, Unsuitable, contained, reason
 from oodbench.heads import Identity
@@ -60,7 +60,7 @@ class Exported(nn.Module):
         images = images.to(self.dtype)
         if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
-        given = self.network(images)
+        given = logits_of(self.network(images))
         return (given[:, : self.classes], given[:, self.classes :]) if self.classes else (given, given)
 
 
