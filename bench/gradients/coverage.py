@@ -32,11 +32,13 @@ class Coverage:
     Attributes:
         slow: names of parameters that need the slow way.
         proved: names of parameters whose norms were compared.
+        ways: how each parameter met the batch in the test, by name (see ``Recorder``).
     """
 
     def __init__(self, name: str) -> None:
         self.slow: set[str] = set()
         self.proved: set[str] = set()
+        self.ways: dict[str, tuple[int, int]] = {}
         self._name = name
 
     def compare(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
@@ -127,7 +129,7 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def _try(coverage: Coverage, module: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> None:
-    recorder = Recorder(parameters, len(images))
+    recorder = Recorder(parameters, len(images), constants=module.buffers(), ways=coverage.ways)
     with torch.enable_grad(), recorder:
         outputs = module(images)
     cotangents = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs)

@@ -93,7 +93,8 @@ class Recording:
         self._parameters = {self._prefix + name: parameter for name, parameter in parameters.items()}
         self._coverage = coverage_of(classifier, self._parameters, self._images)
         covered = {name: p for name, p in self._parameters.items() if name not in self._coverage.slow}
-        self.recorder = Recorder(covered, len(images), images if images.requires_grad else None)
+        leaf = images if images.requires_grad else None
+        self.recorder = Recorder(covered, len(images), leaf, classifier.buffers(), self._coverage.ways)
 
     def backward(self, outputs: Tensor, loss: Loss, directions: Mapping[str, Tensor]) -> tuple[Norms, Norms]:
         """Squared norms by parameter, and inner products by direction; may be called for any number of losses."""

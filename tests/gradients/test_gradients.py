@@ -237,7 +237,86 @@ class Scales(nn.Module):
 def test_parameters_without_dimensions():
     torch.manual_seed(0)
     images = torch.rand(4, 3, 2, 2, dtype=torch.float64)
-    assert_exact(Scales().double(), images, uncovered=("logarithm", "factor", "offset"))
+    assert_exact(Scales().double(), images)
+
+
+class Attention(nn.Module):
+    """Attention with packed weights on 16 patches of an image."""
+
+    def __init__(self, first: bool = True, calls: str = "itself", **options) -> None:
+        super().__init__()
+        self.first, self.calls, self.options = first, calls, options
+        self.patches = nn.Conv2d(3, 6, 2, 2)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=first, bias=calls != "no bias")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = x if self.first else x.transpose(0, 1)
+        own, weights = self.attention(x, x * 2 if self.calls == "others" else x, x, **self.options)
+        own = own if self.first else own.transpose(0, 1)
+        return own.tanh().mean(1) if weights is None else torch.cat([own.tanh().mean(1), weights.square().flatten(1)], 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "slow"),
+    [
+        (Attention(), ()),
+        (Attention(need_weights=False), ()),
+        (Attention(average_attn_weights=False), ()),
+        (Attention(calls="no bias"), ()),
+        (Attention(first=False), ()),
+        (Attention(calls="others"), ("attention.in_proj_weight", "attention.in_proj_bias")),
+        (Attention(need_weights=False, attn_mask=torch.eye(16, dtype=torch.bool)), ("attention.in_proj_weight",)),
+        (nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(2), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), ()),
+    ],
+    ids=["weights", "no weights", "weights of heads", "no bias", "tokens first", "not to itself", "mask", "encoder layer"],
+)
+def test_attention_with_packed_weights(network, slow):
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    network = network.double().eval()
+    if isinstance(network, nn.Sequential):
+        network.append(nn.Flatten())
+    assert_exact(network, images, uncovered=slow)
+
+
+class FromParameters(nn.Module):
+    """Tensors that are computed from parameters alone, and how they meet the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.first, self.second = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))  # of a bias
+        self.table = nn.Parameter(torch.randn(5, 1))  # entries by distance, some of them several times
+        self.rows = nn.Parameter(torch.randn(1, 3, 4))  # meets four constant rows first
+        self.scale, self.counted = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(1.3))
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("index", torch.tensor([[0, 1, 2], [3, 0, 1], [4, 3, 0]]))
+        self.register_buffer("constants", torch.arange(48.0).view(4, 3, 4) / 48)
+        self.register_buffer("cells", torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images.flatten(2)[:, :, :3].transpose(1, 2))  # (N, 3, 4)
+        bias = torch.cat([self.first, torch.zeros_like(self.second), self.second])[[0, 1, 4, 5]]
+        x = F.linear(x.tanh(), self.body.weight, bias) + self.body.bias.sin()
+        mask = (self.table[self.index.view(-1)].view(1, 1, 3, 3) + self.cells).contiguous()
+        x = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=mask)[:, 0]
+        x = x + (self.rows * self.constants).mean(0)
+        gain = self.scale.exp().clone()
+        gain.mul_(2)
+        return (F.linear(x, self.weight.square()) * gain).mean(1).tanh() * float(self.counted.detach().numpy())
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+def test_what_is_made_from_parameters_alone(size):
+    torch.manual_seed(0)
+    network = FromParameters().double()
+    images = torch.rand(size, 3, 8, 8, dtype=torch.float64)
+    expected = reference(network.eval(), images, confounding(1.0))
+    with pytest.warns(UserWarning, match="no rule covers weight of FromParameters: "):
+        found = squared_norms(network, images)
+    for name, gradients in expected.items():
+        torch.testing.assert_close(found[name], gradients.flatten(1).square().sum(1) if gradients.dim() > 1 else gradients**2)
 
 
 class Complex(nn.Module):
@@ -416,18 +495,28 @@ def small_convnext():
     return tv.convnext.ConvNeXt(settings, num_classes=10)
 
 
+def of_timm(name: str, **options):
+    timm = pytest.importorskip("timm")
+    return timm.create_model(name, num_classes=10, **options)
+
+
+VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2)}
+
 NETWORKS = {
     "ResNet-18": (lambda: build("resnet18", 10).module, 32, ()),
     "ResNet-20": (lambda: build("resnet20-cifar10", 10).module, 32, ()),
     "DenseNet-BC": (lambda: build("densenet-bc-100-12", 10).module, 32, ()),
     "MobileNetV3": (lambda: tv.mobilenet_v3_small(num_classes=10), 64, ()),
     "ConvNeXt": (small_convnext, 64, ()),
-    "ViT": (small_vit, 32, ("self_attention.in_proj_bias",)),
-    "Swin": (
-        lambda: tv.SwinTransformer([2, 2], 16, [2, 2], [2, 2], [4, 4], num_classes=10),
-        32,
-        ("relative_position_bias_table",),
-    ),
+    "ViT": (small_vit, 32, ()),
+    "Swin": (lambda: tv.SwinTransformer([2, 2], 16, [2, 2], [2, 2], [4, 4], num_classes=10), 32, ()),
+    "timm's ViT with registers and scales": (lambda: of_timm("vit_small_patch14_reg4_dinov2", **VIT), 32, ()),
+    "timm's distilled ViT": (lambda: of_timm("deit_tiny_distilled_patch16_224", **VIT), 32, ()),
+    "timm's BEiT": (lambda: of_timm("beit_base_patch16_224", **VIT), 32, ()),
+    "timm's Swin": (lambda: of_timm("swin_tiny_patch4_window7_224", **SWIN), 32, ()),
+    "timm's Swin V2": (lambda: of_timm("swinv2_tiny_window8_256", **SWIN), 32, ()),
+    "timm's ConvNeXt": (lambda: of_timm("convnext_atto", dims=(8, 8, 8, 12), depths=(1, 1, 1, 1)), 32, ()),
 }
 
 
