@@ -72,6 +72,8 @@ def _timm(name: str, num_classes: int) -> Classifier:
     module: Any = timm.create_model(name, pretrained=False, num_classes=num_classes)
     config, final = module.pretrained_cfg, module.get_classifier()
     head = next((n for n, m in module.named_modules() if m is final and isinstance(m, nn.Linear)), None)
+    if isinstance(final, tuple):  # the heads of a distilled network, whose mean are its logits
+        head = ""
     return Classifier(module, config["mean"], config["std"], head=head)
 
 

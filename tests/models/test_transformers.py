@@ -5,11 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
+import torchvision.models as tv
+from torch import nn
 
 import oodbench
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
+from oodbench.models.build import build
+from oodbench.probe import Probe
 
 timm = pytest.importorskip("timm")
 
@@ -62,3 +66,58 @@ def test_every_detector_works_or_says_why_not(network, data, name):
         assert np.isfinite(scores).all()
         assert len(np.unique(scores)) > 10
     assert not why or any(re.match(reason, why) for reason in SKIPPED), why
+
+
+def features_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return Probe(Classifier(module), images, {"features"}).features
+
+
+def require_pre_logits(network: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Compare features with what timm calls pre-logits, and return what its norm gives."""
+    features = Probe(network, images, {"features"}).features
+    with torch.no_grad():
+        tokens = network.module.forward_features(network.normalised(images))
+        torch.testing.assert_close(features, network.module.forward_head(tokens, pre_logits=True))
+    return tokens
+
+
+def test_features_of_timms_networks_are_what_they_call_pre_logits(network, data):
+    require_pre_logits(network, data[0][:4])
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_features_of_a_vit_are_the_class_token_or_the_mean_of_patches(data, pool):
+    name, options = NETWORKS["vit"]
+    network = Classifier(timm.create_model(name, num_classes=4, global_pool=pool, **options))
+    tokens = require_pre_logits(network, data[0][:4])
+    expected = tokens[:, 0] if pool == "token" else network.module.fc_norm(tokens[:, 1:].mean(1))
+    torch.testing.assert_close(Probe(network, data[0][:4], {"features"}).features, expected.detach())
+
+
+def test_features_of_torchvisions_networks():
+    images = torch.rand(2, 3, 32, 32)
+    vit = tv.VisionTransformer(32, 8, 2, 2, 24, 48, num_classes=10)
+    swin = tv.SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=10)
+    block = tv.convnext.CNBlockConfig
+    convnext = tv.convnext.ConvNeXt([block(16, 24, 1), block(24, None, 1)], num_classes=10)
+    names = [Classifier(module).head_name for module in (vit, swin, convnext)]
+    assert names == ["heads.head", "head", "classifier.2"]
+    given = [features_of(module, images) for module in (vit, swin, convnext)]
+    with torch.no_grad():
+        tokens = vit.encoder(torch.cat([vit.class_token.expand(2, -1, -1), vit._process_input(images)], 1))
+        torch.testing.assert_close(given[0], tokens[:, 0])
+        torch.testing.assert_close(given[1], swin.norm(swin.features(images)).mean((1, 2)))
+        torch.testing.assert_close(given[2], convnext.classifier[0](convnext.avgpool(convnext.features(images))).flatten(1))
+
+
+def test_a_distilled_network_has_two_heads_and_no_features():
+    classifier = build("timm:deit_tiny_distilled_patch16_224", 4)
+    images = torch.rand(2, 3, 224, 224)
+    probe = Probe(classifier, images, {"features", "logits"})
+    heads = classifier.module.head, classifier.module.head_dist
+    with torch.no_grad():
+        tokens = classifier.module.forward_features(classifier.normalised(images))
+        both = [head(tokens[:, place]) for place, head in enumerate(heads)]
+    torch.testing.assert_close(probe.logits.float(), sum(both) / 2)
+    with pytest.raises(Unsuitable, match="_224 has no final linear layer; use detectors that read no features"):
+        _ = probe.features
