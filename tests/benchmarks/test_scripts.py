@@ -24,7 +24,7 @@ def test_the_shared_pass_is_measured():
 def test_gradient_norms_are_measured():
     text = printed("gradient_norms.py", "--repeats", "1", "--batch-size", "2", "--large-batch", "8")
     assert re.search(r"oodbench.gradients +\d+\.\d\d ", text), text
-    assert len(re.findall(r"e-\d\d   \d+ parameter tensors", text)) == 6, text
+    assert len(re.findall(r"e-\d\d   \d+ parameter tensors", text)) == 7, text
     assert re.search(r"oodbench.gradients +\d+ MiB", text), text
 
 
