@@ -121,7 +121,8 @@ class WeiPer(Detector):
     def _histogram(self, values: Tensor, low: float, high: float) -> Tensor:
         """How many values (N, m) lie in each bin: (N, bins). Values outside the range lie in none."""
         width = max((high - low) * (1 + GAP), NARROWEST)
-        place = ((values - low) * (self.bins / width)).floor().clamp(-1, self.bins).long() + 1
+        place = ((values - low) * (self.bins / width)).floor().clamp(-1, self.bins)
+        place = place.nan_to_num(-1).long() + 1  # the softmax of such logits makes the score NaN, and their image is named
         counts = values.new_zeros(values.shape[0], self.bins + 2)  # not len(), which torch.export takes for a constant
         return counts.scatter_add(1, place, torch.ones_like(values))[:, 1:-1]
 
