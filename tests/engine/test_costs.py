@@ -33,7 +33,7 @@ def clock(monkeypatch):
             return next(scripts[name]) if name in scripts else 1.0
 
         monkeypatch.setattr(timing, "_time", timed)
-        monkeypatch.setattr(timing, "_peak_memory", lambda work, device: None)
+        monkeypatch.setattr(timing, "peak_memory", lambda work, device: None)
         heard = Heard()
         costs = timing.standalone_costs(
             jobs, oodbench.Classifier(torch.nn.Flatten()), IMAGES, repeats, on_step=lambda: heard.advance(1)
