@@ -270,6 +270,7 @@ def run(
     trust_model: bool = False,
     cell_timeout: float | None = None,
     layers: str | Sequence[str] | None = None,
+    executor: str = "local",
 ) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -304,6 +305,8 @@ def run(
         cell_timeout: seconds that one call of a detector, data set or network may take, such as for one batch; one that
             takes longer fails. None: no limit.
         layers: the modules of the network that layered detectors read, as in ``load_model``, in place of the suite's.
+        executor: what computes the statistics: ``local``, this process; ``processes:4``, worker processes on this machine;
+            ``ray``, a Ray cluster, or ``ray:gpus=0.5`` to share each of its GPUs between two tasks.
 
     Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
     the weights are missing.
@@ -342,5 +345,6 @@ def run(
         measure_costs=measure_costs,
         progress=progress,
         cell_timeout=cell_timeout,
+        executor=executor,
     )
     return StudyResults(path) if is_study(path) else Results(path)

@@ -179,6 +179,8 @@ def line_of(error: BaseException, target: str = "") -> str:
     """``net.py, line 3``: the last line of the code of ``target``, or of what it calls outside the installed packages."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short_path(error.filename)}, line {error.lineno}"
+    if (place := getattr(error, "far_place", None)) is not None:  # of another process, which knew
+        return str(place)
     root, place = target.partition(":")[0].partition(".")[0], ""
     root = "" if root == "oodbench" else root
     for frame, line in traceback.walk_tb(error.__traceback__):

@@ -212,10 +212,20 @@ class ImageSet:
 
     def keep_thumbnails(self, rows: np.ndarray, images: Tensor) -> None:
         """Keep the thumbnails of these images (n, C, H, W), so that they need not be decoded again."""
-        found, known = self._thumbnails
         means = adaptive_avg_pool2d(images.float(), self._thumbnail_size)
-        found[torch.from_numpy(rows)] = means.round().to(torch.uint8).flatten(1)
+        self.set_thumbnails(rows, means.round().to(torch.uint8).flatten(1))
+
+    def set_thumbnails(self, rows: np.ndarray, thumbnails: Tensor) -> None:
+        """Keep these thumbnails (n, C·16·16), which another copy of this set has computed."""
+        found, known = self._thumbnails
+        found[torch.from_numpy(rows)] = thumbnails
         known[rows] = True
+
+    def kept_thumbnails(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Those of these rows whose thumbnails are kept, and the thumbnails."""
+        found, known = self._thumbnails
+        kept = rows[known[rows]]
+        return kept, found[torch.from_numpy(kept)]
 
     @property
     def _thumbnail_size(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -77,14 +77,10 @@ def require_unchanged(guard: Guard | None) -> None:
         )
 
 
-def _isolated(once: Callable[[Guard | None], tuple[T, Errors]], guard: Guard | None, on_error: OnError) -> T:
+def _isolated(once: Callable[[Guard | None], T], guard: Guard | None) -> T:
     """What a pass gives, done again with the guard at each detector if it changed the network."""
-    found, errors = once(None)
-    if guard is not None and guard.restore():
-        found, errors = once(guard)
-    for detector, error in errors.items():
-        on_error(detector, error)
-    return found
+    found = once(None)
+    return once(guard) if guard is not None and guard.restore() else found
 
 
 def signals_of(detectors: Sequence["Detector"]) -> frozenset[str]:
@@ -186,7 +182,7 @@ def observe(
     that calibrate on them; then call ``finish`` of each."""
     before = {detector: fitted_state(detector) for detector in detectors}
 
-    def once(guard: Guard | None) -> tuple[None, Errors]:
+    def once(guard: Guard | None) -> Errors:
         for detector in detectors if guard is not None else ():  # what they gathered may come from a changed network
             reset(detector, **before[detector])
         learning = dict.fromkeys(detectors)  # not a list, in which detectors of equal values would be the same
@@ -233,9 +229,10 @@ def observe(
                     detector.finish()
             except Exception as error:
                 errors[detector] = error
-        return None, errors
+        return errors
 
-    _isolated(once, guard, on_error)
+    for detector, error in _isolated(once, guard).items():
+        on_error(detector, error)
 
 
 def reset(detector: "Detector", **kept: Any) -> None:
@@ -245,7 +242,34 @@ def reset(detector: "Detector", **kept: Any) -> None:
     vars(detector).update(fresh)
 
 
+class Computed(NamedTuple):
+    """What a pass gives: the statistics (n, S, D) of each batch and the seconds of each detector, or the error that it
+    failed with."""
+
+    parts: dict["Detector", list[np.ndarray]]
+    seconds: dict["Detector", float]
+    errors: Errors
+
+
 def statistics(
+    jobs: Mapping["Detector", Settings],
+    classifier: Classifier | None,
+    images: Tensor | ImageSet,
+    pieces: Sequence[np.ndarray],
+    *,
+    on_error: OnError = raise_it,
+    **options: Any,
+) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
+    """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
+
+    Returns float64 statistics (total rows, S, D) by detector, and seconds by detector: its own work and an equal share of
+    the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
+    finite. Further arguments are of ``computed``.
+    """
+    return joined(computed(jobs, classifier, images, pieces, **options), images, pieces, on_error)
+
+
+def computed(
     jobs: Mapping["Detector", Settings],
     classifier: Classifier | None,
     images: Tensor | ImageSet,
@@ -256,16 +280,13 @@ def statistics(
     workers: int = 0,
     on_batch: OnBatch = lambda n: None,
     guard: Guard | None = None,
-    on_error: OnError = raise_it,
     logits: list[np.ndarray] | None = None,
     riders: Collection["Detector"] = (),
     keep: Keep = lambda detector, values, rows: values,
-) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
-    """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
+) -> Computed:
+    """The pass of ``statistics``, batch by batch.
 
-    Returns float64 statistics (total rows, S, D) by detector, and seconds by detector: its own work and an equal share of
-    the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
-    finite. ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
+    ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
     arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
     a pass with a ``guard`` does not take. ``riders`` among the jobs ride along: the forward pass is not theirs to share, and
     no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of the values (n, S, D) of a batch.
@@ -274,7 +295,7 @@ def statistics(
     twins = images.clean if isinstance(images, ImageSet) else None
     clean = clean or (isinstance(images, ImageSet) and twins is images.images)
 
-    def once(guard: Guard | None) -> tuple[tuple[dict["Detector", np.ndarray], dict["Detector", float]], Errors]:
+    def once(guard: Guard | None) -> Computed:
         parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
         seconds = dict.fromkeys(jobs, 0.0)
         errors: Errors = {}
@@ -306,15 +327,24 @@ def statistics(
             if not parts:
                 break
             on_batch(len(piece) * work)
-        found = {}
-        for detector, part in parts.items():
-            try:
-                found[detector] = _joined(part, images, np.concatenate(pieces))
-            except BadData as error:
-                errors[detector] = error
-        return (found, {detector: seconds[detector] for detector in found}), errors
+        return Computed(parts, seconds, errors)
 
-    return _isolated(once, guard, on_error)
+    return _isolated(once, guard)
+
+
+def joined(
+    found: Computed, images: Tensor | ImageSet, pieces: Sequence[np.ndarray], on_error: OnError
+) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
+    """What ``statistics`` returns, of the batches of all ``pieces``. Errors are reported to ``on_error``."""
+    values, errors = {}, dict(found.errors)
+    for detector, parts in found.parts.items():
+        try:
+            values[detector] = _joined(parts, images, np.concatenate(pieces))
+        except BadData as error:
+            errors[detector] = error
+    for detector, error in errors.items():
+        on_error(detector, error)
+    return values, {detector: found.seconds[detector] for detector in values}
 
 
 def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> BadData | None:

@@ -87,6 +87,12 @@ def run(
         float | None,
         typer.Option(metavar="SECONDS", help="Fail a detector, set or network if one call, such as for a batch, takes longer."),
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Compute statistics here (local), in N processes (processes:N), or on a Ray cluster (ray)."
+        ),
+    ] = "local",
     no_costs: Annotated[bool, typer.Option("--no-costs", help="Measure no standalone costs.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report, and remove an earlier one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
@@ -134,6 +140,9 @@ def run(
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)
     check_device(device)
+    from oodbench.engine import executors
+
+    executors.parse(executor)
     from oodbench.engine.study import plan, run_study
     from oodbench.paths import sweep_cache
     from oodbench.progress import terminal_progress
@@ -167,6 +176,7 @@ def run(
             progress=progress,
             measure_costs=not no_costs,
             cell_timeout=cell_timeout,
+            executor=executor,
             on_results=show,
         )
     folders = run_folders(path)

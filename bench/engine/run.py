@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from oodbench import code_hash, protocols
 from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
 from oodbench.detector import Detector
-from oodbench.engine import calls, costs, misclassified, timing
+from oodbench.engine import costs, executors, misclassified, timing
+from oodbench.engine.executors.worker import reproducible
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import NO_NETWORK, LoadedSuite, LoadedTestSet, Row, load_network
 from oodbench.engine.network import try_network
@@ -27,12 +27,11 @@ from oodbench.engine.recorder import Measured, Recorder
 from oodbench.engine.space import expected_bytes, require_space, size
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
-from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, no_exit, one_line, reason
+from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, one_line, reason
 from oodbench.image_set import ImageSet
 from oodbench.models import card, imports_code
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
-from oodbench.models.float64 import float64_for
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
@@ -55,6 +54,7 @@ def run(
     measure_costs: bool = True,
     progress: Progress | None = None,
     cell_timeout: float | None = None,
+    executor: str = executors.LOCAL,
     on_results: Callable[[RunFolder], None] = lambda folder: None,
     like_this: int = 1,
 ) -> RunFolder:
@@ -66,10 +66,8 @@ def run(
     progress = progress or Progress()
     target = resolve_device(device)
     folder = RunFolder(out or default_folder(suite))
-    # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
-    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    double, locked = float64_for(target), folder.locked(progress.say, fresh)
-    with contained(), no_exit(), locked, same, double, calls.watched(progress, cell_timeout):
+    executors.parse(executor)
+    with reproducible(target, progress, cell_timeout), folder.locked(progress.say, fresh):
         progress.stage(f"loading {suite.model or 'no network'}")
         network = load_network(suite, suite.weights, target, data, weights_key)
         loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers, network=network)
@@ -85,11 +83,12 @@ def run(
                 progress.say(f"{', '.join(names)}: {kind} sets are tested under unsupervised only; add --protocol unsupervised")
         if fresh:
             folder.clear(progress.say)
-        current = _Run(loaded, folder, progress)
+        current = _Run(loaded, folder, progress, executor)
         note_origins(loaded, folder)
         current.try_network()
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
-        current.run_sets(estimate=measure_costs)
+        with executors.opened(executor, target, progress, cell_timeout) as current.statistics:
+            current.run_sets(estimate=measure_costs)
         on_results(folder)
         if measure_costs:
             costs.measure(folder, current.fitting, progress)
@@ -157,10 +156,13 @@ def plan(
 class _Run:
     """The records of a run, and what is known of the in-distribution test images."""
 
-    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress) -> None:
+    statistics: Callable[..., Any]  # what does the passes over sets
+
+    def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress, executor: str) -> None:
         self.loaded, self.folder, self.progress, self.suite = loaded, folder, progress, loaded.suite
         self.fitting = Fitting(loaded, progress)
         about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
+        about |= {"executor": executor}
         about["weights"] = Path(self.suite.weights).name if self.suite.weights else None
         self.recorder = Recorder(loaded, self.fitting, about)
         self.recognition = Recognition(loaded, self.fitting, self.recorder)
@@ -302,6 +304,7 @@ class _Run:
             spent=self.spent,
             riders=self.recognition.riders(images),
             keep=self.recognition.keep(images),
+            statistics=self.statistics,
         )
 
     def _run_set(self, test_set: LoadedTestSet, images: ImageSet, rows: list[Row]) -> None:

@@ -5,7 +5,7 @@ under other protocols.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class StatisticsCache:
     on_batch: receives the work of each batch, in forward passes of one image.
     spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
     riders: computed on each batch that is passed for others; what is kept of them, as of all, is what ``keep`` gives.
+    statistics: does the passes: ``passes.statistics``, or that of an executor.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class StatisticsCache:
         spent: dict[str, float] | None = None,
         riders: Sequence[Detector] = (),
         keep: passes.Keep = lambda detector, values, rows: values,
+        statistics: Callable[..., tuple[dict[Detector, np.ndarray], dict[Detector, float]]] = passes.statistics,
     ) -> None:
         rest = np.setdiff1d(np.arange(len(images)), first)
         self.images = images
         self.failures: dict[Detector, Exception] = {}
-        self._on_changed = on_changed
+        self._on_changed, self._statistics = on_changed, statistics
         self._spent = {} if spent is None else spent
         self._pieces = pieces_of(np.sort(first), batch_size) + pieces_of(rest, batch_size)
         self._pass: dict[str, Any] = {
@@ -122,7 +124,7 @@ class StatisticsCache:
         for detector, key in missing:
             if not any(_key(known) == key for known in jobs.get(detector, [])):
                 jobs.setdefault(detector, []).append(json.loads(key))
-        found, seconds = passes.statistics(jobs, pieces=pieces, **self._pass)
+        found, seconds = self._statistics(jobs, pieces=pieces, **self._pass)
         rows = np.concatenate(pieces)
         for detector, values in found.items():
             if detector not in self._pass["riders"]:

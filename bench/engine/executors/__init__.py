@@ -1,0 +1,78 @@
+"""Where the statistics of a run are computed: in its own process, in several processes, or on a Ray cluster.
+
+Fitting, heads, figures and files stay in the process of the run. A pass over a set is cut into shards of whole batches. A
+batch gives the same statistics bit for bit wherever it is computed on one type of device, so the executor decides no record.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from oodbench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from oodbench.progress import Progress
+
+LOCAL = "local"
+FORMS = "local, processes:N, ray, or ray:gpus=F"
+
+
+def parse(name: str) -> tuple[str, float | None]:
+    """``processes:4`` -> its kind and its number: of processes, or for ``ray:gpus=0.5`` of GPUs per task.
+
+    Raises UsageError for another name, and where Ray is not installed.
+    """
+    kind, colon, text = name.partition(":")
+    if name in (LOCAL, "ray"):
+        number = None
+    elif kind == "processes":
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
+            raise UsageError(f"--executor processes:N takes a number of processes of at least 1, not '{text}'")
+        number = float(text)
+    elif colon and kind == "ray" and text.startswith("gpus="):
+        number = _fraction(text.removeprefix("gpus="))
+    else:
+        raise UsageError(f"unknown executor '{name}'; give {FORMS}")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise UsageError("--executor ray needs Ray, which is not installed; run: pip install 'oodbench[ray]'")
+    return kind, number
+
+
+def _fraction(text: str) -> float:
+    """The GPUs of a task, of which Ray takes a part of one, or whole ones."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (0 < number < 1 or (number >= 1 and number.is_integer())):
+        raise UsageError(f"--executor ray:gpus=F takes a part of a GPU per task, such as 0.5, or a whole number, not '{text}'")
+    return number
+
+
+@contextmanager
+def opened(name: str, device: "torch.device", progress: "Progress", cell_timeout: float | None) -> Iterator[Callable[..., Any]]:
+    """Give what does the passes. Workers start with the first pass and end with this context."""
+    from oodbench import passes
+    from oodbench.engine.executors.processes import Processes
+    from oodbench.engine.executors.shards import Sharded
+    from oodbench.engine.executors.worker import Conditions
+
+    kind, number = parse(name)
+    if kind == LOCAL:
+        yield passes.statistics
+        return
+    conditions = Conditions.of_this_process(device, cell_timeout)
+    executor: Sharded
+    if kind == "processes":
+        executor = Processes(int(number or 1), conditions, progress)
+    else:
+        from oodbench.engine.executors.ray_tasks import RayTasks
+
+        executor = RayTasks(number, conditions)
+    try:
+        yield executor.statistics
+    finally:
+        executor.close()
