@@ -1,12 +1,13 @@
-# make run | test | lint | docs | bench | attack: each creates .venv if needed and installs the project into it.
+# make run | test | test-cluster | lint | docs | bench | attack: each creates .venv if needed and installs the project into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DOCS := $(VENV)/.installed-docs
+INSTALLED_RAY := $(VENV)/.installed-ray
 
-.PHONY: run test lint docs wheel bench attack clean
+.PHONY: run test test-cluster lint docs wheel bench attack clean
 
 run: $(INSTALLED)
 	$(BIN)/oodbench run
@@ -15,6 +16,10 @@ run: $(INSTALLED)
 # One worker per core; each needs one to two gigabytes, and tests/conftest.py gives it one thread. Plain `pytest` uses no workers.
 test: $(INSTALLED_TEST)
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# Runs on a Ray cluster of several nodes on this machine, of which one is killed. Without Ray, `make test` counts them as skipped.
+test-cluster: $(INSTALLED_RAY)
+	$(BIN)/pytest -m cluster tests/engine/test_ray_cluster.py
 
 lint: wheel
 	$(BIN)/ruff check .
@@ -58,6 +63,10 @@ $(INSTALLED_TEST): pyproject.toml setup.py | $(BIN)/pip
 
 $(INSTALLED_DOCS): $(INSTALLED_TEST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+$(INSTALLED_RAY): $(INSTALLED_TEST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	touch $@
 
 $(BIN)/pip:

@@ -29,154 +29,6 @@ from oodbench.errors import BadData, ChangedNetwork, OodbenchError, TooSlow, Usa
 from oodbench.forward.guard import Guard
 from oodbench.results.folder import RunFolder
 
-PLUGINS = '''
-"""A network and detectors, good and bad, in the working folder of a user."""
-
-import os
-import pathlib
-import signal
-import threading
-import time
-
-import torch
-
-import oodbench
-import oodbench.errors
-
-
-def build():
-    class Net(torch.nn.Module):  # which only this function knows
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 6, 3, padding=1)
-            self.linear = torch.nn.Linear(6, 8)
-
-        def forward(self, images):
-            return self.linear(self.conv(images).relu().mean((2, 3)))
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return oodbench.Classifier(Net(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-
-
-class Plugin(oodbench.Detector):
-    """Minus the largest probability."""
-
-    signals = ("logits",)
-
-    def statistics(self, probe):
-        return -probe.softmax.max(1).values
-
-
-class Sound(Plugin):
-    """Keeps what it learnt where no file would keep it, and gives class probabilities."""
-
-    def observe(self, probe):
-        self._mean = probe.logits.mean(0)
-
-    def finish(self):
-        self.seen_ = True
-
-    def statistics(self, probe):
-        return (probe.logits - self._mean).square().sum(1)
-
-    def probabilities(self, probe):
-        return (probe.logits - self._mean).softmax(1)
-
-
-class OwnError(Exception):
-    """An error that cannot be made from its text."""
-
-    def __init__(self, first, second):
-        super().__init__(f"{first} and {second}")
-
-
-class Raises(Plugin):
-    def statistics(self, probe):
-        raise OwnError("this", "that")
-
-
-class NaNs(Plugin):
-    def statistics(self, probe):
-        scores = super().statistics(probe)
-        return scores.where(scores < scores.median(), torch.nan)
-
-
-class Changes(Plugin):
-    def statistics(self, probe):
-        probe.classifier.module.linear.bias.data.add_(1)
-        return super().statistics(probe)
-
-
-class Widths(Plugin):
-    def statistics(self, probe):
-        return torch.zeros(len(probe), 1 + len(probe) % 3)
-
-
-class Locked(Plugin):
-    """Cannot be pickled."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-
-class Sleeps(Plugin):
-    def statistics(self, probe):
-        time.sleep(60)
-
-
-class Dies(Plugin):
-    """Kills its process, as often as there are files."""
-
-    def __init__(self, folder="deaths"):
-        self.folder = folder
-
-    def statistics(self, probe):
-        for file in sorted(pathlib.Path(self.folder).glob("*")):
-            try:
-                file.unlink()
-            except FileNotFoundError:  # the other worker was first
-                continue
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().statistics(probe)
-
-
-class Waits(Plugin):
-    """Notes its process and sleeps, while there is a folder to note it in."""
-
-    def statistics(self, probe):
-        if os.path.isdir("pids"):
-            pathlib.Path("pids", str(os.getpid())).touch()
-            time.sleep(60)
-        return super().statistics(probe)
-
-
-class Broken:
-    """Cannot be decoded, nor sent with a lock."""
-
-    shape = (40, 3, 8, 8)
-    lock = None
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, rows):
-        raise oodbench.errors.BadData("some file is broken")
-
-
-class Images:
-    """Counts what it decodes in this process."""
-
-    shape = (40, 3, 8, 8)
-    decoded = 0
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, rows):
-        type(self).decoded += len(rows)
-        return torch.stack([torch.full((3, 8, 8), row, dtype=torch.uint8) for row in rows])
-'''
 RUN = [
     "run",
     "digits",
@@ -190,20 +42,7 @@ RUN = [
     "8",
     "--no-costs",
 ]
-RUN += ["--no-report", "--plugin", "far_plugins:Waits", "--detector", "msp", "--executor", "processes:1", "--out", "run"]
-
-
-@pytest.fixture
-def plugins(tmp_path, monkeypatch):
-    """The module of the plug-ins, in the working folder and on the import path."""
-    (tmp_path / "far_plugins.py").write_text(PLUGINS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_added", {})
-    import far_plugins
-
-    yield far_plugins
-    del sys.modules["far_plugins"]
+RUN += ["--no-report", "--plugin", "my_plugins:Waits", "--detector", "msp", "--executor", "processes:1", "--out", "run"]
 
 
 @pytest.fixture
@@ -243,13 +82,13 @@ def a_pass(statistics, detectors, classifier, images, guard=None):
 
 def test_a_run_has_the_same_records(plugins, tmp_path):
     """Of detectors that read logits, features and gradients, of those that give probabilities, and of those that fail."""
-    bad = [registry.add_plugin(f"far_plugins:{name}") for name in ("Raises", "NaNs", "Changes", "Widths")]
+    bad = [registry.add_plugin(f"my_plugins:{name}") for name in ("Raises", "NaNs", "Changes", "Widths")]
     options = {
-        "detectors": ["msp", "knn", "odin", "purview", registry.add_plugin("far_plugins:Sound"), *bad],
+        "detectors": ["msp", "knn", "odin", "purview", registry.add_plugin("my_plugins:Sound"), *bad],
         "datasets": ["digits+noise@3", "digits+fgsm"],
         "protocols": ["unsupervised"],
     }
-    options |= {"model": "far_plugins:build", "limit": 50, "batch_size": 32, "measure_costs": False}
+    options |= {"model": "my_plugins:build", "limit": 50, "batch_size": 32, "measure_costs": False}
     found = {}
     for executor in ("local", "processes:2"):
         folder = RunFolder(oodbench.run("digits", out=tmp_path / executor, executor=executor, **options).path)
@@ -263,7 +102,7 @@ def test_a_run_has_the_same_records(plugins, tmp_path):
     records = found["local"][0].values()
     assert {r["status"] for r in records if r.get("detector") not in bad} == {"ok"}
     reasons = {r["detector"]: r["reason"] for r in records if r.get("detector") in bad}
-    assert reasons["raises"].startswith("OwnError: this and that (far_plugins.py, line ")
+    assert reasons["raises"].startswith("OwnError: this and that (my_plugins.py, line ")
     assert "of 50 images have scores that are not finite" in reasons["nans"]
     assert "linear.bias" in reasons["changes"]
     assert "columns on different batches" in reasons["widths"]
