@@ -342,8 +342,8 @@ def joined(
             values[detector] = _joined(parts, images, np.concatenate(pieces))
         except BadData as error:
             errors[detector] = error
-    for detector, error in errors.items():
-        on_error(detector, error)
+    for detector, why in errors.items():
+        on_error(detector, why)
     return values, {detector: found.seconds[detector] for detector in values}
 
 

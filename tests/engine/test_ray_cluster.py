@@ -86,8 +86,10 @@ def test_a_worker_that_dies_each_time_ends_the_run(plugins, connected, tmp_path)
     (tmp_path / "deaths").mkdir()
     for number in range(50):
         (tmp_path / "deaths" / str(number)).touch()
+    options = {"datasets": ["digits+noise@3"], "batch_size": 64, "executor": "ray"}  # one task
     with pytest.raises(OodbenchError, match=r"^Ray could not compute a task: .*; repeat the command to resume"):
-        run(tmp_path / "run", ["msp", registry.add_plugin("my_plugins:Dies")], datasets=["digits+noise@3"], executor="ray")
+        run(tmp_path / "run", ["msp", registry.add_plugin("my_plugins:Dies")], **options)
+    assert len(list((tmp_path / "deaths").iterdir())) == 50 - 3
     assert not ray.is_initialized()
 
 

@@ -1,6 +1,7 @@
 """Workers on a Ray cluster, one task per shard. Ray moves what was packed to each machine once, and computes the tasks of a
 machine that dies on another."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class RayTasks(Sharded):
         self._running: list[Any] = []
         self._started = not ray.is_initialized()
         if self._started:
-            ray.init(logging_level="warning", include_dashboard=False)
+            ray.init(logging_level=logging.WARNING, include_dashboard=False)
         on_cpu = conditions.device.type == "cpu"
         gpus = gpus or (0.0 if on_cpu else 1.0)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
