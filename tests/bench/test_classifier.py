@@ -169,7 +169,7 @@ class Gives(nn.Module):
 @pytest.mark.parametrize(
     ("output", "kind", "message"),
     [
-        ((torch.zeros(3, 2),), Unsuitable, r"gives tuple for 3 images, not logits \(3, classes\); wrap it"),
+        ((torch.zeros(3, 2), torch.zeros(3, 2)), Unsuitable, r"gives tuple for 3 images, not logits \(3, classes\); wrap it"),
         (torch.zeros(3, 2, 1), Unsuitable, r"gives \(3, 2, 1\) for 3 images"),
         (torch.zeros(2, 2), Unsuitable, r"gives \(2, 2\) for 3 images"),
         (torch.tensor([[0.0, torch.nan]] * 3), BadData, "logits that are not finite; check its weights"),
