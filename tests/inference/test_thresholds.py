@@ -161,7 +161,7 @@ def test_what_is_recorded_of_a_network(given, sets, classifier, monkeypatch, tmp
     monkeypatch.setattr("oodbench.models.load.load_model", load_model)
     monkeypatch.setattr(type(classifier), "check", lambda self, images: checked.append(images))
     found = thresholds.fit("msp", model="tiny", weights=weights if given else None, weights_key=key, data=tmp_path, **SMALL)
-    options = {"weights_key": key, "data": tmp_path, "device": "cpu", "require_weights": True}
+    options = {"weights_key": key, "layers": None, "data": tmp_path, "device": "cpu", "require_weights": True}
     assert asked == [("tiny", weights if given else None, options)]
     assert torch.equal(checked[0], sets["train"].images[:2] / 255)
     about = found.about
