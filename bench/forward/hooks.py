@@ -13,7 +13,7 @@ from oodbench.errors import Unsuitable
 
 def hookable(classifier: Classifier, name: str) -> nn.Module:
     """The module of a name. Raises Unsuitable for TorchScript, which runs without hooks."""
-    module = classifier.module.get_submodule(name)
+    module = dict(classifier.module.named_modules())[name]  # TorchScript has no get_submodule
     if isinstance(module, torch.jit.ScriptModule):
         raise Unsuitable(f"{classifier.name}: '{name}' is TorchScript, whose layers cannot be read; give the Python module")
     return module
