@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oodbench.detector import Detector
 from oodbench.errors import BadData, Unsuitable
 from oodbench.probe import Probe
 
@@ -63,6 +64,21 @@ class Mean:
         if not self._count:
             raise Unsuitable("saw no training images to fit on; give more training images")
         return torch.as_tensor(self._sum) / self._count
+
+
+class OfMean(Detector):
+    """A detector that learns the mean of training features, ``mean_`` (d,)."""
+
+    mean_: Tensor
+
+    def __init__(self) -> None:
+        self._mean = Mean()
+
+    def observe(self, probe: Probe) -> None:
+        self._mean.add(probe.features)
+
+    def finish(self) -> None:
+        self.mean_, self._mean = self._mean.mean(), Mean()
 
 
 class ClassMoments:

@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from oodbench.detector import Detector
-from oodbench.detectors._moments import Mean, squared_distances
+from oodbench.detectors._moments import OfMean, squared_distances
 from oodbench.probe import Probe
 
 RESOLUTION = 1e-12  # relative to the largest squared norm of weights: a smaller squared distance is rounding
 LEAST = 1e-12  # smallest distance from the mean, so that the score stays finite
 
 
-class FDBD(Detector):
+class FDBD(OfMean):
     """Minus the mean distance to the decision boundaries of other classes, in units of the distance from the training mean.
 
     −(1/(C − 1)) Σ_{c ≠ ŷ} |z_ŷ − z_c| / ‖w_ŷ − w_c‖ / ‖f − μ‖, with prediction ŷ, C classes, weights w of the last layer and
@@ -21,16 +20,6 @@ class FDBD(Detector):
     """
 
     signals = ("logits", "features")
-    mean_: Tensor  # μ: (d,)
-
-    def __init__(self) -> None:
-        self._mean = Mean()
-
-    def observe(self, probe: Probe) -> None:
-        self._mean.add(probe.features)
-
-    def finish(self) -> None:
-        self.mean_, self._mean = self._mean.mean(), Mean()
 
     def statistics(self, probe: Probe) -> Tensor:
         weight, logits = probe.classifier.weight_and_bias[0].double(), probe.logits

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oodbench.detector import Detector
-from oodbench.detectors._moments import Mean
+from oodbench.detectors._moments import OfMean
 from oodbench.detectors._parameters import require_finite, require_grid
 from oodbench.probe import Probe
 
@@ -14,7 +13,7 @@ ALPHAS = (0.0001, 0.001, 0.01, 0.1)
 LEAST = 1e-12  # smallest distance from the mean, so that the score stays finite
 
 
-class NCI(Detector):
+class NCI(OfMean):
     """−(w_ŷ·(f − μ) / ‖f − μ‖ + α‖f‖₁): how little features point along the weights of the predicted class ŷ.
 
     w are the weights of the last layer and μ is the mean of training features. α = 1e-4 is the default of the authors'
@@ -25,20 +24,13 @@ class NCI(Detector):
 
     signals = ("logits", "features")
     shift_head = "choose"
-    mean_: Tensor  # μ: (d,)
 
     def __init__(self, alpha: float = 0.0001, alphas: Sequence[float] = ALPHAS) -> None:
+        super().__init__()
         require_finite("nci", "of at least 0", alpha=alpha)
         require_grid("nci", "of at least 0", alphas=alphas)
         self.alpha, self.alphas = alpha, [*map(float, alphas)]  # JSON values
         self.grid = [{"alpha": a} for a in self.alphas]
-        self._mean = Mean()
-
-    def observe(self, probe: Probe) -> None:
-        self._mean.add(probe.features)
-
-    def finish(self) -> None:
-        self.mean_, self._mean = self._mean.mean(), Mean()
 
     def statistics(self, probe: Probe) -> Tensor:
         features = probe.features.double()

@@ -127,6 +127,9 @@ class _Process:
             env=os.environ | own,
             process_group=0 if sys.platform != "win32" else None,  # so that Ctrl-C ends it through the run
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
         self._held: set[int] = set()
         with suppress(BrokenPipeError):  # the first task tells
             self._send(conditions)
@@ -138,7 +141,8 @@ class _Process:
             missing = {task.fit, task.images} - self._held
             self._send((task, {key: packets[key] for key in missing}))
             self._held |= missing
-            while isinstance(answer := pickle.load(self._process.stdout), str):  # type: ignore[arg-type]  # noqa: S301  # our own
+            # Our own worker wrote it, and what runs there has run in this process before.
+            while isinstance(answer := pickle.load(self._replies), str):  # noqa: S301
                 progress.say(answer)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.end()
@@ -147,16 +151,15 @@ class _Process:
         return found
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
-        pickle.dump(message, self._process.stdin)
-        self._process.stdin.flush()
+        pickle.dump(message, self._requests)
+        self._requests.flush()
 
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._replies):
             with suppress(OSError):  # what it was not sent yet
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
 
 
 def _how_it_ended(code: int) -> str:
