@@ -73,7 +73,10 @@ imagenet.parts = parts  # type: ignore[attr-defined]  # what ``imagenet/*`` stan
 
 
 def _missing(whole: str, split: str, root: Path, name: str) -> MissingData | NoSuchSplit | UsageError:
-    if split == "train" and (root / LISTS / "test_imagenet.txt").is_file():
+    if split == "train":
+        test = f"{LISTS}/test_imagenet.txt"
+        if not (root / test).is_file():
+            return _missing(whole, "test", root, test)
         return NoSuchSplit(f"{whole} has no training images here: no {name} below {root.absolute()}; add that list")
     there = parts(root)
     part = whole.partition("/")[2]

@@ -140,7 +140,9 @@ def parse(text: str) -> Name:
         base, _, wanted_class = whole.partition(":")
         part, at, level = part.partition("@")
         if (slash and not part) or (at and _level(level) is None):
-            raise UsageError(f"'{text}' names no part of {base}; write {base}/PART@LEVEL, with a level from 1 to 5")
+            raise UsageError(
+                f"'{text}' names no part of {base}; write {base}/PART, or {base}/PART@LEVEL with a level from 1 to 5"
+            )
         parsed = Name(original, base, "", wanted_class, part, _level(level) if at else None)
     return _with_change(parsed, text, change) if plus else parsed
 

@@ -32,9 +32,10 @@ class Transform:
         if self.resize not in FILTERS:
             raise UsageError(unknown("resize filter", self.resize, FILTERS, f"known: {', '.join(FILTERS)}"))
         if self.shorter_side is not None and (self.size is None or self.shorter_side < self.size):
+            size = "there is no size" if self.size is None else f"size is {self.size}"
             raise UsageError(
-                f"shorter_side is {self.shorter_side}, and size is {self.size}; give a size of at most that, to which images"
-                " are cropped"
+                f"shorter_side is {self.shorter_side}, and {size}; give a size of at most {self.shorter_side}, to which images"
+                " are cropped (--size N)"
             )
 
     def replaced(self, size: int | None = None, resize: str | None = None, shorter_side: int | None = None) -> "Transform":

@@ -155,7 +155,10 @@ def test_every_attack(attack):
     ("text", "message"),
     [
         ("cifar10:", "'cifar10:' names no class; leave out the colon, or write cifar10:CLASS"),
-        ("cifar10c/", "'cifar10c/' names no part of cifar10c; write cifar10c/PART@LEVEL, with a level from 1 to 5"),
+        (
+            "cifar10c/",
+            "'cifar10c/' names no part of cifar10c; write cifar10c/PART, or cifar10c/PART@LEVEL with a level from 1 to 5",
+        ),
         ("cifar10c/@3", "'cifar10c/@3' names no part of cifar10c"),
         ("cifar10c/fog@", "'cifar10c/fog@' names no part of cifar10c"),
         *((f"cifar10c/fog@{level}", "with a level from 1 to 5") for level in ("0", "6", "x", "-1", "1.0", "²", "11", "03")),

@@ -135,6 +135,8 @@ def read_layers(given: list[str]) -> list[str] | None:
     layers = [name.strip() for text in given for name in text.split(",")]
     if "" in layers:
         raise UsageError(f"--layers takes names with commas between them, not '{','.join(given)}'")
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"--layers names a layer twice: {','.join(layers)}; name each once")
     return layers or None
 
 

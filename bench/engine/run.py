@@ -122,12 +122,13 @@ def plan(
         fails = [*fails, reason(error)]
     loaded = LoadedSuite(suite, Progress(), data=data, limit=limit, network=network)
     loaded.load_test_sets(Progress())
+    training = "not there" if loaded.train is None else counted(len(loaded.train), "image")
     lines = [
         f"{suite.name}: {suite.title}" if suite.title else suite.name,
         f"model     {suite.model or 'none'}",
         *(f"fails     {why}" for why in fails),
         f"folder    {out or default_folder(suite)}",
-        f"fit on    {suite.in_distribution} ({suite.train_split}), {counted(len(loaded.train or ()), 'image')}",
+        f"fit on    {suite.in_distribution} ({suite.train_split}), {training}",
         f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
         f"size      {loaded.transform}",
         f"disk      about {size(expected_bytes(loaded))}",
@@ -144,6 +145,8 @@ def plan(
         lines.append(f"transfer  learns from {loaded.source.name}")
     for name in suite.detectors:
         broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
+        if loaded.untrained and not broken and loaded.learns_from_training(loaded.detectors[name]):
+            broken = ", skipped: it learns from training images"
         protocols_of: dict[str, list[str]] = {}
         for row in loaded.rows_of(name):
             protocols_of.setdefault(row.name, []).append(row.protocol)

@@ -78,7 +78,7 @@ def _of_torchvision(name: str, classes: int, weights: Path | None) -> Transform 
 
 def _files_of_torchvision(name: str, weights: str) -> list[Path]:
     known = torchvision_with(name).get_model_weights(name)
-    names = [DEFAULT, *known.__members__]
+    names = list(dict.fromkeys([DEFAULT, *known.__members__]))
     if weights not in names:
         raise UsageError(unknown("weights", weights, names, ", ".join(names), of=f"torchvision:{name}"))
     return [_in_hub(getattr(known, weights).url)]

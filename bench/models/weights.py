@@ -47,6 +47,8 @@ def missing(name: str, data: DataRoots) -> MissingData:
             f"{where}; get them with `oodbench data fetch {name}`, or download {published.url} (SHA-256 {published.sha256})"
             f" to {looked[1]}, or give --weights FILE"
         )
+    if name.startswith(("timm:", "torchvision:")):
+        where += "; give --weights DEFAULT for those in the library's cache"
     return MissingData(f"{where}; give --weights FILE, or train them: oodbench train {name} --dataset SET --out {looked[0]}")
 
 

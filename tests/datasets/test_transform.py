@@ -59,8 +59,8 @@ def test_what_replaces_a_transform():
     [
         ({"size": 0}, "size is 0; give a number of pixels up to 4,096"),
         ({"size": 8, "shorter_side": 9.5}, "shorter_side is 9.5; give a number of pixels"),
-        ({"shorter_side": 9}, "shorter_side is 9, and size is None; give a size of at most that"),
-        ({"size": 10, "shorter_side": 9}, "shorter_side is 9, and size is 10; give a size"),
+        ({"shorter_side": 9}, "shorter_side is 9, and there is no size; give a size of at most 9"),
+        ({"size": 10, "shorter_side": 9}, "shorter_side is 9, and size is 10; give a size of at most 9"),
         ({"resize": "cubic"}, "unknown resize filter 'cubic'; did you mean 'bicubic'"),
     ],
 )

@@ -7,7 +7,8 @@ from image_files import save_image
 import oodbench
 from oodbench import load_dataset, load_detector, load_model
 from oodbench.engine.loaded_suite import LoadedSuite
-from oodbench.errors import NoSuchSplit, UsageError
+from oodbench.engine.run import plan
+from oodbench.errors import MissingData, NoSuchSplit, UsageError
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
@@ -101,3 +102,14 @@ def test_fit_images_are_drawn_by_the_seed():
     assert [len(one) for one in drawn] == [64] * 3
     assert set(np.bincount(drawn[0].labels)) <= {7, 8, 9}, "stratified"
     assert drawn[0].fingerprint == drawn[1].fingerprint != drawn[2].fingerprint
+
+
+def test_a_plan_says_what_is_skipped_and_an_empty_root_which_list_is_needed(root, tmp_path):
+    own = {"in_distribution": "imagenet", "sets": [TestSet(name="imagenet/own")], "model": NETWORK, "size": 8}
+    chosen = Suite(detectors=["msp", "knn"], protocols=["unsupervised"], **own)
+    lines = plan(chosen, data=root)
+    assert "fit on    imagenet (train), not there" in lines
+    assert "detector  msp: unsupervised" in lines
+    assert [line.endswith("skipped: it learns from training images") for line in lines if "knn" in line] == [True]
+    with pytest.raises(MissingData, match="no benchmark_imglist/imagenet/test_imagenet"):
+        LoadedSuite(chosen, Progress(), data=tmp_path)
