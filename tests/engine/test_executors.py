@@ -114,7 +114,7 @@ def test_errors_come_back_as_they_are(plugins, opened, tmp_path):
     kinds = (plugins.Plugin, plugins.Raises, plugins.Changes, plugins.Locked)
     good, *bad = [named(kind()) for kind in kinds]
     odin = oodbench.load_detector("odin", temperatures=[1, 1000], epsilons=[0.0, 0.001])
-    executor, heard = opened(cell_timeout=5.0, count=1)
+    executor, heard = opened(cell_timeout=3.0, count=1)
     found, errors = a_pass(executor.statistics, [odin, good, *bad], classifier, images, Guard(classifier))
     expected, _ = a_pass(passes.statistics, [odin, good], classifier, images)
     assert list(found) == [odin, good]
@@ -150,9 +150,13 @@ def _interrupt(executor, plugins, classifier, images, folder):
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may let its background jobs ignore
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        a_pass(executor.statistics, [named(plugins.Waits())], classifier, images)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            a_pass(executor.statistics, [named(plugins.Waits())], classifier, images)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert not any(_runs(file.name) for file in (folder / "pids").iterdir())
 
