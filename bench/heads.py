@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor
 
 from oodbench.errors import Unsuitable
@@ -302,6 +301,8 @@ def _cross_entropy(weights: list[np.ndarray], columns: np.ndarray, target: np.nd
 
 def _gradients(weights: list[np.ndarray], columns: np.ndarray, target: np.ndarray, out: list[np.ndarray]) -> None:
     """Write the gradient of the mean cross-entropy by each weight into ``out``."""
+    from scipy.special import expit
+
     odds, active = _log_odds(weights, columns)
     by_odds = (expit(odds) - target) / len(target)  # (n,)
     by_hidden = np.outer(by_odds, weights[2]) * (active > 0)  # (n, 40)
@@ -331,6 +332,8 @@ def fit_logistic(columns: np.ndarray, target: np.ndarray, used: np.ndarray, stre
         columns: (n, D), with about unit spread. target: (n,), 0 or 1.
         used: (P, n), 1 for the rows that a regression is fitted on, else 0. strengths: (P,).
     """
+    from scipy.special import expit
+
     design = np.c_[columns, np.ones(len(columns))]
     places = np.arange(design.shape[1])
     penalty = np.r_[np.ones(columns.shape[1]), 0.0] / strengths[:, None]  # (P, D + 1)

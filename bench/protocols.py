@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
@@ -167,6 +165,9 @@ def same_images(*sets: ImageSet) -> list[np.ndarray]:
     Two images are one if they were made from the same row of one base set, or if their pixels are equal; or both, by way of
     other images. Where one of the sets is known by its files, equal files count in place of equal pixels.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     by_files = any(images.read_as for images in sets)
     identities = [images.identity for images in sets]
     rows = 1 + max(int(images.base_index.max()) for images in sets)  # of a base set, at most

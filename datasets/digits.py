@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from oodbench.datasets import TABLE
+from oodbench.datasets.embedded import scikit_learn_file
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 from oodbench.protocols import stratified_order
@@ -63,5 +63,5 @@ def digits_heldout(root: Path, split: str) -> ImageSet:
 @cache
 def _pixels() -> tuple[np.ndarray, np.ndarray]:
     """uint8 (1797, 1, 8, 8), scaled from 0…16 to 0…255, and int64 (1797,)."""
-    values, labels = load_digits(return_X_y=True)
-    return np.rint(values * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8), labels.astype(np.int64)
+    table = np.loadtxt(scikit_learn_file("data", "digits.csv.gz"), delimiter=",")
+    return np.rint(table[:, :-1] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from oodbench.datasets import TABLE
+from oodbench.datasets.embedded import scikit_learn_file
 from oodbench.datasets.fetching.catalogue import CATALOGUE
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
@@ -23,7 +23,8 @@ def photos(root: Path, split: str) -> ImageSet:
     """
     require_split("photos", split, ("test",))
     random = np.random.default_rng(SEED)
-    greys = [np.asarray(Image.fromarray(photo).convert("L")) for photo in load_sample_images().images]
+    files = [scikit_learn_file("images", name) for name in ("china.jpg", "flower.jpg")]
+    greys = [np.asarray(Image.open(file).convert("L")) for file in files]
     patches = []
     for grey in greys:
         rows, columns = (side // SIZE for side in grey.shape)

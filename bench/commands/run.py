@@ -193,7 +193,7 @@ def run(
 
 def _write_report(folders: Any, wanted: bool) -> None:
     """Write the report and print its path, or remove an earlier one, which would show other figures."""
-    from oodbench.leaderboard.site.publish import report
+    from oodbench.leaderboard.site.report import report
     from oodbench.progress import terminal_progress
     from oodbench.results.site import REPORT, remove_site
 
@@ -226,7 +226,6 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
     from oodbench.leaderboard.brief import brief
     from oodbench.leaderboard.gather import gather
     from oodbench.leaderboard.plots import draw
-    from oodbench.leaderboard.plots.cd import ranked
     from oodbench.leaderboard.recognition import recognition_frames, summary
     from oodbench.leaderboard.severity import curves
     from oodbench.leaderboard.text import wrapped
@@ -245,7 +244,11 @@ def _print_results(folders: Any, width: int, output: TextIO) -> None:
         if not _is_newest(where / SEVERITY, folders):
             write_atomically(where / SEVERITY, draw("severity", frame))
         print(f"Severity curves: {where / SEVERITY}", file=output, flush=True)
-    if folders[0].study is not None and ranked(frame):
+    if folders[0].study is None:
+        return
+    from oodbench.leaderboard.plots.cd import ranked  # which loads matplotlib
+
+    if ranked(frame):
         if not _is_newest(where / RANKS, folders):
             write_atomically(where / RANKS, draw("cd", frame))
         print(f"Average ranks and critical differences: {where / RANKS}", file=output, flush=True)

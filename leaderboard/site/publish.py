@@ -1,11 +1,9 @@
 """Writes a site: a pure function from run folders to files. The same input gives the same bytes."""
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -32,11 +30,9 @@ from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders, pack, require_verified, verify
 from oodbench.results.folder import RunFolder, Say
-from oodbench.results.site import FIRST, REPORT, differing, replace_site, require_place
+from oodbench.results.site import replace_site, require_place
 
 TITLE = "Out-of-distribution detection"
-MADE_FROM = "made-from.txt"  # in a report: what it was made from
-CODE = (".py", ".html", ".css", ".js", ".bib", ".csv", ".toml")  # endings of files that pages depend on
 
 
 def publish(
@@ -96,38 +92,6 @@ def _named(paths: Iterable[Path]) -> dict[Path, str]:
         numbered = (f"{name} ({number})" for number in itertools.count(2))
         found[path] = next(one for one in itertools.chain([name], numbered) if one not in found.values())
     return found
-
-
-def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Path:
-    """Write the site of a run or study that has just ended into its folder, and return its first page.
-
-    It is not verified, and has no bundles. An intact report of the same results is left as it is. Raises BadData for a run
-    without cells and for a damaged earlier report, and CannotWrite.
-    """
-    path = (folders[0].study or folders[0]).path
-    for folder in folders:
-        folder.name = folder.path.resolve().name
-    out, made_from = path / REPORT, _digest(folders)
-    with suppress(OSError, BadData):
-        if (out / MADE_FROM).read_bytes() == made_from and not differing(out):
-            return out / FIRST
-    if progress is not None:
-        progress.stage("writing the report")
-    pages = site_files(folders, f"{TITLE}: {path.resolve().name}", progress=progress)
-    return replace_site(out, itertools.chain(pages, [(MADE_FROM, made_from)]))
-
-
-def _digest(folders: Sequence[RunFolder]) -> bytes:
-    """SHA-256, in hexadecimal, of all that the site of these runs is made from: their files, and the code of leaderboards."""
-    digest = hashlib.sha256(__version__.encode())
-    code = (path for path in Path(escape.__file__).parent.rglob("*") if path.suffix in CODE)
-    stored = (
-        file for folder in folders for file in (*folder.pass_files(), folder.shared_path, *sorted(folder.path.glob("*.json")))
-    )
-    for path in (*sorted(code), *stored):
-        if path.is_file():
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{digest.hexdigest()}\n".encode()
 
 
 def site_files(

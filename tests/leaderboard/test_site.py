@@ -30,7 +30,8 @@ from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.site.about import papers
 from oodbench.leaderboard.site.board import boards
 from oodbench.leaderboard.site.pages import Names
-from oodbench.leaderboard.site.publish import report, site_files
+from oodbench.leaderboard.site.publish import site_files
+from oodbench.leaderboard.site.report import report
 from oodbench.leaderboard.site.thumbnails import Thumbnails, misses
 from oodbench.progress import Progress
 from oodbench.results import json_files

@@ -14,7 +14,7 @@ from run_folders import detection_record, files
 
 import oodbench
 from oodbench.errors import UsageError
-from oodbench.leaderboard.site.publish import report
+from oodbench.leaderboard.site.report import report
 from oodbench.paths import write_atomically
 from oodbench.results import json_files, pass_file, verify
 from oodbench.results.facts import CorruptionRecord
