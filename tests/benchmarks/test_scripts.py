@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from chromium import require_chromium
 
 
@@ -21,11 +22,25 @@ def test_the_shared_pass_is_measured():
     assert re.search(r"median: \d+\.\d\d of the bar", text), text
 
 
+def test_scaling_is_measured():
+    text = printed("scaling.py", "--suite", "digits", "--repeats", "1", "--limits", "10", "20", "40")
+    assert re.search(r"^images: (\d+\.\d\d|nan) of the bar", text, re.MULTILINE), text
+    assert re.search(r"^detectors: \d+\.\d\d of the bar, 12 more add ", text, re.MULTILINE), text
+
+
+def test_pytorch_ood_is_measured():
+    pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed")
+    text = printed("against_pytorch_ood.py", "--suite", "digits", "--repeats", "1", "--limit", "40")
+    assert re.search(r"13 detectors: oodbench .* s; pytorch-ood .* one at a time .*, .* in one call", text), text
+    assert len(re.findall(r"^[\w ]+: \d+\.\d\d of the bar$", text, re.MULTILINE)) == 3, text
+
+
 def test_gradient_norms_are_measured():
     text = printed("gradient_norms.py", "--repeats", "1", "--batch-size", "2", "--large-batch", "8")
     assert re.search(r"oodbench.gradients +\d+\.\d\d ", text), text
     assert len(re.findall(r"e-\d\d   \d+ parameter tensors", text)) == 7, text
     assert re.search(r"oodbench.gradients +\d+ MiB", text), text
+    assert len(re.findall(r"^[\w -]+: \d+\.\d\d of the bar$", text, re.MULTILINE)) == 4, text
 
 
 def test_training_is_measured(data_root):
