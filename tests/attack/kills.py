@@ -10,6 +10,11 @@ Each stage is killed on its own, so that short ones are hit too; of fifty kills,
     picture     the picture of the severity curves
     fit         fitting a detector with its threshold to a file, and scoring images with it
     download    fetching a set: its download, its unpacking, and its move into place
+
+and of fifty more, as ``UNDER_EXECUTORS`` says:
+
+    driver      a whole run whose statistics two worker processes compute
+    worker      one of its workers, while the run goes on
 """
 
 import hashlib
@@ -21,7 +26,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -56,42 +61,50 @@ IMPORTED = (
 
 
 class Stage(NamedTuple):
-    """``work`` is killed and done again in a folder; it returns what must not differ. ``before`` makes what it begins with."""
+    """``work`` is killed and done again in a folder; it returns what must not differ. ``before`` makes what it begins with.
+
+    ``worker``: a process that the work started is killed instead, and the work ends by itself first.
+    """
 
     kills: int  # of fifty
     work: Callable[[Path], Any]
     before: Callable[[Path], Any] = lambda place: None
+    worker: bool = False
 
 
-def attack(times: int, seed: int) -> Row:
+def attack(name: str, times: int, seed: int) -> Row:
     """Each try: kill a stage with SIGKILL, read all that it left, do it again, and compare it with an undisturbed one."""
+    stages = {"kills": STAGES, "executors": UNDER_EXECUTORS}[name]
     generator, faults, worst, memory = random.Random(seed), [], 0.0, 0.0
-    names = list(chain.from_iterable([name] * stage.kills for name, stage in STAGES.items()))
+    names = list(chain.from_iterable([stage] * stages[stage].kills for stage in stages))
     generator.shuffle(names)
     chosen = [names[number % len(names)] for number in range(times)]
     for module in IMPORTED:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder, _served() as url:
         os.environ["OODBENCH_ATTACK_URL"] = url
-        for name in dict.fromkeys(chosen):
-            tried, base, whole = chosen.count(name), Path(folder, "base"), Path(folder, "whole")
-            begun = forked(partial(_begun, base, STAGES[name].before), seconds=600, megabytes=8192)
+        for which in dict.fromkeys(chosen):
+            stage, tried, base, whole = stages[which], chosen.count(which), Path(folder, "base"), Path(folder, "whole")
+            begun = forked(partial(_begun, base, stage.before), seconds=600, megabytes=8192)
             shutil.copytree(base, whole)
-            expected = forked(partial(_in, whole, STAGES[name].work), seconds=600, megabytes=8192)
+            expected = forked(partial(_in, whole, stage.work), seconds=600, megabytes=8192)
             if fault := begun.fault or expected.fault:
-                faults += [f"{name}, undisturbed: {fault}"] * tried
+                faults += [f"{which}, undisturbed: {fault}"] * tried
             for number in range(0 if fault else tried):
                 place, after = Path(folder, str(number)), generator.uniform(0, expected.seconds)
                 shutil.copytree(base, place)
-                _killed(partial(_in, place, STAGES[name].work), after)
-                found = forked(partial(_again, place, STAGES[name].work), seconds=600, megabytes=8192)
+                kill = _killed_worker if stage.worker else _killed
+                code = kill(partial(_in, place, stage.work), after)
+                found = forked(partial(_again, place, stage.work), seconds=600, megabytes=8192)
                 worst, memory = max(worst, found.seconds), max(memory, found.megabytes)
-                if found.fault or found.value != expected.value:
-                    faults.append(f"{name}, killed after {after:.2f} s: {found.fault or 'the result differs'}")
+                if stage.worker and code:
+                    faults.append(f"{which}, killed after {after:.2f} s: the run ended with {code}")
+                elif found.fault or found.value != expected.value:
+                    faults.append(f"{which}, killed after {after:.2f} s: {found.fault or 'the result differs'}")
                 shutil.rmtree(place)
             shutil.rmtree(base)
             shutil.rmtree(whole)
-    return Row("kills", times, times - len(faults), worst, memory, faults)
+    return Row(name, times, times - len(faults), worst, memory, faults)
 
 
 def _in(place: Path, work: Callable[[Path], Any]) -> Any:
@@ -104,17 +117,47 @@ def _begun(place: Path, before: Callable[[Path], Any]) -> None:
     _in(place, before)
 
 
-def _killed(work: Callable[[], Any], after: float) -> None:
-    if not (child := os.fork()):
-        os.setsid()
-        devnull = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(devnull, stream)
-        work()
-        os._exit(0)
+def _killed(work: Callable[[], Any], after: float) -> int:
+    child = _started(work)
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _killed_worker(work: Callable[[], Any], after: float) -> int:
+    """Kill a worker after so many seconds, or the first that starts later, and let the work end. Returns its exit code."""
+    child, end = _started(work), time.monotonic() + after
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.01)
+        if time.monotonic() > end and (workers := _children(child)):
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(random.choice(workers), signal.SIGKILL)
+            break
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _started(work: Callable[[], Any]) -> int:
+    if child := os.fork():
+        return child
+    os.setsid()
+    devnull = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(devnull, stream)
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _children(process: int) -> list[int]:
+    """The processes that any thread of a process started."""
+    found: list[int] = []
+    with suppress(FileNotFoundError):  # a thread has just ended
+        for task in Path(f"/proc/{process}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _again(place: Path, work: Callable[[Path], Any]) -> Any:
@@ -158,6 +201,10 @@ def _check(place: Path) -> None:
 
 def _run(place: Path) -> Any:
     return made.figures(made.run(place))
+
+
+def _run_in_processes(place: Path) -> Any:
+    return made.figures(made.run(place, executor="processes:2"))
 
 
 def _network(place: Path) -> str:
@@ -261,4 +308,8 @@ STAGES = {
     "picture": Stage(3, _picture, before=_levels),
     "fit": Stage(5, _fit, before=_images),
     "download": Stage(10, _download),
+}
+UNDER_EXECUTORS = {
+    "driver": Stage(25, _run_in_processes),
+    "worker": Stage(25, _run_in_processes, worker=True),
 }

@@ -21,9 +21,9 @@ OPTIONS = {
 }
 
 
-def run(folder: Path) -> RunFolder:
+def run(folder: Path, **options: Any) -> RunFolder:
     """A small run through every stage: training, fitting, attacking, all protocols, costs."""
-    return digits(folder, **OPTIONS)
+    return digits(folder, **OPTIONS, **options)
 
 
 def digits(folder: Path, **options: Any) -> RunFolder:

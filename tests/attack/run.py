@@ -2,12 +2,13 @@
 
 Run it from the root of a checkout with the test tools installed (Linux only):
 
-    .venv/bin/python tests/attack/run.py                       # all of it: half an hour on two cores
+    .venv/bin/python tests/attack/run.py                       # all of it: three quarters of an hour on two cores
     .venv/bin/python tests/attack/run.py --only flips --seed 1
     .venv/bin/python tests/attack/run.py --share 0.01          # a hundredth of each
 
     kills     runs, trainings, fits and downloads are killed at random moments: nothing damaged is taken for whole, and what is
               done again ends as if undisturbed (the docstring of kills.py lists the stages)
+    executors runs with worker processes: the run or one of its workers is killed, and nothing is lost or differs
     flips     one bit of a file that the product wrote: it is noticed, or it changes nothing
     files     files of results, settings and weights are mutated: read, or refused in one line, in bounded time and memory
     readers   the same for the files of data sets (tests/datasets/test_fuzz_readers.py)
@@ -38,7 +39,7 @@ import kills
 from trial import Row, table
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"kills": 50, "flips": 300, "files": 4_000, "readers": 6_000, "bombs": 41, "zoo": 1}
+TIMES = {"kills": 50, "executors": 50, "flips": 300, "files": 4_000, "readers": 6_000, "bombs": 41, "zoo": 1}
 READERS, ZOO = ["tests/datasets/test_fuzz_readers.py"], ["tests/engine/test_isolation.py", "tests/engine/test_third_party.py"]
 
 
@@ -65,7 +66,8 @@ def main() -> int:
     options = parser.parse_args()
     times = {name: max(1, round(options.share * TIMES[name])) for name in options.only}
     attacks = {
-        "kills": lambda n: kills.attack(n, options.seed),
+        "kills": lambda n: kills.attack("kills", n, options.seed),
+        "executors": lambda n: kills.attack("executors", n, options.seed),
         "flips": lambda n: flips.attack(n, options.seed),
         "files": lambda n: files.attack(n, options.seed),
         "readers": lambda n: by_pytest("readers", READERS, each=max(25, n // 60), OODBENCH_FUZZ=str(max(25, n // 60))),

@@ -1,4 +1,4 @@
-"""A small part of each attack; ``make attack`` runs all of it."""
+"""A small part of most attacks; ``make attack`` runs all. tests/engine/test_executors.py kills runs and workers, too."""
 
 import subprocess
 import sys

@@ -525,7 +525,8 @@ def test_every_flipped_byte_of_the_text_files_is_noticed(name, folder):
     assert noticed > 0.7 * len(whole)
 
 
-def test_a_full_disk_ends_the_run_and_a_resumed_one_has_it_all(tmp_path, finished, monkeypatch):
+@pytest.mark.parametrize("executor", ["local", "processes:1"])
+def test_a_full_disk_ends_the_run_and_a_resumed_one_has_it_all(executor, tmp_path, finished, monkeypatch):
     """It is not the set's fault, and nothing is computed that could not be written either."""
     fsync, told = os.fsync, Heard()
     written = []
@@ -540,7 +541,7 @@ def test_a_full_disk_ends_the_run_and_a_resumed_one_has_it_all(tmp_path, finishe
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(CannotWrite, match=r"photos\.safetensors \([\d,]+ bytes, [\d,]+ free\): No space left on device"):
-            run(tmp_path / "run", told, **sets)
+            run(tmp_path / "run", told, executor=executor, **sets)
     assert any("digits-heldout" in name for name in written)
     assert not any("uniform" in name for name in written)
     assert not any("photos: " in line and "cannot write" in line for line in told.lines)
