@@ -261,6 +261,7 @@ def run(
     resize: str | None = None,
     shorter_side: int | None = None,
     workers: int = 0,
+    cache_images: bool = False,
     seed: int | Sequence[int] | None = None,
     limit: int | None = None,
     fresh: bool = False,
@@ -297,6 +298,7 @@ def run(
         out: the run folder, by default ``runs/<name of the suite>``. An existing run is resumed; ``fresh`` starts over.
         device: ``auto``, ``cpu``, or an accelerator, as PyTorch names it: ``cuda``, ``cuda:1``, ``mps``, ``xpu``, ….
         workers: number of processes that decode sets of 5,000 files or more, and sets too large for memory.
+        cache_images: whether to keep the decoded and resized images of sets of files in the cache folder, for later runs.
         limit: limit each test set to this many images, drawn by a seeded stratified shuffle. Training sets stay whole.
         trust_model: whether a suite file outside the working folder may name a model ``module:function``, which is imported.
         measure_costs: estimate the run time before the first set, and measure each detector's standalone cost at the end.
@@ -340,6 +342,7 @@ def run(
         out=out,
         device=device,
         workers=workers,
+        cache_images=cache_images,
         limit=limit,
         fresh=fresh,
         measure_costs=measure_costs,

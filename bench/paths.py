@@ -227,11 +227,19 @@ def _elsewhere(path: Path) -> str:
     return "choose another folder"
 
 
+def size(count: int) -> str:
+    """``1.2 GB``."""
+    for unit, of in (("GB", 10**9), ("MB", 10**6)):
+        if count >= of:
+            return f"{count / of:.1f} {unit}"
+    return f"{max(1, count // 1000)} kB"
+
+
 def sweep_cache() -> None:
     """Delete what killed processes left half written in the cache more than a day ago; a running one may write the rest."""
     with suppress(OodbenchError, OSError):
         root = cache_root()
-        for folder in (root / "models", root / "prepared", *root.glob("adversarial/*")):
+        for folder in (root / "models", root / "prepared", root / "images", *root.glob("adversarial/*")):
             for path in folder.glob(".*"):
                 old = time.time() - path.lstat().st_mtime > DAY
                 if old and HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from oodbench.datasets import TABLE
-from oodbench.datasets.embedded import scikit_learn_file
+from oodbench.datasets.formats.embedded import scikit_learn_file
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 from oodbench.protocols import stratified_order

@@ -20,6 +20,7 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
+from oodbench.datasets.formats.image_cache import kept
 from oodbench.datasets.image_list import image_list
 from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse, without_answers
 from oodbench.datasets.overlaps import shared_classes
@@ -50,6 +51,7 @@ def load_dataset(
     settings: Mapping[str, Any] = {},
     first: int | None = None,
     workers: int = 0,
+    cache_images: bool = False,
     progress: Progress | None = None,
 ) -> ImageSet:
     """Load the images of a set by name, uint8 (N, 3, H, W).
@@ -66,6 +68,8 @@ def load_dataset(
         settings: settings of an attack (``eps``, ``filtered``, …); see ``attacked``.
         first: load only the first N images.
         workers: number of processes that decode a set of many files.
+        cache_images: whether to keep the decoded and resized images of a set of files in the cache folder, and to read them
+            from there the next time.
 
     Raises UsageError for an unknown name, split, class, part or level, MissingData if the set's files are absent, BadData if
     they are broken, Unsuitable for an attack without a network.
@@ -80,13 +84,21 @@ def load_dataset(
     progress = progress or Progress()
     stated = classifier.transform if classifier is not None else None
     transform = (stated or Transform()).replaced(size, resize, shorter_side)
-    images = original(parsed, data, split, transform, workers, progress)
+    images = original(parsed, data, split, transform, workers, progress, cache_images)
     if first is not None and first < len(images):
         images = images.select(torch.arange(first))
     return changed(images, parsed, classifier=classifier, seed=seed, settings=settings, progress=progress)
 
 
-def original(parsed: Name, data: DataRoots, split: str, transform: Transform, workers: int, progress: Progress) -> ImageSet:
+def original(
+    parsed: Name,
+    data: DataRoots,
+    split: str,
+    transform: Transform,
+    workers: int,
+    progress: Progress,
+    cache_images: bool = False,
+) -> ImageSet:
     """Load the set without its corruption or attack: RGB, in one size. Arguments and errors as in ``load_dataset``."""
     if not 0 <= workers <= MOST_WORKERS:
         raise UsageError(f"workers is {workers}; give a number of processes from 0 to {MOST_WORKERS:,}")
@@ -94,7 +106,7 @@ def original(parsed: Name, data: DataRoots, split: str, transform: Transform, wo
     ours = parsed.base in BY_PATH or registry.find("datasets", parsed.base).distribution == "oodbench"
     with around_call.get()(f"loading {parsed.original}", ends=not ours):
         loaded = from_roots(parsed, data, lambda root: as_loaded(parsed, root, split))
-    images = replace(_uniform(loaded, transform, workers, progress), name=parsed.whole)
+    images = replace(_uniform(loaded, transform, workers, progress, cache_images), name=parsed.whole)
     if (left_out := shared_classes(parsed.base, parsed.wanted_class)) is not None:
         images = without_classes(images, [images.classes.index(name) for name in images.classes if name in left_out])
     elif parsed.wanted_class:
@@ -256,7 +268,7 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
     return replace(images, labels=images.labels.to(torch.int64))
 
 
-def _uniform(images: ImageSet, transform: Transform, workers: int, progress: Progress) -> ImageSet:
+def _uniform(images: ImageSet, transform: Transform, workers: int, progress: Progress, cache_images: bool) -> ImageSet:
     """Convert the set to RGB in one size, in memory unless it is too large."""
     size = transform.size
     height, width = (size, size) if size else images.images.shape[2:]  # 0 where sizes vary
@@ -267,15 +279,18 @@ def _uniform(images: ImageSet, transform: Transform, workers: int, progress: Pro
             " network takes another size, give --size N (in a suite, size)"
         )
 
+    read_as = f"uint8 RGB, {wanted[1]}x{wanted[0]}, {transform}"
+
     def uniform(pixels: Tensor | Images) -> Tensor | Images:
         cropped = transform.shorter_side is not None and wanted != 2 * (transform.shorter_side,)
         if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) == (3, *wanted) and not cropped:
             return pixels
-        fitted = Resized(pixels, wanted, transform.resize, transform.shorter_side)
+        fitted: Images = Resized(pixels, wanted, transform.resize, transform.shorter_side)
+        if cache_images and pixels is images.images and len(images.files):
+            fitted = kept(fitted, images.files, read_as, f"{images.name} ({images.split})", workers, progress)
         too_large = len(pixels) * 3 * wanted[0] * wanted[1] > IN_MEMORY
         return fitted if too_large else decoded(fitted, workers, progress, images.name)
 
     changed = images.mapped(uniform)
     by_files = len(images.files) > 0 and not isinstance(changed["images"], Tensor)
-    shape = f"{wanted[1]}x{wanted[0]}, {transform}"
-    return replace(images, **changed, read_as=f"uint8 RGB, {shape}" if by_files else "")
+    return replace(images, **changed, read_as=read_as if by_files else "")

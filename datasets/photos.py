@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from oodbench.datasets import TABLE
-from oodbench.datasets.embedded import scikit_learn_file
 from oodbench.datasets.fetching.catalogue import CATALOGUE
+from oodbench.datasets.formats.embedded import scikit_learn_file
 from oodbench.datasets.formats.layout import require_split
 from oodbench.image_set import ImageSet, Source
 

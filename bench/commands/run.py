@@ -74,6 +74,10 @@ def run(
     resize: Resize = None,
     shorter_side: ShorterSide = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode large sets.")] = 0,
+    cache_images: Annotated[
+        bool,
+        typer.Option("--cache-images", help="Keep decoded and resized images in the cache folder, for later runs."),
+    ] = False,
     seed: Annotated[
         list[int],
         typer.Option(
@@ -171,6 +175,7 @@ def run(
             out=out,
             device=device,
             workers=workers,
+            cache_images=cache_images,
             limit=limit,
             fresh=fresh,
             progress=progress,

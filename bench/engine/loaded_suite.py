@@ -99,12 +99,13 @@ class LoadedSuite:
         data: DataRoots = None,
         limit: int | None = None,
         workers: int = 0,
+        cache_images: bool = False,
         network: Network = NO_NETWORK,
     ) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
         self.suite = suite = with_parts(suite, data)
-        self.data, self.limit, self.workers = data, limit, workers
+        self.data, self.limit, self.workers, self._cache_images = data, limit, workers, cache_images
         self.classifier, self.weights_hash, self.weights_path, self.device = network
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
         self.validation: ImageSet | None = None
@@ -273,7 +274,7 @@ class LoadedSuite:
         parsed = parse(one.name)
         key = parsed.original, split, one.first, limit
         if key not in self._originals:
-            images = load.original(parsed, self.data, split, self.transform, self.workers, progress)
+            images = load.original(parsed, self.data, split, self.transform, self.workers, progress, self._cache_images)
             images = self._without_validation(images)
             if limit is not None:
                 images = protocols.limited(images, limit, self.suite.seed)

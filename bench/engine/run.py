@@ -24,7 +24,7 @@ from oodbench.engine.network import try_network
 from oodbench.engine.origins import note_origins
 from oodbench.engine.recognition import Recognition
 from oodbench.engine.recorder import Measured, Recorder
-from oodbench.engine.space import expected_bytes, require_space, size
+from oodbench.engine.space import expected_bytes, require_space
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
 from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, one_line, reason
@@ -32,7 +32,7 @@ from oodbench.image_set import ImageSet
 from oodbench.models import card, imports_code
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
-from oodbench.paths import DataRoots
+from oodbench.paths import DataRoots, size
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.network import as_provenance, stored
@@ -49,6 +49,7 @@ def run(
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
+    cache_images: bool = False,
     limit: int | None = None,
     fresh: bool = False,
     measure_costs: bool = True,
@@ -70,7 +71,9 @@ def run(
     with reproducible(target, progress, cell_timeout), folder.locked(progress.say, fresh):
         progress.stage(f"loading {suite.model or 'no network'}")
         network = load_network(suite, suite.weights, target, data, weights_key)
-        loaded = LoadedSuite(suite, progress, data=data, limit=limit, workers=workers, network=network)
+        loaded = LoadedSuite(
+            suite, progress, data=data, limit=limit, workers=workers, cache_images=cache_images, network=network
+        )
         loaded.load_test_sets(progress)
         needed = require_space(folder.path, loaded, like_this)
         if like_this > 1:

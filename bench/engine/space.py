@@ -6,6 +6,7 @@ from pathlib import Path
 from oodbench import protocols
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.errors import OodbenchError, counted
+from oodbench.paths import size
 
 NUMBER = 8  # bytes of a score, and of a row of a split
 RECORD = 1024  # bytes of a record without its arrays, compressed
@@ -21,7 +22,7 @@ def expected_bytes(loaded: LoadedSuite) -> int:
     for test_set in loaded.test_sets:
         rows, outside = loaded.rows(test_set), len(test_set.images or ())
         alone = sum(row.protocol == "unsupervised" for row in rows)
-        tested = sum(size - protocols.validation_size(size, share) for size in (inside, outside))
+        tested = sum(count - protocols.validation_size(count, share) for count in (inside, outside))
         learning = len(rows) - alone
         numbers = alone * outside + learning * tested + (inside + outside if learning else 0)
         total += (numbers + of_image * outside) * NUMBER + len(rows) * RECORD
@@ -40,11 +41,3 @@ def require_space(folder: Path, loaded: LoadedSuite, runs: int) -> int:
             " folder with --out, name fewer sets with --dataset, or limit them with --limit"
         )
     return needed
-
-
-def size(count: int) -> str:
-    """``1.2 GB``."""
-    for unit, of in (("GB", 10**9), ("MB", 10**6)):
-        if count >= of:
-            return f"{count / of:.1f} {unit}"
-    return f"{max(1, count // 1000)} kB"
