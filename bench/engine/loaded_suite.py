@@ -6,19 +6,18 @@ a detector that cannot be built are kept with the reason, which their records re
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from oodbench import protocols
-from oodbench.classifier import Classifier
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, MISCLASSIFIED, parse, parse_unchanged, recorded, without_answers
 from oodbench.datasets.transform import Transform
 from oodbench.detector import Detector
+from oodbench.engine.network import NO_NETWORK, Network
 from oodbench.engine.parts import with_parts
 from oodbench.engine.sound_detector import sound_detector
 from oodbench.errors import BadData, NoSuchSplit, OodbenchError, Unsuitable, UsageError, around_call, counted, reason
@@ -42,31 +41,6 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         return row_name(self.detector, self.variant)
-
-
-class Network(NamedTuple):
-    """The network of a suite, on its device; without a classifier for a suite that has none."""
-
-    classifier: Classifier | None = None
-    weights_hash: str = ""
-    weights_path: Path | None = None
-    device: torch.device = torch.device("cpu")
-
-
-NO_NETWORK = Network()
-
-
-def load_network(
-    suite: Suite, weights: str | Path | None, device: torch.device, data: DataRoots, weights_key: str | None = None
-) -> Network:
-    """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
-    from oodbench.models.load import load_model, weights_path
-
-    if suite.model is None:
-        return NO_NETWORK
-    given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
-    classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
-    return Network(classifier, classifier.weights_hash, weights_path(suite.model, weights, data), device)
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""Tries the network on in-distribution images with labels, before anything else relies on it."""
+"""Loads the network of a suite, and tries it on in-distribution images with labels before anything else relies on it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +12,38 @@ from oodbench.classifier import Classifier
 from oodbench.errors import TooSlow, contained
 from oodbench.image_set import ImageSet
 from oodbench.metrics import binomial_interval
+from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.network import Accuracy, NetworkAccuracy
+from oodbench.suite import Suite
 
 MOST_IMAGES = 2000  # of which the 95 % interval of an accuracy is at most ± 2.2 %
 LEVEL = 0.05  # of the test against chance
+
+
+class Network(NamedTuple):
+    """The network of a suite, on its device; without a classifier for a suite that has none."""
+
+    classifier: Classifier | None = None
+    weights_hash: str = ""
+    weights_path: Path | None = None
+    device: torch.device = torch.device("cpu")
+
+
+NO_NETWORK = Network()
+
+
+def load_network(
+    suite: Suite, weights: str | Path | None, device: torch.device, data: DataRoots, weights_key: str | None = None
+) -> Network:
+    """Load the network. Raises MissingData for absent weights, BadData for weights that do not fit."""
+    from oodbench.models.load import load_model, weights_path
+
+    if suite.model is None:
+        return NO_NETWORK
+    given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
+    classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
+    return Network(classifier, classifier.weights_hash, weights_path(suite.model, weights, data), device)
 
 
 def try_network(

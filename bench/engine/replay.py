@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.detector import Detector
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, load_network
+from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
+from oodbench.engine.network import load_network
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.errors import BadData, UsageError, contained, counted, no_exit, one_line, reason
 from oodbench.image_set import ImageSet

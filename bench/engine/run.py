@@ -6,7 +6,7 @@ is not a number become records with a status and a reason.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 
 from oodbench import code_hash, protocols
-from oodbench.datasets.name import MISCLASSIFIED, parse, recorded
+from oodbench.datasets.name import MISCLASSIFIED, recorded
 from oodbench.detector import Detector
 from oodbench.engine import costs, executors, misclassified, timing
 from oodbench.engine.executors.worker import reproducible
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import NO_NETWORK, LoadedSuite, LoadedTestSet, Row, load_network
-from oodbench.engine.network import try_network
+from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
+from oodbench.engine.network import load_network, try_network
 from oodbench.engine.origins import note_origins
+from oodbench.engine.plan import default_folder, no_row
 from oodbench.engine.recognition import Recognition
 from oodbench.engine.recorder import Measured, Recorder
-from oodbench.engine.space import expected_bytes, require_space
+from oodbench.engine.space import require_space
 from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
-from oodbench.errors import BadData, CannotWrite, OodbenchError, contained, counted, one_line, reason
+from oodbench.errors import BadData, CannotWrite, contained, counted, reason
 from oodbench.image_set import ImageSet
-from oodbench.models import card, imports_code
+from oodbench.models import card
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots, size
@@ -79,7 +80,7 @@ def run(
         if like_this > 1:
             progress.say(f"{counted(like_this, 'run')} will take about {size(needed)} on disk")
         if idle := [name for name in suite.detectors if not loaded.rows_of(name)]:
-            progress.say(f"{', '.join(idle)}: {_no_row(suite)}")
+            progress.say(f"{', '.join(idle)}: {no_row(suite)}")
         for kind in ("benign", MISCLASSIFIED):
             names = [one.name for one in loaded.test_sets if one.kind == kind]
             if names and "unsupervised" not in suite.protocols:
@@ -97,66 +98,6 @@ def run(
             costs.measure(folder, current.fitting, progress)
         folder.tidy()
     return folder
-
-
-def default_folder(suite: Suite) -> Path:
-    """``runs/<suite>``."""
-    return Path("runs") / (suite.name or "suite")
-
-
-def plan(
-    suite: Suite,
-    *,
-    data: DataRoots = None,
-    out: str | Path | None = None,
-    limit: int | None = None,
-    fails: Sequence[str] = (),
-) -> list[str]:
-    """What ``run`` would do, line by line: the network and the sets are read, but nothing is computed or written.
-
-    A network ``module:function`` is not imported, so the transform that it states is not known. ``fails``: why the run would
-    fail, as far as the caller knows; why the network cannot be loaded is added.
-    """
-    network = NO_NETWORK
-    try:
-        if not imports_code(suite.model or ""):
-            network = load_network(suite, suite.weights, network.device, data)
-    except OodbenchError as error:
-        fails = [*fails, reason(error)]
-    loaded = LoadedSuite(suite, Progress(), data=data, limit=limit, network=network)
-    loaded.load_test_sets(Progress())
-    training = "not there" if loaded.train is None else counted(len(loaded.train), "image")
-    lines = [
-        f"{suite.name}: {suite.title}" if suite.title else suite.name,
-        f"model     {suite.model or 'none'}",
-        *(f"fails     {why}" for why in fails),
-        f"folder    {out or default_folder(suite)}",
-        f"fit on    {suite.in_distribution} ({suite.train_split}), {training}",
-        f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
-        f"size      {loaded.transform}",
-        f"disk      about {size(expected_bytes(loaded))}",
-    ]
-    if loaded.validation is not None:
-        count = counted(len(loaded.validation), "image")
-        lines.insert(-3, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
-    for test_set in loaded.test_sets:
-        found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
-        if parse(test_set.name).attack and not test_set.error:
-            found += f", to be attacked against {suite.model}" if suite.model else ", skipped: there is no network to attack"
-        lines.append(f"outside   {test_set.name} ({test_set.kind}), {found}")
-    if loaded.source is not None:
-        lines.append(f"transfer  learns from {loaded.source.name}")
-    for name in suite.detectors:
-        broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
-        if loaded.untrained and not broken and loaded.learns_from_training(loaded.detectors[name]):
-            broken = ", skipped: it learns from training images"
-        protocols_of: dict[str, list[str]] = {}
-        for row in loaded.rows_of(name):
-            protocols_of.setdefault(row.name, []).append(row.protocol)
-        lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
-        lines += [] if protocols_of else [f"detector  {name}: {_no_row(suite)}"]
-    lines.append(counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell"))
-    return [one_line(line) for line in lines]
 
 
 class _Run:
@@ -394,9 +335,3 @@ def _what_changed(before: DetectionRecord, now: DetectionRecord) -> str:
         return f"{now.row}: the code of its detector changed"
     changed = sorted(name for name in now.decides if getattr(before, name) != getattr(now, name))
     return f"{now.row}: {', '.join(changed) or 'something'} changed"
-
-
-def _no_row(suite: Suite) -> str:
-    """Why a detector has no row."""
-    asked = " or ".join(suite.protocols)
-    return f"no row under {asked}, where only detectors that learn from a shift have one; add --protocol unsupervised"

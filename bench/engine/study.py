@@ -9,6 +9,8 @@ from oodbench.datasets import load
 from oodbench.datasets.name import parse
 from oodbench.datasets.transform import Transform
 from oodbench.engine import run as engine
+from oodbench.engine.plan import default_folder as folder_of_run
+from oodbench.engine.plan import plan as plan_of_run
 from oodbench.errors import MissingData, OodbenchError, UsageError, counted, reason
 from oodbench.models.load import check_weights, load_model
 from oodbench.paths import DataRoots, is_study
@@ -129,7 +131,7 @@ def _refuse_classes(study: Study, data: DataRoots) -> None:
 
 def default_folder(study: Study) -> Path:
     """``runs/NAME``, and for a study of several runs ``runs/NAME-study``."""
-    single = engine.default_folder(study.first)
+    single = folder_of_run(study.first)
     return single if list(study.runs) == [""] else single.with_name(f"{single.name}-study")
 
 
@@ -139,10 +141,10 @@ def plan(study: Study, *, out: str | Path | None = None, data: DataRoots = None,
     lines: list[str] = []
     study = _with_stand_ins(study, data, lines.append)
     if list(study.runs) == [""]:
-        return [*lines, *engine.plan(study.first, out=target, data=data, **options)]
+        return [*lines, *plan_of_run(study.first, out=target, data=data, **options)]
     first, *others = study.runs
     lines += [f"study     {target}, {counted(len(study.runs), 'run')}; this is {first}"]
-    lines += engine.plan(study.first, out=target / first, data=data, **options)
+    lines += plan_of_run(study.first, out=target / first, data=data, **options)
     return [*lines, *(f"also      {label}" for label in others)]
 
 

@@ -7,7 +7,7 @@ from image_files import save_image
 import oodbench
 from oodbench import load_dataset, load_detector, load_model
 from oodbench.engine.loaded_suite import LoadedSuite
-from oodbench.engine.run import plan
+from oodbench.engine.plan import plan
 from oodbench.errors import MissingData, NoSuchSplit, UsageError
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder

@@ -13,7 +13,7 @@ import oodbench
 from oodbench import metrics, protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
-from oodbench.engine.run import plan
+from oodbench.engine.plan import plan
 from oodbench.errors import UsageError
 from oodbench.leaderboard.aggregate import means
 from oodbench.results import pass_file

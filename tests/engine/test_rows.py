@@ -11,8 +11,8 @@ import oodbench
 from oodbench import batching, protocols, registry
 from oodbench.calibration import evaluate_probabilities
 from oodbench.datasets.load import load_dataset
+from oodbench.engine.plan import plan
 from oodbench.engine.replay import replay
-from oodbench.engine.run import plan
 from oodbench.errors import UsageError
 from oodbench.heads import Logistic
 from oodbench.leaderboard.aggregate import means

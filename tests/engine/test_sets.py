@@ -16,8 +16,9 @@ from oodbench.datasets.name import parse
 from oodbench.detectors import TABLE as DETECTORS
 from oodbench.engine import timing
 from oodbench.engine.fitting import Fitting
-from oodbench.engine.loaded_suite import LoadedSuite, load_network
-from oodbench.engine.run import plan
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.engine.network import load_network
+from oodbench.engine.plan import plan
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.heads import StandardisedSquare
 from oodbench.inference import thresholds

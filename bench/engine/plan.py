@@ -1,0 +1,80 @@
+"""What a run would do, without doing it: ``oodbench run --dry-run``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from oodbench.datasets.name import parse
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.engine.network import NO_NETWORK, load_network
+from oodbench.engine.space import expected_bytes
+from oodbench.errors import OodbenchError, counted, one_line, reason
+from oodbench.models import imports_code
+from oodbench.paths import DataRoots, size
+from oodbench.progress import Progress
+from oodbench.suite import Suite
+
+
+def default_folder(suite: Suite) -> Path:
+    """``runs/<suite>``."""
+    return Path("runs") / (suite.name or "suite")
+
+
+def plan(
+    suite: Suite,
+    *,
+    data: DataRoots = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    fails: Sequence[str] = (),
+) -> list[str]:
+    """What ``run`` would do, line by line: the network and the sets are read, but nothing is computed or written.
+
+    A network ``module:function`` is not imported, so the transform that it states is not known. ``fails``: why the run would
+    fail, as far as the caller knows; why the network cannot be loaded is added.
+    """
+    network = NO_NETWORK
+    try:
+        if not imports_code(suite.model or ""):
+            network = load_network(suite, suite.weights, network.device, data)
+    except OodbenchError as error:
+        fails = [*fails, reason(error)]
+    loaded = LoadedSuite(suite, Progress(), data=data, limit=limit, network=network)
+    loaded.load_test_sets(Progress())
+    training = "not there" if loaded.train is None else counted(len(loaded.train), "image")
+    lines = [
+        f"{suite.name}: {suite.title}" if suite.title else suite.name,
+        f"model     {suite.model or 'none'}",
+        *(f"fails     {why}" for why in fails),
+        f"folder    {out or default_folder(suite)}",
+        f"fit on    {suite.in_distribution} ({suite.train_split}), {training}",
+        f"inside    {suite.in_distribution} ({suite.test_split}), {counted(len(loaded.in_distribution), 'image')}",
+        f"size      {loaded.transform}",
+        f"disk      about {size(expected_bytes(loaded))}",
+    ]
+    if loaded.validation is not None:
+        count = counted(len(loaded.validation), "image")
+        lines.insert(-3, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
+    for test_set in loaded.test_sets:
+        found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
+        if parse(test_set.name).attack and not test_set.error:
+            found += f", to be attacked against {suite.model}" if suite.model else ", skipped: there is no network to attack"
+        lines.append(f"outside   {test_set.name} ({test_set.kind}), {found}")
+    if loaded.source is not None:
+        lines.append(f"transfer  learns from {loaded.source.name}")
+    for name in suite.detectors:
+        broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
+        if loaded.untrained and not broken and loaded.learns_from_training(loaded.detectors[name]):
+            broken = ", skipped: it learns from training images"
+        protocols_of: dict[str, list[str]] = {}
+        for row in loaded.rows_of(name):
+            protocols_of.setdefault(row.name, []).append(row.protocol)
+        lines += [f"detector  {row}: {', '.join(some)}{broken}" for row, some in protocols_of.items()]
+        lines += [] if protocols_of else [f"detector  {name}: {no_row(suite)}"]
+    lines.append(counted(sum(len(loaded.rows(test_set)) for test_set in loaded.test_sets), "cell"))
+    return [one_line(line) for line in lines]
+
+
+def no_row(suite: Suite) -> str:
+    """Why a detector has no row."""
+    asked = " or ".join(suite.protocols)
+    return f"no row under {asked}, where only detectors that learn from a shift have one; add --protocol unsupervised"
