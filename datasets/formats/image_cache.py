@@ -45,8 +45,8 @@ def kept(
 
 def _keep(images: Images, found: "Mapped", name: str, workers: int, progress: Progress) -> None:
     folder, needed = found.path.parent, int(np.prod(found.shape))
-    folder.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder).free) < needed:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if (free := shutil.disk_usage(there).free) < needed:
         raise CannotWrite(
             f"{name}: its images take {size(needed)} in {folder}, where {size(free)} are free; free space there, set"
             " OODBENCH_CACHE to another folder, or leave --cache-images out"
