@@ -17,6 +17,7 @@ from oodbench.protocols import Sides, Split
 
 LIMIT = 8.0  # of 255 grey levels; CIFAR-10 saved again as JPEG stays below, different images of real sets differ by 9 or more
 SHARE = 0.25  # of an image's own contrast: flat images all look alike
+LEAST = (1 - SHARE**2) ** 0.5 - 1e-4  # correlation of two within that share, whatever the contrast of the second
 # What a filter does to a small image when it is saved at another size can exceed these limits. So the known images that come
 # nearest, in units of contrast, are saved at other sizes with every usual filter, and compared within a limit that copies keep.
 # No image of a quarter of the test sets of CIFAR-100, TinyImageNet and GTSRB, or of the textures, comes as close to CIFAR-10;
@@ -28,6 +29,8 @@ CANDIDATES = 20  # known images for each image that is so small
 FILTERS = (Resampling.NEAREST, Resampling.BOX, Resampling.BILINEAR, Resampling.BICUBIC, None)
 LARGEST = 64  # pixels of the shorter side; the thumbnail of a larger image hardly shows the filter
 CHUNK = 512  # rows compared at once
+BLOCKS = 4  # of a thumbnail, per side: their means show which known images cannot be the original
+SLACK = 1e-3  # of a limit, for the rounding of float32
 
 
 def look_alikes(
@@ -48,14 +51,17 @@ def look_alikes(
     if mine.thumbnails.shape[1] != theirs.thumbnails.shape[1]:
         return found
     candidates, least = (CANDIDATES, -1) if min(images.images.shape[2:]) < THUMBNAIL else (1, 1 - NEAR**2 / 2)
+    shared = torch.isin(numbers[rows], other_numbers[other_rows])
     for part in torch.arange(len(rows)).split(CHUNK):
-        some = _Scaled(*(value[part] for value in mine))
+        some, alike = _Scaled(*(value[part] for value in mine)), torch.zeros(len(part), dtype=torch.bool)
         correlations = some.thumbnails @ theirs.thumbnails.T / theirs.thumbnails.shape[1]
-        same = numbers[rows[part]][:, None] == other_numbers[other_rows]
-        alike = _squares(some, theirs, correlations) <= (SHARE * some.contrast).clamp_max(LIMIT).square()[:, None]
-        alike = (alike & ~same).any(1)
+        for row in shared[part].nonzero()[:, 0]:  # what is one image does not count
+            correlations[row, numbers[rows[part[row]]] == other_numbers[other_rows]] = -torch.inf
+        row, place = (correlations >= LEAST).nonzero(as_tuple=True)
+        squares = _squares(some, theirs, correlations, row, place)
+        alike[row[squares <= (SHARE * some.contrast[row]).clamp_max(LIMIT).square()]] = True
         if saved_again:
-            nearest = correlations.masked_fill(same, -1).topk(min(candidates, len(other_rows)))
+            nearest = correlations.topk(min(candidates, len(other_rows)))
             near = (nearest.values >= least) & (some.contrast > LIMIT)[:, None] & ~alike[:, None]
             row, place = near.nonzero(as_tuple=True)
             if len(row):
@@ -92,20 +98,46 @@ def _scaled(thumbnails: Tensor) -> _Scaled:
     return _Scaled((thumbnails - mean[:, None]) / contrast[:, None], mean, contrast)
 
 
-def _squares(a: _Scaled, b: _Scaled, correlations: Tensor) -> Tensor:
-    """Mean square difference of every pair, in grey levels: (A, B)."""
-    spread = a.contrast.square()[:, None] + b.contrast.square() - 2 * a.contrast[:, None] * b.contrast * correlations
-    return (a.mean[:, None] - b.mean).square() + spread
+def _squares(a: _Scaled, b: _Scaled, correlations: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """Mean square differences of these pairs, in grey levels: (pairs,)."""
+    first, second = a.contrast[row], b.contrast[place]
+    spread = first.square() + second.square() - 2 * first * second * correlations[row, place]
+    return (a.mean[row] - b.mean[place]).square() + spread
 
 
 def _are_saved_again(thumbnails: Tensor, images: Tensor) -> Tensor:
     """Which of these scaled thumbnails (N, D) are of the image of their row (N, C, H, W), saved at another size: bool (N,)."""
     found = torch.zeros(len(images), dtype=torch.bool)
-    images = images.float()
-    for down, across in _sizes_and_filters(*images.shape[2:]):
-        version = _scaled(((images @ across.T).mT @ down.T).mT.flatten(1)).thumbnails
-        found |= (thumbnails - version).square().mean(1) <= SAVED_SHARE**2
+    images, ways = images.float(), list(_sizes_and_filters(*images.shape[2:]))
+    for part in torch.arange(len(images)).split(CHUNK // 8):
+        possible = _may_be_saved_again(thumbnails[part], images[part], ways)
+        for (down, across), rows in zip(ways, possible.T, strict=True):
+            some = part[rows]
+            if len(some):
+                version = _scaled(((images[some] @ across.T).mT @ down.T).mT.flatten(1)).thumbnails
+                found[some] |= (thumbnails[some] - version).square().mean(1) <= SAVED_SHARE**2
     return found
+
+
+def _may_be_saved_again(thumbnails: Tensor, images: Tensor, ways: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """bool (N, ways): False only where ``_are_saved_again`` could find nothing.
+
+    Means of blocks are a projection, which shortens the difference of two thumbnails; whatever contrast the second is scaled
+    by, the difference is at least the distance of the first from the line through the second.
+    """
+    (height, width), channels = (len(line) for line in ways[0]), images.shape[1]
+    if height % BLOCKS or width % BLOCKS:
+        return torch.ones(len(images), len(ways), dtype=torch.bool)
+    downs, acrosses = (
+        torch.stack([line.unflatten(0, (BLOCKS, -1)).mean(1) for line in lines]) for lines in zip(*ways, strict=True)
+    )
+    half = (images @ acrosses.flatten(0, 1).T).unflatten(-1, (len(ways), BLOCKS))  # (N, channels, H, ways, blocks)
+    version = torch.einsum("kbh,nchka->nkcba", downs, half).flatten(2)  # (N, ways, channels · blocks · blocks)
+    version -= version.mean(2, keepdim=True)
+    mine = thumbnails.reshape(len(images), channels, BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS).mean((3, 5)).flatten(1)
+    along = torch.einsum("nd,nkd->nk", mine, version).clamp_min(0).square() / version.square().sum(2).clamp_min(1e-12)
+    apart = (mine.square().sum(1)[:, None] - along) / mine.shape[1]  # per pixel of the thumbnail, as blocks are equally large
+    return apart <= SAVED_SHARE**2 * (1 + SLACK)
 
 
 def _sizes_and_filters(height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
