@@ -111,6 +111,11 @@ class Board:
             found.setdefault(row.protocol, []).append(place)
         return found
 
+    @cached_property
+    def places(self) -> dict[tuple[Any, ...], np.ndarray]:
+        """Places of the cells of each row in the frame, by its key."""
+        return self.frame.groupby(ROW, sort=False).indices  # type: ignore[return-value]
+
 
 def boards(frame: pd.DataFrame, scores: StoredScores) -> list[Board]:
     """The boards of the frame that ``gather`` gives; ``scores`` decide which figures cannot be told from the best."""

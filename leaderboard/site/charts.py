@@ -195,8 +195,7 @@ def _path(line: "pd.Series[float]") -> str:
 
 def histograms(board: Board, key: tuple[Any, ...], scores: StoredScores) -> tuple[list[Histogram], int]:
     """The scores of a row on the first sets of the table, a corruption at its highest level, and how many sets there are."""
-    frame = board.frame
-    mine = frame[(frame[ROW].to_numpy() == np.array(key, object)).all(1)]
+    mine = board.frame.iloc[board.places[key]]
     if not (mine["status"] == "ok").any():
         return [], 0
     cells = scored_cells(mine, "hist")
