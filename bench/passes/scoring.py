@@ -1,0 +1,153 @@
+"""One pass over images for the statistics of all detectors."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.batching import batches, place_of, rows_like
+from oodbench.classifier import Classifier
+from oodbench.errors import BadData
+from oodbench.forward.guard import Guard
+from oodbench.image_set import ImageSet
+from oodbench.models.device import synchronise
+from oodbench.passes.turns import Errors, Keep, OnBatch, OnError, Settings, isolated, raise_it, signals_of, turn
+from oodbench.probe import Probe
+
+if TYPE_CHECKING:
+    from oodbench.detector import Detector
+
+
+def pass_equivalents(jobs: Mapping["Detector", Settings], classifier: Classifier | None) -> float:
+    """Approximate forward passes per image: one shared, plus a step and a pass per setting that needs a gradient."""
+    layers = len(classifier.layer_names) if classifier else 0
+    steps = sum(
+        len(settings) * (layers if "layers" in detector.declared_signals else 1)
+        for detector, settings in jobs.items()
+        if "input_gradient" in detector.declared_signals
+    )
+    return 1 + 1.2 * steps
+
+
+class Computed(NamedTuple):
+    """What a pass gives: the statistics (n, S, D) of each batch and the seconds of each detector, or the error that it
+    failed with."""
+
+    parts: dict["Detector", list[np.ndarray]]
+    seconds: dict["Detector", float]
+    errors: Errors
+
+
+def statistics(
+    jobs: Mapping["Detector", Settings],
+    classifier: Classifier | None,
+    images: Tensor | ImageSet,
+    pieces: Sequence[np.ndarray],
+    *,
+    on_error: OnError = raise_it,
+    **options: Any,
+) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
+    """One pass over the rows of ``pieces`` (one batch each) for all detectors, each at its settings.
+
+    Returns float64 statistics (total rows, S, D) by detector, and seconds by detector: its own work and an equal share of
+    the forward pass. A detector that fails is reported to ``on_error`` and left out, as is one whose statistics are not
+    finite. Further arguments are of ``computed``.
+    """
+    return joined(computed(jobs, classifier, images, pieces, **options), images, pieces, on_error)
+
+
+def computed(
+    jobs: Mapping["Detector", Settings],
+    classifier: Classifier | None,
+    images: Tensor | ImageSet,
+    pieces: Sequence[np.ndarray],
+    *,
+    clean: bool = False,
+    signals: frozenset[str] | None = None,
+    workers: int = 0,
+    on_batch: OnBatch = lambda n: None,
+    guard: Guard | None = None,
+    logits: list[np.ndarray] | None = None,
+    riders: Collection["Detector"] = (),
+    keep: Keep = lambda detector, values, rows: values,
+) -> Computed:
+    """The pass of ``statistics``, batch by batch.
+
+    ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
+    arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
+    a pass with a ``guard`` does not take. ``riders`` among the jobs ride along: the forward pass is not theirs to share, and
+    no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of the values (n, S, D) of a batch.
+    """
+    signals = signals_of(list(jobs)) if signals is None else signals
+    twins = images.clean if isinstance(images, ImageSet) else None
+    clean = clean or (isinstance(images, ImageSet) and twins is images.images)
+
+    def once(guard: Guard | None) -> Computed:
+        parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
+        seconds = dict.fromkeys(jobs, 0.0)
+        errors: Errors = {}
+        device = classifier.device if classifier else torch.device("cpu")
+        work = pass_equivalents({d: settings for d, settings in jobs.items() if d not in riders}, classifier)
+        for piece, batch in batches(images, classifier, pieces, workers):
+            base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
+            probe = Probe(classifier, batch, signals, clean=base)
+            with probe.mode():
+                start = time.perf_counter()
+                if not signals <= {"images"} and classifier is not None:
+                    probe.forward()
+                synchronise(device)
+                if guard is not None:
+                    guard.ignore_changes()
+                shared = (time.perf_counter() - start) / max(1, sum(detector not in riders for detector in parts))
+                for detector in list(parts):
+                    start = time.perf_counter()
+                    try:
+                        with turn(detector, probe, guard), detector.computing(jobs[detector]):
+                            parts[detector].append(keep(detector, detector.grouped_statistics(probe), piece))
+                    except Exception as error:
+                        del parts[detector]
+                        errors[detector] = error
+                        continue
+                    seconds[detector] += time.perf_counter() - start + shared
+                if logits is not None and parts:
+                    logits.append(probe.logits.cpu().numpy())
+            if not parts:
+                break
+            on_batch(len(piece) * work)
+        return Computed(parts, seconds, errors)
+
+    return isolated(once, guard)
+
+
+def joined(
+    found: Computed, images: Tensor | ImageSet, pieces: Sequence[np.ndarray], on_error: OnError
+) -> tuple[dict["Detector", np.ndarray], dict["Detector", float]]:
+    """What ``statistics`` returns, of the batches of all ``pieces``. Errors are reported to ``on_error``."""
+    values, errors = {}, dict(found.errors)
+    for detector, parts in found.parts.items():
+        try:
+            values[detector] = _joined(parts, images, np.concatenate(pieces))
+        except BadData as error:
+            errors[detector] = error
+    for detector, why in errors.items():
+        on_error(detector, why)
+    return values, {detector: found.seconds[detector] for detector in values}
+
+
+def _joined(parts: Sequence[np.ndarray], images: Tensor | ImageSet, rows: np.ndarray) -> np.ndarray:
+    """Statistics (N, S, D) of all batches, of rows (N,). Raises BadData if their shapes differ or values are not finite."""
+    widths = {part.shape[2] for part in parts}
+    if len(widths) > 1:
+        raise BadData(f"statistics(probe) gave {' and '.join(map(str, sorted(widths)))} columns on different batches")
+    values = np.concatenate(parts)
+    bad = ~np.isfinite(values).all((1, 2))
+    if bad.any():
+        raise BadData(
+            f"{bad.sum()} of {len(values)} images have scores that are not finite (NaN or infinity),"
+            f" the first in {place_of(images, int(rows[bad].min()))}"
+        )
+    return values
