@@ -50,6 +50,8 @@ class Detector:
         quick: hyper-parameters for ``oodbench check``, which shorten training or suit its network of 16 features.
         calibrates: whether ``observe`` learns from the images in ``probe.held_out``. Where a suite has validation images,
             they come in separate batches that other detectors do not get, and no training image is held out.
+        whole_batches: whether a score depends by design on the other images of its batch; the constructor may set it. If
+            memory is too short for a batch, which is then halved, such a detector fails instead.
         caches: whether the result of ``prepare`` may be cached; False for a detector that reads files that may change.
         grid: settings (dicts of constructor arguments) to choose from when learning from a shift is allowed; set by the
             constructor if hyper-parameters define it. ``check`` and ``finish`` may leave out the last ones if the network or
@@ -62,6 +64,7 @@ class Detector:
     variants: ClassVar[tuple[str, ...]] = ()
     quick: ClassVar[dict[str, Any]] = {}
     calibrates: ClassVar[bool] = False
+    whole_batches: bool = False
     caches: bool = True
     signals: tuple[str, ...] | None = None
     grid: Sequence[dict[str, Any]] = ()

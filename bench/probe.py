@@ -19,6 +19,7 @@ from oodbench.errors import BadData, TooSlow, Unsuitable, contained
 from oodbench.forward.dropout import DROPOUTS, dropout_mask, with_dropout
 from oodbench.forward.edit import with_edit
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
+from oodbench.models.device import is_out_of_memory
 from oodbench.random_numbers import content_keys, hashed
 
 SIGNALS = frozenset(
@@ -335,7 +336,8 @@ class Probe:
     def forward(self) -> None:
         """Run the network now, so that its time is not charged to one detector; otherwise it runs when first needed.
 
-        What the network raises is raised when a detector reads something of the network, except TooSlow.
+        What the network raises is raised when a detector reads something of the network, except TooSlow, and that memory is
+        short for more than one image.
         """
         self._once("forward", self._run)
 
@@ -359,6 +361,8 @@ class Probe:
         except TooSlow:
             raise
         except Exception as error:
+            if is_out_of_memory(error) and len(self) > 1:
+                raise
             return error
 
     def _parameter_norms(self, loss: str | LogitLoss) -> Tensor:

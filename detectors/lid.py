@@ -60,6 +60,7 @@ class LID(Detector):
         self.k, self.size, self.references, self.seed, self.reference = k, size, references, seed, reference
         if reference == "paired":
             self.signals = ("layers", "base")
+            self.whole_batches = True
         self._sample: Sample | None = None  # of the layers (kept, d_l); its order makes the minibatches
 
     def observe(self, probe: Probe) -> None:

@@ -12,6 +12,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import TooSlow, contained
 from oodbench.image_set import ImageSet
 from oodbench.metrics import binomial_interval
+from oodbench.passes.memory import batch_limit
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.network import Accuracy, NetworkAccuracy
@@ -73,19 +74,26 @@ def try_network(
     assert truth is not None
     progress.stage(f"{images.name}: accuracy of {name} on {len(drawn):,} images")
     gives, right = 0, 0
-    for rows, batch in batches(drawn, classifier, pieces_of(np.arange(len(drawn)), batch_size), workers):
+
+    def count(rows: np.ndarray, batch: torch.Tensor) -> None:
+        nonlocal gives, right
+        with torch.no_grad(), contained():  # no inference mode: what a network keeps may later need gradients
+            logits = classifier(batch)
+        gives, answers = logits.shape[1], logits.argmax(1)
+        answers[~torch.isfinite(logits).all(1)] = -1
+        if truth.max() < gives:
+            right += int((answers.cpu().numpy() == truth[rows]).sum())
+
+    limit = batch_limit()
+    for piece, images_of_piece in batches(drawn, classifier, pieces_of(np.arange(len(drawn)), batch_size), workers):
         try:
-            with torch.no_grad(), contained():  # no inference mode: what a network keeps may later need gradients
-                logits = classifier(batch)
-            gives, answers = logits.shape[1], logits.argmax(1)
-            answers[~torch.isfinite(logits).all(1)] = -1
+            limit.each(piece, images_of_piece, count)
         except TooSlow:
             raise
         except Exception:  # a third party's forward may raise anything
             return None
         if truth.max() >= gives:
             break
-        right += int((answers.cpu().numpy() == truth[rows]).sum())
     return NetworkAccuracy(
         network=name,
         dataset=f"{images.name} ({images.split})",

@@ -19,6 +19,7 @@ from oodbench.errors import OodbenchError, TooSlow, Unsuitable, reason
 from oodbench.forward.channels import channels_first
 from oodbench.forward.hooks import hook, hookable
 from oodbench.gradients import Recording
+from oodbench.models.device import is_out_of_memory
 
 NEED_GRAPH = frozenset({"input_gradient", "gradient_norms"})  # these keep the graph of the forward pass
 
@@ -53,7 +54,8 @@ class ForwardPass:
 def shared_pass(classifier: Classifier, images: Tensor, signals: frozenset[str], until: str | None) -> ForwardPass:
     """Run the network once for all signals, up to the layer ``until`` if that is given.
 
-    If the network fails with gradients, it is run again without those that it fails with. Raises what it raises without any.
+    If the network fails with gradients, it is run again without those that it fails with. Raises what it raises without any,
+    and that memory is short for more than one image.
     """
     needed = signals & NEED_GRAPH
     refusal: Exception | None = None
@@ -63,7 +65,7 @@ def shared_pass(classifier: Classifier, images: Tensor, signals: frozenset[str],
         except TooSlow:
             raise
         except Exception as error:  # a third party's forward may raise anything
-            if not kept:
+            if not kept or (is_out_of_memory(error) and len(images) > 1):
                 raise
             traceback.clear_frames(error.__traceback__)  # which hold the graph of the pass that failed
             refusal = refusal or _refused(error, f"{classifier.name} does not work with gradients", "leave this detector out")
@@ -155,6 +157,6 @@ def _averaged(output: Tensor) -> Tensor:
 
 def _refused(error: Exception, what: str, remedy: str) -> Exception:
     """What a failure means for the detectors that it concerns. Too little memory does not make a network unsuitable."""
-    if isinstance(error, OodbenchError | torch.OutOfMemoryError):
+    if isinstance(error, OodbenchError) or is_out_of_memory(error):
         return error
     return Unsuitable(f"{what} ({reason(error)}); {remedy}")

@@ -1,5 +1,7 @@
 """The device that a network runs on, and what PyTorch tells of any device: CUDA, ROCm, MPS, XPU, or a plug-in's."""
 
+import gc
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,12 @@ from torch import Tensor
 from oodbench.errors import OodbenchError, UsageError
 
 PINNING = ("cuda", "xpu")  # where copies from pinned memory overlap with computation; a device cannot be asked
+# CUDA, ROCm and XPU raise torch.OutOfMemoryError. MPS, the CPU and libraries below PyTorch raise other errors that say so.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|not enough memory|STATUS_ALLOC_FAILED|OUT_OF_(DEVICE_|HOST_)?MEMORY"
+    r"|invalid buffer size",
+    re.IGNORECASE,
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -71,6 +79,19 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float | Non
     work()
     synchronise(device)
     return (module.max_memory_allocated(device) - before) / 2**20
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed because memory is short, on any device or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what failed work left behind, so that other work may fit."""
+    gc.collect()  # an error and the frames in its traceback refer to each other
+    getattr(module_of(device), "empty_cache", lambda: None)()
 
 
 def mixed_precision(device: torch.device) -> torch.dtype | None:

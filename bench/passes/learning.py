@@ -13,6 +13,8 @@ from oodbench.errors import BadData, TooSlow
 from oodbench.forward.guard import Guard
 from oodbench.heads import Head
 from oodbench.image_set import ImageSet
+from oodbench.models.device import is_out_of_memory
+from oodbench.passes.memory import batch_limit
 from oodbench.passes.scoring import statistics
 from oodbench.passes.turns import Errors, OnBatch, OnError, isolated, raise_it, signals_of, turn
 from oodbench.probe import NEED_GRAPH, Probe
@@ -105,20 +107,30 @@ def observe(
     on_error: OnError = raise_it,
 ) -> None:
     """One pass over the training images for all detectors that learn from them, and over the validation images for those
-    that calibrate on them; then call ``finish`` of each."""
+    that calibrate on them; then call ``finish`` of each.
+
+    If memory is short for a detector, which may have learnt from a part of the batch, the pass begins again with half as many
+    images at once, or without the detector if memory is short for one image.
+    """
     before = {detector: fitted_state(detector) for detector in detectors}
+    limit, begun = batch_limit(), False
+    too_large: Errors = {}
 
     def once(guard: Guard | None) -> Errors:
-        for detector in detectors if guard is not None else ():  # what they gathered may come from a changed network
+        nonlocal begun
+        for detector in detectors if begun else ():  # what they gathered may come from a changed network, or from half a batch
             reset(detector, **before[detector])
-        learning = dict.fromkeys(detectors)  # not a list, in which detectors of equal values would be the same
+        begun = True
+        # Not a list, in which detectors of equal values would be the same.
+        learning = dict.fromkeys(detector for detector in detectors if detector not in too_large)
         errors: Errors = {}
         signals = signals_of(list(learning)) - NEED_GRAPH
         device = classifier.device if classifier else torch.device("cpu")
 
         def show(images: Tensor | ImageSet, labels: Tensor | None, held_out: np.ndarray, to: Iterable["Detector"]) -> None:
             to = dict.fromkeys(to)
-            for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
+
+            def observe_batch(rows: np.ndarray, batch: Tensor) -> None:
                 chosen = torch.from_numpy(rows)
                 probe = Probe(
                     classifier,
@@ -139,8 +151,13 @@ def observe(
                             with turn(detector, probe, guard):
                                 detector.observe(probe)
                         except Exception as error:
+                            if is_out_of_memory(error):
+                                raise _TooLarge(detector, len(batch), batch.device, error) from error
                             del to[detector], learning[detector]
                             errors[detector] = error
+
+            for rows, batch in batches(images, classifier, pieces_of(np.arange(len(images) if to else 0), batch_size), workers):
+                limit.each(rows, batch, observe_batch)
                 if not to:
                     break
                 on_batch(len(rows))
@@ -157,8 +174,29 @@ def observe(
                 errors[detector] = error
         return errors
 
-    for detector, error in isolated(once, guard).items():
+    def until_it_fits(guard: Guard | None) -> Errors:
+        while True:
+            try:
+                return once(guard)
+            except _TooLarge as error:
+                size, device = error.size, error.device
+                if size == 1:
+                    too_large[error.detector] = error.cause
+                    limit.most = most
+            if size > 1:
+                limit.halve(size, device)
+
+    most = limit.most
+    for detector, error in (isolated(until_it_fits, guard) | too_large).items():
         on_error(detector, error)
+
+
+class _TooLarge(Exception):
+    """Memory is short for what a detector does with so many images."""
+
+    def __init__(self, detector: "Detector", size: int, device: torch.device, cause: Exception) -> None:
+        super().__init__(detector, size)
+        self.detector, self.size, self.device, self.cause = detector, size, device, cause
 
 
 def reset(detector: "Detector", **kept: Any) -> None:
@@ -176,6 +214,8 @@ def _unreadable(probe: Probe, images: Tensor | ImageSet, rows: np.ndarray) -> Ba
         return error
     except TooSlow:
         raise
-    except Exception:  # reported by the detectors that read the network
+    except Exception as error:  # reported by the detectors that read the network
+        if is_out_of_memory(error) and len(rows) > 1:
+            raise
         return None
     return None

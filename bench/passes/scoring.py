@@ -11,10 +11,11 @@ from torch import Tensor
 
 from oodbench.batching import batches, place_of, rows_like
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData
+from oodbench.errors import BadData, OodbenchError
 from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
-from oodbench.models.device import synchronise
+from oodbench.models.device import is_out_of_memory, synchronise
+from oodbench.passes.memory import batch_limit
 from oodbench.passes.turns import Errors, Keep, OnBatch, OnError, Settings, isolated, raise_it, signals_of, turn
 from oodbench.probe import Probe
 
@@ -90,11 +91,19 @@ def computed(
         parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
         seconds = dict.fromkeys(jobs, 0.0)
         errors: Errors = {}
+        limit = batch_limit()
         device = classifier.device if classifier else torch.device("cpu")
         work = pass_equivalents({d: settings for d, settings in jobs.items() if d not in riders}, classifier)
-        for piece, batch in batches(images, classifier, pieces, workers):
-            base = batch if clean else None if twins is None else partial(rows_like, twins, piece, batch)
+
+        def score(whole: int, rows: np.ndarray, batch: Tensor) -> None:
+            """Add the statistics of a batch, or of a part of its ``whole`` images.
+
+            Raises that memory is short for more than one image, and then adds nothing.
+            """
+            base = batch if clean else None if twins is None else partial(rows_like, twins, rows, batch)
             probe = Probe(classifier, batch, signals, clean=base)
+            found: dict[Detector, tuple[np.ndarray, float]] = {}
+            failed: Errors = {}
             with probe.mode():
                 start = time.perf_counter()
                 if not signals <= {"images"} and classifier is not None:
@@ -103,24 +112,46 @@ def computed(
                 if guard is not None:
                     guard.ignore_changes()
                 shared = (time.perf_counter() - start) / max(1, sum(detector not in riders for detector in parts))
-                for detector in list(parts):
+                for detector in parts:
                     start = time.perf_counter()
                     try:
+                        if detector.whole_batches and len(rows) < whole:
+                            raise _cut(detector)
                         with turn(detector, probe, guard), detector.computing(jobs[detector]):
-                            parts[detector].append(keep(detector, detector.grouped_statistics(probe), piece))
+                            values = keep(detector, detector.grouped_statistics(probe), rows)
                     except Exception as error:
-                        del parts[detector]
-                        errors[detector] = error
+                        if is_out_of_memory(error):
+                            if detector.whole_batches:
+                                error = _cut(detector)
+                            elif len(rows) > 1:
+                                raise
+                            else:
+                                limit.restore()
+                        failed[detector] = error
                         continue
-                    seconds[detector] += time.perf_counter() - start + shared
-                if logits is not None and parts:
-                    logits.append(probe.logits.cpu().numpy())
+                    found[detector] = values, time.perf_counter() - start + shared
+                own = probe.logits.cpu().numpy() if logits is not None and found else None
+            for detector, error in failed.items():
+                del parts[detector]
+                errors[detector] = error
+            for detector, (values, taken) in found.items():
+                parts[detector].append(values)
+                seconds[detector] += taken
+            if logits is not None and own is not None:
+                logits.append(own)
+
+        for piece, images_of_piece in batches(images, classifier, pieces, workers):
+            limit.each(piece, images_of_piece, partial(score, len(piece)))
             if not parts:
                 break
             on_batch(len(piece) * work)
         return Computed(parts, seconds, errors)
 
     return isolated(once, guard)
+
+
+def _cut(detector: "Detector") -> OodbenchError:
+    return OodbenchError("its score depends on its whole batch, and memory is too short for one; choose a smaller batch size")
 
 
 def joined(

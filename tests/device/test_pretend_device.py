@@ -225,6 +225,36 @@ assert replay("pretend", 10, device="auto").ok
     )
 
 
+def test_a_run_with_too_little_memory_has_the_same_figures(tmp_path):
+    """The network takes no more than 20 images at once."""
+    on_device(
+        """
+import oodbench
+from oodbench.classifier import Classifier
+from oodbench.results.folder import RunFolder
+forward, largest = Classifier.forward, []
+
+def short_of_memory(self, images):
+    if len(images) > 20:
+        raise torch.OutOfMemoryError("out of memory")
+    largest.append(len(images))
+    return forward(self, images)
+
+options = {"detectors": ["msp", "odin", "knn", "mahalanobis-v"], "datasets": ["photos"], "limit": 60, "device": "pretend"}
+for name, step in (("whole", forward), ("halved", short_of_memory)):
+    Classifier.forward = step
+    oodbench.run("digits", out=name, batch_size=64, protocols=["unsupervised"], measure_costs=False, **options)
+assert max(largest) == 15, largest  # 60 images are halved twice
+whole, halved = ({(r.set_name, *r.place): r for r in RunFolder(name).records()} for name in ("whole", "halved"))
+assert whole.keys() == halved.keys()
+for place, record in whole.items():
+    assert record.status == halved[place].status == "ok", place
+    assert vars(halved[place].metrics) == pytest.approx(vars(record.metrics), abs=1e-6, nan_ok=True), place
+""",
+        cwd=tmp_path,
+    )
+
+
 def test_what_is_fitted_on_the_device_scores_anywhere(tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(3):

@@ -108,6 +108,19 @@ def test_a_run_has_the_same_records(plugins, tmp_path):
     assert "columns on different batches" in reasons["widths"]
 
 
+def test_a_worker_halves_batches_that_do_not_fit(plugins, opened):
+    images = oodbench.load_dataset("photos").select(torch.arange(40))
+    hungry, sound = named(plugins.Hungry()), named(plugins.Plugin())
+    executor, heard = opened(count=1)
+    found, errors = a_pass(executor.statistics, [hungry, sound], plugins.build(), images)
+    assert not errors
+    np.testing.assert_allclose(found[hungry], found[sound])
+    assert [line for line in heard.lines if "memory" in line] == [
+        "memory of cpu is too short for batches of 8 images; using 4 from now on",
+        "memory of cpu is too short for batches of 4 images; using 2 from now on",
+    ]
+
+
 def test_errors_come_back_as_they_are(plugins, opened, tmp_path):
     classifier = plugins.build()
     images = oodbench.load_dataset("photos").select(torch.arange(40))

@@ -22,15 +22,20 @@ from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
 from oodbench.models.device import module_of
 from oodbench.models.float64 import float64_for
+from oodbench.passes.memory import limited
 from oodbench.progress import Progress
 
 
 @contextmanager
 def reproducible(device: torch.device, progress: Progress, cell_timeout: float | None) -> Iterator[None]:
-    """Within this context, third-party code cannot end the process, its calls are watched, and passes are reproducible."""
+    """Within this context, third-party code cannot end the process, its calls are watched, and passes are reproducible.
+
+    All passes share the size to which batches are cut when memory is short.
+    """
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with contained(), no_exit(), same, float64_for(device), calls.watched(progress, cell_timeout):
+    shared = limited(progress.say)
+    with contained(), no_exit(), same, float64_for(device), shared, calls.watched(progress, cell_timeout):
         yield
 
 
