@@ -194,6 +194,11 @@ class Detector:
 
     def grouped_statistics(self, probe: Probe) -> np.ndarray:
         """``statistics`` as float64 (N, S, D), S = len(settings). Raises BadData for another shape or dtype."""
+        found: np.ndarray = self.grouped(probe).cpu().double().numpy()
+        return found
+
+    def grouped(self, probe: Probe) -> Tensor:
+        """``grouped_statistics`` as a tensor of any dtype, still on its device."""
         values = self.statistics(probe)
         if not isinstance(values, Tensor):
             raise BadData(f"statistics(probe) gave {type(values).__name__}; it must return a tensor (N,) or (N, D)")
@@ -202,7 +207,8 @@ class Detector:
                 f"statistics(probe) gave shape {tuple(values.shape)} for {len(probe)} images and"
                 f" {len(self.settings)} setting{'s' * (len(self.settings) != 1)}; it must return (N,) or (N, D)"
             )
-        grouped = values.detach().double().cpu().numpy().reshape(len(probe), len(self.settings), -1)
+        # A copy, because a view would keep all that it is a part of.
+        grouped = values.detach().clone().reshape(len(probe), len(self.settings), -1)
         if self.variants and grouped.shape[2] <= len(self.variants):
             raise BadData(
                 f"statistics(probe) gave {grouped.shape[2]} columns per setting; it must return columns of its own and then"

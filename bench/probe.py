@@ -52,6 +52,7 @@ class Probe:
         clean: the images (N, C, H, W) before their corruption or attack, or a function that reads them when needed;
             ``images`` itself if these are clean.
         until: index of the last layer that will be used: the forward pass stops there, before the logits.
+        defer: receives what ``require`` would wait for, and its error; None to check at once.
 
     Returned tensors are copies, and are detached except inside a loss function.
     """
@@ -66,6 +67,7 @@ class Probe:
         held_out: Tensor | None = None,
         clean: Tensor | Callable[[], Tensor] | None = None,
         until: int | None = None,
+        defer: Callable[[tuple[Tensor, Exception]], None] | None = None,
     ) -> None:
         self._classifier = classifier
         self._images, self._labels = images, labels
@@ -76,6 +78,7 @@ class Probe:
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._clean = clean
         self._until = until
+        self._defer = defer
         self._memo: dict[Hashable, Any] = {}
         self._in_loss = False
 
@@ -179,7 +182,10 @@ class Probe:
         to an image.
         """
         self._declared("stochastic")
-        return self._give(self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed)))
+        logits, check = self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed))
+        if check is not None:
+            self.require(*check)
+        return self._give(logits)
 
     def edited(self, place: int, edit: Edit, key: Hashable = None) -> Tensor:
         """Logits of a forward pass in which ``edit`` changes the output of one of the layers: float64 (N, classes).
@@ -210,6 +216,16 @@ class Probe:
             return self._made(images, clean=images)
 
         return self._once("base", probe)
+
+    def require(self, holds: Tensor, error: Exception) -> None:
+        """Raise ``error`` unless ``holds``, a bool tensor, is True everywhere.
+
+        On an accelerator the detector fails with it once the set ends, so that no batch waits for the device.
+        """
+        if self._defer is not None and holds.device.type != "cpu":
+            self._defer((holds.all(), error))
+        elif not holds.all():
+            raise error
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """What a detector computes of this batch for its scores and its class probabilities, computed once for each ``key``."""
@@ -257,7 +273,7 @@ class Probe:
 
     def _made(self, images: Tensor, **options: Any) -> "Probe":
         """A probe of other images, without gradients, for the detector that reads this one."""
-        made = Probe(self._classifier, images, self._signals - NEED_GRAPH, **options)
+        made = Probe(self._classifier, images, self._signals - NEED_GRAPH, defer=self._defer, **options)
         made._reader = self._reader
         return made
 
@@ -276,8 +292,9 @@ class Probe:
             raise kept
         return kept
 
-    def _thinned(self, passes: int, p: float, seed: int) -> Tensor:
-        """Raises Unsuitable if the network has neither dropout nor a head, and like ``stochastic``."""
+    def _thinned(self, passes: int, p: float, seed: int) -> tuple[Tensor, tuple[Tensor, Exception] | None]:
+        """The logits of ``stochastic``, and what must hold for them. Raises Unsuitable if the network has neither dropout
+        nor a head."""
         keys = hashed(content_keys(self._images, seed), passes).unbind(1)  # one (N,) per pass
         dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
         first, reached = with_dropout(self.classifier, self._images, keys[0], dropouts) if dropouts else (None, False)
@@ -285,22 +302,24 @@ class Probe:
             features = self.features.double()
             weight, bias = (part.double() for part in self.classifier.weight_and_bias)
             masks = (dropout_mask(each, 0, features.shape[1:], p) for each in keys)
-            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks])
+            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks]), None
         # Compare the last image: the first of a batch may get the masks that it gets alone. Repeat a lone image.
         last, key = self._images[-1:], keys[0][-1:]
         alone, _ = with_dropout(self.classifier, last, key, dropouts)
         among = first if len(self) > 1 else with_dropout(self.classifier, last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
-        slack = torch.finfo(self._images.dtype).eps ** 0.5 * float(first.nan_to_num().abs().max())
-        if not torch.allclose(alone, among[-1:], rtol=0, atol=slack, equal_nan=True):
-            raise Unsuitable(
-                f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input"
-                " of a dropout does not have the batch first; build the network with batch_first=True"
-            )
-        return torch.stack([first, *(with_dropout(self.classifier, self._images, each, dropouts)[0] for each in keys[1:])])
+        slack = torch.finfo(self._images.dtype).eps ** 0.5 * first.nan_to_num().abs().max()
+        among = among[-1:]
+        same = (alone == among) | (alone.isnan() & among.isnan()) | ((alone - among).abs() <= slack)
+        mixed = Unsuitable(
+            f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input of a"
+            " dropout does not have the batch first; build the network with batch_first=True"
+        )
+        others = (with_dropout(self.classifier, self._images, each, dropouts)[0] for each in keys[1:])
+        return torch.stack([first, *others]), (same, mixed)
 
     def _head_gives_logits(self) -> bool:
         given, logits = self._forward().head, self._forward().logits
-        if logits is None:
+        if logits is None or given is logits:  # which no device need compare
             return True
         return isinstance(given, Tensor) and given.shape == logits.shape and torch.allclose(given, logits, equal_nan=True)
 

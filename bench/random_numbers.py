@@ -37,7 +37,7 @@ def hashed(keys: Tensor, count: int) -> Tensor:
 
 def image_keys(index: Tensor, seed: int) -> Tensor:
     """Return a key per image, int64 (N,), from its number in ``index`` (N,) and the seed."""
-    return mix(_of_seed(seed, index.device) + index * GOLDEN)
+    return mix(_of_seed(seed) + index * GOLDEN)
 
 
 def content_keys(images: Tensor, seed: int) -> Tensor:
@@ -50,13 +50,14 @@ def content_keys(images: Tensor, seed: int) -> Tensor:
         mix((part.flatten(1).double() * 65535).round().long() + place * GOLDEN).sum(1)
         for part in images.split(max(1, CHUNK // max(1, len(place))))
     ]
-    return mix(torch.cat(sums) + _of_seed(seed, images.device))
+    return mix(torch.cat(sums) + _of_seed(seed))
 
 
-def _of_seed(seed: int, device: torch.device) -> Tensor:
+def _of_seed(seed: int) -> Tensor:
+    """A number on the CPU, which keys on any device can be added to without a copy."""
     if not -(2**63) <= seed < 2**63:
         raise UsageError(f"seed is {seed}; give a whole number of at most {2**63 - 1}")
-    return mix(torch.tensor(seed, device=device))
+    return mix(torch.tensor(seed))
 
 
 def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:

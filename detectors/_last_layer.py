@@ -49,7 +49,7 @@ class Shaping(Detector):
         features = probe.features.double()
         columns = []
         for setting in self.settings:
-            values, places = largest(features, setting["percentile"], probe.classifier)
+            values, places = largest(features, setting["percentile"], probe)
             columns.append(energy(logits_of(self.shaped(features, values, places), probe.classifier)))
         return torch.stack(columns, 1)
 
@@ -63,19 +63,18 @@ def kept(width: int, percentile: float) -> int:
     return width - round(width * percentile / 100)
 
 
-def largest(features: Tensor, percentile: float, classifier: Classifier) -> tuple[Tensor, Tensor]:
+def largest(features: Tensor, percentile: float, probe: Probe) -> tuple[Tensor, Tensor]:
     """Values and indices, each (N, k), of the k largest features of each image (N, d).
 
     Raises Unsuitable if a feature is negative, because the sum then does not measure activity, or if k is 0.
     """
-    if bool((features < 0).any()):
-        raise Unsuitable(f"assumes features of at least 0 (after a ReLU), but {classifier.name} also has negative ones")
+    name = probe.classifier.name
+    negative = Unsuitable(f"assumes features of at least 0 (after a ReLU), but {name} also has negative ones")
+    probe.require(~(features < 0), negative)
     width = features.shape[1]
     count = kept(width, percentile)
     if count < 1:
-        raise Unsuitable(
-            f"percentile {percentile} keeps none of the {width} features of {classifier.name}; give a lower percentile"
-        )
+        raise Unsuitable(f"percentile {percentile} keeps none of the {width} features of {name}; give a lower percentile")
     # Search once per k: among equal values topk's choice depends on k, and must not depend on the grid.
     values, places = features.topk(count, 1, sorted=False)
     return values, places

@@ -111,8 +111,11 @@ class LID(Detector):
 
 def _dimensions(distances: Tensor, counts: list[int], least: float) -> Tensor:
     """Ascending distances (…, largest k), at least ``least`` -> LID (…, counts) from the k nearest, for each k of counts."""
-    last = [k - 1 for k in counts]
     logs = distances.log()
-    means = (logs.cumsum(-1) / torch.arange(1, logs.shape[-1] + 1, device=logs.device))[..., last]
-    dimensions = 1 / (logs[..., last] - means).clamp_min(LEAST)
-    return torch.where(distances[..., last] <= least, 0.0, dimensions)
+    means = logs.cumsum(-1) / torch.arange(1, logs.shape[-1] + 1, device=logs.device)
+
+    def last(values: Tensor) -> Tensor:
+        return torch.stack([values[..., k - 1] for k in counts], -1)  # a list as index would be copied to the device
+
+    dimensions = 1 / (last(logs) - last(means)).clamp_min(LEAST)
+    return torch.where(last(distances) <= least, 0.0, dimensions)

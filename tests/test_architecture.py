@@ -19,7 +19,17 @@ FOLDERS = {
 # names. The plug-in tables (``oodbench.detectors`` and the like) import the registry alone.
 FLOORS = (
     # What everything may use.
-    ("errors", "models.device", "models.float64", "paths", "progress", "random_numbers", "registry", "state"),
+    (
+        "errors",
+        "models.device",
+        "models.float64",
+        "models.stopwatch",
+        "paths",
+        "progress",
+        "random_numbers",
+        "registry",
+        "state",
+    ),
     ("models.published", "results.facts", "results.provenance"),
     # The grammar of names, and the tables of names.
     ("datasets.name", "datasets.transform", "datasets.formats.digests", "datasets", "detectors", "models", "suite", "suites"),

@@ -1,10 +1,9 @@
-"""The cost of a detector by itself: warmed up, synchronised, interleaved with bare forward passes, medians.
+"""The cost of a detector by itself: warmed up, timed by the device's events, interleaved with bare forward passes, medians.
 
 Machines drift threefold within minutes, so each repeat is divided by a bare pass right beside it. Where repeats still
 differ too much, there are more of them, and the spread of all is part of the result.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from oodbench.detector import Detector
 from oodbench.errors import TooSlow, contained
 from oodbench.forward.guard import Guard
 from oodbench.models.device import peak_memory, synchronise
+from oodbench.models.stopwatch import Stopwatch
 from oodbench.passes import OnError, raise_it, turn
 from oodbench.probe import Probe
 from oodbench.results.facts import NOISY
@@ -157,12 +157,12 @@ def _statistics(detector: Detector, settings: Sequence[dict[str, Any]], classifi
     # A copy, because clean twins cost a pass of their own.
     probe = Probe(classifier, images, detector.declared_signals, clean=images.view_as(images))
     with turn(detector, probe), probe.mode(), detector.computing(settings):
-        detector.grouped_statistics(probe)
+        detector.grouped(probe)
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:
     synchronise(device)
-    start = time.perf_counter()
+    watch = Stopwatch(device)
+    start = watch.mark()
     work()
-    synchronise(device)
-    return time.perf_counter() - start
+    return watch.seconds(start, watch.mark())

@@ -70,8 +70,11 @@ class Coverage:
 
 def rounding(norms: Mapping[str, Tensor]) -> float:
     """The part of a network's squared norms (n,) that is rounding, relative to the largest of them."""
-    largest = max(norms.values(), key=lambda found: float(found.max()), default=torch.zeros(1))
-    return TOLERANCES.get(largest.dtype, COARSE)[1] * float(largest.max())
+    if not norms:
+        return 0.0
+    largest = torch.stack([found.max().double() for found in norms.values()]).tolist()  # one copy from the device
+    dtype = max(zip(largest, (found.dtype for found in norms.values()), strict=True), key=lambda pair: pair[0])[1]
+    return TOLERANCES.get(dtype, COARSE)[1] * max(largest)
 
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Coverage]] = WeakKeyDictionary()

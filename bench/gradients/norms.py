@@ -126,8 +126,11 @@ class Recording:
         if len(cotangents) == 1:  # with one image, no dimension can be mistaken for the batch
             return
         known = self._coverage.proved | self._coverage.slow | self.recorder.uncovered
+        unproved = {name: found.max() for name, found in norms.items() if name not in known}
+        if not unproved:  # as in most networks, so that nothing waits for the device
+            return
         least = rounding(norms)
-        for name in [name for name, found in norms.items() if name not in known and float(found.max()) > least]:
+        for name in [name for name, largest in unproved.items() if float(largest) > least]:
             rows = norms[name].topk(min(SAMPLES, len(cotangents))).indices
             one = {name: self._parameters[name]}
             expected = norms_one_by_one(self._classifier, one, self._images[rows], cotangents[rows])

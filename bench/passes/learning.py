@@ -136,8 +136,8 @@ def observe(
                     classifier,
                     batch,
                     signals,
-                    labels=None if labels is None else labels[chosen].to(device),
-                    held_out=torch.from_numpy(held_out[rows]).to(device),
+                    labels=None if labels is None else labels[chosen].to(device, non_blocking=True),
+                    held_out=torch.from_numpy(held_out[rows]).to(device, non_blocking=True),
                     clean=batch,
                 )
                 with probe.mode():

@@ -1,6 +1,5 @@
 """One pass over images for the statistics of all detectors."""
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +13,9 @@ from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError
 from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
-from oodbench.models.device import is_out_of_memory, synchronise
+from oodbench.models.device import is_out_of_memory
+from oodbench.models.stopwatch import Stopwatch
+from oodbench.passes.gathered import Batch, Found, Gathered
 from oodbench.passes.memory import batch_limit
 from oodbench.passes.turns import Errors, Keep, OnBatch, OnError, Settings, isolated, raise_it, signals_of, turn
 from oodbench.probe import Probe
@@ -35,8 +36,8 @@ def pass_equivalents(jobs: Mapping["Detector", Settings], classifier: Classifier
 
 
 class Computed(NamedTuple):
-    """What a pass gives: the statistics (n, S, D) of each batch and the seconds of each detector, or the error that it
-    failed with."""
+    """What a pass gives: the statistics (n, S, D) of some batches each and the seconds of each detector, or the error
+    that it failed with."""
 
     parts: dict["Detector", list[np.ndarray]]
     seconds: dict["Detector", float]
@@ -76,23 +77,23 @@ def computed(
     riders: Collection["Detector"] = (),
     keep: Keep = lambda detector, values, rows: values,
 ) -> Computed:
-    """The pass of ``statistics``, batch by batch.
+    """The pass of ``statistics``, as parts of some batches each.
 
     ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
     arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
     a pass with a ``guard`` does not take. ``riders`` among the jobs ride along: the forward pass is not theirs to share, and
-    no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of the values (n, S, D) of a batch.
+    no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of values (n, S, D).
+
+    On an accelerator, nothing in a batch waits for the device: statistics stay there, up to ``BLOCK_BYTES``.
     """
     signals = signals_of(list(jobs)) if signals is None else signals
     twins = images.clean if isinstance(images, ImageSet) else None
     clean = clean or (isinstance(images, ImageSet) and twins is images.images)
 
     def once(guard: Guard | None) -> Computed:
-        parts: dict[Detector, list[np.ndarray]] = {detector: [] for detector in jobs}
-        seconds = dict.fromkeys(jobs, 0.0)
-        errors: Errors = {}
         limit = batch_limit()
         device = classifier.device if classifier else torch.device("cpu")
+        watch, gathered = Stopwatch(device), Gathered(jobs, device, keep, logits)
         work = pass_equivalents({d: settings for d, settings in jobs.items() if d not in riders}, classifier)
 
         def score(whole: int, rows: np.ndarray, batch: Tensor) -> None:
@@ -101,56 +102,55 @@ def computed(
             Raises that memory is short for more than one image, and then adds nothing.
             """
             base = batch if clean else None if twins is None else partial(rows_like, twins, rows, batch)
-            probe = Probe(classifier, batch, signals, clean=base)
-            found: dict[Detector, tuple[np.ndarray, float]] = {}
+            checks: list[tuple[Tensor, Exception]] = []
+            probe = Probe(classifier, batch, signals, clean=base, defer=checks.append)
+            found: dict[Detector, Found] = {}
             failed: Errors = {}
             with probe.mode():
-                start = time.perf_counter()
+                begun = watch.mark()
                 if not signals <= {"images"} and classifier is not None:
                     probe.forward()
-                synchronise(device)
                 if guard is not None:
                     guard.ignore_changes()
-                shared = (time.perf_counter() - start) / max(1, sum(detector not in riders for detector in parts))
-                for detector in parts:
-                    start = time.perf_counter()
+                passed = last = watch.mark()
+                for detector in gathered.parts:
+                    checks.clear()
                     try:
                         if detector.whole_batches and len(rows) < whole:
-                            raise _cut(detector)
+                            raise _cut()
                         with turn(detector, probe, guard), detector.computing(jobs[detector]):
-                            values = keep(detector, detector.grouped_statistics(probe), rows)
+                            values = detector.grouped(probe)
                     except Exception as error:
                         if is_out_of_memory(error):
                             if detector.whole_batches:
-                                error = _cut(detector)
+                                error = _cut()
                             elif len(rows) > 1:
                                 raise
                             else:
                                 limit.restore()
                         failed[detector] = error
-                        continue
-                    found[detector] = values, time.perf_counter() - start + shared
-                own = probe.logits.cpu().numpy() if logits is not None and found else None
+                    start, last = last, watch.mark()
+                    if detector not in failed:
+                        found[detector] = Found(values, start, last, tuple(checks))
+                own = probe.logits if logits is not None and found else None
+            sharers = max(1, sum(detector not in riders for detector in gathered.parts))
             for detector, error in failed.items():
-                del parts[detector]
-                errors[detector] = error
-            for detector, (values, taken) in found.items():
-                parts[detector].append(values)
-                seconds[detector] += taken
-            if logits is not None and own is not None:
-                logits.append(own)
+                gathered.fail(detector, error)
+            gathered.add(Batch(rows, found, (begun, passed), sharers, own))
 
         for piece, images_of_piece in batches(images, classifier, pieces, workers):
             limit.each(piece, images_of_piece, partial(score, len(piece)))
-            if not parts:
+            gathered.copy()
+            if not gathered.parts:
                 break
             on_batch(len(piece) * work)
-        return Computed(parts, seconds, errors)
+        gathered.copy(all_of_it=True)
+        return Computed(gathered.parts, gathered.seconds, gathered.errors)
 
     return isolated(once, guard)
 
 
-def _cut(detector: "Detector") -> OodbenchError:
+def _cut() -> OodbenchError:
     return OodbenchError("its score depends on its whole batch, and memory is too short for one; choose a smaller batch size")
 
 

@@ -150,6 +150,63 @@ assert pretend_device.OPERATIONS["aten::convolution"] > 100
             np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-5 * np.ptp(expected), err_msg=name)
 
 
+def test_no_batch_waits_for_the_device(tmp_path):
+    """A pass over six batches waits as often as one over two: for what is copied once the set ends."""
+    found = on_device(
+        """
+import json
+from oodbench import passes
+from oodbench.batching import pieces_of
+from oodbench.classifier import Classifier
+there = trained_classifier(device="pretend")
+layers = torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(INSIDE[0].numel(), 4)
+dropping = Classifier(torch.nn.Sequential(*layers)).to("pretend")
+jobs = [(name, parameters, there) for name, parameters in json.loads(sys.argv[1]).items()]
+for name, parameters, network in [*jobs, ("mc-dropout", {}, dropping)]:
+    detector, waits = load_detector(name, **parameters).fit(network, TRAIN, LABELS), {}
+    for size in (len(INSIDE), 30, 10):  # the first one warms up
+        pretend_device.WAITS.clear()
+        passes.statistics({detector: [detector.setting]}, network, INSIDE, pieces_of(np.arange(len(INSIDE)), size), logits=[])
+        waits[size] = dict(+pretend_device.WAITS)
+    print(json.dumps([name, waits[30], waits[10]]))
+""",
+        json.dumps({name: SHORT.get(name, {}) for name in registry.records("detectors")}),
+        cwd=tmp_path,
+    )
+    results = list(map(json.loads, found.splitlines()))
+    assert len(results) == len(registry.records("detectors")) + 1
+    for name, two, six in results:
+        assert two == six, name
+        assert sum(six.values()) <= 8, (name, six)  # images, statistics, logits, and checks of the set
+
+
+def test_what_a_batch_requires_is_checked_when_the_set_ends():
+    on_device("""
+from oodbench.errors import Unsuitable
+from oodbench.classifier import Classifier
+network = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6), torch.nn.Tanh(), torch.nn.Linear(6, 4)))
+for device in ("cpu", "pretend"):
+    with pytest.raises(Unsuitable, match="assumes features of at least 0"):
+        load_detector("ash").score(network.to(device), torch.rand(9, 3, 8, 8), batch_size=4)
+""")
+
+
+def test_full_blocks_of_statistics_are_copied_before_the_set_ends():
+    on_device("""
+from oodbench.passes import gathered
+from oodbench.batching import pieces_of
+from oodbench import passes
+there, detector = trained_classifier(device="pretend"), load_detector("msp")
+found, waits = [], []
+for gathered.BLOCK_BYTES in (2**26, 300):  # 37 images of 8 bytes
+    pretend_device.WAITS.clear()
+    found.append(passes.statistics({detector: [{}]}, there, INSIDE, pieces_of(np.arange(60), 10))[0][detector])
+    waits.append(sum(pretend_device.WAITS.values()))
+assert np.array_equal(*found)
+assert waits[1] == waits[0] + 1
+""")
+
+
 @either
 def test_every_attack_gives_the_images_of_the_cpu(float64):
     on_device(

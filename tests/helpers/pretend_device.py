@@ -22,6 +22,18 @@ INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_p
 SCALARS = ("aten::fill_", "aten::masked_fill", "aten::masked_fill_")  # take a number on the CPU, as all pointwise ones do
 WIDE = (torch.float64, torch.complex128)
 OPERATIONS: Counter[str] = Counter()  # that ran on the device
+WAITING = (
+    "allclose",
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "equal",
+    "bincount",
+    "is_nonzero",
+)
+WAITS: Counter[str] = Counter()  # operations for which a process would wait until the device has done all before them
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -86,6 +98,7 @@ class PretendTensor(torch.Tensor):
 
     # What PyTorch leaves out for subclasses.
     def tolist(self) -> Any:
+        WAITS["tolist"] += 1
         return self.held.tolist()
 
     def __format__(self, form: str) -> str:
@@ -115,6 +128,7 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = operation.name().partition(".")[0]
     require_one_device(operation, name, args, kwargs)
     OPERATIONS[name] += 1
+    WAITS[name] += waits(name, args, kwargs)
     to = kwargs.get("device")
     values, options = _mapped(args, _held), {key: _mapped(value, _held) for key, value in kwargs.items()}
     if options.get("pin_memory"):
@@ -127,6 +141,29 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if to is not None and to.type != NAME:
         return found
     return return_and_correct_aliasing(operation, args, kwargs, _mapped(found, _wrapped))
+
+
+def waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a process waits for the device here, as it does with CUDA: where a number, a shape or a copy needs its values."""
+    if name.removeprefix("aten::") in WAITING:
+        return True
+    if name in INDEXED:
+        return any(each.dtype in (torch.bool, torch.uint8) for each in _tensors(args[1]))
+    if name == "aten::_to_copy":
+        to = kwargs.get("device")
+        return to is not None and (to.type == NAME) != isinstance(args[0], PretendTensor) and not _overlaps(args[0], kwargs)
+    if name in ("aten::copy_", "aten::_copy_from"):
+        ways = {isinstance(each, PretendTensor) for each in args[:2]}
+        source = args[1] if name == "aten::copy_" else args[0]
+        return (
+            len(ways) == 2 and source.dim() > 0 and not _overlaps(source, {"non_blocking": len(args) > 2 and args[2]} | kwargs)
+        )
+    return False
+
+
+def _overlaps(source: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a copy to the device is made while the process goes on."""
+    return bool(kwargs.get("non_blocking")) and not isinstance(source, PretendTensor)
 
 
 def require_one_device(operation: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
@@ -170,6 +207,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _copy_from(values: Tensor, place: Tensor, non_blocking: bool = False) -> Tensor:
+    WAITS["aten::_copy_from"] += waits("aten::_copy_from", (values, place), {"non_blocking": non_blocking})
     held = [each.held if isinstance(each, PretendTensor) else each for each in (values, place)]
     held[1].copy_(held[0])
     return place
