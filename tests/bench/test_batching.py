@@ -14,6 +14,7 @@ from heard import Heard
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from oodbench import batching
 from oodbench.batching import decoded_batches
 from oodbench.datasets import resize
 from oodbench.datasets.formats.files import ImageFiles
@@ -118,6 +119,7 @@ def test_an_error_of_decoding_in_a_worker_is_its_own():
 SLOW = """
 import os, time
 import numpy as np
+from oodbench import batching
 from oodbench.batching import decoded_batches
 
 class Slow:
@@ -151,3 +153,16 @@ def test_workers_end_with_a_killed_parent():
         while any(map(lives, workers)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("pinned", "kind", "count"), [(False, "meta", 1), (True, "meta", 0), (False, "cpu", 0)])
+def test_images_are_pinned_once_where_copies_then_overlap(monkeypatch, pinned, kind, count):
+    """The meta device stands for one that takes pinned memory."""
+    pins, copies, to = [], [], torch.Tensor.to
+    monkeypatch.setattr(batching, "PINNING", ("meta",))
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: pinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pins.append(len(self)) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *given, **how: copies.append(how) or to(self, *given, **how))
+    found = batching.as_floats(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.device(kind), torch.float32)
+    assert (len(pins), found.device.type, found.dtype) == (count, kind, torch.float32)
+    assert copies[0] == {"non_blocking": True}

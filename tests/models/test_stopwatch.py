@@ -7,6 +7,8 @@ import torch
 from oodbench.models import stopwatch
 from oodbench.models.stopwatch import Stopwatch
 
+UNCACHED = stopwatch._events_tell_time.__wrapped__
+
 
 class Event:
     """An event of a pretend stream whose time is ``now``."""
@@ -34,7 +36,7 @@ def on(monkeypatch, event):
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: None)
     monkeypatch.setattr(stopwatch, "synchronise", lambda device: waited.append(device.type))
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape))
-    monkeypatch.setattr(stopwatch, "_events_tell_time", stopwatch._events_tell_time.__wrapped__)
+    monkeypatch.setattr(stopwatch, "_events_tell_time", UNCACHED)
     return Stopwatch(torch.device("cuda:0")), waited
 
 
