@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from oodbench.classifier import HALF, Classifier
 from oodbench.errors import BadData, TooSlow, Unsuitable, contained
-from oodbench.forward.dropout import DROPOUTS, dropout_mask, with_dropout
+from oodbench.forward.dropout import stochastic
 from oodbench.forward.edit import with_edit
 from oodbench.forward.shared_pass import NEED_GRAPH, ForwardPass, shared_pass
-from oodbench.models.device import is_out_of_memory
-from oodbench.random_numbers import content_keys, hashed
+from oodbench.models.device import autocast, is_out_of_memory
 
 SIGNALS = frozenset(
     {"images", "logits", "features", "layers", "maps", "stochastic", "input_gradient", "gradient_norms", "base", "edited"}
@@ -52,6 +50,8 @@ class Probe:
         clean: the images (N, C, H, W) before their corruption or attack, or a function that reads them when needed;
             ``images`` itself if these are clean.
         until: index of the last layer that will be used: the forward pass stops there, before the logits.
+        precision: of the forward passes, a dtype of fewer digits; None for the network's own. Probes with one have no
+            gradients. What they give is in the network's dtype.
         defer: receives what ``require`` would wait for, and its error; None to check at once.
 
     Returned tensors are copies, and are detached except inside a loss function.
@@ -67,6 +67,7 @@ class Probe:
         held_out: Tensor | None = None,
         clean: Tensor | Callable[[], Tensor] | None = None,
         until: int | None = None,
+        precision: torch.dtype | None = None,
         defer: Callable[[tuple[Tensor, Exception]], None] | None = None,
     ) -> None:
         self._classifier = classifier
@@ -77,7 +78,7 @@ class Probe:
         self._reader = _Reader()  # shared with the probes made from this one
         self._graph = bool(self._signals & NEED_GRAPH) and classifier is not None
         self._clean = clean
-        self._until = until
+        self._until, self._precision = until, precision
         self._defer = defer
         self._memo: dict[Hashable, Any] = {}
         self._in_loss = False
@@ -148,7 +149,7 @@ class Probe:
                 f"{self.classifier.name}: its logits do not come from '{self.classifier.head_name}', its last linear layer;"
                 " name the one that gives them with Classifier(…, head=…)"
             )
-        return self._give(features)
+        return self._give(features.to(self._images.dtype))
 
     @property
     def layers(self) -> list[Tensor]:
@@ -162,13 +163,14 @@ class Probe:
     def layer(self, place: int) -> Tensor:
         """(N, channels): one of ``layers``."""
         self._declared("layers")
-        return self._give(self._kept("layers", place))
+        return self._give(self._kept("layers", place).to(self._images.dtype))
 
     @property
     def maps(self) -> list[Tensor]:
         """One (N, channels, …) per layer of ``classifier.layer_names``, not averaged. Raises like ``layers``."""
         self._declared("maps")
-        return [self._give(self._kept("maps", place)) for place in range(max(1, len(self.classifier.layer_names)))]
+        kept = (self._kept("maps", place) for place in range(max(1, len(self.classifier.layer_names))))
+        return [self._give(one.to(self._images.dtype)) for one in kept]
 
     def stochastic(self, passes: int, p: float = 0.5, seed: int = 0) -> Tensor:
         """Logits of ``passes`` forward passes with dropout, BatchNorm in eval mode: float64 (passes, N, classes).
@@ -182,7 +184,10 @@ class Probe:
         to an image.
         """
         self._declared("stochastic")
-        logits, check = self._once(("stochastic", passes, p, seed), lambda: self._thinned(passes, p, seed))
+        given = self._images, passes, p, seed, lambda: self.features
+        logits, check = self._once(
+            ("stochastic", passes, p, seed), lambda: stochastic(self.classifier, *given, self._precision)
+        )
         if check is not None:
             self.require(*check)
         return self._give(logits)
@@ -196,7 +201,7 @@ class Probe:
         self._declared("edited")
         name = self._layer_name(place)
         once = "edited", name, key if key is not None else edit
-        return self._give(self._once(once, lambda: with_edit(self.classifier, self._images, name, edit)))
+        return self._give(self._once(once, lambda: self._cast(with_edit, self._images, name, edit)))
 
     @property
     def base(self) -> "Probe":
@@ -273,7 +278,9 @@ class Probe:
 
     def _made(self, images: Tensor, **options: Any) -> "Probe":
         """A probe of other images, without gradients, for the detector that reads this one."""
-        made = Probe(self._classifier, images, self._signals - NEED_GRAPH, defer=self._defer, **options)
+        made = Probe(
+            self._classifier, images, self._signals - NEED_GRAPH, precision=self._precision, defer=self._defer, **options
+        )
         made._reader = self._reader
         return made
 
@@ -292,30 +299,10 @@ class Probe:
             raise kept
         return kept
 
-    def _thinned(self, passes: int, p: float, seed: int) -> tuple[Tensor, tuple[Tensor, Exception] | None]:
-        """The logits of ``stochastic``, and what must hold for them. Raises Unsuitable if the network has neither dropout
-        nor a head."""
-        keys = hashed(content_keys(self._images, seed), passes).unbind(1)  # one (N,) per pass
-        dropouts = [m for m in self.classifier.module.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-        first, reached = with_dropout(self.classifier, self._images, keys[0], dropouts) if dropouts else (None, False)
-        if first is None or not reached:  # dropout in an unused branch does not count
-            features = self.features.double()
-            weight, bias = (part.double() for part in self.classifier.weight_and_bias)
-            masks = (dropout_mask(each, 0, features.shape[1:], p) for each in keys)
-            return torch.stack([F.linear(features * mask, weight, bias) for mask in masks]), None
-        # Compare the last image: the first of a batch may get the masks that it gets alone. Repeat a lone image.
-        last, key = self._images[-1:], keys[0][-1:]
-        alone, _ = with_dropout(self.classifier, last, key, dropouts)
-        among = first if len(self) > 1 else with_dropout(self.classifier, last.repeat(2, 1, 1, 1), key.repeat(2), dropouts)[0]
-        slack = torch.finfo(self._images.dtype).eps ** 0.5 * first.nan_to_num().abs().max()
-        among = among[-1:]
-        same = (alone == among) | (alone.isnan() & among.isnan()) | ((alone - among).abs() <= slack)
-        mixed = Unsuitable(
-            f"{self.classifier.name}: with dropout, an image's logits depend on the rest of its batch, because the input of a"
-            " dropout does not have the batch first; build the network with batch_first=True"
-        )
-        others = (with_dropout(self.classifier, self._images, each, dropouts)[0] for each in keys[1:])
-        return torch.stack([first, *others]), (same, mixed)
+    def _cast(self, passed: Callable[..., Any], *arguments: Any) -> Any:
+        """What a forward pass, ``passed(classifier, *arguments)``, gives in the precision of this probe."""
+        with autocast(self._images.device, self._precision):
+            return passed(self.classifier, *arguments)
 
     def _head_gives_logits(self) -> bool:
         given, logits = self._forward().head, self._forward().logits
@@ -376,7 +363,7 @@ class Probe:
         try:
             until = None if self._until is None else self.classifier.layer_names[self._until]
             with contained():
-                return shared_pass(self.classifier, self._images, self._signals, until)
+                return self._cast(shared_pass, self._images, self._signals, until)
         except TooSlow:
             raise
         except Exception as error:

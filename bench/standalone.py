@@ -6,7 +6,7 @@ them run side by side, where they wait for the interpreter.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
+from oodbench.models.device import full_precision
 from oodbench.models.float64 import float64_for
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -133,9 +134,8 @@ def _alone(detector: "Detector", classifier: Classifier | None, images: Tensor |
     network does not accept these images, that is reported in one line instead of the error of a layer.
     """
     device = torch.device("cpu") if classifier is None else classifier.device
-    same = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
     try:
-        with lock_of(detector, classifier), torch.inference_mode(False), same, float64_for(device):
+        with lock_of(detector, classifier), torch.inference_mode(False), full_precision(device), float64_for(device):
             yield
     except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:

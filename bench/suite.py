@@ -17,6 +17,7 @@ from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "csid", "corruption", "adversarial", "anomaly", "benign"]
 Protocol = Literal["unsupervised", "per-shift", "transfer"]
+Precision = Literal["float32", "bf16", "fp16"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ALL = "all"  # in place of a detector's name
 MOST_SEED = 2**63 - 1  # the largest whole number of a tensor
@@ -95,6 +96,7 @@ class Suite(BaseModel):
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     batch_size: int = Field(default=256, ge=1)
+    precision: Precision = "float32"  # of the forward passes of detectors that need no gradients
     sets: list[TestSet] = Field(min_length=1)
 
     @field_validator("detectors", mode="before")
@@ -126,6 +128,7 @@ class Suite(BaseModel):
         datasets: str | Sequence[str] | None = None,
         protocols: str | Sequence[str] | None = None,
         batch_size: int | None = None,
+        precision: str | None = None,
         size: int | None = None,
         resize: str | None = None,
         shorter_side: int | None = None,
@@ -141,6 +144,8 @@ class Suite(BaseModel):
         given_parameters = {name: dict(values) for name, values in (parameters or {}).items()}
         if strangers := set(given_parameters) - set(run):
             raise UsageError(f"parameters given for {', '.join(sorted(strangers))}, which does not run; add --detector")
+        if precision not in (None, *get_args(Precision)):
+            raise UsageError(unknown("precision", str(precision), get_args(Precision), " or ".join(get_args(Precision))))
         protocols = as_names(protocols or ())
         for protocol in protocols:
             if protocol not in PROTOCOLS:
@@ -151,6 +156,7 @@ class Suite(BaseModel):
             "sets": list(asked.values()),
             "protocols": list(dict.fromkeys(protocols)),
             "batch_size": batch_size,
+            "precision": precision,
             "size": size,
             "resize": resize,
             "shorter_side": shorter_side,

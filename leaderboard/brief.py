@@ -24,7 +24,19 @@ from oodbench.leaderboard.aggregate import (
     unique_cells,
 )
 from oodbench.leaderboard.labels import label
-from oodbench.leaderboard.notes import CUE, Cue, LookAlikes, Missing, MixedCode, NetworkNote, Note, NotRun, Subsets, table_notes
+from oodbench.leaderboard.notes import (
+    CUE,
+    Cue,
+    LookAlikes,
+    Missing,
+    MixedCode,
+    NetworkNote,
+    Note,
+    NotRun,
+    PrecisionNote,
+    Subsets,
+    table_notes,
+)
 from oodbench.leaderboard.sentences import listed, parts_of
 from oodbench.leaderboard.text import GAP, broken, noted, wrapped
 from oodbench.leaderboard.text_table import (
@@ -60,7 +72,7 @@ def brief(frame: pd.DataFrame, notes: Sequence[Note | str] = (), *, width: int =
         found = table_notes(cells, unique)
         paragraphs += _cues([note for note in found if isinstance(note, Cue)])
         missing += [noted(note) for note in found if isinstance(note, Missing)]
-    paragraphs[:0] = [noted(note) for note in notes if isinstance(note, NotRun | NetworkNote)]
+    paragraphs[:0] = [noted(note) for note in notes if isinstance(note, NotRun | NetworkNote | PrecisionNote)]
     paragraphs += [noted(note) for note in notes if isinstance(note, MixedCode | LookAlikes)]
     paragraphs += [_subsets(note) for note in notes if isinstance(note, Subsets)]
 

@@ -75,6 +75,7 @@ def _about(manifest: Manifest) -> dict[str, Any]:
     """The options of a run: its file of weights (None: the model's own) and ``OPTIONS``, as far as run.json says."""
     settings, provenance = manifest.settings, manifest.provenance
     file = {"weights": provenance["weights"]} if "weights" in provenance else {}  # settings hold the hash alone
+    file |= {"precision": manifest.suite.get("precision", "float32")}
     return file | {name: settings[name] for name in OPTIONS if name in settings}
 
 

@@ -13,11 +13,24 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import COLUMNS, ENDS, QUALIFIERS
 from oodbench.leaderboard.frame import OPTIONS, frame_of, in_order
 from oodbench.leaderboard.intervals import with_intervals
-from oodbench.leaderboard.notes import Note, NotRun, disagreements, machines, network_notes, run_notes, subsets, together
+from oodbench.leaderboard.notes import (
+    Note,
+    NotRun,
+    disagreements,
+    machines,
+    network_notes,
+    precision_notes,
+    run_notes,
+    subsets,
+    together,
+)
 from oodbench.results.network import NetworkAccuracy, stored
+from oodbench.results.precision import stored as shift_of
 
 if TYPE_CHECKING:
     from oodbench.results.folder import RunFolder
+
+FULL = "float32"
 
 
 def gather(
@@ -59,7 +72,7 @@ def gather(
     frame = keep(whole)
     # The checkpoints of a study are one network: its figures are means over them.
     frame = frame.assign(
-        network=frame["study"].where(frame["study"] != "", frame["weights"]),
+        network=frame["study"].where(frame["study"] != "", frame["weights"] + _lower_precision(frame)),
         source=frame["transfer_from"].fillna(""),
         content=frame["fingerprint"],
     )
@@ -71,7 +84,7 @@ def gather(
         frame[qualifier] = _where_ambiguous(frame, columns, frame[qualifier].fillna(""))
     of_set = ["model", "network", "in_distribution", "images", "dataset", "level", "checkpoint", "seed"]
     frame["content"] = _where_ambiguous(frame, of_set, frame["content"].fillna(""))
-    for name, qualifier, options in (("model", "network", ("weights",)), ("in_distribution", "images", OPTIONS)):
+    for name, qualifier, options in (("model", "network", ("weights", "precision")), ("in_distribution", "images", OPTIONS)):
         frame[qualifier] = _in_words(frame, name, qualifier, options)
     frame["images"] = _with_training_images(frame)
     transfer = frame["protocol"] == "transfer"
@@ -80,6 +93,8 @@ def gather(
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
     notes = [*not_run(folders), *network_notes(accuracies(folders))]
+    shifts = {name: shift_of(folder.manifest().provenance) for name, folder in zip(names, folders, strict=True)}
+    notes += precision_notes(shifts)
     notes += together([run_notes(frame[frame["run"] == run], name) for run, name in enumerate(names)])
     notes += disagreements(frame.assign(run=frame["run"].map(dict(enumerate(names)))))
     of_costs = machines(frame)
@@ -88,6 +103,12 @@ def gather(
         records = [(folder, record) for folder in folders for record in in_order(folder)]
         frame, extra = with_intervals(frame, records, intervals), [*ENDS, *extra]
     return frame[[*COLUMNS, *QUALIFIERS.values(), *extra]], [*notes, *of_costs, *subsets(frame)]
+
+
+def _lower_precision(frame: pd.DataFrame) -> "pd.Series[str]":
+    """`` bf16`` for runs whose forward passes are in it, else nothing."""
+    given = frame["about"].map(lambda about: json.loads(about).get("precision", FULL) if about else FULL)
+    return given.map(lambda name: "" if name == FULL else f" {name}")
 
 
 def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:

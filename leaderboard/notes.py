@@ -17,6 +17,7 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN, CONTROL, METRICS, PLACE, REPEATS, ROW, marks_of, tally
 from oodbench.leaderboard.labels import label, labelled
 from oodbench.results.network import NetworkAccuracy
+from oodbench.results.precision import PrecisionShift
 
 REMARKS = "; "  # stands between the remarks of one row
 DRAWN_ONCE = "networks trained or drawn once, from the run's seed: other seeds give other figures"
@@ -156,6 +157,14 @@ class NetworkNote(Note):
 
 
 @dataclass(frozen=True)
+class PrecisionNote(Note):
+    """How far a lower precision of forward passes moves AUROC of detectors."""
+
+    said: str
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class Subsets(Note):
     """Sets that are parts of official ones: they must never pass for the whole."""
 
@@ -276,6 +285,11 @@ def network_notes(found: Mapping[str, NetworkAccuracy | None]) -> list[Note]:
         for accuracy, of in runs.items()
         for line in accuracy.lines()
     ]
+
+
+def precision_notes(found: Mapping[str, PrecisionShift | None]) -> list[Note]:
+    """Notes on runs in a lower precision, by name of the run."""
+    return [PrecisionNote(tuple(shift.auroc), shift.sentence(), run) for run, shift in found.items() if shift is not None]
 
 
 def _look_alikes(frame: pd.DataFrame, run: str) -> list[Note]:

@@ -24,6 +24,7 @@ from oodbench.leaderboard.notes import (
     Note,
     NotRun,
     Overlaps,
+    PrecisionNote,
     Probabilities,
     Remark,
     Repeated,
@@ -164,6 +165,11 @@ def _(note: Probabilities) -> str:
 
 @_words.register
 def _(note: NetworkNote) -> str:
+    return note.said
+
+
+@_words.register
+def _(note: PrecisionNote) -> str:
     return note.said
 
 

@@ -70,6 +70,10 @@ def run(
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Number of images per batch.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Run forward passes without gradients in bf16 or fp16, and measure the effect."),
+    ] = None,
     size: Size = None,
     resize: Resize = None,
     shorter_side: ShorterSide = None,
@@ -136,6 +140,7 @@ def run(
         datasets=dataset,
         protocols=protocol,
         batch_size=batch_size,
+        precision=precision,
         size=size,
         resize=resize,
         shorter_side=shorter_side,

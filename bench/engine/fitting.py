@@ -87,5 +87,5 @@ class Fitting:
                 self.break_(detector, error)
 
         heads = {detector: self.heads[detector] for detector in self.sound(new)} | dict(also)
-        options |= {"signals": self.signals, "on_error": on_error}
+        options |= {"signals": self.signals, "precision": self.loaded.precision, "on_error": on_error}
         passes.calibrate(heads, classifier, self.train_set, **options)

@@ -6,6 +6,7 @@ a detector that cannot be built are kept with the reason, which their records re
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from oodbench.errors import BadData, NoSuchSplit, OodbenchError, Unsuitable, Usa
 from oodbench.forward.guard import Guard
 from oodbench.heads import HEADS
 from oodbench.image_set import CSID, ImageSet, joined
+from oodbench.models.device import precision_on
 from oodbench.passes import require_unchanged
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -207,6 +209,12 @@ class LoadedSuite:
         for test_set, one in self._to_attack:
             if test_set.images is not None:
                 self._change(test_set, test_set.images, one, progress)
+
+    @cached_property
+    def precision(self) -> torch.dtype | None:
+        """Of the forward passes of detectors that need no gradient; None for the network's own. Raises UsageError if the device
+        cannot compute in it."""
+        return None if self.classifier is None else precision_on(self.device, self.suite.precision)
 
     @property
     def known(self) -> list[ImageSet]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.detector import Detector
+from oodbench.engine import precision
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
 from oodbench.engine.network import load_network
@@ -36,6 +37,7 @@ from oodbench.suite import Suite
 # Of a score, relative to its size and to the spread of the set's scores: rounding in other batches; rounding of another device
 # or of a step along the sign of a gradient, which flips near zero.
 ALIKE, ROUGH = 1e-4, 1e-2
+DIGITS = 16  # times the rounding of a lower precision, in which batches of another size differ
 Side = tuple[str, np.ndarray, StatisticsCache]  # in or out, rows, and their statistics
 SIDES = {"in": "in-distribution", "out": "anomalous"}
 SAME_FACTS = ("torch", "numpy", "device", "threads")  # without which a network that trains again may end elsewhere
@@ -271,12 +273,15 @@ class _Replaying:
     def _tolerance(self, detector: Detector, fitting: Fitting) -> float:
         device = str(self.manifest.provenance.get("device", "")).split(":")[0].split(" ")[0]
         other = device != str(fitting.loaded.device).split(":")[0]
+        if fitting.loaded.precision is not None and precision.uses(detector):
+            return DIGITS * torch.finfo(fitting.loaded.precision).eps
         return ROUGH if other or "input_gradient" in detector.declared_signals else ALIKE
 
     def _drawn(self, images: ImageSet, count: int) -> np.ndarray:
         return np.sort(self.random.choice(len(images), min(count, len(images)), replace=False))
 
     def _cache(self, loaded: LoadedSuite, fitting: Fitting, images: ImageSet, rows: np.ndarray) -> StatisticsCache:
-        options: dict[str, Any] = {"batch_size": self.suite.batch_size, "signals": fitting.signals, "guard": loaded.guard}
+        options: dict[str, Any] = {"batch_size": self.suite.batch_size, "signals": fitting.signals}
+        options |= {"precision": loaded.precision, "guard": loaded.guard}
         drawn = images.select(torch.from_numpy(rows))
         return StatisticsCache(drawn, loaded.classifier, np.arange(0), on_changed=fitting.break_, **options)

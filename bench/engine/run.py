@@ -16,7 +16,7 @@ import numpy as np
 from oodbench import code_hash, protocols
 from oodbench.datasets.name import MISCLASSIFIED, recorded
 from oodbench.detector import Detector
-from oodbench.engine import costs, executors, misclassified, timing
+from oodbench.engine import costs, executors, misclassified, precision, timing
 from oodbench.engine.executors.worker import reproducible
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet, Row
@@ -93,6 +93,7 @@ def run(
         loaded.attack(progress)  # takes minutes, so after the folder took these settings
         with executors.opened(executor, target, progress, cell_timeout) as current.statistics:
             current.run_sets(estimate=measure_costs)
+        precision.measure(folder, current.fitting, progress)
         on_results(folder)
         if measure_costs:
             costs.measure(folder, current.fitting, progress)
@@ -110,6 +111,9 @@ class _Run:
         self.fitting = Fitting(loaded, progress)
         about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
         about |= {"executor": executor}
+        if loaded.precision is not None:
+            about["precision"] = self.suite.precision
+            progress.say(precision.announced(loaded))
         about["weights"] = Path(self.suite.weights).name if self.suite.weights else None
         self.recorder = Recorder(loaded, self.fitting, about)
         self.recognition = Recognition(loaded, self.fitting, self.recorder)
@@ -124,6 +128,7 @@ class _Run:
             "limit": loaded.limit,
             "validation": self.suite.validation,
             "learnt_share": self.suite.learnt_share,
+            "precision": self.suite.precision,
             "weights": loaded.weights_hash,
             "layers": loaded.classifier.layer_names if loaded.classifier else [],
             "in-distribution images": loaded.in_distribution.fingerprint,
@@ -244,6 +249,7 @@ class _Run:
             first,
             batch_size=self.suite.batch_size,
             signals=self.fitting.signals,
+            precision=self.loaded.precision,
             workers=self.loaded.workers,
             guard=self.loaded.guard,
             on_changed=self.recognition.break_,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from oodbench import passes
 from oodbench.batching import pieces_of
@@ -26,7 +27,7 @@ class StatisticsCache:
     """The statistics of the detectors on one set, by detector and setting.
 
     first: rows that come in separate batches (the validation rows), because the other rows may never need the same settings.
-    signals: what the probes keep ready; the same for every pass over this set.
+    signals: what the probes keep ready; the same for every pass over this set. precision: as of ``passes.computed``.
     guard: of the network; on_changed: receives each detector that changed the network or took too long, and the error.
     on_batch: receives the work of each batch, in forward passes of one image.
     spent: receives the seconds of each detector, by name: its own work and an equal share of the shared forward pass.
@@ -42,6 +43,7 @@ class StatisticsCache:
         *,
         batch_size: int,
         signals: frozenset[str],
+        precision: torch.dtype | None = None,
         workers: int = 0,
         guard: Guard | None = None,
         on_changed: passes.OnError = lambda detector, error: None,
@@ -61,6 +63,7 @@ class StatisticsCache:
             "classifier": classifier,
             "images": images,
             "signals": signals,
+            "precision": precision,
             "workers": workers,
             "guard": guard,
             "on_batch": on_batch,

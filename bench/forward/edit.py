@@ -11,6 +11,7 @@ from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
 from oodbench.forward.channels import channels_first
 from oodbench.forward.hooks import hook, hookable
+from oodbench.models.device import full_precision
 
 
 def with_edit(classifier: Classifier, images: Tensor, name: str, edit: Callable[[Tensor], Tensor]) -> Tensor:
@@ -27,7 +28,8 @@ def with_edit(classifier: Classifier, images: Tensor, name: str, edit: Callable[
         if not isinstance(output, Tensor):
             raise Unsuitable(f"{classifier.name}: layer '{name}' gives {type(output).__name__}, not a tensor")
         channels = channels_first(name, classifier.module, output, len(images))
-        changed = edit(channels).to(output.dtype)
+        with full_precision(output.device):
+            changed = edit(channels.to(images.dtype)).to(output.dtype)
         return changed if channels is output else changed.movedim(1, -1)
 
     with ExitStack() as hooks, torch.no_grad():

@@ -2,8 +2,9 @@
 
 import gc
 import re
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from oodbench.errors import OodbenchError, UsageError
 
 PINNING = ("cuda", "xpu")  # where copies from pinned memory overlap with computation; a device cannot be asked
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA, ROCm and XPU raise torch.OutOfMemoryError. MPS, the CPU and libraries below PyTorch raise other errors that say so.
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can(no|')t allocate memory|not enough memory|STATUS_ALLOC_FAILED|OUT_OF_(DEVICE_|HOST_)?MEMORY"
@@ -92,6 +94,35 @@ def release_memory(device: torch.device) -> None:
     """Give back what failed work left behind, so that other work may fit."""
     gc.collect()  # an error and the frames in its traceback refer to each other
     getattr(module_of(device), "empty_cache", lambda: None)()
+
+
+def precision_on(device: torch.device, name: str) -> torch.dtype | None:
+    """The dtype of a precision of ``PRECISIONS``, None for ``float32``. Raises UsageError if the device has no such one."""
+    dtype = PRECISIONS[name]
+    if dtype is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # where PyTorch would quietly go on in float32
+            with torch.inference_mode(), torch.autocast(device.type, dtype):
+                ones = torch.ones(1, 1, 2, 2, device=device)
+                same = torch.nn.functional.conv2d(ones, ones).dtype == dtype
+    except (RuntimeError, UserWarning) as error:
+        why = str(error).partition(". ")[0]  # PyTorch then lists what other devices have
+        raise UsageError(f"{device} cannot compute in {name} ({why}); leave out --precision") from error
+    if not same:
+        raise UsageError(f"{device} has no mixed precision in {name}; leave out --precision")
+    return dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Within this context, networks compute in a dtype of lower precision; None changes nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within this context, an ``autocast`` outside does not apply."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def mixed_precision(device: torch.device) -> torch.dtype | None:

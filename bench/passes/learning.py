@@ -74,6 +74,7 @@ def calibrate(
     *,
     batch_size: int,
     signals: frozenset[str] | None = None,
+    precision: torch.dtype | None = None,
     workers: int = 0,
     guard: Guard | None = None,
     on_error: OnError = raise_it,
@@ -86,7 +87,8 @@ def calibrate(
     if train_set.validation is not None:
         images, rows = train_set.validation, np.arange(len(train_set.validation))
     pieces = pieces_of(rows, batch_size)
-    options: dict[str, Any] = {"signals": signals, "workers": workers, "guard": guard, "on_error": on_error}
+    options: dict[str, Any] = {"signals": signals, "precision": precision, "workers": workers}
+    options |= {"guard": guard, "on_error": on_error}
     found, _ = statistics(settings, classifier, images, pieces, clean=True, **options)
     for detector, values in found.items():
         try:

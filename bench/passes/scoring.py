@@ -18,7 +18,7 @@ from oodbench.models.stopwatch import Stopwatch
 from oodbench.passes.gathered import Batch, Found, Gathered
 from oodbench.passes.memory import batch_limit
 from oodbench.passes.turns import Errors, Keep, OnBatch, OnError, Settings, isolated, raise_it, signals_of, turn
-from oodbench.probe import Probe
+from oodbench.probe import NEED_GRAPH, Probe
 
 if TYPE_CHECKING:
     from oodbench.detector import Detector
@@ -75,6 +75,7 @@ def computed(
     guard: Guard | None = None,
     logits: list[np.ndarray] | None = None,
     riders: Collection["Detector"] = (),
+    precision: torch.dtype | None = None,
     keep: Keep = lambda detector, values, rows: values,
 ) -> Computed:
     """The pass of ``statistics``, as parts of some batches each.
@@ -82,7 +83,8 @@ def computed(
     ``clean`` images are their own clean twins. ``signals`` may contain more than these detectors need, to keep the
     arithmetic of a larger group. The network's logits, float64 (n, classes) of each batch, are appended to ``logits``, which
     a pass with a ``guard`` does not take. ``riders`` among the jobs ride along: the forward pass is not theirs to share, and
-    no work is counted for them. ``keep(detector, values, rows)`` gives what is kept of values (n, S, D).
+    no work is counted for them. With ``precision``, detectors that need no gradient read a forward pass of their own in it.
+    ``keep(detector, values, rows)`` gives what is kept of values (n, S, D).
 
     On an accelerator, nothing in a batch waits for the device: statistics stay there, up to ``BLOCK_BYTES``.
     """
@@ -103,17 +105,21 @@ def computed(
             """
             base = batch if clean else None if twins is None else partial(rows_like, twins, rows, batch)
             checks: list[tuple[Tensor, Exception]] = []
-            probe = Probe(classifier, batch, signals, clean=base, defer=checks.append)
+            full = Probe(classifier, batch, signals, clean=base, defer=checks.append)
+            options: dict[str, Any] = {"clean": base, "defer": checks.append, "precision": precision}
+            fast = full if precision is None else Probe(classifier, batch, signals - NEED_GRAPH, **options)
+            probes = {detector: full if detector.declared_signals & NEED_GRAPH else fast for detector in gathered.parts}
             found: dict[Detector, Found] = {}
             failed: Errors = {}
-            with probe.mode():
+            with (full if full in probes.values() else fast).mode():
                 begun = watch.mark()
                 if not signals <= {"images"} and classifier is not None:
-                    probe.forward()
+                    for probe in dict.fromkeys(probes.values()):
+                        probe.forward()
                 if guard is not None:
                     guard.ignore_changes()
                 passed = last = watch.mark()
-                for detector in gathered.parts:
+                for detector, probe in probes.items():
                     checks.clear()
                     try:
                         if detector.whole_batches and len(rows) < whole:
@@ -132,10 +138,10 @@ def computed(
                     start, last = last, watch.mark()
                     if detector not in failed:
                         found[detector] = Found(values, start, last, tuple(checks))
-                own = probe.logits if logits is not None and found else None
+                own = fast.logits if logits is not None and found else None
             sharers = max(1, sum(detector not in riders for detector in gathered.parts))
-            for detector, error in failed.items():
-                gathered.fail(detector, error)
+            for detector, why in failed.items():
+                gathered.fail(detector, why)
             gathered.add(Batch(rows, found, (begun, passed), sharers, own))
 
         for piece, images_of_piece in batches(images, classifier, pieces, workers):

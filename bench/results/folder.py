@@ -261,7 +261,7 @@ class RunFolder:
         """
         assert self._written is not None, "the folder is not locked"
         own: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
-        before, path = self._settings, self.path / "run.json"
+        before, path = {"precision": "float32"} | self._settings if self._settings else {}, self.path / "run.json"
         for name, value in own.items():
             if name in before and before[name] != value:
                 raise UsageError(

@@ -312,6 +312,19 @@ for place, record in whole.items():
     )
 
 
+def test_a_precision_that_the_device_lacks_is_refused(tmp_path):
+    on_device(
+        """
+import oodbench
+from oodbench.errors import UsageError
+with pytest.raises(UsageError, match="pretend.* cannot compute in bf16 .*; leave out --precision") as error:
+    oodbench.run("digits", out="bf16", precision="bf16", device="pretend", limit=20)
+assert len(str(error.value)) < 300
+""",
+        cwd=tmp_path,
+    )
+
+
 def test_what_is_fitted_on_the_device_scores_anywhere(tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(3):

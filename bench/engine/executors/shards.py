@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from oodbench import passes
 from oodbench.classifier import Classifier
@@ -57,6 +58,7 @@ class Sharded(ABC):
         pieces: Sequence[np.ndarray],
         *,
         signals: frozenset[str],
+        precision: torch.dtype | None = None,
         workers: int = 0,
         on_batch: passes.OnBatch = lambda n: None,
         guard: Guard | None = None,
@@ -78,6 +80,7 @@ class Sharded(ABC):
                 riders=[self._places[detector] for detector in riders if detector in sendable],
                 pieces=pieces,
                 signals=signals,
+                precision=precision,
                 workers=workers,
                 guarded=guard is not None,
             )

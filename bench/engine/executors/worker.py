@@ -93,6 +93,7 @@ class Task(NamedTuple):
     riders: Collection[int]
     pieces: Sequence[np.ndarray]
     signals: frozenset[str]
+    precision: torch.dtype | None
     workers: int
     guarded: bool
 
@@ -159,6 +160,7 @@ class Worker:
             images,
             [piece.copy() for piece in task.pieces],  # Ray's are not writable
             signals=task.signals,
+            precision=task.precision,
             workers=task.workers,
             on_batch=work.append,
             guard=self._guards[task.fit] if task.guarded else None,
