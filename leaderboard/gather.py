@@ -107,8 +107,9 @@ def gather(
 
 def _lower_precision(frame: pd.DataFrame) -> "pd.Series[str]":
     """`` bf16`` for runs whose forward passes are in it, else nothing."""
-    given = frame["about"].map(lambda about: json.loads(about).get("precision", FULL) if about else FULL)
-    return given.map(lambda name: "" if name == FULL else f" {name}")
+    abouts = [json.loads(about) if isinstance(about, str) and about else {} for about in frame["about"]]
+    names = [about.get("precision", FULL) for about in abouts]
+    return pd.Series(["" if name == FULL else f" {name}" for name in names], index=frame.index, dtype=object)
 
 
 def _run_name(folder: "RunFolder", folders: Sequence["RunFolder"]) -> str:

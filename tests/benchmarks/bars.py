@@ -4,7 +4,7 @@
 
 Takes about an hour, and needs a machine on which nothing else runs; ``--quick`` measures less of everything, to see that it
 works. ``--data`` is a data root with the sets of the suite ``cifar10``, without which the bars that need them are left out; the
-bars beside pytorch-ood need pytorch-ood 0.4.0. Exits with 1 if one is missed.
+bars beside pytorch-ood need pytorch-ood 0.4.0, and those of ``gpu_report.py`` an accelerator. Exits with 1 if one is missed.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 FINISHED = 3.0  # seconds that a run on finished work may take
 QUICK = {
@@ -60,6 +62,9 @@ def main() -> int:
     found = finished()
     for name, quick in QUICK.items():
         found += script(name, quick if options.quick else [])
+    if torch.accelerator.is_available():
+        with tempfile.TemporaryDirectory() as place:
+            found += script("gpu_report.py", ["--out", place, *(["--quick"] if options.quick else [])])
     if options.data is not None:
         for name, quick in QUICK_WITH_DATA.items():
             found += script(name, ["--data", options.data, *(quick if options.quick else [])])

@@ -1,5 +1,6 @@
 """The scripts that print what things cost still run; their figures are not judged here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,43 @@ def test_training_is_measured(data_root):
     text = printed("training.py", *options)
     assert len(re.findall(r"seed \d: .*plain \d+\.\d s, accuracy .*; \d+\.\d\d of the time", text)) == 2, text
     assert re.search(r"median: \d+\.\d\d of the time of the plain loop", text), text
+
+
+def test_an_accelerator_is_measured(tmp_path):
+    """On the CPU, whose own figures it has."""
+    text = printed("gpu_report.py", "--device", "cpu", "--quick", "--out", str(tmp_path))
+    assert "4 of 4 detectors and attacks have the figures of the CPU" in text
+    assert re.search(r"AUROC in bf16: \d\.\d\d of the bar", text), text
+    report = json.loads((tmp_path / "report.json").read_text())
+    outcomes = {check["name"]: check["status"] for check in report["checks"]}
+    assert outcomes == {
+        "figures": "passed",
+        "rate": "passed",
+        "gradient norms": "passed",
+        "waiting": "skipped",
+        "memory": "skipped",
+        "precision": "passed",
+    }
+    assert "## figures: passed" in (tmp_path / "report.md").read_text()
+
+
+def test_a_check_of_an_accelerator_that_fails_is_an_exit_code(tmp_path):
+    code = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import gpu_report
+gpu_report.SCORES, gpu_report.MOVED = -1, -1
+gpu_report.CHECKS = {{"figures": gpu_report.figures, "rate": lambda check, options: 1 / 0}}
+sys.argv[1:] = ["--device", "cpu", "--quick", "--out", {str(tmp_path)!r}]
+sys.exit(gpu_report.main())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    figures, rate = report["checks"]
+    assert figures["failures"][0] == "msp: differs from the CPU by 0, and -1 is allowed"
+    assert len(figures["failures"]) == 4
+    assert rate["failures"] == ["ZeroDivisionError: division by zero"]
 
 
 def test_a_large_run_folder_is_measured():
