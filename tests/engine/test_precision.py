@@ -96,7 +96,7 @@ def test_workers_compute_in_it_too(runs, tmp_path):
 def test_a_probe_gives_the_dtype_of_the_network(classifier, dtype):
     images, seen = torch.rand(5, 3, 8, 8), []
     classifier.module.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    full = Probe(classifier, images)
+    full = Probe(classifier, images, {"logits"})
     low = Probe(classifier, images, {"logits", "features", "layers", "maps", "edited"}, precision=dtype)
     with low.mode():
         edited = low.edited(0, lambda maps: seen.append(maps.dtype) or maps * 2)
