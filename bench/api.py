@@ -164,7 +164,7 @@ class Results(Shown, RunFolder):
         Args:
             detector: a row of the table, such as ``knn`` or, for a variant, ``gradcon:recon``.
             dataset: the set with its level, such as ``photos`` or ``digits+noise@3``.
-            protocol: ``unsupervised``, ``per-shift`` or ``transfer``.
+            protocol: ``unsupervised``, ``per-shift``, ``transfer`` or ``validation``.
 
         Returns a frame whose index is ``side`` (``in`` or ``out``) and ``row`` (int64, the image's row in the set of that
         side). It is the same for all detectors of a run on that set under that protocol, so scores pair by it. The

@@ -57,7 +57,8 @@ class Detector:
             constructor if hyper-parameters define it. ``check`` and ``finish`` may leave out the last ones if the network or
             the training images cannot serve them; a saved head stores the index of its setting.
         unsupervised_head, shift_head: names of ``oodbench.heads.HEADS``; a detector without a ``shift_head`` learns
-            nothing from a shift and has no row under ``per-shift``.
+            nothing from a shift and has no row under ``per-shift``. One that chooses from the grid has a row under
+            ``validation``, where its setting is chosen for the unsupervised head.
     """
 
     name: str = ""
@@ -125,8 +126,12 @@ class Detector:
     @property
     def shift_settings(self) -> list[dict[str, Any]]:
         """The settings that the shift head sees: the grid if it chooses, else the values given to the constructor."""
-        chooses = self.shift_head is not None and HEADS[self.shift_head].chooses
-        return list(self.grid) if chooses else [self.setting]
+        return list(self.grid) if self.is_tunable else [self.setting]
+
+    @property
+    def is_tunable(self) -> bool:
+        """Whether it declares hyper-parameters to choose: a grid, and a shift head that chooses from it."""
+        return self.shift_head is not None and HEADS[self.shift_head].chooses
 
     @property
     def chooses_setting(self) -> bool:

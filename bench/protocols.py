@@ -3,6 +3,7 @@
 ``unsupervised``: a detector sees only in-distribution images; whole sets are test samples.
 ``per-shift``, as in the papers: a held-out part of the shift under test is used to fit and choose the head.
 ``transfer``: that part of one named shift is used to fit and choose the head, which is tested on all other sets.
+``validation``, as in OpenOOD: hyper-parameters alone are chosen, on a set that is never tested.
 """
 
 import math
@@ -128,8 +129,25 @@ def per_shift(inside: ImageSet, outside: ImageSet, seed: int, share: float = LEA
     return split
 
 
-def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
-    """The test split for heads that learnt from another pair of sides, with its ``per_shift`` split.
+def choosing(sides: Sides, seed: int, share: float | None = None) -> Split:
+    """The split of images that hyper-parameters are chosen on: all of both sides.
+
+    With a ``share``, the in-distribution side is tested too, and only its validation images choose.
+
+    Raises Unsuitable if none are left to choose on.
+    """
+    inside, outside = sides
+    rows = np.arange(len(inside))
+    if share is not None:
+        rows = np.sort(stratified_order(len(inside), labels_of(inside), seed)[: validation_size(len(inside), share)])
+    if not len(rows):
+        raise Unsuitable(f"{inside.name} has too few images to choose hyper-parameters on; give more, or raise --limit")
+    none = np.empty(0, dtype=np.int64)
+    return Split(none, rows, none, none, np.arange(len(outside)), none)
+
+
+def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides, protocol: str = "transfer") -> Split:
+    """The test split for heads that learnt from another pair of sides, with its ``per_shift`` or ``choosing`` split.
 
     It holds all images except copies of those that the heads learnt from. ``in_fit``, ``in_choose``, ``out_fit`` and
     ``out_choose`` are rows of ``learnt_from``.
@@ -145,7 +163,7 @@ def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides) -> Split:
         mask = ~np.isin(ids, known)
         if not mask.any():
             raise Unsuitable(
-                f"all of {side.name} are copies of images of {learnt_from.anomalous.name} that transfer learns from"
+                f"all of {side.name} are copies of images of {learnt_from.anomalous.name} that {protocol} learns from"
             )
         return np.flatnonzero(mask)
 

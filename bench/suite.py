@@ -11,12 +11,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from oodbench import registry
-from oodbench.datasets.name import MISCLASSIFIED, canonical, parse, recorded
+from oodbench.datasets.name import MISCLASSIFIED, Name, canonical, parse, recorded
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 
 Kind = Literal["near-ood", "far-ood", "csid", "corruption", "adversarial", "anomaly", "benign"]
-Protocol = Literal["unsupervised", "per-shift", "transfer"]
+Protocol = Literal["unsupervised", "per-shift", "transfer", "validation"]
 Precision = Literal["float32", "bf16", "fp16"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ALL = "all"  # in place of a detector's name
@@ -66,6 +66,24 @@ class TestSet(BaseModel):
         return [self.model_copy(update={**of, "levels": []}) for of in each] or [self]
 
 
+class ValidationSet(BaseModel):
+    """The anomalous images on which the protocol ``validation`` chooses hyper-parameters, and which are never tested.
+
+    ``images``: how many are drawn, the same for every seed of a run; None for all.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: SetName
+    split: str = "test"
+    images: int | None = Field(default=None, ge=1)
+
+    @property
+    def label(self) -> str:
+        """What results call it: the name and the split."""
+        return f"{recorded(self.name)} ({self.split})"
+
+
 class Suite(BaseModel):
     """The content of a suite file.
 
@@ -84,6 +102,8 @@ class Suite(BaseModel):
     train_split: str = "train"
     test_split: str = "test"
     validation: int = Field(default=0, ge=0)  # test images set apart to calibrate heads and detectors
+    validation_split: str | None = None  # of the in-distribution set: images that the protocol validation chooses on
+    validation_set: ValidationSet | None = None  # anomalous images that the protocol validation chooses on
     size: int | None = Field(default=None, ge=1)
     resize: str | None = None
     shorter_side: int | None = Field(default=None, ge=1)
@@ -110,6 +130,8 @@ class Suite(BaseModel):
         sets = ({key: value for key, value in one.items() if key != "otherwise"} for one in values["sets"])
         values["sets"] = [one | {"name": recorded(one["name"])} for one in sets]
         names = {key: values[key] and recorded(values[key]) for key in ("in_distribution", "transfer_from")}
+        if values["validation_set"]:
+            values["validation_set"]["name"] = recorded(values["validation_set"]["name"])
         return values | names
 
     def each_set(self) -> dict[str, TestSet]:
@@ -212,7 +234,42 @@ def validated(values: dict[str, Any], name: object) -> Suite:
         raise UsageError(f"suite {name}: transfer_from: nothing can be learnt from {source}, which is {kind}; name another set")
     if "transfer" in suite.protocols and suite.transfer_from is None:
         raise UsageError(f"suite {name}: transfer needs transfer_from, the name of one of its sets to learn from, in its file")
+    _check_validation_set(suite, name)
     return suite
+
+
+def _check_validation_set(suite: Suite, name: object) -> None:
+    """Raise UsageError where the protocol ``validation`` has no set, or one that no detector may choose on."""
+    one = suite.validation_set
+    if one is None:
+        if "validation" in suite.protocols:
+            raise UsageError(
+                f"suite {name}: the protocol validation needs anomalous images that are not tested; name them in its file under"
+                " [validation_set], with name and split"
+            )
+        return
+    parsed = parse(one.name)
+    if parsed.attack or parsed.kind in ("benign", MISCLASSIFIED):
+        raise UsageError(f"suite {name}: validation_set: {one.name} is {parsed.kind}; name a set without that change")
+    tested = [other for other in suite.each_set() if one.split == "test" and _share_images(parsed, parse(other))]
+    if tested:
+        raise UsageError(
+            f"suite {name}: validation_set: {one.label} is also tested, as {recorded(tested[0])}, and hyper-parameters must not"
+            f" be chosen on tested images; leave out {recorded(tested[0])}, or name another set or split to choose on"
+        )
+    if suite.validation_split in (suite.train_split, suite.test_split):
+        raise UsageError(
+            f"suite {name}: validation_split: the split {suite.validation_split} is fitted or tested on; name another, or leave"
+            " it out to choose on a part of the test images"
+        )
+
+
+def _share_images(one: Name, other: Name) -> bool:
+    """Whether sets of these names have images in common: parts of one set do, unless they are two classes of it."""
+    whole = {(name.base, name.path) for name in (one, other)}
+    parts = {name.part for name in (one, other)}
+    classes = {name.wanted_class for name in (one, other)}
+    return len(whole) == 1 and (len(parts) == 1 or "*" in parts) and (len(classes) == 1 or "" in classes)
 
 
 TAKES = {  # by pydantic's type of error
@@ -233,6 +290,7 @@ def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -
     key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
     if kind == "extra_forbidden":
         known = [*TestSet.model_fields, "of"] if of_set else [*Suite.model_fields, "models", "seeds", "normal_class"]
+        known = [*ValidationSet.model_fields] if place[0] == "validation_set" and len(place) > 1 else known
         return unknown("key", key, known, ", ".join(known))
     parts = [part if isinstance(part, str) else f"item {part + 1}" for part in place]
     if of_set:

@@ -23,6 +23,7 @@ OFFICIAL_SIZE = {
     **{"ssb_hard": 49_000, "ninco": 5_879, "inaturalist": 10_000, "textures": 5_160, "openimage_o": 15_869},
     **{"imagenet_c": 10_000, "imagenet_r": 30_000, "imagenet_v2": 10_000},
 }
+VALIDATION_SIZE = {"openimage_o": 1_763}  # images of the split val, on which OpenOOD chooses hyper-parameters
 OPENOOD = TABLE["imagenet"].source
 CITATION = "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015"
 CITATION_OF_PARTS = "Zhang et al., OpenOOD v1.5: Enhanced Benchmark for Out-of-Distribution Detection, 2023"
@@ -30,16 +31,16 @@ TEST_LIST = re.compile(r"test_(?P<part>\w+)\.txt")
 
 
 def imagenet(root: Path, split: str, part: str, level: int | None) -> ImageSet:
-    """Load the images of a list, ``SPLIT_imagenet.txt`` or ``test_PART.txt`` in ``benchmark_imglist/imagenet``.
+    """Load the images of a list, ``SPLIT_imagenet.txt`` or ``SPLIT_PART.txt`` in ``benchmark_imglist/imagenet``.
 
-    A part whose images have labels shows the network's classes (kind ``csid``). Others are near-OOD if OpenOOD counts them so
-    or their name ends with ``_near``, else far-OOD.
+    The splits are train, val and test; of a part, val and test. A part whose images have labels shows the network's classes
+    (kind ``csid``). Others are near-OOD if OpenOOD counts them so or their name ends with ``_near``, else far-OOD.
 
-    Raises UsageError for a level and for another split of a part than test, NoSuchSplit if there is no list of training
+    Raises UsageError for a level and for another split, NoSuchSplit if there is no list of training
     images, MissingData for another list that is missing, and as ``image_list``.
     """
     whole = f"imagenet/{part}" if part else "imagenet"
-    require_split(whole, split, ("test",) if part else ("train", "val", "test"))
+    require_split(whole, split, ("val", "test") if part else ("train", "val", "test"))
     if level is not None:
         raise UsageError(f"{whole} has no levels; write {whole}")
     name = f"{LISTS}/{split}_{part or 'imagenet'}.txt"
@@ -47,7 +48,7 @@ def imagenet(root: Path, split: str, part: str, level: int | None) -> ImageSet:
         raise _missing(whole, split, root, name)
     images = image_list(root, name, "test")
     kind = CSID if images.labels is not None else "near-ood" if part in NEAR or part.endswith("_near") else "far-ood"
-    sizes = {"test": OFFICIAL_SIZE[part]} if part in OFFICIAL_SIZE else {}
+    sizes = {name: of[part] for name, of in (("test", OFFICIAL_SIZE), ("val", VALIDATION_SIZE)) if part in of}
     return replace(
         images,
         name=whole,

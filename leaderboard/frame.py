@@ -24,7 +24,8 @@ FACTS = (
     "in_fingerprint",  # content of the in-distribution side: the test images, or a set's own negatives
     "train_fingerprint",  # content of the training images, which detectors are fitted on
     "fingerprint",  # content of the set; empty where it could not be read
-    "transfer_from",  # the set that the head learnt from, under transfer
+    "transfer_from",  # the set that the head learnt from, under transfer, or was chosen on, under validation
+    "choice",  # {"setting": {hyper-parameter: value}, "auroc": on the set it was chosen on}, under validation
     "non_default",  # {hyper-parameter: [value, default]}
     "attack",  # settings, success rate and norms of an attack
     "calibration",  # accuracy and calibration of the detector's own class probabilities, and the network's
@@ -96,11 +97,16 @@ def _row(record: DetectionRecord, costs: Costs) -> dict[str, Any]:
         "checkpoint": record.weights_hash,
         "non_default": _json(record.non_default),
         "attack": _json(record.attack),
+        "choice": _json(_choice(record)),
         "calibration": _json(_figures(record.calibration)),
         "computed_by": f"{record.scoring_version} {record.code}" if ok else None,
         "sizes": _json(record.sizes),
     }
     return {**vars(record), **facts, **metrics, **cost, "detector": record.row, "reason": _remark(record)}
+
+
+def _choice(record: DetectionRecord) -> dict[str, Any]:
+    return {} if record.choice_auroc is None else {"setting": record.setting, "auroc": record.choice_auroc}
 
 
 def _remark(record: DetectionRecord) -> str:

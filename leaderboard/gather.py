@@ -45,9 +45,9 @@ def gather(
     Where one name stands for several networks, in-distribution sets or anomalous sets (an attack with other settings), its
     qualifier is the hash of the content, so that no row mixes them; for networks and in-distribution sets, it is the options
     in which the runs differ (``limit 300``) where these tell them apart. If runs were fitted on different training images,
-    the qualifier of the in-distribution set also has the hash of these. The qualifier of transfer is the set that it learnt
-    from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults. Where the costs
-    come from several machines, the column ``machine`` says which.
+    the qualifier of the in-distribution set also has the hash of these. The qualifier of transfer and validation is the set
+    that they learnt from, that of a detector the hyper-parameters in which its runs differ, where they are not its defaults.
+    Where the costs come from several machines, the column ``machine`` says which.
 
     Args:
         folders: run folders; where two hold the same cell, the last one counts.
@@ -87,9 +87,7 @@ def gather(
     for name, qualifier, options in (("model", "network", ("weights", "precision")), ("in_distribution", "images", OPTIONS)):
         frame[qualifier] = _in_words(frame, name, qualifier, options)
     frame["images"] = _with_training_images(frame)
-    transfer = frame["protocol"] == "transfer"
-    if frame.loc[transfer, "source"].nunique() < 2:
-        frame["source"] = ""
+    frame["source"] = _where_ambiguous(frame, ["protocol"], frame["source"])
     for _, of in frame.groupby(["model", "network", "in_distribution", "images", "detector", "protocol"], sort=False):
         frame.loc[of.index, "settings"] = of["non_default"].map(_told_apart(of["non_default"].unique().tolist()))
     notes = [*not_run(folders), *network_notes(accuracies(folders))]

@@ -8,12 +8,12 @@ from oodbench.leaderboard.aggregate import QUALIFIERS
 
 
 def label(column: str, name: str, qualifier: str = "") -> str:
-    """``digits+pgd #aaaaaa``, ``digits (limit 300)``, ``knn (k=200)`` or ``transfer from photos``; the name alone where it is
-    enough. A qualifier with a blank is words, any other of a network or set a hash."""
+    """``digits+pgd #aaaaaa``, ``digits (limit 300)``, ``knn (k=200)``, ``transfer from photos`` or ``validation on photos
+    (val)``; the name alone where it is enough. A qualifier with a blank is words, any other of a network or set a hash."""
     if not qualifier:
         return name
     if column == "protocol":
-        return f"{name} from {qualifier}"
+        return f"{name} {'on' if name == 'validation' else 'from'} {qualifier}"
     if column == "detector":
         return f"{name} ({', '.join(f'{setting}={value}' for setting, value in json.loads(qualifier).items())})"
     return f"{name} ({qualifier})" if " " in qualifier else f"{name} #{qualifier[:6]}"

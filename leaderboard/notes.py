@@ -121,6 +121,15 @@ class TransferSource(Note):
 
 
 @dataclass(frozen=True)
+class Chosen(Note):
+    """Detectors whose hyper-parameters were chosen on one set, under validation."""
+
+    on: str
+    choices: tuple[tuple[str, float], ...]  # one per detector: the values as text, and AUROC on that set
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class AttackStrength(Note):
     """How strong the attacks that made the sets were: success rate, norms, images kept, images that did not change."""
 
@@ -256,13 +265,27 @@ def _missing(cells: pd.DataFrame) -> list[Missing]:
 
 def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
     """Notes on the facts of one run: its frame needs ``FACTS``. ``run`` names it where there are several."""
-    sources = frame.loc[frame["transfer_from"].fillna("") != "", "transfer_from"].unique()
-    notes: list[Note] = [TransferSource((name,), run) for name in sources]
+    sources = frame.loc[frame["protocol"] == "transfer", "transfer_from"].dropna().unique()
+    notes: list[Note] = [TransferSource((name,), run) for name in sources if name]
+    notes += _chosen(frame, run)
     versions = frame.groupby("detector", sort=False)["computed_by"].nunique()
     mixed = tuple(versions.index[versions > 1])
     notes += [MixedCode(mixed, run)] if mixed else []
     notes += _look_alikes(frame, run)
     return [*notes, *_attacks(frame, run), *_clean_negatives(frame, run), *_probabilities(frame, run)]
+
+
+def _chosen(frame: pd.DataFrame, run: str) -> list[Chosen]:
+    """One per set that hyper-parameters were chosen on."""
+    notes = []
+    made = frame[frame["choice"].map(lambda choice: isinstance(choice, str) and choice != "")]
+    made = made.drop_duplicates(["detector", "transfer_from", "choice"])
+    for on, of in made.groupby("transfer_from", sort=False):
+        each = [(detector, json.loads(choice)) for detector, choice in zip(of["detector"], of["choice"], strict=True)]
+        values = [", ".join(f"{name} {escape.plain(value)}" for name, value in of["setting"].items()) for _, of in each]
+        choices = tuple((text, of["auroc"]) for text, (_, of) in zip(values, each, strict=True))
+        notes.append(Chosen(tuple(name for name, _ in each), str(on), choices, run))
+    return notes
 
 
 def together(of_runs: Sequence[Sequence[Any]]) -> list[Note]:

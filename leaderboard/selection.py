@@ -33,7 +33,7 @@ def select(
         detectors: ``gradcon`` selects its variants too, ``gradcon:recon`` is one row of the table.
         datasets: ``digits+haze`` selects all levels, ``digits+haze@3`` one.
         kinds: ``near-ood`` and the like.
-        protocols: ``unsupervised``, ``per-shift`` or ``transfer``.
+        protocols: ``unsupervised``, ``per-shift``, ``transfer`` or ``validation``.
 
     Raises UsageError for a name that no cell has, with the names that there are, and where nothing is left.
     """

@@ -13,6 +13,7 @@ from oodbench.leaderboard.notes import (
     NORMS,
     PROBABILITIES,
     AttackStrength,
+    Chosen,
     CleanNegatives,
     Cue,
     Disagreement,
@@ -123,6 +124,15 @@ def _(note: LookAlikes) -> str:
 @_words.register
 def _(note: TransferSource) -> str:
     return f"transfer: heads learnt from {note.about[0]} alone, which has no cell there and is not part of the means."
+
+
+@_words.register
+def _(note: Chosen) -> str:
+    made = (f"{name} {text} ({100 * auroc:.1f})" for name, (text, auroc) in zip(note.about, note.choices, strict=True))
+    return (
+        f"validation: hyper-parameters with the highest AUROC on {note.on}, which is not tested:"
+        f" {'; '.join(made)}. Detectors without any to choose have no row."
+    )
 
 
 @_words.register

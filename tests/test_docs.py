@@ -36,7 +36,7 @@ from oodbench.models.recipes import RECIPES
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
 from oodbench.results.records import NETWORK_SOURCES
-from oodbench.suite import PROTOCOLS, Suite, TestSet
+from oodbench.suite import PROTOCOLS, Suite, TestSet, ValidationSet
 from oodbench.suites.load import load_suite, suite_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -326,6 +326,7 @@ def spans(page: str) -> set[str]:
         ("docs/results.md", [*PROTOCOLS, *KINDS, "ok", "skipped", "failed"]),
         ("docs/suites.md", [name for name in Suite.model_fields if name != "sets"]),
         ("docs/suites.md", list(TestSet.model_fields)),
+        ("docs/suites.md", list(ValidationSet.model_fields)),
     ],
 )
 def test_a_page_names_all_of_what_it_is_about(page, names):

@@ -40,9 +40,11 @@ in_distribution = {in_distribution}
 # The number of in-distribution test images to set apart, to calibrate detectors on images that the network has not seen.
 # validation = 100
 
-# What detectors may learn from: no image of a set (unsupervised), half of each set (per-shift), one other set (transfer).
+# What detectors may learn from: no image of a set (unsupervised), half of each set (per-shift), one other set (transfer),
+# or a set that is not tested, to choose hyper-parameters only (validation).
 protocols = {protocols}
 {transfer_from}
+{validation_set}
 
 # Some of `oodbench list detectors`, or "all".
 detectors = {detectors}
@@ -75,10 +77,14 @@ def init(
     ] = [],  # noqa: B006
     detector: Annotated[list[str], typer.Option(metavar="NAME", help="Detector to run, or all; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[
-        list[str], typer.Option(metavar="NAME", help="Protocol: unsupervised, per-shift or transfer; repeat for several.")
+        list[str],
+        typer.Option(metavar="NAME", help="Protocol: unsupervised, per-shift, transfer or validation; repeat for several."),
     ] = [],  # noqa: B006
     transfer_from: Annotated[
         str | None, typer.Option(metavar="NAME", help="Set that transfer learns from (default: the first one).")
+    ] = None,
+    validation_set: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Set that validation chooses hyper-parameters on, which is not tested.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: use the default where no option is given.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -128,6 +134,13 @@ def init(
         source = answer("Set that transfer learns from", transfer_from, each[0], lambda text: _some(text, "set", each)[0])
     elif transfer_from is not None:
         raise UsageError("--transfer-from is for the protocol transfer; add --protocol transfer")
+    chosen_on = None
+    if "validation" in who:
+        if validation_set is None and not asking:
+            raise UsageError("the protocol validation chooses on a set that is not tested; add --validation-set NAME")
+        chosen_on = answer("Set that hyper-parameters are chosen on, which is not tested", validation_set, None, _set)
+    elif validation_set is not None:
+        raise UsageError("--validation-set is for the protocol validation; add --protocol validation")
     command = f"oodbench run {shlex.quote(str(file))}"
     if network and imports_code(network) and not below_working_folder(file):
         command += " --trust-model"
@@ -140,6 +153,7 @@ def init(
         size=_line("size", side, 224),
         protocols=_toml(who),
         transfer_from=_line("transfer_from", source, each[0]),
+        validation_set=f'{"" if chosen_on else "# "}validation_set = {{ name = {_toml(chosen_on or "NAME")}, split = "test" }}',
         detectors=_toml(ALL if chosen == [ALL] else chosen),
         sets="\n".join(_table(name, levels) for name, levels in listed.items()),
     )

@@ -59,7 +59,8 @@ def run(
     param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this set; repeat for several.")] = [],  # noqa: B006
     protocol: Annotated[
-        list[str], typer.Option(metavar="NAME", help="Run only unsupervised, per-shift or transfer; repeat for several.")
+        list[str],
+        typer.Option(metavar="NAME", help="Run only unsupervised, per-shift, transfer or validation; repeat for several."),
     ] = [],  # noqa: B006
     data: Data = [],  # noqa: B006
     out: Annotated[

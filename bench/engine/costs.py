@@ -27,7 +27,7 @@ def expect(loaded: LoadedSuite, work: Work, progress: Progress) -> None:
     alone = {d: [d.setting] for d in detectors}
     grids = {d: d.shift_settings for d in detectors if d.shift_head} if loaded.learns else {}
     test, validation = (passes.pass_equivalents(jobs, loaded.classifier) for jobs in (alone, merged(alone, grids)))
-    progress.expect(len(loaded.train or ()))
+    progress.expect(len(loaded.train or ()) + sum(map(len, loaded.choosing or ())) * validation)
     for size in [len(loaded.in_distribution), *sizes]:
         learnt = protocols.validation_size(size, loaded.suite.learnt_share)
         progress.expect(learnt * validation + (size - learnt) * test)
@@ -56,6 +56,10 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
             if "per-shift" in asked and detector in grid:
                 learnt = protocols.validation_size(size, loaded.suite.learnt_share)
                 seconds[detector.name] += learnt * (grid[detector] - alone[detector])
+    choosing = {row.detector for _, rows in work for row in rows if row.protocol == "validation"}
+    for detector in alone.keys() & grid.keys():
+        if detector.name in choosing:
+            seconds[detector.name] += sum(map(len, loaded.choosing or ())) * grid[detector]
     if alone:
         progress.say(f"{counted(len(work), 'set')} will take about {timing.format_breakdown(seconds)}")
 

@@ -29,8 +29,11 @@ from oodbench.models.device import precision_on
 from oodbench.passes import require_unchanged
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
+from oodbench.protocols import Sides
 from oodbench.results.records import row_name
-from oodbench.suite import Suite, TestSet
+from oodbench.suite import Suite, TestSet, ValidationSet
+
+FIXED_SEED = 0  # of what the protocol validation draws to choose on, whatever the seed of the run
 
 
 class Row(NamedTuple):
@@ -65,6 +68,7 @@ class LoadedSuite:
     classifier, weights_hash, weights_path, device: of the network; unsuitable: why no detector can read it, or None.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
+    choosing: the images that the protocol validation chooses on; None without that protocol.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class LoadedSuite:
             images.clean = images.images  # their own clean twins
         self.test_sets: list[LoadedTestSet] = []
         self.source: LoadedTestSet | None = None
+        self.choosing: Sides | None = None
         self.unsuitable: Unsuitable | None = None
         if self.classifier is not None:
             first = self.in_distribution.read(range(min(2, len(self.in_distribution)))) / 255
@@ -189,12 +194,29 @@ class LoadedSuite:
                 self.source = test_set
             if parse(one.name).attack:
                 self._to_attack.append((test_set, one))
-        self._originals.clear()
         if self.suite.full_spectrum:
             self._take_in_shifted()
+        if self.suite.validation_set is not None and "validation" in self.suite.protocols:
+            self.choosing = self._load_choosing(self.suite.validation_set, progress)
+        self._originals.clear()
         # Behind the set whose images they share, so that its statistics serve them too.
         place = {one.name: number for number, one in enumerate(self.test_sets)}
         self.test_sets.sort(key=lambda one: place.get(without_answers(one.name), place[one.name]))
+
+    def _load_choosing(self, chosen_on: ValidationSet, progress: Progress) -> Sides:
+        """The images that hyper-parameters are chosen on. Raises an error where one of the sides cannot be read."""
+        one, split = TestSet(name=chosen_on.name), self.suite.validation_split
+        try:
+            inside = self.validation or self.in_distribution
+            if split is not None:
+                inside = self._original(TestSet(name=self.suite.in_distribution), split, self.limit, progress)
+            outside = self._original(one, chosen_on.split, None, progress)
+            most = min(size for size in (chosen_on.images, self.limit, len(outside)) if size is not None)
+            return Sides(inside, self._changed(protocols.limited(outside, most, FIXED_SEED), one, progress))
+        except OodbenchError as error:
+            remedy = "leave out the protocol validation, or choose on other images (validation_set and validation_split)"
+            why = f"cannot choose hyper-parameters on {chosen_on.label}: {reason(error)}"
+            raise type(error)(f"{why}; or {remedy}") from error
 
     def _take_in_shifted(self) -> None:
         """Make the sets of the kind csid a part of the in-distribution test images."""
@@ -239,7 +261,7 @@ class LoadedSuite:
         for protocol in self.suite.protocols:
             if protocol == "unsupervised":
                 rows += [Row(name, protocol, variant) for variant in ("", *detector.variants)]
-            elif detector.shift_head is not None:
+            elif detector.is_tunable if protocol == "validation" else detector.shift_head is not None:
                 rows.append(Row(name, protocol))
         return rows
 
@@ -319,31 +341,31 @@ class LoadedSuite:
     def _change(self, test_set: LoadedTestSet, images: ImageSet, one: TestSet, progress: Progress) -> None:
         """Give a test set its images, corrupted or attacked as its name says, or the reason why it has none."""
         test_set.images = None
-        parsed = parse(one.name)
         try:
-            if parsed.attack and images.labels is not None and images.classes != self.in_distribution.classes:
-                raise Unsuitable(
-                    f"the network knows other classes than those of {images.name}; attack {self.in_distribution.name}"
-                )
-            changed = load.changed(
-                images,
-                parsed,
-                classifier=self.classifier,
-                seed=self.suite.seed,
-                settings=one.settings,
-                progress=progress,
-                batch_size=self.suite.batch_size,
-            )
-            changed.fingerprint  # noqa: B018  # reads all images, or the files of a large set, so that a missing one is found here
-            self._refuse_in_distribution(changed)
-            changed = self._with_twins(changed)
+            test_set.images = self._changed(images, one, progress)
         except UsageError:
             raise
         except Exception as error:
             test_set.error = error
             progress.fail(one.name, error)
-        else:
-            test_set.images = changed
+
+    def _changed(self, images: ImageSet, one: TestSet, progress: Progress) -> ImageSet:
+        """The images, corrupted or attacked as the name says. Raises BadData where some are in-distribution images."""
+        parsed = parse(one.name)
+        if parsed.attack and images.labels is not None and images.classes != self.in_distribution.classes:
+            raise Unsuitable(f"the network knows other classes than those of {images.name}; attack {self.in_distribution.name}")
+        changed = load.changed(
+            images,
+            parsed,
+            classifier=self.classifier,
+            seed=self.suite.seed,
+            settings=one.settings,
+            progress=progress,
+            batch_size=self.suite.batch_size,
+        )
+        changed.fingerprint  # noqa: B018  # reads all images, or the files of a large set, so that a missing one is found here
+        self._refuse_in_distribution(changed)
+        return self._with_twins(changed)
 
     def _with_twins(self, images: ImageSet) -> ImageSet:
         """A set with the in-distribution test images that it was made from as clean twins, if all of them are there."""

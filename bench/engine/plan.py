@@ -61,6 +61,9 @@ def plan(
         lines.append(f"outside   {test_set.name} ({test_set.kind}), {found}")
     if loaded.source is not None:
         lines.append(f"transfer  learns from {loaded.source.name}")
+    if loaded.choosing is not None:
+        inside, outside = (f"{counted(len(images), 'image')} of {images.name} ({images.split})" for images in loaded.choosing)
+        lines.append(f"validate  chooses hyper-parameters on {outside} against {inside}")
     for name in suite.detectors:
         broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
         if loaded.untrained and not broken and loaded.learns_from_training(loaded.detectors[name]):
@@ -77,4 +80,5 @@ def plan(
 def no_row(suite: Suite) -> str:
     """Why a detector has no row."""
     asked = " or ".join(suite.protocols)
-    return f"no row under {asked}, where only detectors that learn from a shift have one; add --protocol unsupervised"
+    having = "with hyper-parameters to choose" if suite.protocols == ["validation"] else "that learn from a shift"
+    return f"no row under {asked}, where only detectors {having} have one; add --protocol unsupervised"

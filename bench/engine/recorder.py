@@ -19,8 +19,18 @@ from oodbench.image_set import ImageSet
 from oodbench.protocols import LEARNT_SHARE
 from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
-from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, Status, corruption_record
+from oodbench.results.records import (
+    CHOICE_ROLES,
+    ELSEWHERE,
+    SPLIT_ROLES,
+    DetectionRecord,
+    RecognitionRecord,
+    SetRecord,
+    Status,
+    corruption_record,
+)
 
+UNFITTED = ("unsupervised", "validation")  # protocols whose heads are fitted to no anomalous image
 PROBABILITY_ROLES = ("probabilities", "network_probabilities")
 
 
@@ -47,10 +57,10 @@ class Recorder:
         """What decides the record of a row on a set, and ``fields`` of what came out."""
         loaded, images = self.loaded, test_set.images
         detector = loaded.detectors.get(row.detector)
-        source = loaded.source if row.protocol == "transfer" else None
+        learnt_from, content, used = self._learnt_from(row.protocol)
         negatives = images.negatives if images is not None else None
         return DetectionRecord(
-            **self._of_set(test_set, loaded.train, loaded.in_distribution, images, source.images if source else None),
+            **self._of_set(test_set, *used, loaded.train, loaded.in_distribution, images),
             in_fingerprint=(negatives or loaded.in_distribution).fingerprint,
             detector=row.detector,
             variant=row.variant,
@@ -58,11 +68,23 @@ class Recorder:
             code=self.code.get(row.detector, ""),
             non_default=_non_default(detector, row, self.suite.learnt_share) if detector else {},
             protocol=row.protocol,
-            transfer_from=source.name if source else "",
-            transfer_fingerprint=_learnt_from(source),
+            transfer_from=learnt_from,
+            transfer_fingerprint=content,
             status=status,
             **fields,
         )
+
+    def _learnt_from(self, protocol: str) -> tuple[str, str, list[ImageSet | None]]:
+        """The set that transfer or validation learns from: its name, the content of all that decides heads, and its images."""
+        source, choosing, chosen_on = self.loaded.source, self.loaded.choosing, self.suite.validation_set
+        if protocol == "transfer" and source is not None:
+            # The kind decides how the head chooses.
+            negatives: ImageSet | None = source.images and source.images.negatives
+            content = _hash(source.images, negatives, source.kind) if source.images else ""
+            return source.name, content, [source.images]
+        if protocol == "validation" and choosing and chosen_on:
+            return chosen_on.label, _hash(choosing.anomalous, choosing.in_distribution, protocol), [*choosing]
+        return "", "", []
 
     def recognition(self, test_set: LoadedTestSet, status: Status, **fields: Any) -> RecognitionRecord:
         """The record of a source of class probabilities on a set, which ``fields`` name, and what came out."""
@@ -109,6 +131,9 @@ class Recorder:
         if metrics.alike(np.concatenate([in_scores, out_scores])):
             raise BadData(f"all scores are {in_scores[0]:g}, up to rounding: they tell nothing apart")
         arrays = {"in_scores": in_scores, "out_scores": out_scores, **self._arrays(row, trial, measured)}
+        choice = trial.choices.get(detector)
+        if choice is not None:
+            arrays |= dict(zip(CHOICE_ROLES, (choice.in_scores, choice.out_scores), strict=True))
         if test_set.kind == MISCLASSIFIED:
             arrays |= {"in_test": trial.split.in_test, "out_test": trial.split.out_test}
         figures = figures_of(arrays, self.suite.seed, test_set.kind)
@@ -126,6 +151,7 @@ class Recorder:
             aurc=figures.aurc,
             excess_aurc=figures.excess_aurc,
             setting=setting,
+            choice_auroc=None if choice is None else choice.auroc,
             head=_head(detector, row),
             calibrated_on=self._calibrated_on(detector, row),
             drawn_once=detector.prepares and detector.caches,  # what is not cached was read from files
@@ -142,10 +168,10 @@ class Recorder:
         )
 
     def _calibrated_on(self, detector: Detector, row: Row) -> Literal["", "training", "validation"]:
-        by_head = row.protocol == "unsupervised" and HEADS[_head(detector, row)].calibrates
+        by_head = row.protocol in UNFITTED and HEADS[_head(detector, row)].calibrates
         if not detector.reads_network or not (detector.calibrates or by_head):
             return ""
-        return self.calibrating
+        return "validation" if by_head and row.protocol == "validation" else self.calibrating
 
     @property
     def calibrating(self) -> Literal["training", "validation"]:
@@ -172,7 +198,7 @@ def _head(detector: Detector, row: Row) -> str:
     """The name of a row's head."""
     if row.variant:
         return "identity"
-    return detector.unsupervised_head if row.protocol == "unsupervised" else str(detector.shift_head)
+    return detector.unsupervised_head if row.protocol in UNFITTED else str(detector.shift_head)
 
 
 def status_of(error: Exception | None) -> Status:
@@ -182,12 +208,12 @@ def status_of(error: Exception | None) -> Status:
 
 def _shared_roles(protocol: str, same_negatives: bool) -> set[str]:
     """The roles whose arrays are the same for many sets."""
-    shared = set(PROBABILITY_ROLES)
+    shared = {*PROBABILITY_ROLES, *CHOICE_ROLES}
     if same_negatives:
         shared.add("in_base")
         if protocol == "unsupervised":
             shared.add("in_scores")
-        if protocol == "transfer":
+        if protocol in ELSEWHERE:
             shared |= {"in_scores", *SPLIT_ROLES} - {"out_test"}
     return shared
 
@@ -202,10 +228,6 @@ def _non_default(detector: Detector, row: Row, learnt_share: float) -> dict[str,
     return found
 
 
-def _learnt_from(source: LoadedTestSet | None) -> str:
-    """All that a head of ``transfer`` depends on: the images of the source, its negatives, and its kind (how it chooses)."""
-    if source is None or source.images is None:
-        return ""
-    negatives: ImageSet | None = source.images.negatives
-    decides = [source.images.fingerprint, negatives.fingerprint if negatives else "", source.kind]
+def _hash(anomalous: ImageSet, negatives: ImageSet | None, kind: str) -> str:
+    decides = [anomalous.fingerprint, negatives.fingerprint if negatives else "", kind]
     return hashlib.sha256(" ".join(decides).encode()).hexdigest()[:16]

@@ -138,6 +138,8 @@ class _Run:
             shared["code of the network"] = code_hash.of_network(loaded.classifier)[:16]
         if loaded.source is not None:
             shared["transfer_from"] = loaded.source.name
+        if loaded.choosing is not None and self.suite.validation_set is not None:
+            shared["validation_set"] = [self.suite.validation_set.label, *(images.fingerprint for images in loaded.choosing)]
         shared |= {f"set {recorded(one.name)}": [one.first, one.settings] for one in self.suite.each_set().values()}
         detectors = loaded.detectors
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch

@@ -1,7 +1,9 @@
 """What each protocol tests on a set, with heads that learnt from nothing, from a part of the set, or from another set."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from oodbench import protocols
 from oodbench.datasets.name import CHANGED
 from oodbench.detector import Detector
 from oodbench.engine import look_alikes
+from oodbench.engine.choosing import Choice, choose
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
 from oodbench.engine.statistics_cache import Jobs, Setting, StatisticsCache, merged
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, reason
@@ -26,6 +29,7 @@ class Trial(NamedTuple):
     split: Split
     heads: Mapping[Detector, Head | Exception]
     settings: Mapping[Detector, list[Setting]]  # those that the head chose from
+    choices: Mapping[Detector, Choice] = MappingProxyType({})  # under validation
     look_alikes: int = 0  # as in a record: tested images that look like one that the heads learnt from
 
     def chosen(self) -> dict[Detector, list[Setting]]:
@@ -89,6 +93,26 @@ class MeasuredTestSet:
         return head
 
 
+class ChosenOn(MeasuredTestSet):
+    """The images that hyper-parameters are chosen on, under ``validation``.
+
+    choices: of each detector that has learnt and did not fail.
+    """
+
+    def __init__(self, split: Split | Unsuitable, in_distribution: StatisticsCache, anomalous: StatisticsCache) -> None:
+        super().__init__("validation", split, in_distribution, anomalous, seed=0)
+        self.choices: dict[Detector, Choice] = {}
+
+    def _fitted(self, detector: Detector, split: Split) -> Head | Exception:
+        sides = (self.in_distribution, split.in_choose), (self.anomalous, split.out_choose)
+        try:
+            seen = [detector.columns_of(cache.get(detector, detector.shift_settings, rows)) for cache, rows in sides]
+            self.choices[detector] = choose(detector, *seen)
+        except Exception as error:
+            return error
+        return self.choices[detector].head
+
+
 class Trials:
     """Makes the trials of one test set after another.
 
@@ -131,9 +155,13 @@ class Trials:
                     trials[protocol] = Trial(split, measured.heads, grids)
                     alike[protocol] = partial(look_alikes.of_split, split, sides, sides)
                 else:
-                    source, split = self._transferred(detectors, sides)
-                    trials[protocol] = Trial(split, source.heads, grids)
+                    source, split = self._learnt_elsewhere(protocol, detectors, sides)
                     alike[protocol] = partial(look_alikes.of_split, split, source.sides, sides)
+                    if isinstance(source, ChosenOn):
+                        split = self._of_tested_sides(split)
+                        trials[protocol] = Trial(split, source.heads, grids, source.choices)
+                    else:
+                        trials[protocol] = Trial(split, source.heads, grids)
             except (Unsuitable, BadData) as error:
                 trials[protocol] = error
         sound = {protocol: trial for protocol, trial in trials.items() if isinstance(trial, Trial)}
@@ -162,16 +190,43 @@ class Trials:
             self._source = measured
         return measured
 
-    def _transferred(self, detectors: Iterable[Detector], sides: Sides) -> tuple[MeasuredTestSet, Split]:
-        """The set that transfer learns from, and what is tested here. Raises Unsuitable or BadData where it cannot learn."""
-        source = self.loaded.source
-        assert source is not None  # the protocol is asked for
+    def _learnt_elsewhere(self, protocol: str, detectors: Iterable[Detector], sides: Sides) -> tuple[MeasuredTestSet, Split]:
+        """The set that transfer or validation learns from, and what is tested here.
+
+        Raises Unsuitable or BadData where it cannot learn.
+        """
+        loaded, name = self.loaded, ""
         try:
-            if source.images is None:
-                raise source.error or BadData("it cannot be read")
-            measured = self.measured(source, source.images)
+            if protocol == "validation":
+                assert loaded.suite.validation_set is not None
+                name, measured = loaded.suite.validation_set.label, self._chosen_on
+            else:
+                assert loaded.source is not None
+                name = loaded.source.name
+                if loaded.source.images is None:
+                    raise loaded.source.error or BadData("it cannot be read")
+                measured = self.measured(loaded.source, loaded.source.images)
             learnt = measured.learn(detectors)
         except Exception as error:
             kind = Unsuitable if isinstance(error, Unsuitable | MissingData) else BadData
-            raise kind(f"transfer learns from {source.name}: {reason(error)}") from error
-        return measured, protocols.transfer(learnt, measured.sides, sides)
+            raise kind(f"{protocol} learns from {name}: {reason(error)}") from error
+        return measured, protocols.transfer(learnt, measured.sides, sides, protocol)
+
+    @cached_property
+    def _chosen_on(self) -> ChosenOn:
+        """The images that hyper-parameters are chosen on, whose statistics are computed when they are needed."""
+        suite, sides = self.loaded.suite, self.loaded.choosing
+        assert sides is not None  # the protocol is asked for
+        tested = sides.in_distribution is self.loaded.in_distribution
+        split: Split | Unsuitable
+        try:
+            split = protocols.choosing(sides, suite.seed, suite.learnt_share if tested else None)
+        except Unsuitable as error:
+            split = error
+        inside = self.in_distribution if tested else self._new_cache(sides.in_distribution, NOTHING)
+        return ChosenOn(split, inside, self._new_cache(sides.anomalous, NOTHING))
+
+    def _of_tested_sides(self, split: Split) -> Split:
+        """Of the rows that chose, those of images that are tested otherwise."""
+        tested = self._chosen_on.in_distribution is self.in_distribution
+        return replace(split, in_choose=split.in_choose if tested else NOTHING, out_choose=NOTHING)

@@ -29,6 +29,10 @@ Status = Literal["ok", "skipped", "failed"]
 # Roles of arrays: rows of a split, what the sides are made from, which negatives are noisy, and what of class probabilities
 # the figures need of each image.
 SPLIT_ROLES = ("in_fit", "in_choose", "in_test", "out_fit", "out_choose", "out_test")
+CHOICE_ROLES = ("in_choice", "out_choice")  # under validation: the scores of both sides that choice_auroc is computed from
+
+
+ELSEWHERE = ("transfer", "validation")  # protocols whose heads learn from another set than the one that is tested
 
 
 class Record(BaseModel):
@@ -107,7 +111,7 @@ class DetectionRecord(SetRecord):
     variant: str = ""  # which of the detector's variants; empty for its own score
     non_default: dict[str, tuple[Any, Any]] = {}  # the parameters that are not the detector's defaults: (value, default)
     protocol: str
-    transfer_from: str = ""  # under transfer: the set that the head learnt from
+    transfer_from: str = ""  # under transfer: the set that the head learnt from; under validation: what it was chosen on
     transfer_fingerprint: str = ""  # content of that set and of its negatives, and its kind
     # What came out; None where nothing did.
     n_in: Int64 | None = None
@@ -119,6 +123,7 @@ class DetectionRecord(SetRecord):
     excess_aurc: float | None = None  # over the best possible order
     auroc_clean: float | None = None  # against the clean negatives alone, where negatives are clean and noisy
     setting: dict[str, Any] | None = None  # the setting of the grid that the head chose, or the detector's own
+    choice_auroc: float | None = None  # under validation: AUROC of that setting on the images that it was chosen on
     head: str | None = None
     drawn_once: bool = False  # whether the detector made networks of its own, from the run's seed
     wall_seconds: float | None = None

@@ -15,7 +15,7 @@ def scores_of(folder: RunFolder, detector: str, dataset: str, protocol: str = "u
         folder: a run folder.
         detector: a row of the table, such as ``knn`` or, for a variant, ``gradcon:recon``.
         dataset: the set with its level, such as ``photos`` or ``digits+noise@3``.
-        protocol: ``unsupervised``, ``per-shift`` or ``transfer``.
+        protocol: ``unsupervised``, ``per-shift``, ``transfer`` or ``validation``.
 
     Returns a frame with one row per tested image. Its index is ``side`` (``in`` or ``out``) and ``row`` (int64, the image's
     row in the set of that side), the same for all detectors of a run, so scores pair by it. Its columns are

@@ -18,23 +18,33 @@ import numpy as np
 
 from oodbench.datasets.name import MISCLASSIFIED, parse
 from oodbench.errors import BadData, counted, one_line, reason
+from oodbench.metrics import auroc
 from oodbench.paths import STUDY, is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
 from oodbench.results import json_files, pass_file, site, verify_recognition
 from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of, unequal
-from oodbench.results.records import SPLIT_ROLES, DetectionRecord, RecognitionRecord, SetRecord, corruption_record
+from oodbench.results.records import (
+    CHOICE_ROLES,
+    ELSEWHERE,
+    SPLIT_ROLES,
+    DetectionRecord,
+    RecognitionRecord,
+    SetRecord,
+    corruption_record,
+)
 from oodbench.results.schema_1 import has_cells
 from oodbench.results.study import RANKS, run_folders
+from oodbench.suite import PROTOCOLS
 
 MANY = 500  # records from which more processes pay, each of which starts in a second
 PNG = b"\x89PNG\r\n\x1a\n"
 LEARNT, TESTED = ("in_fit", "in_choose", "out_fit", "out_choose"), ("in_test", "out_test")
 KINDS = {"in_scores": "f", "out_scores": "f", "in_base": "i", "out_base": "i", "in_noisy": "b"}  # of numbers, by role
-KINDS |= dict.fromkeys(SPLIT_ROLES, "i")
+KINDS |= dict.fromkeys(SPLIT_ROLES, "i") | dict.fromkeys(CHOICE_ROLES, "f")
 SIDES = {"in": "in-distribution", "out": "anomalous"}
 PROBABILITIES = ("probabilities", "network_probabilities")
-NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration", "aurc", "excess_aurc")
+NO_FIGURES = ("n_in", "n_out", "metrics", "auroc_clean", "calibration", "aurc", "excess_aurc", "choice_auroc")
 NO_RECOGNITION = ("n", "figures", "temperature")
 # What a record takes over from the settings of its run, which are in run.json.
 SETTINGS = {"model": "model", "in_distribution": "in_distribution", "seed": "seed", "weights_hash": "weights",
@@ -254,7 +264,7 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
         yield from verify_recognition.contradictions(record, settings)
     if not isinstance(record, DetectionRecord):
         return
-    if record.protocol not in ("unsupervised", "per-shift", "transfer"):
+    if record.protocol not in PROTOCOLS:
         yield f"{record.protocol} is not a protocol"
     if wrong := [n for n, (value, _) in record.non_default.items() if n in record.parameters and record.parameters[n] != value]:
         yield f"it says two things of {', '.join(wrong)}"
@@ -264,6 +274,7 @@ def _structure(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Ite
     """What the arrays of a record must be, whatever their values."""
     learns, of_answers = record.protocol != "unsupervised", record.kind == MISCLASSIFIED
     needed = {"in_scores", "out_scores", *(SPLIT_ROLES if learns else TESTED if of_answers else ())}
+    needed |= set(CHOICE_ROLES if record.protocol == "validation" else ())
     allowed = needed | {"in_base", "out_base", "in_noisy", *PROBABILITIES}
     if lost := sorted(needed - arrays.keys()):
         yield f"stores no {', '.join(lost)}"
@@ -290,19 +301,19 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
     if record.kind == MISCLASSIFIED:
         yield from _answers(record, arrays)
         return
-    transfer, sizes = record.protocol == "transfer", {}
+    elsewhere, sizes = record.protocol in ELSEWHERE, {}
     for side, name in (("in", record.in_distribution), ("out", record.set_name)):
         rows = [arrays[f"{side}_{part}"] for part in ("fit", "choose", "test") if f"{side}_{part}" in arrays]
-        tested = np.sort(rows[-1] if transfer else np.concatenate(rows)) if rows else np.arange(len(arrays[f"{side}_scores"]))
+        tested = np.sort(rows[-1] if elsewhere else np.concatenate(rows)) if rows else np.arange(len(arrays[f"{side}_scores"]))
         size = len(arrays.get(f"{side}_base", tested))
-        if transfer and f"{side}_base" not in arrays:  # images that are copies of learnt ones are not tested
+        if elsewhere and f"{side}_base" not in arrays:  # images that are copies of learnt ones are not tested
             size = int(tested.max(initial=-1)) + 1
-        whole = size if not transfer else len(tested)
+        whole = size if not elsewhere else len(tested)
         if not len(tested) == whole > 0 or (np.diff(tested) <= 0).any() or tested[0] < 0 or tested[-1] >= size:
             yield f"its split does not hold each {SIDES[side]} image once"
             return
         said = {count for key, (count, _) in record.sizes.items() if key.startswith(f"{name} (")}
-        if said and "in_noisy" not in arrays and size not in said and not (transfer and size < max(said)):
+        if said and "in_noisy" not in arrays and size not in said and not (elsewhere and size < max(said)):
             yield f"has {size} images of {name}, but its sizes say {', '.join(map(str, sorted(said)))}"
         sizes[side] = size
     if len(noisy := arrays.get("in_noisy", ())) not in (0, sizes["in"]):
@@ -310,7 +321,7 @@ def _split(record: DetectionRecord, arrays: Mapping[str, np.ndarray], sources: M
         return
     if record.protocol == "unsupervised":
         return
-    source = sources.get(record.transfer_from)
+    transfer, source = record.protocol == "transfer", sources.get(record.transfer_from)
     if transfer and source and any(record.arrays[role] != source.arrays[role] for role in LEARNT):
         yield f"learns from other images of {record.transfer_from} than the records of that set"
         return
@@ -343,9 +354,11 @@ def _answers(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
 
 def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Which figures do not follow from the scores."""
-    counts = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
+    found = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
+    if record.protocol == "validation":
+        found["choice_auroc"] = auroc(*(arrays[role] for role in CHOICE_ROLES))
     told = {name: getattr(record, name) for name in NO_FIGURES}
-    yield from unequal(told, counts | figures_of(arrays, record.seed, record.kind)._asdict())
+    yield from unequal(told, found | figures_of(arrays, record.seed, record.kind)._asdict())
 
 
 def _across(records: list[SetRecord]) -> Iterator[str]:

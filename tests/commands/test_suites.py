@@ -88,6 +88,15 @@ def test_what_init_writes_runs(tmp_path):
     ("options", "why"),
     [
         ([], "give --in-distribution, --model, --dataset, --detector, --protocol too, or --yes"),
+        (
+            ["--yes", "--protocol", "validation"],
+            "the protocol validation chooses on a set that is not tested; add --validation-set NAME",
+        ),
+        (["--yes", "--validation-set", "photos"], "--validation-set is for the protocol validation; add --protocol validation"),
+        (
+            ["--yes", "--protocol", "validation", "--validation-set", "uniform"],
+            "validation_set: uniform (test) is also tested, as uniform",
+        ),
         (GIVEN, "init can ask on a terminal only; give --detector, --protocol too, or --yes for their defaults"),
         (["--in-distribution", "folder:x", "--yes"], "folder:x has no default network; give --model NAME"),
         (["--yes", "--detector", "mps"], "unknown detector 'mps'; did you mean 'msp'?"),

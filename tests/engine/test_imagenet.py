@@ -81,6 +81,31 @@ def test_shifted_images_are_in_distribution_in_the_full_spectrum(root, tmp_path)
     assert oodbench.verify(tmp_path / "run").ok
 
 
+def test_settings_are_chosen_on_the_lists_val_which_are_not_tested(root, tmp_path):
+    lists = root / "benchmark_imglist" / "imagenet"
+    for name, of in (("openimage_o", "photos"), ("imagenet", "digits")):
+        images = load_dataset(of, split="val" if of == "photos" else "train")
+        labels = [-1] * 40 if of == "photos" else images.labels
+        for number in range(40):
+            save_image(root / "images_largescale" / "val" / of / f"{number}.png", images.images[number].numpy())
+        (lists / f"val_{name}.txt").write_text("\n".join(f"val/{of}/{n}.png {int(labels[n])}" for n in range(40)))
+    folder = oodbench.run(
+        "imagenet", model=NETWORK, data=root, out=tmp_path / "run", detectors=["gen"], protocols=["validation"],
+        datasets=["imagenet/ninco"], measure_costs=False,
+    )  # fmt: skip
+    (record,) = folder.records()
+    assert (record.status, record.transfer_from) == ("ok", "imagenet/openimage_o (val)")
+    assert (record.n_in, record.n_out) == (len(load_dataset("digits")), len(load_dataset("digits-heldout")))
+    assert record.sizes["imagenet/openimage_o (val)"] == (40, 1763)
+    assert record.sizes["imagenet (val)"][0] == len(folder.arrays(record)["in_choice"]) == 40
+    assert oodbench.verify(folder.path).ok
+    (lists / "val_imagenet.txt").unlink()
+    with pytest.raises(
+        MissingData, match=r"no benchmark_imglist/imagenet/val_imagenet.txt .*; or leave out the protocol"
+    ):
+        oodbench.run("imagenet", model=NETWORK, data=root, out=tmp_path / "b", detectors=["gen"], protocols=["validation"])
+
+
 def test_where_every_detector_learns_the_missing_images_are_an_error(root, tmp_path):
     with pytest.raises(NoSuchSplit, match="imagenet has no training images here"):
         frame_of("imagenet", root, tmp_path / "run", ["knn"])
