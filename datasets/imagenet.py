@@ -16,6 +16,7 @@ from oodbench.datasets.image_list import image_list
 from oodbench.errors import MissingData, NoSuchSplit, UsageError
 from oodbench.image_set import CSID, ImageSet, Source
 
+CLASSES = tuple(map(str, range(1000)))  # numbers: a list may show some of them only
 LISTS = "benchmark_imglist/imagenet"
 NEAR = ("ssb_hard", "ninco")
 SHIFTED = ("imagenet_c", "imagenet_r", "imagenet_v2")  # the same classes under another distribution
@@ -54,6 +55,7 @@ def imagenet(root: Path, split: str, part: str, level: int | None) -> ImageSet:
         name=whole,
         split=split,
         kind=kind if part else "near-ood",
+        classes=() if images.labels is None else CLASSES,
         source=Source(
             title=f"{part}, as OpenOOD lists it for ImageNet" if part else "ImageNet (ILSVRC 2012), as OpenOOD lists it",
             homepage=OPENOOD,

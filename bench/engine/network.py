@@ -61,14 +61,15 @@ def try_network(
     """Accuracy on at most ``MOST_IMAGES`` of these images, drawn by a seeded stratified shuffle, in one pass of its own.
 
     ``name`` is what messages call the network.
-    Classes are those that the set names, else those up to the largest label of ``images`` and ``train``. Logits that are not
-    finite are wrong answers. None for images without labels, and for a network that fails, which the detectors report.
+    Classes are those that the set names. A set without names may show some of them only: then they are those of the network,
+    or as many as the largest label of ``images`` and ``train`` needs, if that is more. Logits that are not finite are wrong
+    answers. None for images without labels, and for a network that fails, which the detectors report.
     Raises TooSlow, and what reading the images raises.
     """
     if images.labels is None:
         return None
     labels = [one.labels for one in (images, train) if one is not None and one.labels is not None]
-    classes = len(images.classes) or int(torch.cat(labels).max()) + 1
+    needed = int(torch.cat(labels).max()) + 1
     drawn = protocols.limited(images, MOST_IMAGES, seed)
     truth = protocols.labels_of(drawn)
     assert truth is not None
@@ -98,7 +99,7 @@ def try_network(
         network=name,
         dataset=f"{images.name} ({images.split})",
         gives=gives,
-        classes=classes,
+        classes=len(images.classes) or max(gives, needed),
         images=len(drawn),
         drawn_from=len(images),
         accuracy=None if truth.max() >= gives else _accuracy(right, truth),

@@ -41,6 +41,15 @@ def test_lists_are_parts_with_their_kinds(root):
     assert (ninco.name, ninco.labels, ninco.official_size) == ("imagenet/ninco", None, 5_879)
 
 
+def test_a_list_of_a_few_classes_has_the_classes_of_imagenet(root):
+    classes = tuple(map(str, range(1000)))
+    for name, split in (("imagenet", "test"), ("imagenet", "val"), ("imagenet/imagenet_r", "test")):
+        assert load_dataset(name, data=root, split=split, size=8).classes == classes
+    assert load_dataset("imagenet/ninco", data=root, size=8).classes == ()
+    (root / "benchmark_imglist" / "imagenet" / "val_ninco.txt").write_text("b.png -1\n")
+    assert load_dataset("imagenet/ninco", data=root, split="val", size=8).split == "val"
+
+
 def test_missing_lists(root, tmp_path):
     with pytest.raises(NoSuchSplit, match="imagenet has no training images here: no benchmark_imglist/imagenet/train_imagenet"):
         load_dataset("imagenet", data=root, split="train", size=8)

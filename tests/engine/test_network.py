@@ -157,6 +157,8 @@ def test_the_classes_of_network_and_labels_are_compared(gives, said, named):
     found = tried(network, images(labels, labels, **names), images([2], [2]))  # the class that the test images lack
     assert (found.accuracy is None) == (gives == 1)
     assert network.passed == (64 if gives == 1 else 200)
+    if gives == 10 and not named:  # the images may show some of its classes only
+        said = None
     assert len(found.warnings()) == (said is not None)
     assert said is None or found.warnings()[0].startswith(said)
 
