@@ -31,11 +31,15 @@ def transform_of(name: str, classes: int, weights: Path | None) -> Transform | N
 def cached(name: str, weights: str) -> Path | None:
     """The file of weights by name, such as DEFAULT or IMAGENET1K_V1, in the cache of timm or torchvision; nothing is loaded.
 
-    None for what names no weights of this network. Raises UsageError for an unknown name in capitals, and MissingData if the
-    cache does not have them.
+    None for what names no weights of this network. Raises UsageError for an unknown name in capitals, and for a known one in
+    other letters, and MissingData if the cache does not have them.
     """
     source, _, inner = name.partition(":")
-    if source not in ("timm", "torchvision") or not weights.replace("_", "").isalnum() or weights != weights.upper():
+    if source not in ("timm", "torchvision") or not weights.replace("_", "").isalnum():
+        return None
+    if weights != weights.upper():
+        if weights.upper() in _names(source, inner):
+            raise UsageError(f"weights {weights} of {name}: there is no such file; did you mean {weights.upper()}?")
         return None
     places = _files_of_timm(inner, weights) if source == "timm" else _files_of_torchvision(inner, weights)
     found = next((path for path in places if path.is_file()), None)
@@ -76,9 +80,14 @@ def _of_torchvision(name: str, classes: int, weights: Path | None) -> Transform 
     return Transform(size, preset.interpolation.value, shorter_side)
 
 
+def _names(source: str, name: str) -> list[str]:
+    """The names of weights that the library states for this network."""
+    known = torchvision_with(name).get_model_weights(name).__members__ if source == "torchvision" else ()
+    return list(dict.fromkeys([DEFAULT, *known]))
+
+
 def _files_of_torchvision(name: str, weights: str) -> list[Path]:
-    known = torchvision_with(name).get_model_weights(name)
-    names = list(dict.fromkeys([DEFAULT, *known.__members__]))
+    known, names = torchvision_with(name).get_model_weights(name), _names("torchvision", name)
     if weights not in names:
         raise UsageError(unknown("weights", weights, names, ", ".join(names), of=f"torchvision:{name}"))
     return [_in_hub(getattr(known, weights).url)]

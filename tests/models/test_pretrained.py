@@ -52,6 +52,11 @@ def test_weights_in_the_cache_of_torchvision(tmp_path, monkeypatch):
     assert loaded.transform == Transform(224, "bilinear", 256)
     with pytest.raises(UsageError, match="unknown weights 'IMAGENET1K_V7' of torchvision:squeezenet1_1; did you mean"):
         cached("torchvision:squeezenet1_1", "IMAGENET1K_V7")
+    with pytest.raises(UsageError, match=r"weights default of torchvision:squeezenet1_1: .* did you mean DEFAULT"):
+        cached("torchvision:squeezenet1_1", "default")
+    with pytest.raises(UsageError, match=r"did you mean IMAGENET1K_V1\?"):
+        load_model("torchvision:squeezenet1_1", "Imagenet1k_v1")
+    assert cached("torchvision:squeezenet1_1", "mine") is None
     assert cached("torchvision:squeezenet1_1", "mine.pth") is cached("resnet18", "DEFAULT") is None
 
 
