@@ -7,7 +7,7 @@ from oodbench.datasets.name import parse
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.network import NO_NETWORK, load_network
 from oodbench.engine.space import expected_bytes
-from oodbench.errors import OodbenchError, counted, one_line, reason
+from oodbench.errors import OodbenchError, UsageError, counted, one_line, reason
 from oodbench.models import imports_code
 from oodbench.paths import DataRoots, size
 from oodbench.progress import Progress
@@ -30,12 +30,14 @@ def plan(
     """What ``run`` would do, line by line: the network and the sets are read, but nothing is computed or written.
 
     A network ``module:function`` is not imported, so the transform that it states is not known. ``fails``: why the run would
-    fail, as far as the caller knows; why the network cannot be loaded is added.
+    fail, as far as the caller knows; why the network cannot be loaded is added. Raises UsageError as ``run``.
     """
     network = NO_NETWORK
     try:
         if not imports_code(suite.model or ""):
             network = load_network(suite, suite.weights, network.device, data)
+    except UsageError:
+        raise
     except OodbenchError as error:
         fails = [*fails, reason(error)]
     loaded = LoadedSuite(suite, Progress(), data=data, limit=limit, network=network)

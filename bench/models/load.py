@@ -63,14 +63,14 @@ def load_model(
         classifier = build(name, num_classes)
         files.put(state, classifier.module, name, path)
         return _finished(classifier, name, num_classes, path, layers).to(target)
-    classifier = build(name, num_classes)
+    classifier = _finished(build(name, num_classes), name, num_classes, None, layers)
     if name in files.PUBLISHED or (require_weights and not brings_weights(name)):
         raise files.missing(name, data)
     elif not brings_weights(name):
         warnings.warn(
             f"{name} has no weights ({files.places(name, data)[0]} does not exist): using random weights", stacklevel=2
         )
-    return _finished(classifier, name, num_classes, None, layers).to(target)
+    return classifier.to(target)
 
 
 def _finished(

@@ -556,3 +556,11 @@ def test_one_class_against_the_other_classes(tmp_path):
     loaded = LoadedSuite(suite(TestSet(name="digits:not-4"), in_distribution="digits:3"), Progress())
     loaded.load_test_sets(Progress())
     assert "of digits:not-4: also in digits:3 (test), which is in-distribution" in str(loaded.test_sets[0].error)
+
+
+@pytest.mark.parametrize("model", ["resnet8-digits", "torchvision:resnet18"])  # with weights, and without
+def test_a_plan_refuses_the_layers_that_a_run_refuses(model, tmp_path):
+    chosen = suite(TestSet(name="photos")).model_copy(update={"model": model, "layers": ["layer9"]})
+    for act in (lambda: plan(chosen, data=tmp_path), lambda: oodbench.run(chosen, data=tmp_path, out=tmp_path / "run")):
+        with pytest.raises(UsageError, match=f"unknown layer 'layer9' of {model}; did you mean 'layer"):
+            act()
