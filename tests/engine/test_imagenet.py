@@ -100,9 +100,7 @@ def test_settings_are_chosen_on_the_lists_val_which_are_not_tested(root, tmp_pat
     assert record.sizes["imagenet (val)"][0] == len(folder.arrays(record)["in_choice"]) == 40
     assert oodbench.verify(folder.path).ok
     (lists / "val_imagenet.txt").unlink()
-    with pytest.raises(
-        MissingData, match=r"no benchmark_imglist/imagenet/val_imagenet.txt .*; or leave out the protocol"
-    ):
+    with pytest.raises(MissingData, match=r"no benchmark_imglist/imagenet/val_imagenet.txt .*; or leave out the protocol"):
         oodbench.run("imagenet", model=NETWORK, data=root, out=tmp_path / "b", detectors=["gen"], protocols=["validation"])
 
 
