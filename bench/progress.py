@@ -34,6 +34,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a permanent line."""
 
+    def calling(self, what: str) -> None:
+        """Note which call of third-party code begins, in case it ends the process."""
+
     def fail(self, what: str, error: Exception, target: str = "") -> None:
         """Print a permanent line that says what has no result and why (``reason_in``), and with ``tracebacks`` how."""
         why = reason_in(error, target)

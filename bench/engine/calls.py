@@ -31,8 +31,8 @@ def watched(progress: Progress, limit: float | None) -> Iterator[None]:
             raise UsageError(f"--cell-timeout takes a number of seconds above 0 and up to {LONGEST:,}, not {limit:g}")
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             raise UsageError("--cell-timeout needs a system with timers (not Windows) and the main thread; leave it out")
-    calls, ended = _Calls(limit), threading.Event()
-    thread = threading.Thread(target=calls.name_slow, args=(progress, ended), daemon=True)
+    calls, ended = _Calls(limit, progress), threading.Event()
+    thread = threading.Thread(target=calls.name_slow, args=(ended,), daemon=True)
     thread.start()
     token = around_call.set(calls.one)
     try:
@@ -44,8 +44,8 @@ def watched(progress: Progress, limit: float | None) -> Iterator[None]:
 
 
 class _Calls:
-    def __init__(self, limit: float | None) -> None:
-        self._limit = limit
+    def __init__(self, limit: float | None, progress: Progress) -> None:
+        self._limit, self._progress = limit, progress
         self._current: tuple[str, float, bool] | None = None  # what runs, since when, and whether the limit ends it
 
     @contextmanager
@@ -55,6 +55,7 @@ class _Calls:
             yield
             return
         self._current = what, time.monotonic(), ends
+        self._progress.calling(what)
         try:
             if self._limit is None or not ends:
                 yield
@@ -64,14 +65,14 @@ class _Calls:
         finally:
             self._current = None
 
-    def name_slow(self, progress: Progress, ended: threading.Event) -> None:
+    def name_slow(self, ended: threading.Event) -> None:
         named = None
         while not ended.wait(SLOW / 30):
             current = self._current
             if current is not None and current is not named and time.monotonic() - current[1] >= SLOW:
                 named = current
                 hint = "; --cell-timeout SECONDS ends such calls" if current[2] else ""
-                progress.say(f"{current[0]} has taken {SLOW:g} s so far{hint}")
+                self._progress.say(f"{current[0]} has taken {SLOW:g} s so far{hint}")
 
 
 @contextmanager

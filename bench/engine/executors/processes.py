@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -33,7 +33,13 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 
 
 class WorkerDied(Exception):
-    """A worker process ended; the message says how."""
+    """A worker process ended; the message says how, and which call of third-party code had begun last."""
+
+
+class Calling(NamedTuple):
+    """What a worker tells before such a call."""
+
+    what: str
 
 
 class Processes(Sharded):
@@ -94,8 +100,9 @@ class Processes(Sharded):
                     continue
                 return FarError.of(
                     OodbenchError(
-                        f"{TRIES} worker processes ended, one after another, on the same {images} ({error}); if memory is"
-                        " short, use fewer processes or a smaller --batch-size"
+                        f"{TRIES} worker processes ended, one after another, on the same {images} ({error}); either that code"
+                        " ends its process, so leave it out or correct it, or memory is short, so use fewer processes or a"
+                        " smaller --batch-size"
                     )
                 )
         raise AssertionError
@@ -136,17 +143,22 @@ class _Process:
 
     def ask(self, task: Task, packets: dict[int, bytes], progress: Progress) -> Shard | FarError:
         """The result of a task. Raises WorkerDied."""
+        last = ""
         try:
             self._held &= set(task.alive)
             missing = {task.fit, task.images} - self._held
             self._send((task, {key: packets[key] for key in missing}))
             self._held |= missing
             # Our own worker wrote it, and what runs there has run in this process before.
-            while isinstance(answer := pickle.load(self._replies), str):  # noqa: S301
-                progress.say(answer)
+            while isinstance(answer := pickle.load(self._replies), str | Calling):  # noqa: S301
+                if isinstance(answer, Calling):
+                    last = answer.what
+                else:
+                    progress.say(answer)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.end()
-            raise WorkerDied(_how_it_ended(self._process.returncode)) from error
+            how = _how_it_ended(self._process.returncode)
+            raise WorkerDied(f"{how}, in or after {last}" if last else how) from error
         found: Shard | FarError = answer
         return found
 
@@ -192,7 +204,7 @@ def _receive(stream: IO[bytes], requests: SimpleQueue[Any], leave: Any = os._exi
 
 
 class _Replies(Progress):
-    """Sends results, and the lines that name a slow call, to the process of the run."""
+    """Sends results, which call begins, and the lines that name a slow one, to the process of the run."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._lock = stream, threading.Lock()
@@ -204,3 +216,6 @@ class _Replies(Progress):
 
     def say(self, line: str) -> None:
         self.send(line)
+
+    def calling(self, what: str) -> None:
+        self.send(Calling(what))
