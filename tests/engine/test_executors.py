@@ -188,7 +188,7 @@ def test_shards_of_a_worker_that_dies_are_computed_again(plugins, opened, tmp_pa
     assert not errors
     assert np.array_equal(found[detector], expected[detector])
     assert [line for line in heard.lines if "ended" in line] == [heard.lines[0]]
-    assert heard.lines[0].startswith("a worker process ended (SIGKILL); computing its ")
+    assert heard.lines[0].startswith("a worker process ended (SIGKILL, in or after one call of dies); computing its ")
     # What workers decoded is not decoded again here.
     assert images.thumbnails.tolist() == oodbench.ImageSet(plugins.Images()[range(40)]).thumbnails.tolist()
     assert plugins.Images.decoded == 40  # of the line before
@@ -196,7 +196,9 @@ def test_shards_of_a_worker_that_dies_are_computed_again(plugins, opened, tmp_pa
     for number in range(20):
         (tmp_path / "deaths" / str(number)).touch()
     with pytest.raises(
-        OodbenchError, match=r"^2 worker processes ended, one after another, on the same \d+ images \(SIGKILL\)"
+        OodbenchError,
+        match=r"^2 worker processes ended, one after another, on the same \d+ images \(SIGKILL, in or after one call of dies\);"
+        r" either that code ends its process, so leave it out or correct it, or memory is short, so use fewer processes",
     ):
         a_pass(executor.statistics, detectors, classifier, images)
     for file in (tmp_path / "deaths").iterdir():
@@ -293,6 +295,7 @@ def test_each_worker_takes_its_own_accelerator(monkeypatch):
 )
 def test_names_of_executors(name, parsed, monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda module: module)
+    monkeypatch.setattr(executors, "cores", lambda: 1)
     assert executors.parse(name) == parsed
 
 
@@ -302,6 +305,8 @@ def test_names_of_executors(name, parsed, monkeypatch):
         ("processes:0", "--executor processes:N takes a number of processes of at least 1, not '0'"),
         ("processes:x", "--executor processes:N takes a number of processes of at least 1, not 'x'"),
         ("processes", "--executor processes:N takes a number of processes of at least 1, not ''"),
+        ("processes:100000", "--executor processes:100000: this machine has 2 cores; give at most 8 processes"),
+        ("processes:9", "--executor processes:9: this machine has 2 cores; give at most 8 processes"),
         ("slurm", "unknown executor 'slurm'; give local, processes:N, ray, or ray:gpus=F"),
         ("ray:gpus=1.5", "--executor ray:gpus=F takes a part of a GPU per task, such as 0.5, or a whole number, not '1.5'"),
         ("ray:gpus=x", "--executor ray:gpus=F takes a part of a GPU per task, such as 0.5, or a whole number, not 'x'"),
@@ -310,6 +315,7 @@ def test_names_of_executors(name, parsed, monkeypatch):
 )
 def test_bad_names_say_what_to_give(name, why, monkeypatch, tmp_path):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setattr(executors, "cores", lambda: 2)
     with pytest.raises(UsageError) as caught:
         executors.parse(name)
     assert str(caught.value) == why

@@ -5,11 +5,12 @@ batch gives the same statistics bit for bit wherever it is computed on one type 
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from oodbench.errors import UsageError
+from oodbench.errors import UsageError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from oodbench.progress import Progress
 
 LOCAL = "local"
+MOST_PER_CORE = 4  # processes, each of which holds the network and the detectors
 FORMS = "local, processes:N, ray, or ray:gpus=F"
 
 
@@ -29,9 +31,11 @@ def parse(name: str) -> tuple[str, float | None]:
     if name in (LOCAL, "ray"):
         number = None
     elif kind == "processes":
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
+        if not (text.isascii() and text.isdigit() and float(text) > 0):
             raise UsageError(f"--executor processes:N takes a number of processes of at least 1, not '{text}'")
         number = float(text)
+        if number > (most := MOST_PER_CORE * cores()):
+            raise UsageError(f"--executor {name}: this machine has {counted(cores(), 'core')}; give at most {most} processes")
     elif colon and kind == "ray" and text.startswith("gpus="):
         number = _fraction(text.removeprefix("gpus="))
     else:
@@ -39,6 +43,11 @@ def parse(name: str) -> tuple[str, float | None]:
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError("--executor ray needs Ray, which is not installed; run: pip install 'oodbench[ray]'")
     return kind, number
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fraction(text: str) -> float:
