@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from oodbench.batching import require_finite_logits
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, OodbenchError, Unsuitable
+from oodbench.models import weights
+from oodbench.models.build import brings_weights, build, outline
 from oodbench.models.device import seeded
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -78,8 +80,23 @@ def report(progress: Progress, detector: str, epoch: int, epochs: int, loss: flo
         progress.stage(f"{detector}: epoch {epoch + 1} of {epochs}, loss {loss:.3g}")
 
 
-def fixed_parameters(module: nn.Module) -> list[str]:
-    """Names of parameters that no ``reset_parameters`` initialises."""
+def require_initialisable(classifier: Classifier, otherwise: str = "") -> None:
+    """Raise Unsuitable for a network that cannot get new random weights; ``otherwise`` is what else the user can do.
+
+    Each module of it has ``reset_parameters``, or the whole network can be built again by its name.
+    """
+    fixed = _fixed_parameters(classifier.module)
+    if fixed and brings_weights(classifier.name):
+        path = fixed[0].rpartition(".")[0]
+        raise Unsuitable(
+            f"cannot give {classifier.name} new random weights: {type(classifier.module.get_submodule(path)).__name__} has no"
+            f" reset_parameters for '{fixed[0]}', and only networks of oodbench, timm: and torchvision: are built again; add"
+            f" that method{otherwise}"
+        )
+
+
+def _fixed_parameters(module: nn.Module) -> list[str]:
+    """Names of parameters that no ``reset_parameters`` initialises, such as a class token."""
     return [
         f"{path}.{name}".lstrip(".")
         for path, part in module.named_modules()
@@ -89,9 +106,14 @@ def fixed_parameters(module: nn.Module) -> list[str]:
 
 
 def reinitialised(classifier: Classifier, seed: int) -> Classifier:
-    """A float32 copy with every layer newly initialised."""
+    """A float32 copy with every layer newly initialised, or if some cannot be, with the weights of a network built anew."""
     member = copy.deepcopy(classifier)
     member.module.float()
+    if _fixed_parameters(member.module):
+        state, like = member.module.state_dict(), outline(member.name) or build(member.name)
+        fresh = build(member.name, weights.other_classes(state, like.module), seed)
+        member.module.load_state_dict(fresh.module.state_dict())
+        return member
     with seeded(seed):
         for part in member.module.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):

@@ -73,11 +73,8 @@ class Ensemble(Detector):
 
     def check(self, classifier: Classifier | None) -> None:
         network = _training.require_network(classifier)
-        if isinstance(self.members, int) and (fixed := _training.fixed_parameters(network.module)):
-            raise Unsuitable(
-                f"cannot reinitialise '{fixed[0]}' of {network.name} (its module has no reset_parameters);"
-                " give members as a list of weights files or model names"
-            )
+        if isinstance(self.members, int):
+            _training.require_initialisable(network, ", or give members as a list of weights files or model names")
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         network = _training.require_network(classifier)

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from oodbench.classifier import Classifier
 from oodbench.detectors import _training
 from oodbench.detectors.purview import Purview, logarithms
-from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -26,8 +25,9 @@ BATCH_SIZE = 256
 class Untrained(Purview):
     """``purview`` on a copy of the network with random weights: its columns, its heads, its confounding label.
 
-    Every layer is initialised by its own ``reset_parameters``, seeded by the run. The statistics of BatchNorm are then those
-    of at most 10,000 training images, none of them held out, because otherwise activations would grow or vanish.
+    Every layer is initialised by its own ``reset_parameters``, seeded by the run. A network of oodbench, timm or torchvision
+    with parameters that have none, such as a class token, is built anew. The statistics of BatchNorm are then those of at
+    most 10,000 training images, none of them held out, because otherwise activations would grow or vanish.
 
     It has no variants. Parameter gradients of the copy (N, parameter tensors) -> (N, parameter tensors), float64
     """
@@ -43,8 +43,7 @@ class Untrained(Purview):
 
     def check(self, classifier: Classifier | None) -> None:
         network = _training.require_network(classifier)
-        if fixed := _training.fixed_parameters(network.module):
-            raise Unsuitable(f"cannot reinitialise '{fixed[0]}' of {network.name}: its module has no reset_parameters")
+        _training.require_initialisable(network)
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         network = _training.reinitialised(_training.require_network(classifier), train_set.seed)

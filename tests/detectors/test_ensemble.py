@@ -301,7 +301,7 @@ def test_a_parameter_that_nothing_initialises_is_named():
             return self.linear(x.mean((2, 3)) * self.scale)
 
     network = oodbench.Classifier(nn.Sequential(Scaled()), name="scaled")
-    with pytest.raises(Unsuitable, match=r"cannot reinitialise '0\.scale' of scaled .*; give members as a list"):
+    with pytest.raises(Unsuitable, match=r"no reset_parameters for '0\.scale', .*; add that method, or give members as a list"):
         Ensemble().check(network)
     Ensemble(["resnet20-cifar10"]).check(network)
 

@@ -80,7 +80,7 @@ def test_what_cannot_be_initialised_anew_is_unsuitable():
         def forward(self, images):
             return self.linear(images.flatten(1)) * self.scale
 
-    with pytest.raises(Unsuitable, match="cannot reinitialise 'scale' of network: its module has no reset_parameters"):
+    with pytest.raises(Unsuitable, match="cannot give network new random weights: Scaled has no reset_parameters for 'scale'"):
         oodbench.load_detector("untrained").check(oodbench.Classifier(Scaled(), name="network"))
     with pytest.raises(Unsuitable, match="needs a classifier, and this suite has none"):
         oodbench.load_detector("untrained").check(None)

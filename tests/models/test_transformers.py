@@ -14,6 +14,8 @@ from oodbench.classifier import Classifier
 from oodbench.errors import Unsuitable
 from oodbench.models.build import build
 from oodbench.probe import Probe
+from oodbench.progress import Progress
+from oodbench.training_set import TrainingSet
 
 timm = pytest.importorskip("timm")
 
@@ -30,7 +32,7 @@ DETECTORS = [name for name in NAMES if oodbench.load_detector(name).reads_networ
 FEW = {"epochs": 1, "members": 2, "k": 5, "dimension": 16, "passes": 2}  # as few images need
 SKIPPED = (
     r"assumes features of at least 0 \(after a ReLU\), but .* also has negative ones",
-    r"cannot reinitialise '\S*(cls_token|gamma)' of .*its module has no reset_parameters",
+    r"cannot give \S+ new random weights: \w+ has no reset_parameters for '\S*(cls_token|gamma)', and only networks of oodbench",
     r"removes one component from maps, but a layer has one value per channel",
 )
 
@@ -68,6 +70,20 @@ def test_every_detector_works_or_says_why_not(network, data, name):
         assert np.isfinite(scores).all()
         assert len(np.unique(scores)) > 10
     assert not why or any(re.match(reason, why) for reason in SKIPPED), why
+
+
+@pytest.mark.parametrize("name", ["timm:convnext_atto", "timm:vit_tiny_patch16_224"])
+def test_what_has_no_reset_parameters_is_built_anew(name, data):
+    network, images = build(name, 4, seed=7), data[0]
+    detector = oodbench.load_detector("untrained")
+    detector.check(network)
+    detector.prepare(TrainingSet(images, data[1], np.zeros(len(images), bool), seed=3), network, Progress())
+    fresh = build(name, 4, seed=3).module.state_dict()
+    for value, given, key in zip(detector.weights_, network.module.state_dict().values(), fresh, strict=True):
+        assert torch.equal(value, fresh[key])
+        assert value.numel() < 2 or value.std() < 1e-9 or not torch.equal(value, given)
+    if "convnext" in name:
+        assert np.isfinite(detector.fit(network, images, data[1]).score(network, images[:8])).all()
 
 
 def features_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
