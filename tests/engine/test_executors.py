@@ -1,8 +1,10 @@
 """Statistics from worker processes: the same bit for bit, errors of a detector are its own, and workers may die."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -322,6 +324,27 @@ def test_bad_names_say_what_to_give(name, why, monkeypatch, tmp_path):
     with pytest.raises(UsageError):
         oodbench.run("digits", executor=name, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_no_cluster_answers_is_named_at_once(monkeypatch):
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda module: module)
+    with socket.socket() as free:  # bound, but it does not listen
+        free.bind(("127.0.0.1", 0))
+        host, port = free.getsockname()
+        for address in (f"{host}:{port}", f"ray://{host}:{port}", "no-port", "127.0.0.1:x", "127.0.0.1:999999", "127.0.0.1:-1"):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            before = time.monotonic()
+            with pytest.raises(
+                UsageError, match=rf"^no Ray cluster answers at {re.escape(address)}, .*; start the"
+            ):
+                executors.parse("ray")
+            assert time.monotonic() - before < 10
+        free.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"{host}:{port}")
+        assert executors.parse("ray") == ("ray", None)
+    for address in ("", "auto", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert executors.parse("ray:gpus=0.5") == ("ray", 0.5)
 
 
 def test_the_command_names_a_bad_executor(tmp_path):

@@ -6,11 +6,13 @@ batch gives the same statistics bit for bit wherever it is computed on one type 
 
 import importlib.util
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from oodbench.errors import UsageError, counted
+from oodbench.errors import UsageError, counted, reason
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from oodbench.progress import Progress
 
 LOCAL = "local"
+ANSWER = 5.0  # seconds within which a cluster must accept a connection
 MOST_PER_CORE = 4  # processes, each of which holds the network and the detectors
 FORMS = "local, processes:N, ray, or ray:gpus=F"
 
@@ -25,7 +28,7 @@ FORMS = "local, processes:N, ray, or ray:gpus=F"
 def parse(name: str) -> tuple[str, float | None]:
     """``processes:4`` -> its kind and its number: of processes, or for ``ray:gpus=0.5`` of GPUs per task.
 
-    Raises UsageError for another name, and where Ray is not installed.
+    Raises UsageError for another name, where Ray is not installed, and where nothing answers at $RAY_ADDRESS.
     """
     kind, colon, text = name.partition(":")
     if name in (LOCAL, "ray"):
@@ -42,7 +45,23 @@ def parse(name: str) -> tuple[str, float | None]:
         raise UsageError(f"unknown executor '{name}'; give {FORMS}")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError("--executor ray needs Ray, which is not installed; run: pip install 'oodbench[ray]'")
+    if kind == "ray" and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        _require_answer(os.environ.get("RAY_ADDRESS", ""))
     return kind, number
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError if nothing accepts connections at ``host:port`` or ``ray://host:port``: Ray would wait for minutes."""
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address}, the value of RAY_ADDRESS ({reason(error)}); start the cluster, correct the"
+            " address, or unset RAY_ADDRESS to use this machine"
+        ) from error
 
 
 def cores() -> int:
