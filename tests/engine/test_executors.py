@@ -334,9 +334,7 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(monkeypatch):
         for address in (f"{host}:{port}", f"ray://{host}:{port}", "no-port", "127.0.0.1:x", "127.0.0.1:999999", "127.0.0.1:-1"):
             monkeypatch.setenv("RAY_ADDRESS", address)
             before = time.monotonic()
-            with pytest.raises(
-                UsageError, match=rf"^no Ray cluster answers at {re.escape(address)}, .*; start the"
-            ):
+            with pytest.raises(UsageError, match=rf"^no Ray cluster answers at {re.escape(address)}, .*; start the"):
                 executors.parse("ray")
             assert time.monotonic() - before < 10
         free.listen()
