@@ -196,6 +196,7 @@ class Trials:
         Raises Unsuitable or BadData where it cannot learn.
         """
         loaded, name = self.loaded, ""
+        measured: MeasuredTestSet
         try:
             if protocol == "validation":
                 assert loaded.suite.validation_set is not None

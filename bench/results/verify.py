@@ -354,7 +354,7 @@ def _answers(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
 
 def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Which figures do not follow from the scores."""
-    found = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
+    found: dict[str, Any] = {"n_in": len(arrays["in_scores"]), "n_out": len(arrays["out_scores"])}
     if record.protocol == "validation":
         found["choice_auroc"] = auroc(*(arrays[role] for role in CHOICE_ROLES))
     told = {name: getattr(record, name) for name in NO_FIGURES}

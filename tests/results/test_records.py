@@ -24,6 +24,7 @@ OTHERS = {
     "status": "failed", "reason": "x", "provenance": {"a": 1}, "wall_seconds": 3.0, "n_in": 4, "n_out": 4, "setting": {"k": 1},
     "head": "mlp", "arrays": {"in_scores": "x"}, "sizes": {"x (test)": (1, 2)}, "non_default": {"k": (1, 2)},
     "auroc_clean": 0.5, "aurc": 0.5, "excess_aurc": 0.25, "look_alikes": 3, "calibrated_on": "training", "drawn_once": True,
+    "choice_auroc": 0.5,
 }  # fmt: skip
 
 
