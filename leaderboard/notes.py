@@ -278,8 +278,8 @@ def run_notes(frame: pd.DataFrame, run: str = "") -> list[Note]:
 def _chosen(frame: pd.DataFrame, run: str) -> list[Chosen]:
     """One per set that hyper-parameters were chosen on."""
     notes = []
-    made = frame[frame["choice"].map(lambda choice: isinstance(choice, str) and choice != "")]
-    made = made.drop_duplicates(["detector", "transfer_from", "choice"])
+    told = frame["choice"].map(lambda choice: isinstance(choice, str) and choice != "").astype(bool)
+    made = frame[told].drop_duplicates(["detector", "transfer_from", "choice"])
     for on, of in made.groupby("transfer_from", sort=False):
         each = [(detector, json.loads(choice)) for detector, choice in zip(of["detector"], of["choice"], strict=True)]
         values = [", ".join(f"{name} {escape.plain(value)}" for name, value in of["setting"].items()) for _, of in each]
