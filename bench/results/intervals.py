@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from oodbench import metrics
-from oodbench.errors import UsageError
+from oodbench.errors import BadData, UsageError
 from oodbench.metrics import REPLICATES, TAIL, Clusters
 from oodbench.registry import unknown
 from oodbench.results.recompute import clusters_of
@@ -15,6 +15,7 @@ from oodbench.results.recompute import clusters_of
 FIGURES = ("aupr_out", "aupr_in", "fpr95")
 STEP = 500  # replicates at a time, so that they stay in the processor's memory
 KEPT = 4  # draws; of 10,000 base images they take 40 MB each
+MOST = 500_000  # base images, for which a bootstrap takes 6 GB
 Interval = tuple[float, float]
 
 
@@ -106,7 +107,7 @@ def intervals(
 
     ``bootstrap``: one of the same seed, which many calls share to save time.
 
-    Raises UsageError for an unknown figure, BadData as ``oodbench.evaluate``.
+    Raises UsageError for an unknown figure, BadData as ``oodbench.evaluate`` and for more than 500,000 base images.
     """
     for figure in figures:
         if figure not in FIGURES:
@@ -115,6 +116,11 @@ def intervals(
     inside, outside = (np.asarray(scores, dtype=np.float64) for scores in (in_scores, out_scores))
     n, m = len(inside), len(outside)
     clusters = metrics.clusters_of(in_clusters, out_clusters, n, m) or Clusters(np.arange(n), n + np.arange(m), (n, m, 0))
+    if (count := sum(clusters.strata)) > MOST:
+        raise BadData(
+            f"{count:,} base images are too many for the intervals of {', '.join(FIGURES)}, which draw them 1000 times; give"
+            f" the scores of at most {MOST:,}, or take the interval of AUROC, which needs no draws"
+        )
     drawn = (bootstrap or Bootstrap(seed)).replicates(inside, outside, clusters, figures)
     _, only_out, shared = clusters.strata
     unseen = 1 - TAIL ** (1 / max(1, clusters.independent_pairs))

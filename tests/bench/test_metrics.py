@@ -15,6 +15,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 import oodbench
 from oodbench import metrics
 from oodbench.errors import BadData
+from oodbench.metrics import ranks
+from oodbench.metrics.ranks import Ranked
 
 few_values = st.lists(st.integers(-3, 3), min_size=1, max_size=30).map(lambda v: np.array(v, dtype=float))
 floats = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30).map(np.array)
@@ -132,8 +134,61 @@ def test_auroc_and_delong_against_pair_counting(inside, outside):
     reach = 1.959963984540054 * sqrt(variance) / (area * (1 - area))
     odds = area / (1 - area)
     low, high = odds * np.exp(-reach), odds * np.exp(reach)
-    found = metrics._delong_interval(metrics._count(inside, outside), metrics.auroc(inside, outside))
+    found = metrics._delong_interval(Ranked(inside, outside), metrics.auroc(inside, outside))
     assert found == pytest.approx((low / (1 + low), high / (1 + high)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(any_scores, any_scores, st.sampled_from([1, 2, 5]))
+def test_figures_are_the_same_block_by_block(inside, outside, block):
+    whole = metrics.evaluate(inside, outside)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "SORTED", block)
+        pieces = list(Ranked(inside, outside))
+        parts = dataclasses.asdict(metrics.evaluate(inside, outside))
+    assert parts == pytest.approx(dataclasses.asdict(whole), rel=0, abs=1e-12)
+    assert sum(len(one.inside) for one in pieces) == len(np.union1d(inside, outside)), "no score is in two blocks"
+    most = max(np.unique(side, return_counts=True)[1].max() for side in (inside, outside))
+    assert all(max(one.inside.sum(), one.outside.sum()) < 2 * block + most for one in pieces)
+
+
+def test_float32_scores_are_sorted_as_they_are():
+    random = np.random.default_rng(0)
+    inside, outside = random.normal(size=500).astype(np.float32), random.normal(1, 1, 400).astype(np.float32)
+    before = inside.copy(), outside.copy()
+    assert metrics.evaluate(inside, outside) == metrics.evaluate(inside.astype(float), outside.astype(float))
+    assert metrics.evaluate(inside, outside.astype(float)) == metrics.evaluate(inside.astype(float), outside)
+    assert (inside.tolist(), outside.tolist()) == (before[0].tolist(), before[1].tolist())
+    assert Ranked(inside, outside).inside.dtype == np.float32
+
+
+def test_the_interval_of_many_clusters_is_nearly_that_of_the_bootstrap(monkeypatch):
+    random = np.random.default_rng(0)
+    ids = np.arange(400).repeat(4)
+    own = random.normal(size=(2, 400))[:, ids] + 0.5 * random.normal(size=(2, 1600))
+    for inside, outside, others in ((own[0], own[1] + 1, ids + 400), (own[0], own[0] + random.normal(1, 0.5, 1600), ids)):
+        drawn = metrics.evaluate(inside, outside, in_clusters=ids, out_clusters=others)
+        for limit, value in (("MOST_CLUSTERS", 399), ("MOST_SAMPLES", 3199)):
+            with monkeypatch.context() as patch:
+                patch.setattr(metrics, limit, value)
+                found = metrics.evaluate(inside, outside, in_clusters=ids, out_clusters=others)
+            assert found.auroc == drawn.auroc
+            width = drawn.auroc_high - drawn.auroc_low
+            ends = found.auroc_low, found.auroc_high
+            assert ends == pytest.approx((drawn.auroc_low, drawn.auroc_high), rel=0, abs=0.1 * width)
+            assert ends != (drawn.auroc_low, drawn.auroc_high)
+
+
+def test_the_variance_of_clusters_of_one_sample_is_delongs():
+    random = np.random.default_rng(0)
+    inside, outside = random.normal(size=300), random.normal(1, 1, 200)
+    ranked, area = Ranked(inside, outside), metrics.auroc(inside, outside)
+    alone = metrics.clusters_of(np.arange(300), np.arange(300, 500), 300, 200)
+    found = metrics._clustered_deviation(ranked, inside, outside, alone, area)
+    of_outside, of_inside = slow_components(inside, outside)
+    pulls = np.concatenate([(of_inside - area) / 300, (of_outside - area) / 200])
+    assert found == pytest.approx(sqrt((pulls**2).sum() * 500 / 499), rel=1e-12)
+    assert metrics.logit_interval(area, found) == pytest.approx(metrics._delong_interval(ranked, area), abs=1e-3)
 
 
 def test_large_scores_keep_their_order():
@@ -201,8 +256,8 @@ def test_the_interval_of_few_samples_is_that_of_its_equation():
     side = np.arange(20.0)  # of twenty it is DeLong's
     twenty, nineteen = metrics.evaluate(side, side + 2.5), metrics.evaluate(side[1:], side + 2.5)
     for found, expected in ((twenty, True), (nineteen, False)):
-        counts = metrics._count(side if expected else side[1:], side + 2.5)
-        assert ((found.auroc_low, found.auroc_high) == metrics._delong_interval(counts, found.auroc)) == expected
+        ranked = Ranked(side if expected else side[1:], side + 2.5)
+        assert ((found.auroc_low, found.auroc_high) == metrics._delong_interval(ranked, found.auroc)) == expected
 
 
 def test_clustered_interval_covers_where_delong_does_not():

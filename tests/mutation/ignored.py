@@ -26,11 +26,18 @@ def first_or_last(source: str, line: str) -> list[Ignored]:
 
 IGNORED = (
     Ignored(
-        "bench/metrics.py", "AT_ONCE, MOST_ELEMENTS = 500, 2**24", "the size of a chunk changes memory and speed, not results"
+        "bench/metrics/__init__.py",
+        "AT_ONCE, MOST_ELEMENTS = 500, 2**24",
+        "the size of a chunk changes memory and speed, not results",
     ),
-    Ignored("bench/metrics.py", "BLOCK, PARTS = 256, 16", "as above"),
+    Ignored("bench/metrics/__init__.py", "BLOCK, PARTS = 256, 16", "as above"),
     *(
-        Ignored("bench/metrics.py", "return max(1, min(AT_ONCE, MOST_ELEMENTS // samples))", "as above", f"return {mutated}")
+        Ignored(
+            "bench/metrics/__init__.py",
+            "return max(1, min(AT_ONCE, MOST_ELEMENTS // samples))",
+            "as above",
+            f"return {mutated}",
+        )
         for mutated in (
             "min(1, min(AT_ONCE, MOST_ELEMENTS // samples))",
             "max(2, min(AT_ONCE, MOST_ELEMENTS // samples))",
@@ -38,10 +45,10 @@ IGNORED = (
             "max(1, min(AT_ONCE, MOST_ELEMENTS * samples))",
         )
     ),
-    Ignored("bench/metrics.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
+    Ignored("bench/metrics/__init__.py", "@lru_cache(maxsize=4)", "changes memory and speed, not results"),
     *(
         Ignored(
-            "bench/metrics.py",
+            "bench/metrics/__init__.py",
             "low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], -700, 700)))",
             "any bound in the range of exp works; the result is 1 or below 1e-303",
             f"low, high = 1 / (1 + np.exp(-np.clip([centre - reach, centre + reach], {bounds})))",

@@ -49,7 +49,8 @@ class Target:
 
 
 TARGETS = {
-    "metrics": Target("bench/metrics.py", "oodbench.metrics", ("tests/bench/test_metrics.py",)),
+    "metrics": Target("bench/metrics/__init__.py", "oodbench.metrics", ("tests/bench/test_metrics.py",)),
+    "ranks": Target("bench/metrics/ranks.py", "oodbench.metrics.ranks", ("tests/bench/test_metrics.py",)),
     "protocols": Target("bench/protocols.py", "oodbench.protocols", ("tests/bench/test_protocols.py",)),
     "heads": Target("bench/heads.py", "oodbench.heads", ("tests/detectors/test_logistic.py", "tests/bench/test_heads.py")),
     "records": Target("bench/results/records.py", "oodbench.results.records", ("tests/results/test_records.py",)),

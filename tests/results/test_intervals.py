@@ -164,3 +164,11 @@ def test_wrong_usage_gets_one_line():
     with pytest.raises(BadData, match="there are no anomalous scores"):
         intervals([0.0], [])
     assert fast.REPLICATES % fast.STEP == 0
+
+
+def test_what_a_bootstrap_could_not_hold_is_refused(monkeypatch):
+    monkeypatch.setattr(fast, "MOST", 9)
+    scores = np.arange(5.0), np.arange(5.0) + 1
+    with pytest.raises(BadData, match=r"^10 base images are too many .*; give the scores of at most 9, or take"):
+        intervals(*scores)
+    assert set(intervals(*scores, in_clusters=range(5), out_clusters=range(5))) == set(FIGURES)

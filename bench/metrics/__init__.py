@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oodbench.errors import BadData
+from oodbench.metrics.ranks import SORTED, Ranked
 
 REPLICATES = 1000  # number of bootstrap replicates over clusters
 BLOCK, PARTS = 256, 16  # scores whose weights are added up at once, and parts of that sum
 AT_ONCE, MOST_ELEMENTS = 500, 2**24  # replicates, and replicates x samples, in memory at once: at most 250 megabytes
 NORMAL_975 = 1.959963984540054  # the standard normal's 97.5 % quantile
 SINGLE, DOUBLE = 5e-7, 1e-12  # relative spread of equal scores that are computed in float32, in float64
+MOST_CLUSTERS, MOST_SAMPLES = 100_000, 10**7  # base images and samples of a bootstrap
 TAIL = 0.025  # share outside a 95 % interval on each side
 SMALL = 20  # samples of a side from which DeLong's interval is used
 
@@ -84,52 +86,62 @@ def evaluate(
     the symmetric one near 1 (Pepe 2003). With fewer than 20 samples on a side it covers too little, and is Newcombe's (2006,
     method 5). With ``in_clusters`` (n,) and ``out_clusters`` (m,), the base image that each sample was made from, samples
     are not independent; the interval is then a percentile bootstrap that draws base images with replacement, all copies of
-    one together (1000 replicates, seeded). Equal ids on both sides are the same image.
+    one together (1000 replicates, seeded). Equal ids on both sides are the same image. With more than 100,000 base images or
+    ten million samples it is DeLong's with the variance of clusters (Obuchowski 1997), which takes less time and memory.
 
     If all pairs agree (AUROC is 0 or 1, or all scores tie), both would give an interval of width zero. The interval is then
     widened according to the number of independent pairs: AUROC 1 of 1000 samples per side has [.9963, 1]. If pairs disagree
     but there is only one independent pair (a single sample or base image on one side), nothing is known: [0, 1].
 
+    Without clusters, memory holds a sorted copy of the scores, in their dtype if that is float32, and little else.
+
     Raises BadData for an empty side, scores that are not one-dimensional, or scores that are NaN or infinity. Infinity could
     be ranked, but it comes from an overflow that makes scores tie.
     """
     inside, outside = _checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")
-    counts = _count(inside, outside)
-    area = _area(counts)
+    ranked = Ranked(inside, outside)
+    area = ranked.area()
     n, m = len(inside), len(outside)
     clusters = clusters_of(in_clusters, out_clusters, n, m)
     pairs = clusters.independent_pairs if clusters else min(n, m)
-    if area in (0, 1) or len(counts.inside) == 1:
+    if area in (0, 1) or ranked.all_tie():
         low, high = _exact_interval(area, pairs)
     elif pairs < 2:
         low, high = 0.0, 1.0
+    elif clusters and (sum(clusters.strata) > MOST_CLUSTERS or n + m > MOST_SAMPLES):
+        low, high = logit_interval(area, _clustered_deviation(ranked, inside, outside, clusters, area))
     elif clusters:
         low, high = percentile_interval(bootstrap_auroc(inside, outside, clusters, seed), area)
     elif min(n, m) < SMALL:
         low, high = _newcombe_interval(area, n, m)
     else:
-        low, high = _delong_interval(counts, area)
-    accepted_in, accepted_out = counts.inside.cumsum(), counts.outside.cumsum()
-    rejected_out = m - accepted_out + counts.outside  # rejected as anomalous: score >= value
-    rejected_in = n - accepted_in + counts.inside
+        low, high = _delong_interval(ranked, area)
     # The maximum is never below 1/2, the value of the threshold that accepts everything.
-    accuracy = float((accepted_in / n + (m - accepted_out) / m).max() / 2)
+    accuracy, wrong, aupr_out, aupr_in = 0.5, n, 0.0, 0.0
+    for counts in ranked:
+        accepted_in, accepted_out = counts.accepted_in, counts.accepted_out
+        rejected_out = m - accepted_out + counts.outside  # rejected as anomalous: score >= value
+        rejected_in = n - accepted_in + counts.inside
+        accuracy = max(accuracy, float((accepted_in / n + (m - accepted_out) / m).max() / 2))
+        wrong = min(wrong, int((accepted_out + n - accepted_in).min()))
+        aupr_out += float(counts.outside @ (rejected_out / (rejected_out + rejected_in)))
+        aupr_in += float(counts.inside @ (accepted_in / (accepted_in + accepted_out)))
     return Metrics(
         auroc=area,
         auroc_low=low,
         auroc_high=high,
-        aupr_out=float(counts.outside @ (rejected_out / (rejected_out + rejected_in)) / m),
-        aupr_in=float(counts.inside @ (accepted_in / (accepted_in + accepted_out)) / n),
-        fpr95=_fpr95(inside, outside),
+        aupr_out=aupr_out / m,
+        aupr_in=aupr_in / n,
+        fpr95=ranked.fpr95(),
         detection_accuracy=accuracy,
         detection_error=1 - accuracy,
-        detection_error_weighted=min(n, int((accepted_out + n - accepted_in).min())) / (n + m),
+        detection_error_weighted=wrong / (n + m),
     )
 
 
 def auroc(in_scores: Any, out_scores: Any) -> float:
     """Area under the ROC curve of scores (n,) and (m,): the share of correctly ordered pairs, ties counting half."""
-    return _area(_count(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")))
+    return Ranked(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")).area()
 
 
 def fpr95(in_scores: Any, out_scores: Any) -> float:
@@ -139,50 +151,39 @@ def fpr95(in_scores: Any, out_scores: Any) -> float:
     the k-th smallest, k = ⌈.95 n⌉, an integer computation without interpolation. An anomaly is accepted iff its score is
     <= t, so one that ties with the threshold is accepted, like the in-distribution samples there.
     """
-    return _fpr95(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous"))
+    return Ranked(_checked(in_scores, "in-distribution"), _checked(out_scores, "anomalous")).fpr95()
 
 
-def _fpr95(inside: np.ndarray, outside: np.ndarray) -> float:
-    place = -(-95 * len(inside) // 100) - 1
-    return float((outside <= np.partition(inside, place)[place]).mean())
-
-
-class _Counts(NamedTuple):
-    """How many samples of each side have each distinct score, ascending: int64 (U,) each."""
-
-    inside: np.ndarray
-    outside: np.ndarray
-
-
-def _count(inside: np.ndarray, outside: np.ndarray) -> _Counts:
-    """The result of one sort, used for everything except FPR95."""
-    scores = np.concatenate([inside, outside])
-    order = np.argsort(scores)
-    ascending = scores[order]
-    last = np.flatnonzero(np.append(ascending[1:] != ascending[:-1], True))  # last position of each distinct score
-    up_to = np.cumsum(order < len(inside), dtype=np.int64)[last]
-    both = np.diff(last, prepend=-1)
-    only_inside = np.diff(up_to, prepend=0)
-    return _Counts(only_inside, both - only_inside)
-
-
-def _area(counts: _Counts) -> float:
-    below = 2 * counts.inside.cumsum() - counts.inside  # twice the in-distribution samples below, ties half: an integer
-    return float((below @ counts.outside) / (2 * counts.inside.sum() * counts.outside.sum()))
-
-
-def _delong_interval(counts: _Counts, area: float) -> tuple[float, float]:
+def _delong_interval(ranked: Ranked, area: float) -> tuple[float, float]:
     """95 % interval after DeLong et al. 1988, in O(n log n) through midranks (Sun & Xu 2014), on the logit scale.
 
     The structural component of an anomalous sample is the share of in-distribution samples below it; that of an
     in-distribution sample is the share of anomalous samples above it. The variance of AUROC is the sum of their variances,
     each divided by its number of samples.
     """
-    n, m = int(counts.inside.sum()), int(counts.outside.sum())
-    of_outside = (counts.inside.cumsum() - counts.inside / 2) / n
-    of_inside = 1 - (counts.outside.cumsum() - counts.outside / 2) / m
-    variance = counts.outside @ (of_outside - area) ** 2 / (m - 1) / m + counts.inside @ (of_inside - area) ** 2 / (n - 1) / n
-    return logit_interval(area, float(np.sqrt(variance)))
+    n, m = len(ranked.inside), len(ranked.outside)
+    squares_in = squares_out = 0.0
+    for counts in ranked:
+        of_outside = (counts.accepted_in - counts.inside / 2) / n
+        of_inside = 1 - (counts.accepted_out - counts.outside / 2) / m
+        squares_out += float(counts.outside @ (of_outside - area) ** 2)
+        squares_in += float(counts.inside @ (of_inside - area) ** 2)
+    return logit_interval(area, float(np.sqrt(squares_out / (m - 1) / m + squares_in / (n - 1) / n)))
+
+
+def _clustered_deviation(ranked: Ranked, inside: np.ndarray, outside: np.ndarray, clusters: "Clusters", area: float) -> float:
+    """Standard deviation of AUROC after Obuchowski (Biometrics 53, 1997): DeLong's components are summed by cluster."""
+    sums = np.zeros(sum(clusters.strata))
+    for own, other, numbers, flip in (
+        (inside, ranked.outside, clusters.inside, True),
+        (outside, ranked.inside, clusters.outside, False),
+    ):
+        for start in range(0, len(own), SORTED):
+            some = own[start : start + SORTED].astype(other.dtype, copy=False)
+            below = (np.searchsorted(other, some, "left") + np.searchsorted(other, some, "right")) / (2 * len(other))
+            pulls = ((1 - below if flip else below) - area) / len(own)
+            np.add.at(sums, numbers[start : start + SORTED], pulls)
+    return float(np.sqrt(sums @ sums * len(sums) / (len(sums) - 1)))
 
 
 def logit_interval(share: float, deviation: float) -> tuple[float, float]:
@@ -351,9 +352,10 @@ def percentile_interval(replicates: np.ndarray, area: float) -> tuple[float, flo
 
 
 def _checked(scores: Any, side: str) -> np.ndarray:
-    """float64 (n,). Raises BadData for anything else."""
+    """float64 (n,), or float32 as given. Raises BadData for anything else."""
     try:
-        values = np.asarray(scores, dtype=np.float64)
+        values = np.asarray(scores)
+        values = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadData(f"{side} scores are not an array of numbers ({error}); give one number per sample") from error
     if values.ndim != 1:
