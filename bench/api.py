@@ -273,6 +273,7 @@ def run(
     cell_timeout: float | None = None,
     layers: str | Sequence[str] | None = None,
     executor: str = "local",
+    fit_images: int | None = None,
 ) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -312,6 +313,7 @@ def run(
         layers: the modules of the network that layered detectors read, as in ``load_model``, in place of the suite's.
         executor: what computes the statistics: ``local``, this process; ``processes:4``, worker processes on this machine;
             ``ray``, a Ray cluster, or ``ray:gpus=0.5`` to share each of its GPUs between two tasks.
+        fit_images: number of training images that detectors learn from, drawn by the seed, in place of the suite's.
 
     Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
     the weights are missing.
@@ -337,6 +339,7 @@ def run(
         resize=resize,
         shorter_side=shorter_side,
         layers=layers,
+        fit_images=fit_images,
     )
     sweep_cache()
     path = run_study(

@@ -28,7 +28,7 @@ from oodbench.heads import HEADS, Head, Identity
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
 from oodbench.progress import Progress
-from oodbench.training_set import TrainingSet
+from oodbench.training_set import FitSize, TrainingSet
 
 SCHEMA_VERSION = 1
 
@@ -84,6 +84,10 @@ class Detector:
 
     def check(self, classifier: Classifier | None) -> None:
         """Raise Unsuitable if this detector cannot work with this classifier; called once, before any pass."""
+
+    def memory(self, size: FitSize) -> int:
+        """About how many bytes the fit takes at most, beside the network and a batch; 0, the default, if that is little."""
+        return 0
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         """Train the detector's own network, before the first pass; the harness caches the resulting fitted state.

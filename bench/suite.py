@@ -155,6 +155,7 @@ class Suite(BaseModel):
         resize: str | None = None,
         shorter_side: int | None = None,
         layers: str | Sequence[str] | None = None,
+        fit_images: int | None = None,
     ) -> "Suite":
         """The suite with the given values in place of its own. A set that the suite lists keeps its kind and levels.
 
@@ -183,6 +184,7 @@ class Suite(BaseModel):
             "resize": resize,
             "shorter_side": shorter_side,
             "layers": as_names(layers or ()),
+            "fit_images": fit_images,
         }
         given = {name: value for name, value in changes.items() if value is not None and value != []}
         own = {name: values for name, values in self.parameters.items() if name in run}

@@ -1,16 +1,48 @@
-"""What a detector that trains a network may see: the in-distribution training images, batch by batch."""
+"""What detectors learn from: the in-distribution training images, batch by batch, and their number and that of features."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from oodbench.batching import batches, pieces_of
 from oodbench.classifier import Classifier
+from oodbench.errors import Unsuitable
 from oodbench.image_set import ImageSet
-from oodbench.paths import DataRoots
+from oodbench.models.device import available_memory
+from oodbench.paths import DataRoots, size
 from oodbench.probe import Probe
+from oodbench.progress import Progress
+
+if TYPE_CHECKING:
+    from oodbench.detector import Detector
+
+LARGE = 10**9  # bytes of a fit that are reported
+FEWER = "learn from fewer training images (fit_images in a suite, oodbench run --fit-images)"
+
+
+@dataclass(frozen=True)
+class FitSize:
+    """What the memory of a fit depends on.
+
+    Attributes:
+        images: number of training images.
+        held_out: number of images to calibrate on: those of them that are held out, or the validation images.
+        features, classes: inputs and outputs of the network's last linear layer; 0 without one.
+        channels: of each layer of ``classifier.layer_names``; empty if no detector reads layers, or they cannot be read.
+        itemsize: bytes of one feature.
+    """
+
+    images: int
+    held_out: int
+    features: int = 0
+    classes: int = 0
+    channels: tuple[int, ...] = ()
+    itemsize: int = 4
 
 
 @dataclass(frozen=True)
@@ -62,3 +94,70 @@ class TrainingSet:
         """One probe per batch of these rows (by default of ``rows``), in order."""
         for _, images in self.batches(self.rows if rows is None else rows, batch_size, classifier):
             yield Probe(classifier, images, signals, clean=images)
+
+
+class FitMemory:
+    """What the fits of detectors take in memory, and whether it has room for them.
+
+    Attributes:
+        size: what the detectors are told, with the channels of layers if one of them reads layers.
+        needed: bytes by detector, of those that learn.
+    """
+
+    def __init__(
+        self, detectors: Sequence["Detector"], classifier: Classifier | None, train_set: TrainingSet, progress: Progress
+    ) -> None:
+        learning = [detector for detector in detectors if detector.observes or detector.prepares]
+        layered = any(detector.declared_signals & {"layers", "maps"} for detector in learning)
+        self.size = size_of(train_set, classifier, layered)
+        self.needed: dict[Detector, int] = {}
+        self._learning, self._say = dict.fromkeys(learning), progress.say
+        self._free = available_memory(classifier.device if classifier else torch.device("cpu"))
+
+    def require(self, detector: "Detector") -> None:
+        """Note and report what the fit takes. Raises Unsuitable if it takes more than is free."""
+        if detector not in self._learning:
+            return
+        needed = detector.memory(self.size)
+        if self._free is not None and needed > self._free:
+            fewer = detector.memory(replace(self.size, images=1, held_out=1)) <= self._free
+            remedy = FEWER if fewer else "leave it out, or use a machine with more"
+            raise Unsuitable(f"its fit takes about {size(needed)} of memory, and {size(self._free)} are free; {remedy}")
+        if needed >= LARGE:
+            self._say(f"{detector.name}: the fit takes about {size(needed)} of memory")
+        self.needed[detector] = needed
+
+    def note_all(self) -> None:
+        """Note what all fits take, without a report."""
+        self.needed = {detector: detector.memory(self.size) for detector in self._learning}
+
+    @property
+    def together(self) -> int:
+        """Bytes of all: detectors train their own networks one after another, and observe together."""
+        trained = [needed for detector, needed in self.needed.items() if detector.prepares]
+        return max([sum(needed for detector, needed in self.needed.items() if detector.observes), *trained])
+
+    def report(self) -> None:
+        """Warn if all fits together take more than is free."""
+        if self._free is not None and self.together > self._free:
+            self._say(
+                f"the fits take about {size(self.together)} of memory together, and {size(self._free)} are free; {FEWER}, or"
+                " run fewer detectors at once"
+            )
+
+
+def size_of(train_set: TrainingSet, classifier: Classifier | None, layered: bool) -> FitSize:
+    """What detectors are told before they are fitted; if ``layered``, with the channels of layers, by a pass of one image."""
+    held_out = int(train_set.held_out.sum()) if train_set.validation is None else len(train_set.validation)
+    size = FitSize(len(train_set), held_out)
+    if classifier is None:
+        return size
+    size = replace(size, itemsize=classifier.dtype.itemsize)
+    with suppress(Unsuitable):  # detectors that read the head or the layers raise it, too
+        head = classifier.head
+        size = replace(size, features=head.in_features, classes=head.out_features)
+        if layered and len(train_set):
+            (probe,) = train_set.probes(classifier, ("layers",), np.arange(1))
+            with probe.mode():
+                size = replace(size, channels=tuple(layer.shape[1] for layer in probe.layers))
+    return size

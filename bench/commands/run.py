@@ -90,6 +90,9 @@ def run(
         ),
     ] = [],  # noqa: B006
     limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
+    fit_images: Annotated[
+        int | None, typer.Option(min=1, help="Let detectors learn from N training images, drawn by the seed.", metavar="N")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an existing run in the run folder, and start over.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a cell was skipped.")] = False,
     cell_timeout: Annotated[
@@ -146,6 +149,7 @@ def run(
         resize=resize,
         shorter_side=shorter_side,
         layers=read_layers(layers),
+        fit_images=fit_images,
     )
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)

@@ -11,8 +11,9 @@ from oodbench.detector import Detector
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.errors import reason
 from oodbench.heads import HEADS, Head
+from oodbench.paths import size
 from oodbench.progress import Progress
-from oodbench.training_set import TrainingSet
+from oodbench.training_set import LARGE, FitMemory, TrainingSet
 
 
 class Fitting:
@@ -61,6 +62,16 @@ class Fitting:
         """Note why this detector can have no figures."""
         self.broken[detector.name] = error
         self.progress.fail(detector.name, error, type(detector).__module__)
+
+    def expected_memory(self) -> str:
+        """What all fits take in memory, and those of the detectors that take most; empty if that is not known."""
+        if self.train_set is None:
+            return ""
+        memory = FitMemory(self.sound(self.detectors), self.loaded.classifier, self.train_set, self.progress)
+        memory.note_all()
+        large = sorted(memory.needed.items(), key=lambda item: -item[1])
+        of = ", ".join(f"{detector.name} {size(needed)}" for detector, needed in large if needed >= LARGE)
+        return f"about {size(memory.together)} for the fits" + (f": {of}" if of else "") if memory.together else ""
 
     def fit(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oodbench.datasets.name import parse
+from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.network import NO_NETWORK, load_network
 from oodbench.engine.space import expected_bytes
@@ -56,6 +57,7 @@ def plan(
     if loaded.validation is not None:
         count = counted(len(loaded.validation), "image")
         lines.insert(-3, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
+    lines += [f"memory    {memory}"] if (memory := Fitting(loaded, Progress()).expected_memory()) else []
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
         if parse(test_set.name).attack and not test_set.error:

@@ -4,7 +4,8 @@ import gc
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError, UsageError
 
+# Where Linux tells the memory of a container, in either version: its limit, what is in use, and which part can be dropped.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 PINNING = ("cuda", "xpu")  # where copies from pinned memory overlap with computation; a device cannot be asked
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA, ROCm and XPU raise torch.OutOfMemoryError. MPS, the CPU and libraries below PyTorch raise other errors that say so.
@@ -68,6 +74,33 @@ def synchronise(device: torch.device) -> None:
     """Wait for the device, so that a clock read next is accurate."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that may still be allocated: on CUDA and the like as the device tells, on the CPU as Linux tells; else None.
+
+    The limit of a container (cgroup) counts, less what is in use there and cannot be dropped.
+    """
+    if device.type != "cpu":
+        module = module_of(device)
+        if not hasattr(module, "mem_get_info"):
+            return None
+        reserved = module.memory_reserved(device) - module.memory_allocated(device)  # by PyTorch, for what comes next
+        return int(module.mem_get_info(device)[0]) + int(reserved)
+    try:
+        free = int(_entries(Path("/proc/meminfo"))["MemAvailable"]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    for folder, limit, used, droppable in CGROUPS:
+        with suppress(OSError, KeyError, ValueError):  # no such limit
+            kept = int((folder / used).read_text()) - int(_entries(folder / "memory.stat")[droppable])
+            free = min(free, max(0, int((folder / limit).read_text()) - kept))
+    return free
+
+
+def _entries(path: Path) -> dict[str, str]:
+    """``NAME: NUMBER kB`` or ``NAME NUMBER``, line by line."""
+    return {name.rstrip(":"): rest.split()[0] for name, _, rest in (line.partition(" ") for line in path.open())}
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float | None:

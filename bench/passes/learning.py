@@ -21,7 +21,7 @@ from oodbench.probe import NEED_GRAPH, Probe
 from oodbench.progress import Progress
 from oodbench.state import fitted_state
 from oodbench.training_cache import prepare
-from oodbench.training_set import TrainingSet
+from oodbench.training_set import FitMemory, TrainingSet
 
 if TYPE_CHECKING:
     from oodbench.detector import Detector
@@ -40,11 +40,21 @@ def learn(
 ) -> None:
     """Check each detector, prepare those that train a network, and show the training images to all others in one pass."""
     progress = progress or Progress()
-    observing: list[Detector] = []
+    checked, observing = [], []
+    memory = FitMemory(detectors := list(detectors), classifier, train_set, progress)
     for detector in detectors:
         try:
             with turn(detector, None, guard):
                 detector.check(classifier)
+                memory.require(detector)
+        except Exception as error:
+            on_error(detector, error)
+        else:
+            checked.append(detector)
+    memory.report()
+    for detector in checked:
+        try:
+            with turn(detector, None, guard):
                 if "seed" in detector.parameters():
                     detector.run_seed_ = train_set.seed
                 if detector.prepares:

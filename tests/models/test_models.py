@@ -17,7 +17,7 @@ from torch import nn
 import oodbench
 from oodbench import registry
 from oodbench.errors import BadData, MissingData, OodbenchError, Unsuitable, UsageError
-from oodbench.models import TABLE, weights
+from oodbench.models import TABLE, device, weights
 from oodbench.models.build import build, outline
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.cifar_resnet import Block
@@ -452,6 +452,25 @@ def test_what_is_no_model_is_refused_in_one_line(name, message, own_module):
     with pytest.raises(OodbenchError, match=message) as caught:
         load_model(name)
     assert "\n" not in str(caught.value)
+
+
+def test_memory_that_is_free_is_at_most_what_a_container_may_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "CGROUPS", ())
+    free = device.available_memory(torch.device("cpu"))
+    if not Path("/proc/meminfo").exists():
+        assert free is None
+        return
+    with open("/proc/meminfo") as file:
+        total = 1024 * int(file.readline().split()[1])
+    assert 0 < free < total
+    for name, text in (("memory.max", "1000"), ("memory.current", "700"), ("memory.stat", "anon 600\ninactive_file 60\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device, "CGROUPS", ((tmp_path, "memory.max", "memory.current", "inactive_file"),))
+    assert device.available_memory(torch.device("cpu")) == 1000 - (700 - 60)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert device.available_memory(torch.device("cpu")) > 10**6
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (123, 456))
+    assert device.available_memory(torch.device("cuda:0")) == 123
 
 
 def test_devices(monkeypatch):
