@@ -50,7 +50,7 @@ TABLE = {
         "Virtual logit of the residual outside the principal subspace, compared with the energy",
         "Wang et al. 2022",
         "training images; a validation shift",
-        parameters="dimension dimensions",
+        parameters="dimension dimensions size seed",
     ),
     "react": Entry(
         "oodbench.detectors.react:ReAct",

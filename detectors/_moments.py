@@ -1,5 +1,7 @@
 """Class means and covariances of streamed features, and Mahalanobis distances from them; everything in float64."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 from oodbench.detector import Detector
 from oodbench.errors import BadData, Unsuitable
 from oodbench.probe import Probe
+
+CHUNK = 64  # features of a class whose covariance is updated at once
 
 
 def labels_of(probe: Probe) -> Tensor:
@@ -90,7 +94,7 @@ class ClassMoments:
     def __init__(self, classes: int) -> None:
         self._shift: Tensor | None = None  # (d,)
         self._sums = ClassMeans(classes)
-        self._scatter: Tensor | float = 0.0  # (d, d)
+        self._scatter: Tensor | None = None  # (d, d)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add features (n, d) with labels (n,)."""
@@ -101,14 +105,16 @@ class ClassMoments:
             self._shift = features.mean(0)
         shifted = features - self._shift
         self._sums.add(shifted, labels)
-        self._scatter = self._scatter + shifted.T @ shifted
+        if self._scatter is None:
+            self._scatter = shifted.new_zeros(shifted.shape[1], shifted.shape[1])
+        self._scatter = torch.addmm(self._scatter, shifted.T, shifted)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class means (C, d) of the C classes that occur, their tied covariance (d, d), the mean (d,), the covariance (d, d).
 
         Raises Unsuitable if no features were added.
         """
-        if self._shift is None:
+        if self._shift is None or self._scatter is None:
             raise Unsuitable("saw no training images to fit on; give more training images")
         count, total = torch.as_tensor(self._sums.count), torch.as_tensor(self._sums.sum)
         present = count > 0
@@ -120,43 +126,52 @@ class ClassMoments:
 
 
 class ClassCovariances:
-    """Mean and covariance of each class separately, streamed; no features are kept.
+    """Mean and covariance of each class separately, streamed.
 
-    Each batch is centred separately and merged by the update of Chan, Golub and LeVeque (1983), which loses no digits.
+    ``CHUNK`` features of a class are gathered, centred and merged by the update of Chan, Golub and LeVeque (1983), which
+    loses no digits.
     """
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[int, Tensor, Tensor]] = {}  # by class: images, mean (d,), scatter about it (d, d)
+        self._waiting: dict[int, list[Tensor]] = {}  # by class: features (d,) that are not merged yet
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add features (n, d) with labels (n,)."""
-        features = features.double()
-        for label in labels.unique().tolist():
-            rows = features[labels == label]
-            count, mean = len(rows), rows.mean(0)
-            scatter = (rows - mean).T @ (rows - mean)
-            if label in self._of:
-                before, mean_before, scatter_before = self._of[label]
-                step, total = mean - mean_before, before + count
-                mean = mean_before + step * (count / total)
-                scatter = scatter_before + scatter + torch.outer(step, step) * (before * count / total)
-                count = total
-            self._of[label] = count, mean, scatter
+        for row, label in zip(features, labels.tolist(), strict=True):
+            waiting = self._waiting.setdefault(label, [])
+            waiting.append(row.clone())  # a view would keep the whole batch
+            if len(waiting) == CHUNK:
+                self._merge(label)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Means (C, d) of the C classes that occur, in order, and covariances (C, d, d), divided by n − 1.
+    def _merge(self, label: int) -> None:
+        rows = torch.stack(self._waiting.pop(label)).double()
+        count, mean = len(rows), rows.mean(0)
+        if label not in self._of:
+            self._of[label] = count, mean, (rows - mean).T @ (rows - mean)
+            return
+        before, mean_before, scatter = self._of[label]
+        step, total = mean - mean_before, before + count
+        # The distance between both means as one more centred row.
+        centred = torch.cat([rows - mean, step[None] * (before * count / total) ** 0.5])
+        self._of[label] = total, mean_before + step * (count / total), torch.addmm(scatter, centred.T, centred)
+
+    def take(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean (d,) and covariance (d, d), divided by n − 1, of each class that occurs, in order; they are not kept.
 
         Raises Unsuitable if no features were added, or if a class has only one.
         """
+        for label in list(self._waiting):
+            self._merge(label)
         if not self._of:
             raise Unsuitable("saw no training images to fit on; give more training images")
-        found = sorted(self._of.items())
-        if few := [label for label, (count, _, _) in found if count < 2]:
+        if few := [label for label, (count, _, _) in sorted(self._of.items()) if count < 2]:
             raise Unsuitable(
                 f"class {few[0]} has one training image that is not held out, but a covariance needs 2; give more of it"
             )
-        means = torch.stack([mean for _, (_, mean, _) in found])
-        return means, torch.stack([scatter / (count - 1) for _, (count, _, scatter) in found])
+        for label in sorted(self._of):
+            count, mean, scatter = self._of.pop(label)
+            yield mean, scatter / (count - 1)
 
 
 def whitening(covariance: Tensor) -> Tensor:
@@ -167,6 +182,11 @@ def whitening(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     keep = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
     return (vectors[:, keep] / values[keep].sqrt()).T.contiguous()
+
+
+def memory_of_moments(features: int, classes: int) -> int:
+    """Bytes that ``ClassMoments`` and ``whitening`` of two covariances take, in float64."""
+    return 8 * (7 * features**2 + 6 * classes * features)
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:

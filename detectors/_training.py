@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
     """Outputs of the frozen network for the n training images that are not held out."""
 
     features: Tensor  # (n, d), in the network's dtype
-    logits: Tensor  # float64 (n, classes)
+    logits: Tensor  # (n, classes), in the network's dtype, at least float32
     labels: Tensor  # int64 (n,), on the network's device
 
 
@@ -56,15 +56,21 @@ def outputs_of(detector: str, train_set: TrainingSet, classifier: Classifier, pr
     labels_of(train_set, classifier.head.out_features, classifier)  # before the pass
     progress.stage(f"{detector}: features of {len(train_set.rows):,} training images")
     progress.expect(len(train_set.rows))
-    features, logits = [], []
+    features, logits, start = None, None, 0
     for probe in train_set.probes(classifier, ("logits", "features")):
-        features.append(probe.features)
-        logits.append(probe.logits)
+        rows = slice(start, start := start + len(probe))
+        of_batch, found = probe.features, probe.logits
+        require_finite_logits(found, train_set.images, train_set.rows[rows], classifier.name)
+        if features is None or logits is None:  # each is held once, because their number is known
+            features = of_batch.new_empty(len(train_set.rows), of_batch.shape[1])
+            wide = torch.promote_types(of_batch.dtype, torch.float32)
+            logits = of_batch.new_empty(len(train_set.rows), found.shape[1], dtype=wide)
+        features[rows], logits[rows] = of_batch, found
         progress.advance(len(probe))
-    all_logits = torch.cat(logits)
-    require_finite_logits(all_logits, train_set.images, train_set.rows, classifier.name)
-    labels = labels_of(train_set, all_logits.shape[1], classifier)[torch.from_numpy(train_set.rows)]
-    return Outputs(torch.cat(features), all_logits, labels.to(all_logits.device))
+    assert features is not None
+    assert logits is not None
+    labels = labels_of(train_set, logits.shape[1], classifier)[torch.from_numpy(train_set.rows)]
+    return Outputs(features, logits, labels.to(logits.device))
 
 
 def minibatches(count: int, batch_size: int, random: torch.Generator) -> Iterator[Tensor]:

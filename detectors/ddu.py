@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors._moments import ClassCovariances, labels_of
+from oodbench.detectors._moments import CHUNK, ClassCovariances, labels_of
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 CONDITION = 1e10  # ratio of largest to smallest variance that leaves a float64 score six digits
 RESOLUTION = 1e-6  # relative to the norm of the features: a smaller spread is rounding of a float32 network
-LARGEST_BYTES = 4 * 2**30  # limit for all covariances together
 
 
 class DDU(Detector):
@@ -27,7 +27,7 @@ class DDU(Detector):
     rounding for a singular covariance. Here it works if no variance is then less than 1e-10 of the largest. A class
     without training images has no Gaussian.
 
-    features (N, d) -> (N,), float64, in nats; it may be negative. Keeps (classes, d, d).
+    features (N, d) -> (N,), float64, in nats; it may be negative. Keeps (classes, d, d) in float64, once.
     """
 
     signals = ("logits", "features")
@@ -35,33 +35,37 @@ class DDU(Detector):
     _covariances: ClassCovariances | None = None
     jitter_: float
     offset_: Tensor  # (d,): the mean of class means, subtracted first so that no digits are lost
-    whitening_: Tensor  # W_c with W_cᵀ W_c the inverse of Σ_c: (C, d, d)
+    whitening_: list[Tensor]  # W_c with W_cᵀ W_c the inverse of Σ_c: C matrices (d, d)
     centres_: Tensor  # W_c (μ_c − offset): (C, d)
     peaks_: Tensor  # log N(μ_c; μ_c, Σ_c): (C,)
+
+    def memory(self, size: FitSize) -> int:
+        waiting = min(CHUNK * size.classes, size.images) * size.itemsize * size.features
+        return 8 * (size.classes + 6) * size.features**2 + waiting
 
     def observe(self, probe: Probe) -> None:
         labels, features, fitted = labels_of(probe), probe.features, ~probe.held_out
         if self._covariances is None:
-            classes, d = probe.logits.shape[1], features.shape[1]
-            if (size := 8 * classes * d * d) > LARGEST_BYTES:
-                raise Unsuitable(
-                    f"keeps one covariance per class, {size / 2**30:.0f} GiB for {classes} classes of {d} features;"
-                    " use rmd, whose classes share one"
-                )
             self._covariances = ClassCovariances()
         self._covariances.add(features[fitted], labels[fitted])
 
     def finish(self) -> None:
         gathered, self._covariances = self._covariances or ClassCovariances(), None
-        means, covariances = gathered.moments()
-        variances, directions = torch.linalg.eigh(covariances)  # (C, d) ascending, (C, d, d)
+        # One class at a time, so that the matrices of all are held once.
+        found = [(mean, *torch.linalg.eigh(covariance)) for mean, covariance in gathered.take()]
+        means, variances = torch.stack([mean for mean, _, _ in found]), torch.stack([values for _, values, _ in found])
+        directions = [vectors for _, _, vectors in found]  # (d, d) each
+        del found
         if variances.max() <= (RESOLUTION * means.norm(dim=1).max()) ** 2:
             raise Unsuitable("the features of training images do not vary within any class; give more training images")
         self.jitter_ = smallest_jitter(float(variances.min()), float(variances.max()))
-        variances = variances + self.jitter_
+        variances = variances + self.jitter_  # (C, d)
         self.offset_ = means.mean(0)
-        self.whitening_ = (directions / variances.sqrt()[:, None, :]).mT.contiguous()
-        self.centres_ = (self.whitening_ @ (means - self.offset_)[:, :, None])[:, :, 0]
+        self.whitening_ = []
+        for of_class in variances:
+            self.whitening_.append((directions.pop(0) / of_class.sqrt()).mT.contiguous())
+        centres = zip(self.whitening_, means - self.offset_, strict=True)
+        self.centres_ = torch.stack([whiten @ mean for whiten, mean in centres])
         self.peaks_ = -(variances.log().sum(1) + variances.shape[1] * math.log(2 * math.pi)) / 2
 
     def statistics(self, probe: Probe) -> Tensor:

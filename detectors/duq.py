@@ -22,7 +22,7 @@ from oodbench.models.duq import (
 )
 from oodbench.probe import Probe
 from oodbench.progress import Progress
-from oodbench.training_set import TrainingSet
+from oodbench.training_set import FitSize, TrainingSet
 
 MOMENTUM = 0.9
 DROPS, DROP = (0.25, 0.5, 0.75), 0.2  # after these shares of the epochs the learning rate is multiplied by DROP
@@ -77,12 +77,14 @@ class DUQ(Detector):
     def check(self, classifier: Classifier | None) -> None:
         _training.require_network(classifier).head  # noqa: B018  # says what is missing, if it is missing
 
+    def memory(self, size: FitSize) -> int:
+        outputs = 2 * size.images * size.itemsize * size.features + size.images * max(4, size.itemsize) * size.classes
+        return outputs + 4 * 4 * size.classes * size.features * (self.embedding_size or size.features)
+
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         network = _training.require_network(classifier)
         features, logits, labels = _training.outputs_of("duq", train_set, network, progress)
         self.scale_ = float(features.square().mean().sqrt()) or 1.0
-        features = features / self.scale_
-        one_hot = F.one_hot(labels, logits.shape[1]).to(features)  # (n, classes)
         classes, width = logits.shape[1], features.shape[1]
         size = width if self.embedding_size is None else self.embedding_size
         random = torch.Generator().manual_seed(train_set.seed)
@@ -95,7 +97,7 @@ class DUQ(Detector):
             loss_sum = 0.0
             for rows in _training.minibatches(len(labels), self.batch_size, random):
                 rows = rows.to(labels.device)
-                batch, targets = features[rows], one_hot[rows]
+                batch, targets = features[rows] / self.scale_, F.one_hot(labels[rows], classes).to(features)
                 with torch.enable_grad():
                     loss = self._loss(batch, targets, embedding, total / count)
                     optimizer.zero_grad()

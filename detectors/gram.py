@@ -4,13 +4,16 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
+from oodbench.detectors._bank import Bank
 from oodbench.detectors._parameters import require_whole
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 OFFSET = 1e-6  # as in the authors' code, added to a bound before dividing by it
 LEAST = 1e-12  # smallest divisor
 MOST_POWERS = 100  # the authors take 10
+LEAST_OUTSIDE = 2**20  # values outside the bounds that are kept without looking whether they still are
 NOTHING = 1e-6  # a smaller E[δ] is rounding of float32
 
 
@@ -54,9 +57,13 @@ class Gram(Detector):
         self.powers = powers
         self._widths: list[int] = []
         self._held_out = 0
-        # Values of held-out images outside the current bounds, as (class, column, g). Bounds only widen, so that values
-        # inside them now add nothing to E, and few values need to be kept.
-        self._outside: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Values of held-out images outside the bounds, as rows of class, column and g. Bounds only widen, so that values inside
+        # them add nothing to E, and are dropped whenever their number has doubled.
+        self._outside, self._most = Bank(), LEAST_OUTSIDE
+
+    def memory(self, size: FitSize) -> int:
+        # Bounds, twice while they are completed, and the values of at most one image per class.
+        return 8 * (4 + 3) * size.classes * self.powers * sum(size.channels)
 
     def observe(self, probe: Probe) -> None:
         rows, classes = [row_sums(layer, self.powers) for layer in probe.maps], probe.prediction
@@ -67,12 +74,24 @@ class Gram(Detector):
             self._high = -self._low
         fitted = ~probe.held_out
         places = classes[fitted][:, None].expand(-1, values.shape[1])
-        self._low = self._low.scatter_reduce(0, places, values[fitted], "amin")
-        self._high = self._high.scatter_reduce(0, places, values[fitted], "amax")
+        self._low.scatter_reduce_(0, places, values[fitted], "amin")
+        self._high.scatter_reduce_(0, places, values[fitted], "amax")
         values, classes = values[probe.held_out], classes[probe.held_out]
         image, column = torch.nonzero((values < self._low[classes]) | (values > self._high[classes]), as_tuple=True)
-        self._outside.append((classes[image], column, values[image, column]))
+        self._outside.add(torch.stack([classes[image].double(), column.double(), values[image, column]], 1))
         self._held_out += len(values)
+        if len(self._outside) > self._most:
+            self._outside = self._still_outside()
+            self._most = max(LEAST_OUTSIDE, 2 * len(self._outside))
+
+    def _still_outside(self) -> Bank:
+        assert self._low is not None
+        assert self._high is not None
+        kept = Bank()
+        for block in self._outside.blocks():
+            places = block[:, 0].long(), block[:, 1].long()
+            kept.add(block[(block[:, 2] < self._low[places]) | (block[:, 2] > self._high[places])])
+        return kept
 
     def finish(self) -> None:
         if self._low is None or self._high is None or not torch.isfinite(self._low).any():
@@ -83,7 +102,8 @@ class Gram(Detector):
         self.low_ = torch.where(unseen, self._low.min(0).values, self._low)
         self.high_ = torch.where(unseen, self._high.max(0).values, self._high)
         self.widths_ = self._widths
-        classes, columns, values = (torch.cat(parts) for parts in zip(*self._outside, strict=True))
+        outside = torch.cat([self.low_.new_empty(0, 3), *self._still_outside().blocks()])
+        classes, columns, values = outside[:, 0].long(), outside[:, 1].long(), outside[:, 2]
         deviations = _deviations(values, self.low_[classes, columns], self.high_[classes, columns])
         ends = torch.tensor(self.widths_).cumsum(0).to(columns.device)
         layers = torch.bucketize(columns, ends, right=True)
@@ -91,7 +111,7 @@ class Gram(Detector):
         expected = of_layer / self._held_out
         self.expected_ = torch.where(expected < NOTHING, 1.0, expected)
         self._low = self._high = None
-        self._outside, self._held_out = [], 0
+        self._outside, self._most, self._held_out = Bank(), LEAST_OUTSIDE, 0
 
     def statistics(self, probe: Probe) -> Tensor:
         values = torch.cat([row_sums(layer, self.powers) for layer in probe.maps], 1)

@@ -12,15 +12,15 @@ from oodbench.classifier import Classifier
 from oodbench.detector import Detector
 from oodbench.detectors import _training
 from oodbench.detectors._parameters import require_finite, require_whole
-from oodbench.errors import Unsuitable, UsageError
+from oodbench.errors import UsageError
 from oodbench.probe import Probe
 from oodbench.progress import Progress
-from oodbench.training_set import TrainingSet
+from oodbench.training_set import FitSize, TrainingSet
 
 LOSSES = ("mse", "cross-entropy")
 CONTRASTS = ("ones", "exact")
 HIDDEN = (300, 100)
-MAX_INPUTS = 2**20  # of H; at this size training takes 5 GB
+TRAINED = 6  # what training holds of each weight: itself, its gradient, two moments of Adam, and what a step needs
 
 
 class Introspective(Detector):
@@ -75,17 +75,17 @@ class Introspective(Detector):
         self.temperature, self.epsilon = temperature, epsilon
 
     def check(self, classifier: Classifier | None) -> None:
-        head = _training.require_network(classifier).head
-        if head.weight.numel() > MAX_INPUTS:
-            raise Unsuitable(
-                f"the last layer has {head.weight.numel():,} weights, each an input of H, but at most {MAX_INPUTS:,} are"
-                " supported; choose a model with fewer classes"
-            )
+        _training.require_network(classifier).head  # noqa: B018  # says what is missing, if it is missing
+
+    def memory(self, size: FitSize) -> int:
+        outputs = size.images * (size.itemsize * size.features + max(4, size.itemsize) * size.classes)
+        hidden = HIDDEN[0] * size.classes * (size.features * 4 * TRAINED + self.batch_size * 4 * 4)
+        return outputs + hidden
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         network = _training.require_network(classifier)
         features, logits, labels = _training.outputs_of("introspective", train_set, network, progress)
-        self.target_ = float(logits.max(1).values.mean())
+        self.target_ = float(logits.max(1).values.double().mean())
         random = torch.Generator().manual_seed(train_set.seed)
         weights = [w.to(features.device) for w in _initial(features.shape[1] * logits.shape[1], logits.shape[1], random)]
         optimizer = torch.optim.Adam([w.requires_grad_() for w in weights], self.lr)
@@ -94,8 +94,8 @@ class Introspective(Detector):
                 total = 0.0
                 for rows in _training.minibatches(len(labels), self.batch_size, random):
                     rows = rows.to(labels.device)
-                    gradients = introspect(features[rows], logits[rows], self.loss, self.contrast, self.target_)
-                    loss = F.cross_entropy(_mlp(gradients.float(), weights), labels[rows])
+                    by_logit, of_image = introspect(features[rows], logits[rows], self.loss, self.contrast, self.target_)
+                    loss = F.cross_entropy(_mlp(by_logit.float(), of_image.float(), weights), labels[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -105,8 +105,8 @@ class Introspective(Detector):
 
     def logits(self, probe: Probe) -> Tensor:
         """H(r_x): float64 (N, classes)."""
-        gradients = introspect(probe.features, probe.logits, self.loss, self.contrast, self.target_)
-        return _mlp(gradients, [w.double() for w in self.weights_])
+        by_logit, of_image = introspect(probe.features, probe.logits, self.loss, self.contrast, self.target_)
+        return _mlp(by_logit, of_image, [w.double() for w in self.weights_])
 
     def probabilities(self, probe: Probe) -> Tensor:
         return self.logits(probe).softmax(1)
@@ -122,16 +122,18 @@ class Introspective(Detector):
         return F.cross_entropy(logits / self.temperature, logits.argmax(1), reduction="none")
 
 
-def introspect(features: Tensor, logits: Tensor, loss: str, contrast: str, target: float) -> Tensor:
-    """r_x: features (N, d) and logits (N, classes) -> float64 (N, classes·d), each row of Euclidean norm 1, or 0."""
+def introspect(features: Tensor, logits: Tensor, loss: str, contrast: str, target: float) -> tuple[Tensor, Tensor]:
+    """The factors of r_x = vec(g fᵀ): features (N, d) and logits (N, classes) -> float64 g (N, classes) and f (N, d).
+
+    Each row of either factor has Euclidean norm 1, or is 0, so that r_x does.
+    """
     classes = logits.shape[1]
     if loss == "mse":
         by_logit = 2 * (logits.double() - target) / classes
     else:
         by_logit = (classes if contrast == "ones" else 1) * logits.double().softmax(1) - 1
-    # Each factor is normalised separately: the norm of an outer product is the product of the norms.
-    outer = F.normalize(by_logit, dim=1)[:, :, None] * F.normalize(features.double(), dim=1)[:, None, :]
-    return outer.flatten(1)
+    # The norm of an outer product is the product of the norms.
+    return F.normalize(by_logit, dim=1), F.normalize(features.double(), dim=1)
 
 
 def _initial(inputs: int, outputs: int, random: torch.Generator) -> list[Tensor]:
@@ -144,8 +146,14 @@ def _initial(inputs: int, outputs: int, random: torch.Generator) -> list[Tensor]
     return weights
 
 
-def _mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Linear layers (weight, bias, weight, …) with sigmoids between them."""
-    for place in range(0, len(weights) - 2, 2):
-        inputs = F.linear(inputs, weights[place], weights[place + 1]).sigmoid()
-    return F.linear(inputs, weights[-2], weights[-1])
+def _mlp(by_logit: Tensor, features: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Linear layers (weight, bias, weight, …) with sigmoids between them, of r_x = vec(g fᵀ), given g (N, classes), f (N, d).
+
+    r_x itself, (N, classes·d), is not made: the first layer is Σ_c g_c (W_c f), with W_c (hidden, d) the part of class c.
+    """
+    first, bias = weights[:2]
+    by_class = first.view(-1, features.shape[1]) @ features.T  # (hidden·classes, N)
+    inputs = (by_class.view(len(first), *by_logit.T.shape) * by_logit.T).sum(1).T + bias  # (N, hidden)
+    for weight, bias in zip(weights[2::2], weights[3::2], strict=True):
+        inputs = F.linear(inputs.sigmoid(), weight, bias)
+    return inputs

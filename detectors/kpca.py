@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors._moments import ClassMoments
+from oodbench.detectors._moments import ClassMoments, memory_of_moments
 from oodbench.detectors._parameters import require_finite, require_seed, require_whole
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 MOST_MAPPED = 4096
 
@@ -55,12 +56,21 @@ class KernelPCA(Detector):
         self._own, self._of_mapped = ClassMoments(1), ClassMoments(1)
         self._drawn: tuple[Tensor, Tensor] | None = None
 
+    def memory(self, size: FitSize) -> int:
+        count = self._count(size.features)
+        drawn = 8 * 3 * count * size.features  # and the copies while they are drawn
+        return memory_of_moments(size.features, 1) + memory_of_moments(count, 1) + drawn
+
+    def _count(self, width: int) -> int:
+        """M for features of this width."""
+        return self.mapped or min(MOST_MAPPED, 4 * width)
+
     def observe(self, probe: Probe) -> None:
         features = F.normalize(probe.features.double())
         one_class = torch.zeros(len(features), dtype=torch.int64, device=features.device)
         if self._drawn is None:
             random, width = np.random.default_rng(self.random_seed), features.shape[1]
-            count = self.mapped or min(MOST_MAPPED, 4 * width)
+            count = self._count(width)
             frequencies = math.sqrt(2 * self.gamma) * random.standard_normal((count, width))
             phases = 2 * math.pi * random.random(count)
             self._drawn = torch.from_numpy(frequencies).to(features), torch.from_numpy(phases).to(features)

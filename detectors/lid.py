@@ -9,6 +9,7 @@ from oodbench.detectors._parameters import require_seed, require_whole
 from oodbench.detectors._sample import Sample
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 REFERENCES = ("fixed", "paired")
 RESOLUTION = 1e-6  # relative to the largest norm of a layer: the precision of a float32 network
@@ -63,12 +64,16 @@ class LID(Detector):
             self.whole_batches = True
         self._sample: Sample | None = None  # of the layers (kept, d_l); its order makes the minibatches
 
+    def memory(self, size: FitSize) -> int:
+        return (size.itemsize + 16) * min(self.references * self.size, size.images) * sum(size.channels)
+
     def observe(self, probe: Probe) -> None:
-        self._sample = self._sample or Sample(self.references * self.size, self.random_seed)
+        if self._sample is None:
+            self._sample = Sample(self.references * self.size, self.random_seed)
         self._sample.add(probe.layers, ~probe.held_out)
 
     def finish(self) -> None:
-        rows, self._sample = [layer.double() for layer in (self._sample.columns if self._sample else [])], None
+        rows, self._sample = [layer.double() for layer in (self._sample.columns() if self._sample else [])], None
         if not rows or len(rows[0]) < 3:
             raise Unsuitable(f"needs 3 training images to refer to, has {len(rows[0]) if rows else 0}; give more images")
         size = min(self.size, len(rows[0]))

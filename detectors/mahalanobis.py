@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors._moments import ClassMoments, labels_of, squared_distances, whitening
+from oodbench.detectors._moments import ClassMoments, labels_of, memory_of_moments, squared_distances, whitening
 from oodbench.detectors._parameters import require_finite, require_grid
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 EPSILONS = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
 
@@ -44,6 +45,10 @@ class Mahalanobis(Detector):
     def penultimate(self, probe: Probe) -> Tensor:
         """The features (N, d) that the variants without layers read."""
         return probe.features
+
+    def memory(self, size: FitSize) -> int:
+        widths = size.channels if self.layered else [size.features]
+        return sum(memory_of_moments(width, size.classes) for width in widths)
 
     def observe(self, probe: Probe) -> None:
         labels, layers = labels_of(probe), probe.layers if self.layered else [self.penultimate(probe)]

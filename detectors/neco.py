@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.detector import Detector
-from oodbench.detectors._moments import ClassMoments
+from oodbench.detectors._moments import ClassMoments, memory_of_moments
 from oodbench.detectors._parameters import require_grid, require_whole
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 RESOLUTION = 1e-6  # relative to the largest mean: a smaller spread is rounding of a float32 network
 DIMENSIONS = (4, 8, 16, 32, 64, 100, 128, 256, 512)
@@ -49,6 +50,9 @@ class NECO(Detector):
         self.grid = [{"dimension": d} for d in self.dimensions]
         self._moments = ClassMoments(1)
         self._by_logit = False
+
+    def memory(self, size: FitSize) -> int:
+        return memory_of_moments(size.features, 1)
 
     def observe(self, probe: Probe) -> None:
         self._moments.add(probe.features, torch.zeros_like(probe.prediction))

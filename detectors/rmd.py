@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from oodbench.detector import Detector
-from oodbench.detectors._moments import ClassMoments, labels_of, squared_distances, whitening
+from oodbench.detectors._moments import ClassMoments, labels_of, memory_of_moments, squared_distances, whitening
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 
 class RelativeMahalanobis(Detector):
@@ -25,6 +26,9 @@ class RelativeMahalanobis(Detector):
     def penultimate(self, probe: Probe) -> Tensor:
         """The features (N, d) that distances are taken of."""
         return probe.features
+
+    def memory(self, size: FitSize) -> int:
+        return memory_of_moments(size.features, size.classes)
 
     def observe(self, probe: Probe) -> None:
         labels = labels_of(probe)

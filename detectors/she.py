@@ -5,6 +5,7 @@ from torch import Tensor
 from oodbench.detector import Detector
 from oodbench.detectors._moments import ClassMeans, labels_of
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 
 class SHE(Detector):
@@ -21,6 +22,9 @@ class SHE(Detector):
     _all: ClassMeans | None = None
     _correct: ClassMeans | None = None
     patterns_: Tensor  # S: (classes, d)
+
+    def memory(self, size: FitSize) -> int:
+        return 8 * 6 * size.classes * size.features
 
     def observe(self, probe: Probe) -> None:
         labels = labels_of(probe)

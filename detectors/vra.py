@@ -8,12 +8,15 @@ from torch import Tensor
 
 from oodbench.detector import Detector
 from oodbench.detectors import _last_layer
+from oodbench.detectors._bank import Bank
 from oodbench.detectors._parameters import require_finite, require_grid
 from oodbench.errors import Unsuitable, UsageError
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 LOWS = (50.0, 60.0, 70.0)
 HIGHS = (85.0, 90.0, 95.0, 99.0)
+FEATURES = 64  # whose percentiles are computed at once
 
 
 class VRA(Detector):
@@ -42,21 +45,27 @@ class VRA(Detector):
         self.low, self.high = low, high
         self.lows, self.highs = [*map(float, lows)], [*map(float, highs)]  # JSON values
         self.grid = [{"low": a, "high": b} for a in self.lows for b in self.highs]
-        self._features: list[Tensor] = []
+        self._features = Bank()
 
     @property
     def _levels(self) -> list[float]:
         return [self.low, self.high, *self.lows, *self.highs]
 
+    def memory(self, size: FitSize) -> int:
+        return size.held_out * (size.itemsize * size.features + 8 * 3 * FEATURES)
+
     def observe(self, probe: Probe) -> None:
-        self._features.append(probe.features[probe.held_out])
+        self._features.add(probe.features[probe.held_out])
 
     def finish(self) -> None:
-        features, self._features = torch.cat(self._features), []
-        if not len(features):
+        blocks, self._features = self._features.blocks(), Bank()
+        if not blocks:
             raise Unsuitable("needs held-out training images, but there are none; give more training images")
-        thresholds = np.percentile(features.double().cpu().numpy(), self._levels, axis=0)
-        self.thresholds_ = torch.from_numpy(thresholds).to(features.device)
+        found = []
+        for start in range(0, blocks[0].shape[1], FEATURES):
+            some = torch.cat([block[:, start : start + FEATURES] for block in blocks]).double().cpu().numpy()
+            found.append(np.percentile(some, self._levels, axis=0))
+        self.thresholds_ = torch.from_numpy(np.concatenate(found, 1)).to(blocks[0].device)
 
     def statistics(self, probe: Probe) -> Tensor:
         features = probe.features.double()

@@ -13,6 +13,7 @@ from oodbench.detectors._parameters import require_finite, require_seed, require
 from oodbench.detectors._sample import Sample
 from oodbench.errors import Unsuitable
 from oodbench.probe import Probe
+from oodbench.training_set import FitSize
 
 OFFSETS = (0.01, 0.025)  # added to densities of f and of W̃f, as in the authors' code
 GAP = 1e-6  # relative to the range of training values: the last bin ends above the largest of them
@@ -65,16 +66,20 @@ class WeiPer(Detector):
         self._weight: Tensor | None = None  # W̃: (repeats, classes, d)
         self._bias: Tensor | None = None  # (classes,)
 
+    def memory(self, size: FitSize) -> int:
+        return 8 * self.repeats * size.classes * size.features
+
     def observe(self, probe: Probe) -> None:
         self._perturb(probe.classifier)
-        self._sample = self._sample or Sample(self.size, self.random_seed)
+        if self._sample is None:
+            self._sample = Sample(self.size, self.random_seed)
         self._sample.add([probe.features], torch.ones_like(probe.held_out))
 
     def finish(self) -> None:
         sample, self._sample = self._sample, None
-        if sample is None or not len(sample.columns[0]):
+        if sample is None or not len(sample):
             raise Unsuitable("saw no training images to fit on; give more training images")
-        features = sample.columns[0].double()
+        features = sample.columns()[0].double()
         extremes = [torch.stack(part.aminmax()) for part in self._logits(features)]
         perturbed = torch.stack(extremes)  # (blocks, 2)
         self.ranges_ = [*map(float, features.aminmax()), float(perturbed[:, 0].min()), float(perturbed[:, 1].max())]

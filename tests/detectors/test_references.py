@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 import oodbench
 from oodbench import protocols
-from oodbench.detectors import knn, odin
+from oodbench.detectors import _bank, odin
 from oodbench.detectors._moments import ClassMoments, squared_distances, whitening
 from oodbench.heads import separation
 from oodbench.probe import Probe
@@ -83,7 +83,7 @@ def scale_reference(arrays, percentile):
 @pytest.mark.parametrize("k", [1, 50, 150])
 @pytest.mark.parametrize("block", [7, 64, 65536])
 def test_knn_sorts_all_distances(scores_of, arrays, monkeypatch, k, block):
-    monkeypatch.setattr(knn, "BLOCK", block)
+    monkeypatch.setattr(_bank, "BLOCK", block)
     assert_close(scores_of("knn", k=k), knn_reference(arrays, k))
 
 

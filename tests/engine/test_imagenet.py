@@ -5,7 +5,8 @@ import pytest
 from image_files import save_image
 
 import oodbench
-from oodbench import load_dataset, load_detector, load_model
+from oodbench import load_dataset, load_detector, load_model, training_set
+from oodbench.engine import fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.plan import plan
 from oodbench.errors import MissingData, NoSuchSplit, UsageError
@@ -125,6 +126,26 @@ def test_fit_images_are_drawn_by_the_seed():
     assert [len(one) for one in drawn] == [64] * 3
     assert set(np.bincount(drawn[0].labels)) <= {7, 8, 9}, "stratified"
     assert drawn[0].fingerprint == drawn[1].fingerprint != drawn[2].fingerprint
+
+
+def test_a_plan_says_what_fits_take_and_fit_images_makes_it_less(monkeypatch):
+    monkeypatch.setattr(fitting, "LARGE", 200 * 64 * 4)
+    chosen = Suite(in_distribution="digits", detectors=["knn", "msp"], sets=[TestSet(name="photos")], model="resnet8-digits")
+    for count in (200, 199):
+        lines = plan(chosen.override(fit_images=count))
+        found = "about 51 kB for the fits: knn 51 kB" if count == 200 else "about 50 kB for the fits"
+        assert f"fit on    digits (train), {count} images" in lines
+        assert f"memory    {found}" in lines
+    assert not any(line.startswith("memory") for line in plan(chosen.override(detectors=["msp"])))
+
+
+def test_a_detector_without_enough_memory_is_skipped_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_set, "available_memory", lambda device: 50_000)
+    options = {"detectors": ["knn", "she"], "datasets": ["photos"], "protocols": ["unsupervised"], "limit": 40}
+    frame = oodbench.run("digits", out=tmp_path / "run", measure_costs=False, fit_images=200, **options).frame()
+    assert dict(zip(frame["detector"], frame["status"], strict=True)) == {"knn": "skipped", "she": "ok"}
+    reason = frame.set_index("detector").loc["knn", "reason"]
+    assert reason.startswith("its fit takes about 51 kB of memory, and 50 kB are free; learn from fewer training images")
 
 
 def test_a_plan_says_what_is_skipped_and_an_empty_root_which_list_is_needed(root, tmp_path):
