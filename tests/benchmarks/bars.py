@@ -22,6 +22,7 @@ QUICK = {
     "gradient_norms.py": ["--repeats", "1", "--batch-size", "2", "--large-batch", "8"],
     "streaming.py": ["--model", "torchvision:squeezenet1_1", "--images", "16", "32", "--size", "64", "--workers", "1"],
     "run_folder.py": ["--sets", "6", "--rows", "4"],
+    "memory.py": ["--quick", "--images", "100", "--detector", "knn", "--scores", "100000"],
 }
 QUICK_WITH_DATA = {
     "shared_pass.py": ["--repeats", "1", "--limit", "50"],

@@ -105,3 +105,10 @@ def test_streaming_is_measured():
     text = printed("streaming.py", *options)
     assert len(re.findall(r"images: \d\.\d\d GB in .* s; bare loop \d\.\d\d GB in .* s$", text, re.MULTILINE)) == 2, text
     assert re.search(r"memory of more images: \d\.\d\d of the bar", text), text
+
+
+def test_memory_is_measured():
+    text = printed("memory.py", "--quick", "--images", "100", "--detector", "knn", "--scores", "100000")
+    assert len(re.findall(r"^knn, [\d,]+ images: [\d.]+ [kM]B, estimate [\d.]+ [kM]B$", text, re.MULTILINE)) == 2, text
+    names = re.findall(r"^([\w -]+): \d+\.\d\d of the bar", text, re.MULTILINE)
+    assert names == ["growth of knn", "estimate of knn", "metrics of 100 000 scores"], text
