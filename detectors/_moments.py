@@ -32,19 +32,21 @@ class ClassMeans:
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self.count: Tensor | float = 0.0  # (classes,)
-        self.sum: Tensor | float = 0.0  # (classes, d)
+        self.sum: Tensor | None = None  # (classes, d)
 
     def add(self, values: Tensor, classes: Tensor) -> None:
         """Add values (n, d) of classes (n,)."""
         # A product with one-hot rows, because index_add is not deterministic on CUDA.
         one_hot = F.one_hot(classes, self.classes).double()  # (n, classes)
         self.count = self.count + one_hot.sum(0)
-        self.sum = self.sum + one_hot.T @ values.double()
+        if self.sum is None:
+            self.sum = one_hot.new_zeros(self.classes, values.shape[1])
+        self.sum = torch.addmm(self.sum, one_hot.T, values.double())
 
     def means(self, otherwise: Tensor) -> Tensor:
         """(classes, d): the mean of each class, or the row of ``otherwise`` (classes, d) for a class without values."""
         count = torch.as_tensor(self.count)[:, None]
-        return torch.where(count > 0, self.sum / count.clamp_min(1), otherwise)
+        return torch.where(count > 0, torch.as_tensor(self.sum) / count.clamp_min(1), otherwise)
 
     def mean(self) -> Tensor:
         """(d,): the mean over all classes."""
