@@ -16,7 +16,6 @@ import argparse
 import copy
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-import oodbench
 from oodbench import protocols
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
 from oodbench.image_set import ImageSet
 from oodbench.models.load import load_model
 from oodbench.suites.load import load_suite
+
+sys.path.append(str(Path(__file__).parent))
+from shared_pass import image_sets, whole_run
 
 try:
     import pytorch_ood.detector as theirs
@@ -106,7 +107,7 @@ def main() -> int:
     suite = load_suite(options.suite)
     classifier = load_model(suite.model, data=options.data, device="cpu")
     load = {"data": options.data, "size": suite.size}
-    names = [one.name for one in suite.tested_sets() if "+" not in one.name]
+    names = image_sets(suite)
 
     def read(name: str, known: bool = False) -> TensorDataset:
         return tensors(protocols.limited(load_dataset(name, **load), options.limit, suite.seed), known)
@@ -133,21 +134,10 @@ def main() -> int:
     def together(detectors: list[str]) -> None:
         benchmark.evaluate(fitted(detectors), loader)
 
-    def ours(detectors: list[str]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            results = oodbench.run(
-                suite,
-                detectors=detectors,
-                datasets=names,
-                protocols=["unsupervised"],
-                data=options.data,
-                device="cpu",
-                limit=options.limit,
-                out=Path(folder) / "run",
-                measure_costs=False,
-            )
-            rows = results.frame()
+    def ours(detectors: list[str]) -> float:
+        taken, rows = whole_run(suite, detectors, names, data=options.data, device="cpu", limit=options.limit)
         own.update({(row["detector"], row["dataset"]): row["auroc"] for row in rows.to_dict("records")})
+        return taken
 
     def floor() -> None:
         with torch.inference_mode():
@@ -163,7 +153,7 @@ def main() -> int:
         bare = seconds(floor)
         print(f"repeat {repeat + 1}: floor {bare:.1f} s")
         for which, detectors in (("all", every), ("unperturbed", unperturbed)):
-            taken, each, shared = (seconds(work, detectors) for work in (ours, alone, together))
+            taken, each, shared = ours(detectors), seconds(alone, detectors), seconds(together, detectors)
             print(
                 f"  {len(detectors)} detectors: oodbench {taken:.1f} s; pytorch-ood {each:.1f} s one at a time"
                 f" ({each / taken:.1f} times), {shared:.1f} s in one call ({shared / taken:.1f} times)"

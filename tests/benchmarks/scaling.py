@@ -11,18 +11,15 @@ Exits with 1 if one is missed.
 import argparse
 import math
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import oodbench
 from oodbench import protocols
 from oodbench.datasets.load import load_dataset
 from oodbench.models.load import load_model
 from oodbench.suites.load import load_suite
 
 sys.path.append(str(Path(__file__).parent))
-from shared_pass import bare_pass
+from shared_pass import bare_pass, image_sets, whole_run
 
 EXPONENT, SHARE = 1.05, 0.15  # the bars
 TWO = ["msp", "mahalanobis-v"]
@@ -39,25 +36,12 @@ def main() -> int:
     suite = load_suite(options.suite)
     classifier = load_model(suite.model, data=options.data, device="cpu")
     load = {"data": options.data, "size": suite.size}
-    names = [one.name for one in suite.tested_sets() if "+" not in one.name]
+    names = image_sets(suite)
     sets = [load_dataset(name, **load) for name in (suite.in_distribution, *names)]
     train = load_dataset(suite.in_distribution, split=suite.train_split, **load)
 
     def seconds(detectors: list[str], limit: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            oodbench.run(
-                suite,
-                detectors=detectors,
-                datasets=names,
-                protocols=["unsupervised"],
-                data=options.data,
-                device="cpu",
-                limit=limit,
-                out=Path(folder) / "run",
-                measure_costs=False,
-            )
-            return time.perf_counter() - start
+        return whole_run(suite, detectors, names, data=options.data, device="cpu", limit=limit)[0]
 
     counts = [sum(min(len(one), limit) for one in sets) for limit in options.limits]
     largest = [protocols.limited(one, options.limits[-1], suite.seed) for one in sets]
