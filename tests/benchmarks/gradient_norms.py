@@ -149,10 +149,11 @@ def transformers(device: torch.device, repeats: int, batch_size: int) -> float:
     return max(found)
 
 
-def errors() -> float:
+def errors(names: list[str]) -> float:
     print("exactness: largest relative error of a squared norm against the loop, float64")
     worst = 0.0
-    for name, (make, size) in NETWORKS.items():
+    for name in names:
+        make, size = NETWORKS[name]
         torch.manual_seed(0)
         network = make().double().eval()
         for parameter in network.parameters():  # a fresh ViT's head is zero, and so were all gradients behind it
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32, help="of the table of times")
     parser.add_argument("--large-batch", type=int, default=256, help="of the table of memory")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="of the table of errors")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -214,7 +216,7 @@ def main() -> None:
     found = {
         "time on ResNet-18": (times(*sizes), TIME_BAR),
         "time on transformers": (transformers(*sizes), TRANSFORMER_BAR),
-        "exactness": (errors(), ERROR_BAR),
+        "exactness": (errors(options.networks), ERROR_BAR),
         "memory": (used, MEMORY_BAR),
     }
     for name, (value, bar) in found.items():
