@@ -20,6 +20,7 @@ from oodbench.datasets import benign, corruptions
 from oodbench.datasets.adversarial.adversarial_sets import attacked
 from oodbench.datasets.adversarial.attacks import require as require_attack
 from oodbench.datasets.folder import folder
+from oodbench.datasets.formats.files import ImageFiles
 from oodbench.datasets.formats.image_cache import kept
 from oodbench.datasets.image_list import image_list
 from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, NOT, Name, is_absolute, parse, without_answers
@@ -255,7 +256,8 @@ def as_loaded(name: Name, root: Path, split: str) -> ImageSet:
         raise OodbenchError(f"dataset '{name.base}' of {owner} cannot be loaded: {why}") from error
     if not isinstance(images, ImageSet):
         raise BadData(f"dataset '{name.base}' of {owner} returned {type(images).__name__}; a loader must return an ImageSet")
-    if len(images.images.shape) != 4 or images.images.shape[1] not in (1, 3):
+    own = isinstance(images.images, ImageFiles)  # which reads the headers of all files to tell their shape
+    if not own and (len(images.images.shape) != 4 or images.images.shape[1] not in (1, 3)):
         raise BadData(f"dataset '{name.base}' of {owner} has shape {tuple(images.images.shape)}, not (N, 1 or 3, H, W)")
     if images.labels is None:
         return images

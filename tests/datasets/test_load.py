@@ -12,6 +12,7 @@ from PIL import Image
 from oodbench import ImageSet, Source, datasets, load_dataset, registry
 from oodbench.datasets import TABLE, load
 from oodbench.datasets.corruptions import corrupt
+from oodbench.datasets.formats.files import ImageFiles
 from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError
 
 EMBEDDED = ("digits", "digits-heldout", "photos", "uniform")
@@ -383,3 +384,10 @@ def test_svhn_file_and_folder_show_the_same_digits(data_root):
     labelled = load_dataset("svhn", data=data_root, split="train").images
     among = {bytes(image.numpy()) for image in load_dataset("folder:svhn-digits", data=data_root).images}
     assert all(bytes(image.numpy()) in among for image in labelled)
+
+
+def test_headers_of_files_are_not_read_where_the_size_is_given(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "set" / "a.png")
+    monkeypatch.setattr(ImageFiles, "shape", property(lambda self: pytest.fail("reads all headers")))
+    assert load_dataset("folder:set", data=tmp_path, size=8).images.shape == (1, 3, 8, 8)
