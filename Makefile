@@ -42,7 +42,7 @@ wheel: $(INSTALLED_TEST)
 bench: $(INSTALLED_TEST)
 	$(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-autosave
 
-# Kills, flipped bits, mutated files, resource bombs and plug-ins that misbehave. It takes half an hour; `make test` runs a small part.
+# Kills, flipped bits, mutated files, resource bombs and plug-ins that misbehave. It takes 45 minutes; `make test` runs a small part.
 attack: $(INSTALLED_TEST)
 	$(BIN)/python tests/attack/run.py
 
