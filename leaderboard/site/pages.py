@@ -164,7 +164,7 @@ class Site:
     def _of_detector(self, cells: Cells, name: str) -> Iterator[dict[str, Any]]:
         board = cells.board
         rows = [row for row in board.rows if row.of == name]
-        for detector in dict.fromkeys(row.detector for row in rows):
+        for detector in sorted(dict.fromkeys(row.detector for row in rows), key=lambda one: one != name):  # itself first
             mine = [row for row in rows if row.detector == detector]
             blocks = [self._block(cells, row) for row in mine]
             yield {"title": board.title, "detector": detector, "blocks": blocks, "cost": mine[0].cost}

@@ -394,6 +394,17 @@ def test_a_page_says_where_a_detector_is_worse_than_the_control(tmp_path):
     assert "than the control" not in alone
 
 
+def test_the_page_of_a_detector_begins_with_itself_though_a_variant_is_better(tmp_path):
+    variants = ("gradcon-vae:reconstruction", "gradcon-vae", "gradcon-vae:gradient")
+    folder = made(tmp_path / "run", *(({"detector": name}, True) for name in variants))
+    auroc = {record.detector: record.metrics.auroc for record in folder.records()}
+    assert auroc["gradcon-vae"] < max(auroc.values())
+    page = dict(site_files([folder], "variants"))["detectors/gradcon-vae.html"].decode()
+    first, *others = re.findall(r"(?<=<h2>)gradcon-vae(?::\w+)?", page)
+    assert first == "gradcon-vae"
+    assert sorted(others) == ["gradcon-vae:gradient", "gradcon-vae:reconstruction"]
+
+
 def test_controls_alone_have_a_chart_without_a_front(tmp_path):
     names, cost = ("pixels", "untrained"), {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}
     folder = made(tmp_path / "run", *(({"detector": name}, True) for name in names))
