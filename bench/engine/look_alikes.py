@@ -28,8 +28,8 @@ CANDIDATES = 20  # known images for each image that is so small
 # Lanczos and Hamming filters do what these do, within the limit. None is nearest neighbour by corners, as in OpenCV.
 FILTERS = (Resampling.NEAREST, Resampling.BOX, Resampling.BILINEAR, Resampling.BICUBIC, None)
 LARGEST = 64  # pixels of the shorter side; the thumbnail of a larger image hardly shows the filter
-CHUNK = 512  # rows compared at once
-BLOCKS = 4  # of a thumbnail, per side: their means show which known images cannot be the original
+CHUNK, BLOCK = 512, 8192  # images compared at once, with so many others
+MEANS = 4  # of blocks of a thumbnail, per side: they show which known images cannot be the original
 SLACK = 1e-3  # of a limit, for the rounding of float32
 
 
@@ -46,29 +46,35 @@ def look_alikes(
     found = np.zeros(len(rows), dtype=bool)
     if images.images.shape[1] != others.images.shape[1] or not len(other_rows):
         return found
-    numbers, other_numbers = (torch.from_numpy(ids) for ids in protocols.same_images(images, others))
-    mine, theirs = _scaled(images.thumbnails[rows]), _scaled(others.thumbnails[other_rows])
-    if mine.thumbnails.shape[1] != theirs.thumbnails.shape[1]:
+    if images.thumbnails.shape[1] != others.thumbnails.shape[1]:
         return found
-    candidates, least = (CANDIDATES, -1) if min(images.images.shape[2:]) < THUMBNAIL else (1, 1 - NEAR**2 / 2)
+    numbers, other_numbers = (torch.from_numpy(ids) for ids in protocols.same_images(images, others))
     shared = torch.isin(numbers[rows], other_numbers[other_rows])
-    for part in torch.arange(len(rows)).split(CHUNK):
-        some, alike = _Scaled(*(value[part] for value in mine)), torch.zeros(len(part), dtype=torch.bool)
-        correlations = some.thumbnails @ theirs.thumbnails.T / theirs.thumbnails.shape[1]
-        for row in shared[part].nonzero()[:, 0]:  # what is one image does not count
-            correlations[row, numbers[rows[part[row]]] == other_numbers[other_rows]] = -torch.inf
-        row, place = (correlations >= LEAST).nonzero(as_tuple=True)
-        squares = _squares(some, theirs, correlations, row, place)
-        alike[row[squares <= (SHARE * some.contrast[row]).clamp_max(LIMIT).square()]] = True
-        if saved_again:
-            nearest = correlations.topk(min(candidates, len(other_rows)))
-            near = (nearest.values >= least) & (some.contrast > LIMIT)[:, None] & ~alike[:, None]
-            row, place = near.nonzero(as_tuple=True)
-            if len(row):
-                known = others.read(other_rows[nearest.indices[row, place].numpy()])
-                alike[row[_are_saved_again(some.thumbnails[row], known)]] = True
-        found[part] = alike
-    return found
+    candidates, least = (CANDIDATES, -1) if min(images.images.shape[2:]) < THUMBNAIL else (1, 1 - NEAR**2 / 2)
+    candidates = min(candidates, len(other_rows)) if saved_again else 0
+    alike, contrast = torch.zeros(len(rows), dtype=torch.bool), torch.empty(len(rows))
+    nearest, places = torch.full((len(rows), candidates), -torch.inf), torch.zeros(len(rows), candidates, dtype=torch.int64)
+    for block in torch.arange(len(other_rows)).split(BLOCK):
+        theirs = _scaled(others.thumbnails[other_rows[block]])
+        for part in torch.arange(len(rows)).split(CHUNK):
+            some = _scaled(images.thumbnails[rows[part]])
+            contrast[part] = some.contrast
+            correlations = some.thumbnails @ theirs.thumbnails.T / theirs.thumbnails.shape[1]
+            for row in shared[part].nonzero()[:, 0]:  # what is one image does not count
+                correlations[row, numbers[rows[part[row]]] == other_numbers[other_rows[block]]] = -torch.inf
+            row, place = (correlations >= LEAST).nonzero(as_tuple=True)
+            squares = _squares(some, theirs, correlations, row, place)
+            alike[part[row[squares <= (SHARE * some.contrast[row]).clamp_max(LIMIT).square()]]] = True
+            if candidates:
+                values, place = correlations.topk(min(candidates, len(block)))
+                nearest[part], kept = torch.cat([nearest[part], values], 1).topk(candidates)
+                places[part] = torch.cat([places[part], block[place]], 1).gather(1, kept)
+    near = (nearest >= least) & (contrast > LIMIT)[:, None] & ~alike[:, None]
+    for pairs in near.nonzero().split(CHUNK) if near.any() else ():
+        row, place = pairs[:, 0], places[pairs[:, 0], pairs[:, 1]]
+        mine, known = _scaled(images.thumbnails[rows[row]]).thumbnails, others.read(other_rows[place])
+        alike[row[_are_saved_again(mine, known)]] = True
+    return alike.numpy()
 
 
 def of_split(split: Split, learnt_from: Sides, tested_on: Sides) -> int:
@@ -126,15 +132,15 @@ def _may_be_saved_again(thumbnails: Tensor, images: Tensor, ways: list[tuple[Ten
     by, the difference is at least the distance of the first from the line through the second.
     """
     (height, width), channels = (len(line) for line in ways[0]), images.shape[1]
-    if height % BLOCKS or width % BLOCKS:
+    if height % MEANS or width % MEANS:
         return torch.ones(len(images), len(ways), dtype=torch.bool)
     downs, acrosses = (
-        torch.stack([line.unflatten(0, (BLOCKS, -1)).mean(1) for line in lines]) for lines in zip(*ways, strict=True)
+        torch.stack([line.unflatten(0, (MEANS, -1)).mean(1) for line in lines]) for lines in zip(*ways, strict=True)
     )
-    half = (images @ acrosses.flatten(0, 1).T).unflatten(-1, (len(ways), BLOCKS))  # (N, channels, H, ways, blocks)
+    half = (images @ acrosses.flatten(0, 1).T).unflatten(-1, (len(ways), MEANS))  # (N, channels, H, ways, blocks)
     version = torch.einsum("kbh,nchka->nkcba", downs, half).flatten(2)  # (N, ways, channels · blocks · blocks)
     version -= version.mean(2, keepdim=True)
-    mine = thumbnails.reshape(len(images), channels, BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS).mean((3, 5)).flatten(1)
+    mine = thumbnails.reshape(len(images), channels, MEANS, height // MEANS, MEANS, width // MEANS).mean((3, 5)).flatten(1)
     along = torch.einsum("nd,nkd->nk", mine, version).clamp_min(0).square() / version.square().sum(2).clamp_min(1e-12)
     apart = (mine.square().sum(1)[:, None] - along) / mine.shape[1]  # per pixel of the thumbnail, as blocks are equally large
     return apart <= SAVED_SHARE**2 * (1 + SLACK)
