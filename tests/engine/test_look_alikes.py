@@ -53,8 +53,16 @@ def by_pairs(images: torch.Tensor, others: torch.Tensor) -> list[bool]:
     return found
 
 
-def test_it_is_the_smallest_difference_of_any_pair(monkeypatch):
-    monkeypatch.setattr("oodbench.engine.look_alikes.CHUNK", 7)
+@pytest.fixture(params=[None, 7], ids=["at once", "in blocks"])
+def blocks(request, monkeypatch):
+    """All are compared at once, or few with few."""
+    if request.param:
+        monkeypatch.setattr("oodbench.engine.look_alikes.CHUNK", request.param)
+        monkeypatch.setattr("oodbench.engine.look_alikes.BLOCK", 2 * request.param - 1)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_it_is_the_smallest_difference_of_any_pair():
     known = photographs(40, 0)
     images = photographs(20, 1)
     images[3], images[9] = saved_again(known[30], 64, 90), saved_again(known[2], 128, 85)
@@ -135,6 +143,7 @@ def test_small_copies_are_found_with_every_filter_and_other_images_are_not(size,
     assert look_alikes(copies, np.arange(100), known, np.arange(len(known)), saved_again=True).sum() <= 2
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("size", [24, 29, 33, 40])
 @pytest.mark.parametrize("resized", [FILTERS["NEAREST"], FILTERS["BILINEAR"], nearest_by_corners])
 def test_so_are_copies_of_photographs_of_32_pixels(size, resized):
@@ -147,6 +156,7 @@ def test_so_are_copies_of_photographs_of_32_pixels(size, resized):
     assert not look_alikes(copies, rows, known, all_known, saved_again=True).any()
 
 
+@pytest.mark.usefixtures("blocks")
 def test_copies_of_images_with_one_small_side_are_found():
     columns = torch.randint(0, 256, (5, 3, 8, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = columns.repeat_interleave(20, dim=3)
