@@ -29,6 +29,7 @@ CANDIDATES = 20  # known images for each image that is so small
 FILTERS = (Resampling.NEAREST, Resampling.BOX, Resampling.BILINEAR, Resampling.BICUBIC, None)
 LARGEST = 64  # pixels of the shorter side; the thumbnail of a larger image hardly shows the filter
 CHUNK, BLOCK = 512, 8192  # images compared at once, with so many others
+PAIRS = 64  # of an image and a known one, saved at all sizes at once
 MEANS = 4  # of blocks of a thumbnail, per side: they show which known images cannot be the original
 SLACK = 1e-3  # of a limit, for the rounding of float32
 
@@ -70,7 +71,7 @@ def look_alikes(
                 nearest[part], kept = torch.cat([nearest[part], values], 1).topk(candidates)
                 places[part] = torch.cat([places[part], block[place]], 1).gather(1, kept)
     near = (nearest >= least) & (contrast > LIMIT)[:, None] & ~alike[:, None]
-    for pairs in near.nonzero().split(CHUNK) if near.any() else ():
+    for pairs in near.nonzero().split(PAIRS) if near.any() else ():
         row, place = pairs[:, 0], places[pairs[:, 0], pairs[:, 1]]
         mine, known = _scaled(images.thumbnails[rows[row]]).thumbnails, others.read(other_rows[place])
         alike[row[_are_saved_again(mine, known)]] = True
@@ -115,13 +116,11 @@ def _are_saved_again(thumbnails: Tensor, images: Tensor) -> Tensor:
     """Which of these scaled thumbnails (N, D) are of the image of their row (N, C, H, W), saved at another size: bool (N,)."""
     found = torch.zeros(len(images), dtype=torch.bool)
     images, ways = images.float(), list(_sizes_and_filters(*images.shape[2:]))
-    for part in torch.arange(len(images)).split(CHUNK // 8):
-        possible = _may_be_saved_again(thumbnails[part], images[part], ways)
-        for (down, across), rows in zip(ways, possible.T, strict=True):
-            some = part[rows]
-            if len(some):
-                version = _scaled(((images[some] @ across.T).mT @ down.T).mT.flatten(1)).thumbnails
-                found[some] |= (thumbnails[some] - version).square().mean(1) <= SAVED_SHARE**2
+    possible = _may_be_saved_again(thumbnails, images, ways)
+    for (down, across), rows in zip(ways, possible.T, strict=True):
+        if rows.any():
+            version = _scaled(((images[rows] @ across.T).mT @ down.T).mT.flatten(1)).thumbnails
+            found[rows] |= (thumbnails[rows] - version).square().mean(1) <= SAVED_SHARE**2
     return found
 
 
