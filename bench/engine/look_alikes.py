@@ -49,20 +49,23 @@ def look_alikes(
         return found
     if images.thumbnails.shape[1] != others.thumbnails.shape[1]:
         return found
-    numbers, other_numbers = (torch.from_numpy(ids) for ids in protocols.same_images(images, others))
-    shared = torch.isin(numbers[rows], other_numbers[other_rows])
+    mine, known = torch.from_numpy(rows), torch.from_numpy(other_rows)
+    ids, known_ids = (
+        torch.from_numpy(of)[at] for of, at in zip(protocols.same_images(images, others), (mine, known), strict=True)
+    )
+    shared = torch.isin(ids, known_ids)
     candidates, least = (CANDIDATES, -1) if min(images.images.shape[2:]) < THUMBNAIL else (1, 1 - NEAR**2 / 2)
-    candidates = min(candidates, len(other_rows)) if saved_again else 0
-    alike, contrast = torch.zeros(len(rows), dtype=torch.bool), torch.empty(len(rows))
-    nearest, places = torch.full((len(rows), candidates), -torch.inf), torch.zeros(len(rows), candidates, dtype=torch.int64)
-    for block in torch.arange(len(other_rows)).split(BLOCK):
-        theirs = _scaled(others.thumbnails[other_rows[block]])
-        for part in torch.arange(len(rows)).split(CHUNK):
-            some = _scaled(images.thumbnails[rows[part]])
+    candidates = min(candidates, len(known)) if saved_again else 0
+    alike, contrast = torch.zeros(len(mine), dtype=torch.bool), torch.empty(len(mine))
+    nearest, places = torch.full((len(mine), candidates), -torch.inf), torch.zeros(len(mine), candidates, dtype=torch.int64)
+    for block in torch.arange(len(known)).split(BLOCK):
+        theirs = _scaled(others.thumbnails[known[block]])
+        for part in torch.arange(len(mine)).split(CHUNK):
+            some = _scaled(images.thumbnails[mine[part]])
             contrast[part] = some.contrast
             correlations = some.thumbnails @ theirs.thumbnails.T / theirs.thumbnails.shape[1]
             for row in shared[part].nonzero()[:, 0]:  # what is one image does not count
-                correlations[row, numbers[rows[part[row]]] == other_numbers[other_rows[block]]] = -torch.inf
+                correlations[row, ids[part[row]] == known_ids[block]] = -torch.inf
             row, place = (correlations >= LEAST).nonzero(as_tuple=True)
             squares = _squares(some, theirs, correlations, row, place)
             alike[part[row[squares <= (SHARE * some.contrast[row]).clamp_max(LIMIT).square()]]] = True
@@ -73,8 +76,8 @@ def look_alikes(
     near = (nearest >= least) & (contrast > LIMIT)[:, None] & ~alike[:, None]
     for pairs in near.nonzero().split(PAIRS) if near.any() else ():
         row, place = pairs[:, 0], places[pairs[:, 0], pairs[:, 1]]
-        mine, known = _scaled(images.thumbnails[rows[row]]).thumbnails, others.read(other_rows[place])
-        alike[row[_are_saved_again(mine, known)]] = True
+        thumbnails = _scaled(images.thumbnails[mine[row]]).thumbnails
+        alike[row[_are_saved_again(thumbnails, others.read(known[place]))]] = True
     return alike.numpy()
 
 
