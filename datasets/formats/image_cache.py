@@ -5,7 +5,9 @@ they are in.
 """
 
 import hashlib
+import io
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -17,9 +19,9 @@ from torch import Tensor
 
 from oodbench.batching import decoded_batches
 from oodbench.datasets.formats.digests import digests
-from oodbench.errors import CannotWrite
+from oodbench.errors import BadData, CannotWrite
 from oodbench.image_set import Images
-from oodbench.paths import cache_root, size, write_atomically
+from oodbench.paths import cache_root, require_regular, size, write_atomically
 from oodbench.progress import Progress
 
 FOLDER = "images"  # in the cache folder
@@ -31,8 +33,8 @@ def kept(
 ) -> "Mapped":
     """The same images, from the cache folder; they are decoded first if they are not there.
 
-    ``files`` has the file of each image, ``read_as`` says how files become images. Raises CannotWrite without the space, and
-    the errors of decoding.
+    ``files`` has the file of each image, ``read_as`` says how files become images. Raises CannotWrite without the space,
+    BadData for something else in place of the file, and the errors of decoding.
     """
     progress = progress or Progress()
     # Another version of Pillow may decode or resample to other pixels.
@@ -44,7 +46,7 @@ def kept(
 
 
 def _keep(images: Images, found: "Mapped", name: str, workers: int, progress: Progress) -> None:
-    folder, needed = found.path.parent, int(np.prod(found.shape))
+    folder, needed = found.path.parent, len(found) * found.dtype.itemsize
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if (free := shutil.disk_usage(there).free) < needed:
         raise CannotWrite(
@@ -54,41 +56,68 @@ def _keep(images: Images, found: "Mapped", name: str, workers: int, progress: Pr
     progress.say(f"{name}: keeping {len(images):,} images in {folder}, {size(needed)}")
     progress.stage(f"decoding {len(images):,} images of {name}")
     progress.expect(len(images))
-    step = max(1, CHUNK // int(np.prod(found.shape[1:])))
+    step = max(1, CHUNK // found.dtype.itemsize)
     pieces = [np.arange(start, min(start + step, len(images))) for start in range(0, len(images), step)]
 
     def write(file: IO[bytes]) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": found.shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        file.write(found.header)
         for piece, batch in zip(pieces, decoded_batches(images, pieces, workers, name=name), strict=True):
-            file.write(np.ascontiguousarray(batch.numpy()).data)
+            file.write(found.records(batch.numpy()).data)
             progress.advance(len(piece))
 
     write_atomically(found.path, write)
 
 
 class Mapped:
-    """``Images`` (N, C, H, W) in a NumPy file."""
+    """``Images`` (N, C, H, W) in a NumPy file of one record per image: its pixels, and a checksum of them."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape = path, shape
-        self._pixels: np.ndarray | None = None
+        self.dtype = np.dtype([("pixels", "|u1", shape[1:]), ("crc32", "<u4")])
+        self._mapped: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Sequence[int]) -> Tensor:
-        if self._pixels is None:
-            self._pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return torch.from_numpy(self._pixels[list(rows)])
+        """Raises BadData if a pixel is not what was written."""
+        if self._mapped is None:
+            self._mapped = np.memmap(self.path, self.dtype, "r", len(self.header), self.shape[0])
+        records = self._mapped[list(rows)]
+        pixels = np.ascontiguousarray(records["pixels"])
+        if not np.array_equal(_checksums(pixels), records["crc32"]):
+            raise BadData(f"{self.path} is damaged; delete it, and run again")
+        return torch.from_numpy(pixels)
+
+    def records(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (n, C, H, W) with their checksums, as the file has them."""
+        made = np.empty(len(pixels), self.dtype)
+        made["pixels"], made["crc32"] = pixels, _checksums(pixels)
+        return made
+
+    @property
+    def header(self) -> bytes:
+        """The bytes before the records."""
+        file = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": self.shape[:1]})
+        return file.getvalue()
 
     def is_whole(self) -> bool:
-        """Whether the file is there and holds an array of this shape."""
+        """Whether the file is there, with its header and of its size. Raises BadData for a pipe or a folder in its place."""
+        header = self.header
         try:
-            pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            require_regular(self.path)
+            with self.path.open("rb") as file:
+                begun = file.read(len(header)) == header
+            return begun and self.path.stat().st_size == len(header) + len(self) * self.dtype.itemsize
+        except OSError:
             return False
-        return isinstance(pixels, np.ndarray) and pixels.shape == self.shape and pixels.dtype == np.uint8
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "shape": self.shape, "_pixels": None}  # another process maps the file itself
+        return vars(self) | {"_mapped": None}  # another process maps the file itself
+
+
+def _checksums(pixels: np.ndarray) -> np.ndarray:
+    """CRC-32 of each image: uint32 (n,)."""
+    return np.array([zlib.crc32(np.ascontiguousarray(image)) for image in pixels], np.uint32)

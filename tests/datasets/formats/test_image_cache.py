@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -97,6 +98,34 @@ def test_a_damaged_file_is_made_again(data, content):
     (file,) = kept_files(data)
     file.write_bytes(file.read_bytes()[:-1] if content is None else content)
     assert torch.equal(load_dataset("folder:set", data=data, cache_images=True, **OPTIONS).images, expected)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_changed_byte_is_not_read_as_an_image(data, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(load, "IN_MEMORY", 0)
+    read = partial(load_dataset, "folder:set", data=data, cache_images=True, **OPTIONS)
+    expected = read().read(range(12))
+    (file,) = kept_files(data)
+    whole = file.read_bytes()
+    for place in (len(whole) - 100, len(whole) - 1):  # a pixel of the last image, and its checksum
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BadData, match=rf"{file.name} is damaged; delete it, and run again"):
+            read().read(range(12))
+        if not in_memory:
+            assert torch.equal(read().read(range(11)), expected[:11]), "other images are not concerned"
+    file.unlink()
+    assert torch.equal(read().read(range(12)), expected)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_something_else_in_place_of_the_file_is_named_and_not_read(data, make):
+    load_dataset("folder:set", data=data, cache_images=True, **OPTIONS)
+    (file,) = kept_files(data)
+    file.unlink()
+    make(file)
+    with pytest.raises(BadData, match=rf"{file.name} is not a regular file; replace it with one, or remove it"):
+        load_dataset("folder:set", data=data, cache_images=True, **OPTIONS)
 
 
 def test_a_file_that_is_no_image_leaves_nothing(data):
