@@ -41,6 +41,7 @@ from oodbench.results.pass_file import hash_of
 from oodbench.results.recompute import figures_of
 from oodbench.results.records import cost_key
 from oodbench.results.site import differing, remove_site, replace_site
+from oodbench.suite import PROTOCOLS
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -113,6 +114,11 @@ def test_pages_show_the_figures_of_the_records(run_path, site):
             assert any(interval in text for text in shown)
         page = (site / "sets" / f"{Names('sets')(record.dataset).removeprefix('sets/')}").read_text()
         assert f"{100 * figure:.1f}" in page
+
+
+def test_the_first_page_says_what_each_protocol_is(site):
+    page = (site / "index.html").read_text()
+    assert [protocol for protocol in PROTOCOLS if f"Under <i>{protocol}</i>" not in page] == []
 
 
 def test_the_first_page_shows_the_means_of_the_leaderboard(run_path, site):
