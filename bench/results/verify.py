@@ -266,6 +266,9 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
         return
     if record.protocol not in PROTOCOLS:
         yield f"{record.protocol} is not a protocol"
+    elsewhere = {"transfer": settings.get("transfer_from"), "validation": settings.get("validation_set")}.get(record.protocol)
+    if elsewhere and (told := elsewhere if isinstance(elsewhere, str) else elsewhere[0]) != record.transfer_from:
+        yield f"it learns from {record.transfer_from}, but {record.protocol} of the run from {told}"
     if wrong := [n for n, (value, _) in record.non_default.items() if n in record.parameters and record.parameters[n] != value]:
         yield f"it says two things of {', '.join(wrong)}"
 
@@ -364,9 +367,16 @@ def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
 def _across(records: list[SetRecord]) -> Iterator[str]:
     """Where records of several sets contradict each other."""
     codes: dict[str, set[str]] = defaultdict(set)
+    choices: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.status == "ok" and record.detector:
             codes[record.detector].add(record.code)
+        if isinstance(record, DetectionRecord) and record.protocol == "validation" and record.status == "ok":
+            choice = [record.setting, record.transfer_from, record.transfer_fingerprint]
+            choices[record.row].add(json.dumps(choice, sort_keys=True))
+    for row, made in choices.items():
+        if len(made) > 1:
+            yield f"{row} has {len(made)} choices of hyper-parameters under validation, where all sets share one"
     for detector, several in codes.items():
         if len(several) > 1:
             yield f"{detector} has figures of {len(several)} versions of its code; run it again on all sets"

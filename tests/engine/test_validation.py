@@ -217,6 +217,9 @@ def test_the_leaderboard_says_what_was_chosen_on_what(tuned):
     ({"choice_auroc": 0.5}, {}, "choice_auroc is 0.5, but its scores give"),
     ({}, {"in_choice": lambda scores: scores[:-1]}, "choice_auroc is"),
     ({}, {"in_choose": lambda rows: rows + 1}, "that its head learnt from"),
+    ({"setting": {"k": 10}}, {}, "knn has 2 choices of hyper-parameters under validation, where all sets share one"),
+    ({"transfer_fingerprint": "0"}, {}, "knn has 2 choices of hyper-parameters"),
+    ({"transfer_from": "photos"}, {}, "it learns from photos, but validation of the run from digits-heldout (test)"),
 ])  # fmt: skip
 def test_a_forged_choice_is_noticed(tuned, tmp_path, changes, arrays, problem):
     folder = RunFolder(shutil.copytree(tuned.path, tmp_path / "run"))
