@@ -1,8 +1,9 @@
 """What detectors learn from: the in-distribution training images, batch by batch, and their number and that of features."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from oodbench.batching import batches, pieces_of
 from oodbench.classifier import Classifier
-from oodbench.errors import Unsuitable
+from oodbench.errors import BadData, Unsuitable, contained
 from oodbench.image_set import ImageSet
 from oodbench.models.device import available_memory
 from oodbench.paths import DataRoots, size
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from oodbench.detector import Detector
 
 LARGE = 10**9  # bytes of a fit that are reported
+MOST_BYTES = 2**63  # that a number of bytes may name
 FEWER = "learn from fewer training images (fit_images in a suite, oodbench run --fit-images)"
 
 
@@ -118,18 +120,23 @@ class FitMemory:
         """Note and report what the fit takes. Raises Unsuitable if it takes more than is free."""
         if detector not in self._learning:
             return
-        needed = detector.memory(self.size)
+        needed = fit_memory(detector, self.size)
         if self._free is not None and needed > self._free:
-            fewer = detector.memory(replace(self.size, images=1, held_out=1)) <= self._free
+            fewer = fit_memory(detector, replace(self.size, images=1, held_out=1)) <= self._free
             remedy = FEWER if fewer else "leave it out, or use a machine with more"
             raise Unsuitable(f"its fit takes about {size(needed)} of memory, and {size(self._free)} are free; {remedy}")
         if needed >= LARGE:
             self._say(f"{detector.name}: the fit takes about {size(needed)} of memory")
         self.needed[detector] = needed
 
-    def note_all(self) -> None:
-        """Note what all fits take, without a report."""
-        self.needed = {detector: detector.memory(self.size) for detector in self._learning}
+    def note_all(self, on_error: Callable[["Detector", Exception], None]) -> None:
+        """Note what all fits take, without a report. A detector that does not tell is given to ``on_error``."""
+        for detector in self._learning:
+            try:
+                with contained():
+                    self.needed[detector] = fit_memory(detector, self.size)
+            except Exception as error:
+                on_error(detector, error)
 
     @property
     def together(self) -> int:
@@ -144,6 +151,14 @@ class FitMemory:
                 f"the fits take about {size(self.together)} of memory together, and {size(self._free)} are free; {FEWER}, or"
                 " run fewer detectors at once"
             )
+
+
+def fit_memory(detector: "Detector", of: FitSize) -> int:
+    """``Detector.memory``. Raises BadData if that is not a number of bytes."""
+    needed = detector.memory(of)
+    if not isinstance(needed, Real) or not 0 <= needed < MOST_BYTES:
+        raise BadData(f"its memory(size) gave {str(needed)[:40]}, which is not a number of bytes")
+    return int(needed)
 
 
 def size_of(train_set: TrainingSet, classifier: Classifier | None, layered: bool) -> FitSize:

@@ -64,11 +64,14 @@ class Fitting:
         self.progress.fail(detector.name, error, type(detector).__module__)
 
     def expected_memory(self) -> str:
-        """What all fits take in memory, and those of the detectors that take most; empty if that is not known."""
+        """What all fits take in memory, and those of the detectors that take most; empty if that is not known.
+
+        A detector that does not tell is broken.
+        """
         if self.train_set is None:
             return ""
         memory = FitMemory(self.sound(self.detectors), self.loaded.classifier, self.train_set, self.progress)
-        memory.note_all()
+        memory.note_all(self.break_)
         large = sorted(memory.needed.items(), key=lambda item: -item[1])
         of = ", ".join(f"{detector.name} {size(needed)}" for detector, needed in large if needed >= LARGE)
         return f"about {size(memory.together)} for the fits" + (f": {of}" if of else "") if memory.together else ""

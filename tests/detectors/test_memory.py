@@ -14,7 +14,7 @@ from oodbench.detectors._moments import ClassCovariances
 from oodbench.detectors._sample import Sample
 from oodbench.detectors.introspective import _mlp, introspect
 from oodbench.detectors.react import percentiles_of
-from oodbench.errors import Unsuitable
+from oodbench.errors import BadData, Unsuitable
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.training_set import FitMemory, FitSize, TrainingSet
@@ -156,6 +156,40 @@ def test_memory_is_flat_in_images_or_grows_with_them(name):
 
 def test_the_bank_of_imagenet_takes_its_float32_rows():
     assert oodbench.load_detector("knn").memory(FitSize(1_280_000, 0, 2048, 1000)) == 1_280_000 * 2048 * 4
+
+
+@pytest.mark.parametrize("given", [-1, float("nan"), float("inf"), 10**400, "much", None, ValueError("no")])
+def test_a_detector_that_does_not_tell_its_memory_fails_alone(classifier, given):
+    class Odd(oodbench.Detector):
+        """A score with a strange memory."""
+
+        signals = ("logits",)
+
+        def observe(self, probe):
+            pass
+
+        def memory(self, size):
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        def statistics(self, probe):
+            return -probe.logits.max(1).values
+
+    odd, knn = Odd(), oodbench.load_detector("knn")
+    why = "no" if isinstance(given, Exception) else r"its memory\(size\) gave .*, which is not a number of bytes"
+    with pytest.raises((BadData, ValueError), match=f"^{why}$"):
+        odd.fit(classifier, TRAIN, LABELS)
+    failed = {}
+    memory = memory_of([odd, knn], classifier)
+    memory.note_all(failed.__setitem__)
+    assert (list(failed), memory.needed) == ([odd], {knn: 400 * 16 * 8})
+
+
+def test_memory_may_be_a_float():
+    knn = oodbench.load_detector("knn")
+    knn.memory = lambda size: np.float64(1.5e9)
+    assert training_set.fit_memory(knn, FitSize(1, 1)) == 1_500_000_000
 
 
 def test_a_large_fit_is_announced_and_one_that_does_not_fit_is_refused(classifier, monkeypatch):
