@@ -235,8 +235,15 @@ class LoadedSuite:
     @cached_property
     def precision(self) -> torch.dtype | None:
         """Of the forward passes of detectors that need no gradient; None for the network's own. Raises UsageError if the device
-        cannot compute in it."""
-        return None if self.classifier is None else precision_on(self.device, self.suite.precision)
+        cannot compute in it, and for a network of another precision than float32, which autocast does not lower."""
+        if self.classifier is None:
+            return None
+        if (lower := precision_on(self.device, self.suite.precision)) and (own := self.classifier.dtype) != torch.float32:
+            raise UsageError(
+                f"precision {self.suite.precision} is for networks in float32, and {self.suite.model} is in"
+                f" {str(own).removeprefix('torch.')}; convert it with module.float(), or leave out --precision"
+            )
+        return lower
 
     @property
     def known(self) -> list[ImageSet]:

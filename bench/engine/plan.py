@@ -7,11 +7,13 @@ from oodbench.datasets.name import parse
 from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite
 from oodbench.engine.network import NO_NETWORK, load_network
+from oodbench.engine.precision import announced
 from oodbench.engine.space import expected_bytes
 from oodbench.errors import OodbenchError, UsageError, counted, one_line, reason
 from oodbench.models import imports_code
 from oodbench.paths import DataRoots, size
 from oodbench.progress import Progress
+from oodbench.protocols import validation_size
 from oodbench.suite import Suite
 
 
@@ -57,7 +59,11 @@ def plan(
     if loaded.validation is not None:
         count = counted(len(loaded.validation), "image")
         lines.insert(-3, f"calibrate {suite.in_distribution} ({suite.test_split}), {count} set apart")
-    lines += [f"memory    {memory}"] if (memory := Fitting(loaded, Progress()).expected_memory()) else []
+    fitting = Fitting(loaded, Progress())
+    unsuited = fitting.broken.keys() - loaded.broken.keys()
+    lines += [f"memory    {memory}"] if (memory := fitting.expected_memory()) else []
+    failing = {name: error for name, error in fitting.broken.items() if name not in unsuited}
+    lines += [f"precision {announced(loaded)}"] if loaded.precision else []
     for test_set in loaded.test_sets:
         found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
         if parse(test_set.name).attack and not test_set.error:
@@ -67,9 +73,11 @@ def plan(
         lines.append(f"transfer  learns from {loaded.source.name}")
     if loaded.choosing is not None:
         inside, outside = (f"{counted(len(images), 'image')} of {images.name} ({images.split})" for images in loaded.choosing)
+        if loaded.choosing.in_distribution is loaded.in_distribution:  # whose other images are tested
+            inside = f"{validation_size(len(loaded.in_distribution), suite.learnt_share):,} of the {inside}"
         lines.append(f"validate  chooses hyper-parameters on {outside} against {inside}")
     for name in suite.detectors:
-        broken = f", fails: {reason(loaded.broken[name])}" if name in loaded.broken else ""
+        broken = f", fails: {reason(failing[name])}" if name in failing else ""
         if loaded.untrained and not broken and loaded.learns_from_training(loaded.detectors[name]):
             broken = ", skipped: it learns from training images"
         protocols_of: dict[str, list[str]] = {}

@@ -6,14 +6,19 @@ import torch
 from heard import Heard
 
 import oodbench
+from oodbench.engine.loaded_suite import LoadedSuite
+from oodbench.engine.network import NO_NETWORK
+from oodbench.engine.plan import plan
 from oodbench.engine.replay import replay
 from oodbench.errors import UsageError
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.notes import PrecisionNote
 from oodbench.models.device import precision_on
 from oodbench.probe import Probe
+from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.precision import PrecisionShift, stored
+from oodbench.suites.load import load_suite
 
 DETECTORS = ["msp", "knn", "odin", "pixels", "ash", "mahalanobis-fe"]
 OPTIONS = {"detectors": DETECTORS, "datasets": ["photos"], "protocols": ["unsupervised"], "limit": 60, "measure_costs": False}
@@ -120,3 +125,12 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch):
         precision_on(cpu, "fp16")
     with pytest.raises(UsageError, match="unknown precision 'bf61'; did you mean 'bf16'"):
         oodbench.run("digits", precision="bf61")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_that_autocast_does_not_lower_is_refused(make_classifier, dtype):
+    suite = load_suite("digits").override(detectors=["msp", "odin"], datasets=["photos"], precision="bf16")
+    loaded = LoadedSuite(suite, Progress(), network=NO_NETWORK._replace(classifier=make_classifier(dtype=dtype)))
+    with pytest.raises(UsageError, match=rf"is for networks in float32, and .* is in {str(dtype)[6:]}; convert it"):
+        loaded.precision  # noqa: B018
+    assert "precision forward passes in bf16 for 1 detector; float32 for odin" in plan(suite)

@@ -104,6 +104,9 @@ def test_only_what_has_settings_to_choose_has_rows_and_the_folder_verifies(tuned
         "mahalanobis-pfe": ("standardised-sum", "validation"),
     }  # fmt: skip
     assert oodbench.verify(tuned.path).ok
+    said = "validate  chooses hyper-parameters on 60 images of digits-heldout (test) against"
+    assert f"{said} 288 of the 577 images of digits (test)" in plan(suite())
+    assert f"{said} 100 images of digits (test)" in plan(suite(validation=100))
     alone = suite(protocols=["validation"], detectors=["msp"], parameters={})
     assert "no row under validation, where only detectors with hyper-parameters to choose" in "\n".join(plan(alone))
 
