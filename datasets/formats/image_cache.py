@@ -120,4 +120,4 @@ class Mapped:
 
 def _checksums(pixels: np.ndarray) -> np.ndarray:
     """CRC-32 of each image: uint32 (n,)."""
-    return np.array([zlib.crc32(np.ascontiguousarray(image)) for image in pixels], np.uint32)
+    return np.array([zlib.crc32(np.ascontiguousarray(image).data) for image in pixels], np.uint32)
