@@ -78,6 +78,8 @@ class Ensemble(Detector):
 
     def prepare(self, train_set: TrainingSet, classifier: Classifier | None, progress: Progress) -> None:
         network = _training.require_network(classifier)
+        if not len(train_set.rows):
+            raise Unsuitable("saw no training images to fit on; give more training images")
         if isinstance(self.members, int):
             members = self._train(train_set, network, progress)
         else:

@@ -46,6 +46,12 @@ def detector(classifier):
     return prepared(classifier)
 
 
+def test_one_training_image_which_is_held_out_trains_nothing(classifier):
+    alone = TrainingSet(TRAIN[:1], LABELS[:1], np.array([True]))
+    with pytest.raises(Unsuitable, match="saw no training images to fit on; give more training images"):
+        prepared(classifier, alone)
+
+
 def members_of(detector, classifier):
     """The networks, the classifier first, filled by name from the flat list of weights."""
     found, weights = [classifier], list(detector.weights_)
