@@ -71,7 +71,7 @@ class KNN(Detector):
         nothing = features.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64, device=features.device)
         found = dict.fromkeys(ks, nothing)
         for start, block in self._blocks():
-            similar = features @ block.T  # (N, block)
+            similar = features @ block.mT  # (N, block)
             for k, (best, places) in found.items():
                 top, place = similar.topk(min(k, similar.shape[1]), 1)
                 best, places = torch.cat([best, top], 1), torch.cat([places, place + start], 1)

@@ -358,9 +358,10 @@ def fields(**changes):
         (lambda header, found: found.update(__class__=1), "sets '__class__', which is not fitted state"),
     ],
 )
-def test_a_file_that_is_not_what_fit_writes_is_refused_in_one_line(file, change, says):
+def test_a_file_that_is_not_what_fit_writes_is_refused_in_one_line(file, change, says, recwarn):
     with pytest.raises(OodbenchError) as raised:
         load_fitted(rewritten(file, change))
+    assert not recwarn.list
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
     assert str(raised.value).count(str(file)) == 1
