@@ -20,7 +20,7 @@ class PrecisionShift(Facts):
 
     precision: str
     images: Annotated[Int64, Field(ge=1)]
-    auroc: dict[str, dict[str, tuple[Share, Share]]]
+    auroc: Annotated[dict[str, Annotated[dict[str, tuple[Share, Share]], Field(min_length=1)]], Field(min_length=1)]
 
     def sentence(self) -> str:
         """The mean and the largest shift of each detector, the detectors with the largest first."""

@@ -17,7 +17,7 @@ from oodbench.models.device import precision_on
 from oodbench.probe import Probe
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
-from oodbench.results.precision import PrecisionShift, stored
+from oodbench.results.precision import KEY, PrecisionShift, stored
 from oodbench.suites.load import load_suite
 
 DETECTORS = ["msp", "knn", "odin", "pixels", "ash", "mahalanobis-fe"]
@@ -68,6 +68,12 @@ def test_the_largest_shift_comes_first():
         "Forward passes in fp16. AUROC minus that in float32, in points, mean over sets and largest, on at most 9 images of"
         " each side: b +0.00 (at most 1.00), a +0.00 (at most 0.00)."
     )
+
+
+@pytest.mark.parametrize("auroc", [{}, {"a": {}}, {"a": {"x": (0.5, float("nan"))}}, {"a": {"x": (0.5, 2)}}, 3])
+def test_shifts_that_no_run_writes_are_none(auroc):
+    assert stored({KEY: {"precision": "bf16", "images": 9, "auroc": auroc}}) is None
+    assert stored({KEY: {"precision": "bf16", "images": 9, "auroc": {"a": {"x": (0.5, 0.6)}}}})
 
 
 def test_tables_keep_runs_of_both_precisions_apart(runs):
