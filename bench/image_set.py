@@ -246,8 +246,16 @@ class ImageSet:
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:
-    """All images of several sets in one, with the name and the source of the first; all must have labels or none."""
+    """All images of several sets in one, with the name and the source of the first; all must have labels or none.
+
+    Images of the first and of sets that were made from its base set keep their base rows.
+    """
     first, images = sets[0], [one.images for one in sets]
+    rows, free = [], 1 + max(int(one.base_index.max()) for one in sets)
+    for one in sets:
+        kept = one.identity == first.identity
+        rows.append(one.base_index if kept else torch.arange(free, free + len(one)))
+        free += 0 if kept else len(one)
     tensors = [one for one in images if isinstance(one, Tensor)]
     stored = torch.cat(tensors) if len(tensors) == len(images) else _Joined(images)
     return ImageSet(
@@ -258,6 +266,8 @@ def joined(sets: Sequence[ImageSet]) -> ImageSet:
         kind=first.kind,
         source=replace(first.source, title=", ".join(one.source.title for one in sets), official_size={}),
         classes=first.classes,
+        base_index=torch.cat(rows),
+        base=first.identity,
         flips=first.flips,
         files=[file for one in sets for file in one.files] if all(one.files for one in sets) else (),
         read_as=next((one.read_as for one in sets if one.read_as), "") if all(one.files for one in sets) else "",

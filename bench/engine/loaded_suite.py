@@ -378,7 +378,8 @@ class LoadedSuite:
         """A set with the in-distribution test images that it was made from as clean twins, if all of them are there."""
         if images.clean is not None or not protocols.shares_images(self.in_distribution, images):
             return images
-        place = {int(base): row for row, base in enumerate(self.in_distribution.base_index)}
+        inside = self.in_distribution.base_index.tolist()
+        place = dict(zip(reversed(inside), reversed(range(len(inside))), strict=True))  # the first row: later ones are shifted
         rows = [place.get(int(base), -1) for base in images.base_index]
         return images if -1 in rows else replace(images, clean=self.in_distribution.select(torch.tensor(rows)).images)
 

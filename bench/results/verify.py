@@ -266,8 +266,9 @@ def _disagreements(record: SetRecord, settings: Mapping[str, Any]) -> Iterator[s
         return
     if record.protocol not in PROTOCOLS:
         yield f"{record.protocol} is not a protocol"
-    elsewhere = {"transfer": settings.get("transfer_from"), "validation": settings.get("validation_set")}.get(record.protocol)
-    if elsewhere and (told := elsewhere if isinstance(elsewhere, str) else elsewhere[0]) != record.transfer_from:
+    told = settings.get({"transfer": "transfer_from", "validation": "validation_set"}.get(record.protocol, ""))
+    told = told[0] if isinstance(told, list) and told else told
+    if told not in (None, record.transfer_from):
         yield f"it learns from {record.transfer_from}, but {record.protocol} of the run from {told}"
     if wrong := [n for n, (value, _) in record.non_default.items() if n in record.parameters and record.parameters[n] != value]:
         yield f"it says two things of {', '.join(wrong)}"

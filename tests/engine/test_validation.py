@@ -1,6 +1,7 @@
 """The protocol ``validation``: settings chosen on images that are never tested, as a plain loop chooses them."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from oodbench.errors import MissingData, UsageError
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.sentences import sentence
 from oodbench.progress import Progress
-from oodbench.results import pass_file
+from oodbench.results import pass_file, verify
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet, validated
 
@@ -158,6 +159,29 @@ def test_images_that_are_set_apart_choose_where_there_are_some(tmp_path):
     assert oodbench.verify(folder.path).ok
 
 
+def test_shifted_images_of_one_that_chose_are_not_tested_in_the_full_spectrum(tmp_path):
+    sets = [{"name": "digits+noise@1", "kind": "csid"}, {"name": "uniform"}]
+    parameters = {"knn": PARAMETERS["knn"]}
+    full = suite(full_spectrum=True, sets=sets, detectors=["knn"], parameters=parameters, learnt_share=0.1)
+    folder = oodbench.run(full, out=tmp_path / "run", limit=100, measure_costs=False)
+    arrays = folder.arrays(next(record for record in folder.records() if record.protocol == "validation"))
+    base = np.concatenate([np.arange(100)] * 2)  # of the clean images, and of the same with noise
+    chose, tested = (base[arrays[role]] for role in ("in_choose", "in_test"))
+    assert len(chose) == 20
+    assert sorted({*chose, *tested}) == list(range(100))
+    assert not {*chose} & {*tested}
+    assert oodbench.verify(folder.path).ok
+
+
+def test_an_attack_on_the_full_spectrum_has_the_clean_images_as_twins():
+    changes = {"protocols": ["unsupervised"], "detectors": ["msp"], "parameters": {}, "model": None}
+    sets = [{"name": "digits+noise@1", "kind": "csid"}, {"name": "digits+noise@5"}]
+    loaded = LoadedSuite(suite(full_spectrum=True, sets=sets, **changes), Progress(), limit=20)
+    loaded.load_test_sets(Progress())
+    attacked = replace(load_dataset("digits").select(loaded.in_distribution.base_index[:20]), clean=None)
+    assert torch.equal(loaded._with_twins(attacked).clean, attacked.images)
+
+
 def test_the_draw_is_the_same_for_every_seed():
     of_seed = [LoadedSuite(suite(seed=seed), Progress()) for seed in (0, 1)]
     for loaded in of_seed:
@@ -234,6 +258,12 @@ def test_a_forged_choice_is_noticed(tuned, tmp_path, changes, arrays, problem):
     records[place] = records[place].model_copy(update=changes | {"arrays": roles})
     pass_file.write(path, records, stored | {pass_file.hash_of(array): array for array in new.values()}, settings)
     assert any(problem in found for found in oodbench.verify(folder.path).problems)
+
+
+@pytest.mark.parametrize("told", [7, [7], [[]], [], {"a": 1}])
+def test_a_forged_set_to_choose_on_is_noticed(tuned, told):
+    record = next(record for record in tuned.records() if record.place == ("knn", "validation"))
+    assert any("validation of the run from" in found for found in verify._disagreements(record, {"validation_set": told}))
 
 
 def test_a_second_run_computes_nothing_and_another_draw_is_another_run(tuned, tmp_path):
