@@ -4,6 +4,7 @@ The figures, the bold print and the captions are those of ``oodbench leaderboard
 by it, so that a page can sort without computing anything.
 """
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -112,9 +113,9 @@ class Board:
         return found
 
     @cached_property
-    def places(self) -> dict[tuple[Any, ...], np.ndarray]:
-        """Places of the cells of each row in the frame, by its key."""
-        return self.frame.groupby(ROW, sort=False).indices  # type: ignore[return-value]
+    def places(self) -> Mapping[Hashable, Any]:
+        """Places of the cells of each row in the frame, int (n,), by its key."""
+        return self.frame.groupby(ROW, sort=False).indices
 
 
 def boards(frame: pd.DataFrame, scores: StoredScores) -> list[Board]:

@@ -71,7 +71,7 @@ def pytorch_oods(classifier: Classifier) -> dict[str, Detector]:
     }
 
 
-class Sets(Benchmark):  # type: ignore[misc]
+class Sets(Benchmark):
     """The suite's sets as a benchmark of pytorch-ood: each with the in-distribution images before it."""
 
     def __init__(self, train: TensorDataset, inside: TensorDataset, outside: dict[str, TensorDataset]) -> None:
