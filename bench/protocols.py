@@ -3,7 +3,7 @@
 ``unsupervised``: a detector sees only in-distribution images; whole sets are test samples.
 ``per-shift``, as in the papers: a held-out part of the shift under test is used to fit and choose the head.
 ``transfer``: that part of one named shift is used to fit and choose the head, which is tested on all other sets.
-``validation``, as in OpenOOD: hyper-parameters alone are chosen, on a set that is never tested.
+``validation``, as in OpenOOD: only hyper-parameters are chosen, on a set that is never tested.
 """
 
 import math

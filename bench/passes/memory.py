@@ -43,7 +43,7 @@ class BatchLimit:
             self.halve(size, images.device)  # after the error is gone, which holds what the part allocated
 
     def halve(self, size: int, device: torch.device) -> None:
-        """Take half of this many images, which memory was too short for, from now on."""
+        """Halve the batch size, which memory was too short for, from now on."""
         self.most = size // 2
         release_memory(device)
         self._say(f"memory of {device} is too short for batches of {size} images; using {self.most} from now on")
