@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oodbench.datasets.transform import Transform
 from oodbench.errors import BadData, OodbenchError, Unsuitable, around_call, contained, line_of, reason
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import float64_for
 
 # The layers that layered detectors read, by architecture: the first pattern whose modules all exist is used.
 # For ResNets the stem and stages, for DenseNets the first convolution, transitions and final norm (Lee et al. 2018);

@@ -22,7 +22,7 @@ from oodbench.errors import BadData, Unsuitable
 from oodbench.heads import HEADS
 from oodbench.image_set import ImageSet
 from oodbench.models.device import full_precision
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.training_set import TrainingSet
@@ -135,7 +135,7 @@ def _alone(detector: "Detector", classifier: Classifier | None, images: Tensor |
     """
     device = torch.device("cpu") if classifier is None else classifier.device
     try:
-        with lock_of(detector, classifier), torch.inference_mode(False), full_precision(device), float64_for(device):
+        with lock_of(detector, classifier), torch.inference_mode(False), full_precision(device), exact(device):
             yield
     except (RuntimeError, AttributeError, TypeError):
         if classifier is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import BadData, OodbenchError
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import float64_for
 from oodbench.paths import require_regular
 from oodbench.paths import write_atomically as write_atomically
 

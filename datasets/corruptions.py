@@ -20,7 +20,7 @@ from torch import Tensor
 from oodbench.datasets.name import LEVELS as LEVELS
 from oodbench.datasets.name import require_corruption
 from oodbench.errors import BadData
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import float64_for
 from oodbench.random_numbers import hashed, image_keys, mix, shifted, standard_normal
 
 CHUNK = 2**18  # pixel values at a time, because hashing makes several float64 copies of them
@@ -128,7 +128,8 @@ def decolor(images: Tensor, level: int, keys: Tensor) -> Tensor:
         return images
     luma = 299 * images[:, :1] + 587 * images[:, 1:2] + 114 * images[:, 2:]
     share = GREYED[level - 1]
-    return ((100 - share) * 1000 * images + share * luma) / 100_000  # integers until the division
+    # Integers until the division; by a tensor, because CUDA multiplies by the reciprocal of a number.
+    return ((100 - share) * 1000 * images + share * luma) / luma.new_tensor(100_000)
 
 
 # Each function takes images (N, C, H, W), integers 0 … 255 in float64, a level, and one key per image, int64 (N,), and returns

@@ -112,19 +112,22 @@ def _fixed_parameters(module: nn.Module) -> list[str]:
 
 
 def reinitialised(classifier: Classifier, seed: int) -> Classifier:
-    """A float32 copy with every layer newly initialised, or if some cannot be, with the weights of a network built anew."""
-    member = copy.deepcopy(classifier)
+    """A float32 copy with every layer newly initialised, or if some cannot be, with the weights of a network built anew.
+
+    Weights are drawn on the CPU, because another device draws others from the same seed.
+    """
+    member = copy.deepcopy(classifier).to("cpu")
     member.module.float()
     if _fixed_parameters(member.module):
         state, like = member.module.state_dict(), outline(member.name) or build(member.name)
         fresh = build(member.name, weights.other_classes(state, like.module), seed)
         member.module.load_state_dict(fresh.module.state_dict())
-        return member
+        return member.to(classifier.device)
     with seeded(seed):
         for part in member.module.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
-    return member
+    return member.to(classifier.device)
 
 
 def place_like(network: Classifier, classifier: Classifier) -> None:

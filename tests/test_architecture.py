@@ -22,7 +22,7 @@ FLOORS = (
     (
         "errors",
         "models.device",
-        "models.float64",
+        "models.exact",
         "models.stopwatch",
         "paths",
         "progress",

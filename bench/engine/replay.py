@@ -24,7 +24,7 @@ from oodbench.errors import BadData, UsageError, contained, counted, no_exit, on
 from oodbench.image_set import ImageSet
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.models.load import weights_path
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -128,7 +128,7 @@ def replay(
     progress, target = progress or Progress(), resolve_device(device)
     found = Replay(secrets.randbelow(2**31) if seed is None else seed)
     for folder in open_folders(Path(path), verified=True):
-        with contained(), no_exit(), float64_for(target):
+        with contained(), no_exit(), exact(target):
             _Replaying(folder, found, progress, trust_model, list(detectors), list(datasets)).run(count, weights, data, target)
     return found
 

@@ -33,6 +33,7 @@ from oodbench.image_set import ImageSet
 from oodbench.models import card
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
+from oodbench.models.exact import EXACT, set_float32
 from oodbench.paths import DataRoots, size
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
@@ -72,6 +73,7 @@ def run(
     with reproducible(target, progress, cell_timeout), folder.locked(progress.say, fresh):
         progress.stage(f"loading {suite.model or 'no network'}")
         network = load_network(suite, suite.weights, target, data, weights_key)
+        set_float32(EXACT)  # again, because a module that defines a network may have allowed TF32
         loaded = LoadedSuite(
             suite, progress, data=data, limit=limit, workers=workers, cache_images=cache_images, network=network
         )

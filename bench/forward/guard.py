@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oodbench.classifier import Classifier
 from oodbench.errors import contained
+from oodbench.models import exact
 
 PLAIN = (bool, int, float, str, bytes)
 GLOBAL_HOOKS = [hooks for name, hooks in vars(torch.nn.modules.module).items() if re.fullmatch("_global_.*_hooks", name)]
@@ -75,6 +76,7 @@ TORCH: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "functions of torch or numpy": (_functions, _set_functions),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "torch's precision of float32": (exact.float32, exact.set_float32),
     "torch's autocast": (_autocast, _set_autocast),
     "torch's hooks on all modules": (lambda: [dict(hooks) for hooks in GLOBAL_HOOKS], _set_global_hooks),
 }

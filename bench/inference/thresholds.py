@@ -25,7 +25,7 @@ from oodbench.errors import BadData, UsageError, reason
 from oodbench.image_set import ImageSet
 from oodbench.inference.false_alarms import HeldOut, rank_of
 from oodbench.inference.fitted import About, Fitted, Input, Model, Training, sha256_of
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.network import NetworkAccuracy, as_provenance
@@ -189,7 +189,7 @@ def _cost(detector: Detector, classifier: Classifier | None, images: ImageSet) -
     setting = detector.grid[head.setting_] if head.chooses else detector.setting
     rows = np.resize(np.arange(len(images)), timing.BATCH_SIZE)
     (_, batch), *_ = batches(images, classifier, [rows])
-    with float64_for(batch.device):
+    with exact(batch.device):
         return timing.standalone_costs({"it": timing.Job(detector, setting)}, classifier, batch)["it"]
 
 

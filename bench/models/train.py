@@ -19,7 +19,7 @@ from oodbench.models import card, recipes, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.device import mixed_precision, resolve_device, seeded
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.models.objective import OwnObjective
 from oodbench.models.recipes import Recipe
 
@@ -100,7 +100,7 @@ def train(
     first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
     checkpoint.store(first)  # before the first epoch, so that an unwritable folder is noticed early
 
-    with float64_for(target), _bar(name, recipe.epochs, training.steps, first, progress) as (on_step, on_epoch):
+    with exact(target), _bar(name, recipe.epochs, training.steps, first, progress) as (on_step, on_epoch):
         for epoch in range(first, recipe.epochs):
             loss, reached = training.epoch(epoch, on_step)
             if not math.isfinite(loss):

@@ -18,7 +18,7 @@ from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.datasets.adversarial import hsv
 from oodbench.errors import BadData, Unsuitable, UsageError
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.progress import Progress
 from oodbench.random_numbers import GOLDEN, mix, uniform
 
@@ -225,7 +225,7 @@ def attack(
     if len(images) == 0:
         return images.clone()
     index = torch.arange(len(images)) if index is None else index.to(torch.int64)
-    with torch.inference_mode(False), torch.enable_grad(), float64_for(classifier.device):
+    with torch.inference_mode(False), torch.enable_grad(), exact(classifier.device):
         attacked = torch.empty_like(images)
         classifier.check(images[:1])
         with torch.no_grad():

@@ -29,6 +29,7 @@ from oodbench.gradients import squared_norms
 from oodbench.gradients.losses import confounding
 from oodbench.models.build import build
 from oodbench.models.device import peak_memory, resolve_device, synchronise
+from oodbench.models.exact import exact
 
 TRANSFORMER_BAR = 6  # forward passes
 TIME_BAR, ERROR_BAR, MEMORY_BAR = 2.7, 1e-6, 4096  # forward passes, relative error, MiB
@@ -213,9 +214,11 @@ def main() -> None:
     device = resolve_device(options.device)
     used = memory(device, options.large_batch)  # first, for a process is born with the peak of the one that starts it
     sizes = device, options.repeats, options.batch_size
+    with exact(device):
+        taken = [(times(*sizes), TIME_BAR), (transformers(*sizes), TRANSFORMER_BAR)]
     found = {
-        "time on ResNet-18": (times(*sizes), TIME_BAR),
-        "time on transformers": (transformers(*sizes), TRANSFORMER_BAR),
+        "time on ResNet-18": taken[0],
+        "time on transformers": taken[1],
         "exactness": (errors(options.networks), ERROR_BAR),
         "memory": (used, MEMORY_BAR),
     }

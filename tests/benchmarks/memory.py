@@ -1,15 +1,15 @@
 """Memory of fits and of metrics: detectors learn from generated features of more and more images, each in a new process.
 
-    python tests/benchmarks/memory.py [--images 4000] [--detector knn …] [--scores 100000000] [--quick]
+    python tests/benchmarks/memory.py [--images 4000] [--times 1 4 16] [--detector knn …] [--scores 100000000] [--quick]
 
 A network of random weights turns small generated images, batch by batch, into 2,048 features and logits of 1,000 classes.
 For ``ddu`` and ``gram`` there are 8 and 100 classes, and for ``introspective`` 512 features and 50 classes, because they keep
-much of each class. For 1, 4 and 16 times ``--images``, prints the largest resident memory of ``Detector.fit``, less what was
-resident before it, beside the estimate of ``Detector.memory``.
+much of each class. For ``--times`` as many images as ``--images``, prints the largest resident memory of ``Detector.fit``,
+less what was resident before it, beside the estimate of ``Detector.memory``.
 
-Bars: from 1 to 16 times the images, memory grows by at most 10 % and 64 MB, which the C library may keep, and for detectors
-with a bank by 1.1 times its float32 rows; it is at most 1.1 times the estimate and 300 MB; and figures of ``--scores``
-generated float64 scores, half of either side, take at most 3 times the memory of the scores.
+Bars: from the fewest to the most images, memory grows by at most 10 % and 64 MB, which the C library may keep, and for
+detectors with a bank by 1.1 times its float32 rows; it is at most 1.1 times the estimate and 300 MB; and figures of
+``--scores`` generated float64 scores, half of either side, take at most 3 times the memory of the scores.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from oodbench.paths import size
 
 BATCH = 300e6  # bytes that a batch and what PyTorch loads for training may take beside the estimate
 KEPT = 64e6  # bytes by which the same work may differ, as the C library keeps what is freed
-GROWTH = (1, 4, 16)
 FEATURES, CLASSES = 2048, 1000
 # By detector: features, classes, hyper-parameters, and the float32 numbers that it keeps of each image.
 CASES = {
@@ -128,12 +127,13 @@ def scores(count: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--detector", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--scores", type=int, default=10**8)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    growth, scale = ((1, 16), 8) if options.quick else (GROWTH, 1)
-    missed = sum(fits(name, [options.images * times for times in growth], scale) for name in options.detector)
+    times, scale = ([1, 16], 8) if options.quick else (options.times, 1)
+    missed = sum(fits(name, [options.images * many for many in times], scale) for name in options.detector)
     return int(missed + scores(options.scores) > 0)
 
 

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/streaming.py [--model torchvision:resnet50] [--images 1250 5000 20000] [--size 224] [--workers 2]
 
-Weights are random. For each number of images, prints the largest resident memory of ``oodbench run`` with half of them in the
-in-distribution set and half in another, and the time that it takes, beside those of a bare loop: the same DataLoader, the
-same forward pass, and nothing else. Each is a process of its own. Bars: the memory of the largest number is at most 1.1 times
-that of the smallest, and the rate is at least .9 of the bare loop's. Rates are those of what the largest number has more than
-the one before it, so that start-up and the accuracy on 2,000 images do not count.
+Weights are random, and the device is an accelerator where there is one. For each number of images, prints the largest
+resident memory of ``oodbench run`` with half of them in the in-distribution set and half in another, and the time that it
+takes, beside those of a bare loop: the same DataLoader, the same forward pass, and nothing else. Each is a process of its own.
+Bars: the memory of the largest number is at most 1.1 times that of the smallest, and the rate is at least .9 of the bare
+loop's. Rates are those of what the largest number has more than the one before it, so that start-up and the accuracy on 2,000
+images do not count.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from oodbench.datasets import load
 import numpy as np
 load.IN_MEMORY = 0
 model, file, data, size, workers, batch = sys.argv[1:]
-network = load_model(model, file)
+network = load_model(model, file, device="auto")
 with torch.inference_mode():
     for name in ("imagenet", "imagenet/other"):
         images = load_dataset(name, data=data, size=int(size), shorter_side=int(size) * 8 // 7)

@@ -39,7 +39,14 @@ def scores(name, images):
 
 def frame_of(suite, root, out, detectors=("msp", "energy", "knn", "pixels")):
     return oodbench.run(
-        suite, model=NETWORK, data=root, out=out, detectors=list(detectors), measure_costs=False, progress=Progress()
+        suite,
+        model=NETWORK,
+        data=root,
+        out=out,
+        detectors=list(detectors),
+        device="cpu",
+        measure_costs=False,
+        progress=Progress(),
     ).frame()
 
 

@@ -252,7 +252,7 @@ def register(monkeypatch):
 
 def run(out, detectors, **options):
     """The run, the culprit first, so that all others come after it."""
-    options = {"protocols": ["unsupervised", "per-shift"], "measure_costs": True} | options
+    options = {"protocols": ["unsupervised", "per-shift"], "measure_costs": True, "device": "cpu"} | options
     return oodbench.run("digits", out=out, detectors=detectors, datasets=SETS, limit=80, batch_size=32, **options)
 
 

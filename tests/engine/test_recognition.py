@@ -58,7 +58,7 @@ def plugin(monkeypatch):
 
 def run(out, **options):
     given = {"detectors": ["msp"], "datasets": SETS, "limit": 80, "measure_costs": False, "batch_size": 64} | options
-    return oodbench.run(given.pop("suite", "digits"), out=out, **given)
+    return oodbench.run(given.pop("suite", "digits"), out=out, device="cpu", **given)
 
 
 @pytest.fixture(scope="module")

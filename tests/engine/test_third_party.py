@@ -230,7 +230,13 @@ def test_detectors_of_equal_values_are_not_merged(tmp_path, monkeypatch, kind):
     detector = oodbench.load_detector("equal-a")
     assert detector.non_default() == {}
     detector.fit(None, torch.rand(20, 3, 8, 8), torch.zeros(20))
-    options = {"detectors": ["msp", *names], "datasets": ["photos"], "protocols": ["unsupervised"], "limit": 40}
+    options = {
+        "detectors": ["msp", *names],
+        "datasets": ["photos"],
+        "protocols": ["unsupervised"],
+        "limit": 40,
+        "device": "cpu",
+    }
     frame = oodbench.run("digits", out=tmp_path / "run", **options).frame().set_index("detector")
     assert frame.status.to_dict() == dict.fromkeys(["msp", "equal-a", "equal-c"], "ok") | {"equal-b": "failed"}
     assert "broken observe" in frame.reason["equal-b"]

@@ -50,7 +50,7 @@ def suite(**changes):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    return oodbench.run(suite(), out=tmp_path_factory.mktemp("tuned") / "run", measure_costs=False)
+    return oodbench.run(suite(), out=tmp_path_factory.mktemp("tuned") / "run", device="cpu", measure_costs=False)
 
 
 def chosen_on():

@@ -43,7 +43,7 @@ class Backend(backend_registration._DummyBackendModule):
         self._random = torch.Generator().manual_seed(0).get_state()
 
     def manual_seed_all(self, seed: int) -> None:
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        self._random = torch.Generator().manual_seed(seed + 1).get_state()  # other numbers than the CPU's, as on CUDA
 
     def get_rng_state(self, device: Any = 0) -> Tensor:
         return self._random
@@ -155,9 +155,7 @@ def waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in ("aten::copy_", "aten::_copy_from"):
         ways = {isinstance(each, PretendTensor) for each in args[:2]}
         source = args[1] if name == "aten::copy_" else args[0]
-        return (
-            len(ways) == 2 and source.dim() > 0 and not _overlaps(source, {"non_blocking": len(args) > 2 and args[2]} | kwargs)
-        )
+        return len(ways) == 2 and not _overlaps(source, {"non_blocking": len(args) > 2 and args[2]} | kwargs)
     return False
 
 

@@ -21,7 +21,7 @@ from oodbench.errors import OodbenchError, contained, no_exit, reason
 from oodbench.forward.guard import Guard
 from oodbench.image_set import ImageSet
 from oodbench.models.device import module_of
-from oodbench.models.float64 import float64_for
+from oodbench.models.exact import exact
 from oodbench.passes.memory import limited
 from oodbench.progress import Progress
 
@@ -35,7 +35,7 @@ def reproducible(device: torch.device, progress: Progress, cell_timeout: float |
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
     same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     shared = limited(progress.say)
-    with contained(), no_exit(), same, float64_for(device), shared, calls.watched(progress, cell_timeout):
+    with contained(), no_exit(), same, exact(device), shared, calls.watched(progress, cell_timeout):
         yield
 
 
@@ -48,7 +48,6 @@ class Conditions(NamedTuple):
     cell_timeout: float | None
     threads: int
     dtype: torch.dtype
-    precision: str
     deterministic: bool
 
     @classmethod
@@ -60,7 +59,6 @@ class Conditions(NamedTuple):
             cell_timeout,
             torch.get_num_threads(),  # another number may change the order in which gradients are summed
             torch.get_default_dtype(),
-            torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
         )
 
@@ -71,7 +69,6 @@ class Conditions(NamedTuple):
             os.chdir(self.folder)
         torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
-        torch.set_float32_matmul_precision(self.precision)
         torch.use_deterministic_algorithms(self.deterministic)
         if (choose := getattr(module_of(self.device), "set_device", None)) and self.device.index is not None:
             choose(self.device)

@@ -1,9 +1,15 @@
-"""float64 for devices that have none, such as Apple's MPS: a step that needs it runs on the CPU."""
+"""Arithmetic as exact as its dtype says, on every device.
+
+PyTorch computes float32 convolutions on NVIDIA's GPUs with TF32 (10 bits instead of 23), unless it is told otherwise: logits
+then differ from the CPU's by a thousandth, and gradient norms by up to 8 %. Lower precision is a choice (``--precision``).
+Devices that have no float64, such as Apple's MPS, run a step that needs it on the CPU.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +26,59 @@ AS_THEY_ARE = (
     *(torch.autograd.grad, torch.autograd.backward, Tensor.backward),
     *(Tensor.copy_, torch._has_compatible_shallow_copy_type),
 )
+
+
+Float32 = tuple[str, ...]  # what stands in for float32, by place of ``_PLACES``
+_PLACES = (("cudnn", "conv"), ("cudnn", "rnn"), ("cuda", "matmul"), *(("mkldnn", part) for part in ("conv", "rnn", "matmul")))
+EXACT: Float32 = ("ieee",) * len(_PLACES)
+
+
+def float32() -> Float32:
+    """What PyTorch computes with where it is given float32: by kind of operation ``ieee``, ``tf32``, ``bf16`` or ``none``."""
+    if hasattr(torch.backends, "fp32_precision"):
+        return tuple(getattr(getattr(torch.backends, library), part).fp32_precision for library, part in _PLACES)
+    convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"  # before PyTorch 2.9
+    return convolutions, torch.get_float32_matmul_precision()
+
+
+def set_float32(precision: Float32) -> None:
+    """Set what ``float32`` gave, or ``EXACT``."""
+    if hasattr(torch.backends, "fp32_precision"):
+        for (library, part), value in zip(_PLACES, precision, strict=True):
+            getattr(getattr(torch.backends, library), part).fp32_precision = value
+        return
+    torch.backends.cudnn.allow_tf32 = precision[0] == "tf32"
+    torch.set_float32_matmul_precision("highest" if precision[1] == "ieee" else precision[1])
+
+
+class _Float32:
+    """Keeps float32 exact while any thread is within it, and restores what was set before the first came."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, EXACT
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = float32()
+                set_float32(EXACT)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                set_float32(self._before)
+
+
+_FLOAT32 = _Float32()
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Within this context, float32 is float32 and float64 works on the device."""
+    with _FLOAT32, float64_for(device):
+        yield
 
 
 def float64_for(device: torch.device) -> AbstractContextManager[Any]:
