@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**24  # limit for temporary tensors, unless one sample needs more
+CHUNK_BYTES = 2**24  # limit for temporary tensors, unless one sample needs more; on the CPU about its cache
+DEVICE_CHUNK_BYTES = 2**28  # on an accelerator
 
 # Cost of a convolution's norm in each of three ways, in multiply-adds of a large matrix product; fitted to measurements
 # with float32 on one AVX2 core, maps of 4x4 to 32x32 and 16 to 512 channels.
@@ -102,13 +103,14 @@ class Lookup:
 class Correlation:
     """For a convolution's weight (O, I / groups, kh, kw): input x (N, I, H, W), output gradient g (N, O, H', W').
 
-    ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Three ways to its norm:
+    ∇[o, i, a, b] = Σ_p g[o, p] x[i, s p + d (a, b)], x padded, with stride s and dilation d. Four ways to its norm:
 
     - The *product*: for each of the kh·kw offsets the matrix g xᵀ, over all positions p. Rows of g are padded with zeros to
       those of x, so that an offset is a shift of the flattened map, a view without an unfolded copy.
     - The *Gram matrices*, for small maps: Σ_{p,q} (g_p·g_q)(X_p·X_q); the Gram matrix of patches X is the sum of kh·kw
       windows of the Gram matrix of pixels, again without unfolding.
     - The *groups*, for few channels: samples are the groups of one convolution, whose weight gradient is that of each.
+    - The *patches*, for accelerators, which copy fast and start functions slowly: as a linear layer of unfolded patches.
 
     For the first two, x is split into s² phases, and an offset stays within one of them.
     """
@@ -138,9 +140,17 @@ class Correlation:
         return (made * self.g).sum((1, 2, 3))
 
     def squared_norms(self) -> Tensor:
-        ways = {self._product: self._product_cost, self._gram: self._gram_cost, self._grouped: self._grouped_cost}
-        way = min(ways, key=ways.__getitem__)
-        return _in_chunks(way, self._gram_size if way == self._gram else self._product_size, self.x, self.g)
+        way = self._way
+        sizes = {"gram": self._gram_size, "patches": self._patches_size}
+        return _in_chunks(getattr(self, f"_{way}"), sizes.get(way, self._product_size), self.x, self.g)
+
+    @property
+    def _way(self) -> str:
+        """The name of the fastest way."""
+        if self.x.device.type != "cpu":
+            return "patches"
+        costs = {"product": self._product_cost, "gram": self._gram_cost, "grouped": self._grouped_cost}
+        return min(costs, key=costs.__getitem__)
 
     # Costs and sizes per sample
 
@@ -187,9 +197,14 @@ class Correlation:
 
     @property
     def _grouped_cost(self) -> float:
-        if self.x.device.type != "cpu" or self.x.dtype != torch.float32:
+        if self.x.dtype != torch.float32:
             return math.inf  # only oneDNN computes many groups at once
         return self._weights * (GROUP_SHARE * math.prod(self.g.shape[2:]) + GROUP_COST)
+
+    @property
+    def _patches_size(self) -> int:
+        places, inputs = math.prod(self.g.shape[2:]), self.x.shape[1] * math.prod(self.kernel)
+        return places * inputs + min(self._weights, 2 * self.groups * places**2)
 
     @property
     def _product_size(self) -> int:
@@ -200,7 +215,7 @@ class Correlation:
         pixels = max(math.prod(self._phase_size(shifts)) for shifts in self._offsets.values())
         return self.groups * (2 * math.prod(self.g.shape[2:]) ** 2 + 2 * pixels**2) + 2 * self.x[0].numel()
 
-    # The three ways
+    # The four ways
 
     def _phases(self, x: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
         """(x's map of the phase (N·groups, I, h, w), its shifts)."""
@@ -257,6 +272,17 @@ class Correlation:
         gradients = torch.ops.aten.convolution_backward(g, x, weight, None, *options)[1]
         return _squares(gradients.view(groups // self.groups, -1))
 
+    def _patches(self, x: Tensor, g: Tensor) -> Tensor:
+        inputs, outputs = self._channels
+        maps = F.pad(x, self.padding) if any(self.padding) else x
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            maps = maps.unfold(2 + axis, reach, self.stride[axis])[..., :: self.dilation[axis]]
+        patches = maps.permute(0, 1, 4, 5, 2, 3).reshape(len(x) * self.groups, inputs * math.prod(self.kernel), -1)
+        gradients = g.reshape(len(patches), outputs, -1)
+        norms = Outer(patches.transpose(1, 2), gradients.transpose(1, 2)).squared_norms()
+        return norms if self.groups == 1 else norms.view(len(x), -1).sum(1)
+
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
     first, *others = tensors
@@ -272,7 +298,8 @@ def _squares(products: Tensor) -> Tensor:
 
 def _in_chunks(way: Callable[..., Tensor], numbers: int, *tensors: Tensor) -> Tensor:
     """``way`` for a few samples at a time, if each needs ``numbers`` temporary values: (N,)."""
-    rows = max(1, CHUNK_BYTES // (numbers * tensors[-1].element_size()))
+    most = CHUNK_BYTES if tensors[-1].device.type == "cpu" else DEVICE_CHUNK_BYTES
+    rows = max(1, most // (numbers * tensors[-1].element_size()))
     if rows >= len(tensors[0]):
         return way(*tensors)
     return torch.cat([way(*parts) for parts in zip(*(tensor.split(rows) for tensor in tensors), strict=True)])

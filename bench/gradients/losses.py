@@ -3,12 +3,19 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor, as_tensor
+from torch import Tensor, dtype, long
 
 from oodbench.errors import BadData, UsageError
 from oodbench.registry import unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def constant(value: Tensor | float, like: Tensor, kind: dtype | None = None) -> Tensor:
+    """The value on the device of ``like``, and in its dtype or another; a number without waiting for the device."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, kind or like.dtype, non_blocking=True)
+    return like.new_full((), value, dtype=kind)
 
 
 def confounding(label: Tensor | float) -> Loss:
@@ -19,7 +26,7 @@ def confounding(label: Tensor | float) -> Loss:
     """
 
     def loss(logits: Tensor, images: Tensor) -> Tensor:
-        target = as_tensor(label).to(logits).expand_as(logits)
+        target = constant(label, logits).expand_as(logits)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).sum(1)
 
     return loss
@@ -29,7 +36,7 @@ def cross_entropy(target: int | Tensor | None = None) -> Loss:
     """Cross-entropy of logits (N, classes) to one class, to one class per image (N,), or, without one, to each prediction."""
 
     def loss(logits: Tensor, images: Tensor) -> Tensor:
-        classes = logits.argmax(1) if target is None else as_tensor(target, device=logits.device).expand(len(logits))
+        classes = logits.argmax(1) if target is None else constant(target, logits, long).expand(len(logits))
         return F.cross_entropy(logits, classes, reduction="none")
 
     return loss
@@ -39,7 +46,7 @@ def mse(value: float | Tensor) -> Loss:
     """Squared error of outputs (N, …) against a constant, mean over the outputs of an image."""
 
     def loss(outputs: Tensor, images: Tensor) -> Tensor:
-        return (outputs - as_tensor(value).to(outputs)).square().flatten(1).mean(1)
+        return (outputs - constant(value, outputs)).square().flatten(1).mean(1)
 
     return loss
 

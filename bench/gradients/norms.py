@@ -101,21 +101,29 @@ class Recording:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             (cotangents,) = torch.autograd.grad(per_image(loss(leaf, self._images), len(leaf)).sum(), leaf)
-        norms: Norms = {name: outputs.new_zeros(len(outputs)) for name in self._parameters}
         directions = {self._prefix + name: direction for name, direction in directions.items()}
-        products: Norms = {name: outputs.new_zeros(len(outputs)) for name in directions}
+        found: list[Norms] = [{}, {}]
 
-        def take(name: str, part: GradientFactors, rows: slice = slice(None)) -> None:
-            norms[name][rows] = part.squared_norms()
+        def values(name: str, part: GradientFactors) -> Iterator[tuple[int, Tensor]]:
+            yield 0, part.squared_norms().to(outputs.dtype)
             if name in directions:
-                products[name][rows] = part.inner_products(directions[name])
+                yield 1, part.inner_products(directions[name]).to(outputs.dtype)
+
+        def take(name: str, part: GradientFactors) -> None:
+            for which, each in values(name, part):
+                found[which][name] = each
 
         self.recorder.backward(outputs, cotangents, take)
+        norms, products = (
+            {name: of[name] if name in of else outputs.new_zeros(len(outputs)) for name in names}
+            for of, names in zip(found, (self._parameters, directions), strict=True)
+        )
         self._prove(norms, cotangents)
         slow = {n: p for n, p in self._parameters.items() if n in self._coverage.slow | self.recorder.uncovered}
         for rows, parts in slowly(self._classifier, slow, self._images, cotangents) if slow else ():
             for name, part in parts.items():
-                take(name, part, rows)
+                for which, each in values(name, part):
+                    (norms, products)[which][name][rows] = each
         return (
             {name.removeprefix(self._prefix): found for name, found in norms.items()},
             {name.removeprefix(self._prefix): found for name, found in products.items()},

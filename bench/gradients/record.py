@@ -7,7 +7,7 @@ What a network makes from parameters alone (the entries of a table that an atten
 a parameter: its per-sample gradients go on to its parameters through the graph of how it was made.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,17 @@ class Made(NamedTuple):
     tensor: Tensor
     value: Tensor | None = None
     steps: int = 0
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of a function; many times as fast as ``tree_leaves``, and called for every function."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 class Recorder(TorchFunctionMode):
@@ -81,7 +92,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # no gradient reaches this place
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(_tensors((*args, *kwargs.values())))
         own = [self._made[id(tensor)] for tensor in tensors if id(tensor) in self._made]
         if not own:
             made = func(*args, **kwargs)

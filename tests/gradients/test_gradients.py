@@ -118,7 +118,7 @@ SPATIAL = {
 WAYS = [
     (name, way)
     for name in SPATIAL
-    for way in ("by cost", *(("product", "gram", "grouped") if name[:4] in ("conv", "tran") else ()))
+    for way in ("by cost", *(("product", "gram", "grouped", "patches") if name[:4] in ("conv", "tran") else ()))
 ]
 
 
@@ -136,7 +136,7 @@ def test_spatial_layers_in_float32(name):
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_spatial_layers(name, way, monkeypatch):
     if way != "by cost":
-        monkeypatch.setattr(factors.Correlation, f"_{way}_cost", -1.0)
+        monkeypatch.setattr(factors.Correlation, "_way", way)
         monkeypatch.setattr(factors, "CHUNK_BYTES", 2**12)  # several chunks
     torch.manual_seed(0)
     assert_exact(Network(SPATIAL[name]).double(), torch.rand(4, 3, 8, 8, dtype=torch.float64))
