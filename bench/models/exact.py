@@ -5,12 +5,13 @@ then differ from the CPU's by a thousandth, and gradient norms by up to 8 %. Low
 Devices that have no float64, such as Apple's MPS, run a step that needs it on the CPU.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from oodbench.models.device import module_of
 
+Value = TypeVar("Value")
 NARROW = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 WIDE = tuple(NARROW)
 CPU = torch.device("cpu")
@@ -28,27 +30,53 @@ AS_THEY_ARE = (
 )
 
 
-Float32 = tuple[str, ...]  # what stands in for float32, by place of ``_PLACES``
-_PLACES = (("cudnn", "conv"), ("cudnn", "rnn"), ("cuda", "matmul"), *(("mkldnn", part) for part in ("conv", "rnn", "matmul")))
-EXACT: Float32 = ("ieee",) * len(_PLACES)
+class Float32(NamedTuple):
+    """What PyTorch computes with where it is given float32, as both of its interfaces tell.
+
+    cudnn: whether convolutions may use TF32; matmul: ``highest``, ``high`` or ``medium``. Either is None where the interface
+    of PyTorch 2.9 was used for it. parts: by place of ``_PLACES``, ``none``, ``ieee``, ``tf32`` or ``bf16``; empty before 2.9.
+    """
+
+    cudnn: bool | None
+    matmul: str | None
+    parts: tuple[str, ...] = ()
+
+
+_PLACES = ("", "cudnn.conv", "cudnn.rnn", "cuda.matmul", "mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul")
+EXACT = Float32(False, "highest", ("none", "none", "none", "ieee", "ieee", "ieee", "ieee"))  # as the first two leave it
 
 
 def float32() -> Float32:
-    """What PyTorch computes with where it is given float32: by kind of operation ``ieee``, ``tf32``, ``bf16`` or ``none``."""
-    if hasattr(torch.backends, "fp32_precision"):
-        return tuple(getattr(getattr(torch.backends, library), part).fp32_precision for library, part in _PLACES)
-    convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"  # before PyTorch 2.9
-    return convolutions, torch.get_float32_matmul_precision()
+    """What is set now."""
+    parts = tuple(place.fp32_precision for place in _places())
+    return Float32(
+        _unless_mixed(lambda: bool(torch.backends.cudnn.allow_tf32)), _unless_mixed(torch.get_float32_matmul_precision), parts
+    )
 
 
 def set_float32(precision: Float32) -> None:
-    """Set what ``float32`` gave, or ``EXACT``."""
-    if hasattr(torch.backends, "fp32_precision"):
-        for (library, part), value in zip(_PLACES, precision, strict=True):
-            getattr(getattr(torch.backends, library), part).fp32_precision = value
-        return
-    torch.backends.cudnn.allow_tf32 = precision[0] == "tf32"
-    torch.set_float32_matmul_precision("highest" if precision[1] == "ieee" else precision[1])
+    """Set what ``float32`` gave, or ``EXACT``: first by the older interface, so that who reads it afterwards gets no error."""
+    if precision.cudnn is not None:
+        torch.backends.cudnn.allow_tf32 = precision.cudnn
+    if precision.matmul is not None:
+        torch.set_float32_matmul_precision(precision.matmul)
+    for place, value in zip(_places(), precision.parts, strict=False):  # PyTorch has none before 2.9
+        if place.fp32_precision != value:
+            place.fp32_precision = value
+
+
+def _places() -> list[Any]:
+    if not hasattr(torch.backends, "fp32_precision"):
+        return []
+    return [operator.attrgetter(place)(torch.backends) if place else torch.backends for place in _PLACES]
+
+
+def _unless_mixed(read: Callable[[], Value]) -> Value | None:
+    """None where PyTorch refuses to tell, because the newer interface was used too."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 class _Float32:

@@ -55,7 +55,7 @@ def test_training_is_measured(data_root):
 def test_an_accelerator_is_measured(tmp_path):
     """On the CPU, whose own figures it has."""
     text = printed("gpu_report.py", "--device", "cpu", "--quick", "--out", str(tmp_path))
-    assert "4 of 4 detectors and attacks have the figures of the CPU" in text
+    assert "9 of 9 detectors, attacks, corruptions have the figures of the CPU" in text
     assert re.search(r"AUROC in bf16: \d\.\d\d of the bar", text), text
     report = json.loads((tmp_path / "report.json").read_text())
     outcomes = {check["name"]: check["status"] for check in report["checks"]}

@@ -11,26 +11,48 @@ from oodbench.models import exact
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["by operation", "before PyTorch 2.9"])
-def lowered(request, monkeypatch):
-    """A user has allowed TF32 and bfloat16."""
+def by_operation():
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.mkldnn.matmul.fp32_precision = torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+
+def for_all():
+    torch.backends.fp32_precision = "tf32"
+
+
+def by_the_older_interface():
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("medium")
+
+
+def off():
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(params=[by_operation, for_all, by_the_older_interface, off, lambda: None], ids=lambda way: way.__name__)
+def lowered(request):
+    """What a user has set."""
     before = exact.float32()
-    if request.param == "by operation":
-        exact.set_float32(("tf32", "tf32", "tf32", "bf16", "bf16", "bf16"))
-    else:
-        torch.backends.cudnn.allow_tf32 = True
-        torch.set_float32_matmul_precision("medium")
-        monkeypatch.delattr(torch.backends.GenericModule, "fp32_precision")
-        assert exact.float32() == ("tf32", "medium")
+    request.param()
     yield exact.float32()
-    monkeypatch.undo()
     exact.set_float32(before)
     assert exact.float32() == before
 
 
 def is_exact() -> bool:
-    by_operation = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    return {each.fp32_precision for each in by_operation} <= {"ieee", "none"}
+    found = exact.float32()
+    return (found.cudnn, found.matmul) == (False, "highest") and set(found.parts) <= {"ieee", "none"}
+
+
+def test_before_pytorch_2_9_the_older_interface_is_used(monkeypatch):
+    monkeypatch.setattr(exact, "_places", list)
+    before = exact.float32()
+    assert before == (True, "highest", ())
+    by_the_older_interface()
+    with exact.exact(CPU):
+        assert exact.float32() == (False, "highest", ())
+    assert exact.float32() == (True, "medium", ())
+    exact.set_float32(before)
 
 
 def test_what_was_set_is_restored_after_the_last_thread(lowered):

@@ -33,9 +33,9 @@ def reproducible(device: torch.device, progress: Progress, cell_timeout: float |
     All passes share the size to which batches are cut when memory is short.
     """
     # The same algorithms each time, so that a resumed run ends with the figures of an uninterrupted one.
-    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     shared = limited(progress.say)
-    with contained(), no_exit(), same, exact(device), shared, calls.watched(progress, cell_timeout):
+    with contained(), no_exit(), exact(device), same, shared, calls.watched(progress, cell_timeout):
         yield
 
 
