@@ -9,9 +9,6 @@
             return -probe.logits.max(1).values
 """
 
-import dataclasses
-import inspect
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +22,7 @@ from oodbench import code_hash, registry, standalone, state
 from oodbench.classifier import Classifier
 from oodbench.errors import BadData, NotFitted, UsageError, contained, reason
 from oodbench.heads import HEADS, Head, Identity
+from oodbench.hyperparameters import HasParameters, arguments
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
 from oodbench.progress import Progress
@@ -33,7 +31,7 @@ from oodbench.training_set import FitSize, TrainingSet
 SCHEMA_VERSION = 1
 
 
-class Detector:
+class Detector(HasParameters):
     """Rates how anomalous an image is, from what a network computes for it.
 
     Constructor arguments are hyper-parameters, kept as plain attributes of the same name. Fitted state is stored in
@@ -176,19 +174,6 @@ class Detector:
         """Whether it reads more than the images."""
         return bool(self.declared_signals - {"images"})
 
-    def parameters(self) -> dict[str, Any]:
-        """Hyper-parameters by name: the constructor's arguments."""
-        return {name: getattr(self, name) for name in _arguments(type(self))}
-
-    def non_default(self) -> dict[str, list[Any]]:
-        """{name: [value, default]} of the hyper-parameters that differ from the defaults of the class."""
-        found = {}
-        for name, value in self.parameters().items():
-            default = _default(type(self), name)
-            if default is not inspect.Parameter.empty and _json(value) != _json(default):
-                found[name] = [value, default]
-        return found
-
     def columns_of(self, statistics: np.ndarray, variant: str = "") -> np.ndarray:
         """The part of statistics (N, S, D) that the head of one row sees: a variant's column, or all that are no variant's."""
         own = statistics.shape[2] - len(self.variants)
@@ -304,9 +289,6 @@ class Detector:
             state.restore(detector.head, of_head, Path(path))
         return detector
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.parameters().items())})"
-
 
 def load_detector(name: str, **parameters: Any) -> Detector:
     """Load a detector by name, built-in or third-party, with the given hyper-parameters.
@@ -316,27 +298,9 @@ def load_detector(name: str, **parameters: Any) -> Detector:
     kind = registry.load("detectors", name)
     if not (isinstance(kind, type) and issubclass(kind, Detector)):
         raise UsageError(f"detector '{name}' is {kind!r}, not a subclass of oodbench.Detector")
-    known = _arguments(kind)
+    known = arguments(kind)
     registry.check_parameters(name, parameters, known)
     with contained():
         detector = kind(**parameters)
     detector.name = name
     return detector
-
-
-def _arguments(kind: type) -> list[str]:
-    if kind.__init__ is object.__init__:  # type: ignore[misc]  # an inspection, not a call
-        return []
-    return list(inspect.signature(kind).parameters)
-
-
-def _default(kind: type, argument: str) -> Any:
-    """The default of a constructor's argument, which a dataclass may make anew for each object."""
-    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
-        if field.name == argument and field.default_factory is not dataclasses.MISSING:
-            return field.default_factory()
-    return inspect.signature(kind).parameters[argument].default
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
