@@ -49,6 +49,7 @@ class Classifier(nn.Module):
             families: ResNet, DenseNet, and in torchvision and timm ViT, Swin, ConvNeXt, RegNet, EfficientNet and MobileNet.
         name: its name in result tables.
         transform: how images of any size become its input, if the network states that; sets are read so by default.
+        filter: what is applied to images (N, C, H, W) in [0, 1] before the normalisation, such as a denoiser.
     """
 
     mean: Tensor | None
@@ -64,6 +65,7 @@ class Classifier(nn.Module):
         layers: Sequence[str] | None = None,
         name: str | None = None,
         transform: Transform | None = None,
+        filter: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -71,6 +73,7 @@ class Classifier(nn.Module):
         self.module = module
         self.name = name or type(module).__name__
         self.transform = transform
+        self.filter = filter
         # Buffers stay float64 and are cast to the dtype of the images when used, so that float64 images lose no digits.
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1))
@@ -101,7 +104,9 @@ class Classifier(nn.Module):
             return logits_of(self.module(images))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the module takes: images (N, C, H, W), floats in [0, 1], with the normalisation applied."""
+        """What the module takes: images (N, C, H, W), floats in [0, 1], filtered, with the normalisation applied."""
+        if self.filter is not None:
+            images = self.filter(images)
         if self.mean is None or self.std is None:
             return images
         return (images - self.mean.to(images)) / self.std.to(images)  # a device without float64 has them on the CPU

@@ -15,6 +15,7 @@ from oodbench.commands.common import (
     check_seed,
     find_in_working_folder,
     only_results,
+    read_parameters_of,
 )
 from oodbench.datasets.name import parse_unchanged
 from oodbench.errors import MissingData, UsageError, one_line
@@ -35,6 +36,10 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Learning rate of the first step.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Resize images to this many pixels.")] = None,
+    param: Annotated[
+        list[str],
+        typer.Option(metavar="R.NAME=VALUE", help="Set a parameter of the recipe's method, such as noise.sigma=0.2."),
+    ] = [],  # noqa: B006
     data: Data = [],  # noqa: B006
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Random seed for initial weights, order and augmentation.")] = 0,
@@ -45,7 +50,7 @@ def train(
     A card beside the file (NAME.card.json) states what made the weights, and their accuracy on the test images.
     """
     find_in_working_folder(model)
-    chosen = recipes.find(recipe)
+    chosen = recipes.find(recipe).override(read_parameters_of(recipe, param))
     check_names([], [dataset], [model], {})
     parse_unchanged(dataset)
     check_device(device)

@@ -1,6 +1,7 @@
 """The networks: one file per architecture; each name refers to a function ``build(num_classes) -> Classifier``.
 
-In addition, ``oodbench.models.load`` accepts ``timm:NAME``, ``torchvision:NAME`` and ``module:function``.
+In addition, ``oodbench.models.load`` accepts ``timm:NAME``, ``torchvision:NAME``, ``module:function``, and ``denoised:`` before
+any name.
 """
 
 from oodbench.registry import Entry
@@ -8,8 +9,21 @@ from oodbench.registry import Entry
 _HE = "He et al. 2016, arXiv 1512.03385"
 
 
+DENOISED = "denoised:"
+
+
+def undenoised(name: str) -> tuple[str, str | None]:
+    """``denoised:SETTINGS:NAME`` -> (``NAME``, ``SETTINGS``), empty in ``denoised:NAME``. None for any other name."""
+    if not name.startswith(DENOISED):
+        return name, None
+    rest = name.removeprefix(DENOISED)
+    settings, _, inner = rest.partition(":")
+    return (inner, settings) if "=" in settings else (rest, "")
+
+
 def imports_code(name: str) -> bool:
     """Whether the name is ``module:function``, so that loading the model runs code that the name chooses."""
+    name, _ = undenoised(name)
     source, colon, _ = name.partition(":")
     return bool(colon) and source not in ("timm", "torchvision")
 
@@ -20,6 +34,9 @@ PATTERNS = {  # names that stand for many networks
         "", "Any classifier of torchvision, with your weights", "https://docs.pytorch.org/vision/stable/models.html"
     ),
     "module:function": Entry("", "Your own function of a module; it returns a Classifier or a torch.nn.Module"),
+    "denoised:NAME": Entry(
+        "", "Any of these, on images that a filter has removed noise from", "Buades et al. 2005, 10.1109/CVPR.2005.38"
+    ),
 }
 TABLE = {
     "resnet20-cifar10": Entry("oodbench.models.cifar_resnet:resnet20", "CIFAR-10 ResNet-20, published weights", _HE),

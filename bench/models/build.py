@@ -1,6 +1,7 @@
 """Builds a network from a model's name, before any weights file is read.
 
-A name is built-in, registered by a third party, ``timm:NAME``, ``torchvision:NAME``, or ``module:function``.
+A name is built-in, registered by a third party, ``timm:NAME``, ``torchvision:NAME``, or ``module:function``, or one of these
+after ``denoised:``.
 """
 
 import inspect
@@ -14,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from oodbench import models, registry
 from oodbench.classifier import Classifier
 from oodbench.errors import OodbenchError, UsageError, around_call, contained, fix_line, reason
+from oodbench.models.filters import filter_of
 
 DEFAULT_CLASSES = 10
 
 
 def brings_weights(name: str) -> bool:
     """Whether the network comes with its own weights: third-party models and ``module:function``."""
+    name, _ = models.undenoised(name)
     return name not in models.TABLE and name.partition(":")[0] not in ("timm", "torchvision")
 
 
@@ -28,6 +31,9 @@ def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifie
 
     Raises UsageError for an unknown name, and OodbenchError if third-party code fails.
     """
+    inner, settings = models.undenoised(name)
+    if settings is not None:
+        return denoised(build(inner, num_classes, seed), name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         source, colon, inner = name.partition(":")
@@ -39,6 +45,14 @@ def build(name: str, num_classes: int | None = None, seed: int = 0) -> Classifie
             with around_call.get()(f"building {name}", ends=brings_weights(name)):
                 classifier = _call(name, _resolve(name) if colon else registry.load("models", name), num_classes)
     classifier.name = name
+    return classifier
+
+
+def denoised(classifier: Classifier, name: str) -> Classifier:
+    """The classifier with the filter of this name, ``denoised:…``, before its own. Raises UsageError for a wrong name."""
+    if classifier.filter is not None:
+        raise UsageError(f"{name}: the network has a filter of its own; name it without {models.DENOISED}")
+    classifier.filter, classifier.name = filter_of(models.undenoised(name)[1] or ""), name
     return classifier
 
 

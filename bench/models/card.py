@@ -9,7 +9,7 @@ from oodbench.classifier import Classifier
 from oodbench.datasets.name import recorded
 from oodbench.errors import BadData, UsageError
 from oodbench.image_set import ImageSet
-from oodbench.models.recipes import Recipe
+from oodbench.models.recipes import METHODS, Recipe
 from oodbench.paths import read_small, write_atomically
 from oodbench.results.facts import finite_json
 from oodbench.results.provenance import provenance
@@ -30,7 +30,8 @@ def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set
     try:
         found = json.loads(read_small(path))
         before = {"model": found["model"], "seed": found["seed"], "images": found["train"]["fingerprint"]}
-        before |= {"drop": Recipe.drop, "warmup": Recipe.warmup, **found["recipe"]}  # older cards lack these, always the same
+        added = {name: getattr(Recipe, name) for name in ("drop", "final_lr", "warmup", "method")} | {"parameters": {}}
+        before |= added | found["recipe"]  # older cards lack these, always the same
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or name another file with --out") from error
     now = {"model": model, "seed": seed, "images": train_set.fingerprint, **recipe.values()}
@@ -72,7 +73,11 @@ def write(
         "test": test_set and _facts(test_set) | {"accuracy": accuracy},
         "recipe": recipe.values(),
         "seed": seed,
-        "code": {"network": code_hash.of_network(classifier), "training": code_hash.of_module("oodbench.models.train")},
+        "code": {
+            "network": code_hash.of_network(classifier),
+            "training": code_hash.of_module("oodbench.models.train"),
+            **({"method": code_hash.of_module(METHODS[recipe.method].partition(":")[0])} if recipe.method else {}),
+        },
         "software": provenance(str(classifier.device)),
     }
     write_atomically(path_of(weights), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode())

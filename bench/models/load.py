@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from oodbench.classifier import Classifier
 from oodbench.errors import UsageError
+from oodbench.models import undenoised
 from oodbench.models import weights as files
-from oodbench.models.build import DEFAULT_CLASSES, brings_weights, build, outline
+from oodbench.models.build import DEFAULT_CLASSES, brings_weights, build, denoised, outline
 from oodbench.models.device import resolve_device
 from oodbench.models.pretrained import cached, transform_of
 from oodbench.paths import DataRoots, data_roots
@@ -31,7 +33,8 @@ def load_model(
 
     Args:
         name: a built-in or third-party model (``oodbench list models``), ``timm:NAME``, ``torchvision:NAME``, or
-            ``module:function``, which returns a Classifier or a module with its own weights.
+            ``module:function``, which returns a Classifier or a module with its own weights; or ``denoised:`` before any of
+            these, which filters the images.
         weights: a safetensors file, a PyTorch state dict or a checkpoint that holds one, from the working folder or from
             ``models`` in a data root; or for networks of torchvision and timm the name of weights that their cache holds, such
             as ``DEFAULT`` or ``IMAGENET1K_V1``. By default ``models/NAME.safetensors`` in a data root (a colon in a name
@@ -48,6 +51,10 @@ def load_model(
     Raises UsageError for an unknown name, device, key or layer, MissingData for missing weights, and BadData for a weights file
     that is malicious, truncated or from another network.
     """
+    inner, settings = undenoised(name)
+    if settings is not None:
+        given: dict[str, Any] = {"data": data, "num_classes": num_classes, "weights_key": weights_key, "layers": layers}
+        return denoised(load_model(inner, weights, device=device, require_weights=require_weights, **given), name)
     target = resolve_device(device)
     path = weights_path(name, weights, data)
     if path is None and weights_key is not None:
@@ -92,7 +99,7 @@ def check_weights(name: str, weights: str | Path | None, data: DataRoots) -> Non
     if (path := weights_path(name, weights, data)) is not None:
         files.require_there(path)
     elif not brings_weights(name):
-        raise files.missing(name, data)
+        raise files.missing(undenoised(name)[0], data)
 
 
 def weights_path(name: str, weights: str | Path | None, data: DataRoots) -> Path | None:
@@ -101,6 +108,7 @@ def weights_path(name: str, weights: str | Path | None, data: DataRoots) -> Path
     A given file that does not exist is searched in the folder ``models`` of each data root, and then a name of weights in the
     cache of timm or torchvision. Raises UsageError and MissingData as ``pretrained.cached``.
     """
+    name, _ = undenoised(name)
     if weights is None:
         return next((p for p in files.places(name, data) if p.exists()), None)
     path = Path(weights)

@@ -1,10 +1,11 @@
-"""Trains a classifier by a recipe: SGD with momentum, a schedule, crops and flips; checkpoint and resume."""
+"""Trains a classifier by a recipe, with crops and flips, checkpoint and resume."""
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from oodbench.classifier import Classifier
 from oodbench.datasets.name import CHANGED, parse_unchanged
-from oodbench.errors import BadData, OodbenchError, Unsuitable, UsageError, one_line
+from oodbench.errors import BadData, OodbenchError, UsageError, one_line
 from oodbench.image_set import ImageSet
-from oodbench.models import card, recipes, weights
+from oodbench.models import card, recipes, undenoised, weights
 from oodbench.models.build import build
 from oodbench.models.checkpoint import Checkpoint
 from oodbench.models.device import mixed_precision, resolve_device, seeded
 from oodbench.models.exact import exact
 from oodbench.models.objective import OwnObjective
 from oodbench.models.recipes import Recipe
+from oodbench.models.recipes.method import method_of
 
 
 def train(
@@ -37,6 +39,7 @@ def train(
     momentum: float | None = None,
     weight_decay: float | None = None,
     augment: bool | None = None,
+    parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = True,
@@ -44,9 +47,10 @@ def train(
 ) -> Classifier:
     """Train model ``name`` on a labelled set, write its weights to ``out`` (safetensors), and return it, frozen.
 
-    ``recipe`` names the settings; those that are given take the place of its own. Its ``size`` is for the caller, who loads
-    the images. Normalisation belongs to the model, so ``load_model(name, weights=out)`` gives the same network. A card beside
-    ``out`` states what made the weights, and their accuracy on ``test_set``, which is read after the last epoch only.
+    ``recipe`` names the settings; those that are given take the place of its own, and ``parameters`` those of its method. Its
+    ``size`` is for the caller, who loads the images. Normalisation belongs to the model, so ``load_model(name, weights=out)``
+    gives the same network. A card beside ``out`` states what made the weights, and their accuracy on ``test_set``, which is
+    read after the last epoch only.
 
     A checkpoint is written beside ``out`` after each epoch. An interrupted training that is started again resumes from it and,
     on the CPU, ends with the same weights bit for bit. On CUDA and XPU it uses mixed precision and channels last.
@@ -57,11 +61,20 @@ def train(
     in ``out`` were made with, and OodbenchError for a loss that diverges or
     a folder that cannot be written.
     """
+    inner, settings = undenoised(name)
+    if settings is not None:
+        raise UsageError(f"{name} filters images at test time; train {inner}, and name {name} where you run it")
     out, target = Path(out), resolve_device(device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise UsageError(f"cannot write weights to {out}; name a file that ends in .safetensors")
     recipe = (recipes.find(recipe) if isinstance(recipe, str) else recipe).override(
-        epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay, augment=augment
+        parameters,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        augment=augment,
     )
     if train_set.kind in CHANGED:
         parse_unchanged(train_set.name)
@@ -71,7 +84,7 @@ def train(
         card.refuse_other(out, name, recipe, seed, train_set)
     classifier = build(name, _classes(train_set), seed).to(target)
     module = classifier.module
-    if isinstance(module, OwnObjective) and recipe.name != module.recipe:
+    if isinstance(module, OwnObjective) and not recipe.method and recipe.name != module.recipe:
         print(one_line(f"{name} has a recipe of its own; use --recipe {module.recipe}, not {recipe.name}"), file=sys.stderr)
     classifier.check(train_set.read([0, 1]).float() / 255)
     if (layout := _layout(target)) is not None:
@@ -79,7 +92,7 @@ def train(
     training = Training(classifier, train_set, recipe, seed)
     checkpoint = Checkpoint(
         out.with_name(f"{out.name}.checkpoint"),
-        {"module": classifier.module, "optimizer": training.optimizer, "scaler": training.scaler},
+        {"module": classifier.module, "optimizer": training.optimizer, "scaler": training.scaler, **training.method.parts()},
         {
             "model": name,
             "images": train_set.fingerprint,
@@ -88,6 +101,7 @@ def train(
             "lr": recipe.lr,
             "drops": list(recipe.drops),
             "drop": recipe.drop if recipe.drops else None,
+            "final lr": recipe.final_lr or None,
             "warmup": recipe.warmup or None,
             "momentum": recipe.momentum,
             "nesterov": recipe.nesterov,
@@ -95,6 +109,8 @@ def train(
             "seed": seed,
             "augment": recipe.augment and ("crops and flips" if train_set.flips else "crops"),
             "precision": str(training.precision),
+            "method": recipe.method or None,
+            **recipe.values()["parameters"],
         },
     )
     first = checkpoint.restore(target) if resume and checkpoint.path.exists() else 0
@@ -119,23 +135,18 @@ def train(
 
 
 class Training:
-    """Trains a classifier in place, epoch by epoch, by SGD as a recipe says: on the cross-entropy, or on what a module that is
-    an ``OwnObjective`` minimises.
+    """Trains a classifier in place, epoch by epoch, as a recipe says: on the cross-entropy by SGD, on what a module that is an
+    ``OwnObjective`` minimises, or by the method of the recipe.
 
-    Uses mixed precision on CUDA and XPU. ``images`` are labelled.
+    Uses mixed precision on CUDA and XPU. ``images`` are labelled. Raises UsageError for a method that does not fit.
     """
 
     def __init__(self, classifier: Classifier, images: ImageSet, recipe: Recipe, seed: int = 0) -> None:
         self.steps = math.ceil(len(images) / recipe.batch_size)  # per epoch
         self.precision = mixed_precision(classifier.device)
-        parameters = classifier.module.requires_grad_(True).parameters()
-        self.optimizer = torch.optim.SGD(
-            parameters,
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-        )
+        classifier.module.requires_grad_(True)
+        self.method = method_of(classifier, recipe, images.flips, seed)
+        self.optimizer = self.method.optimizer()
         self.scaler = torch.amp.GradScaler(classifier.device.type, enabled=self.precision is torch.float16)
         self._classifier, self._images, self._recipe, self._seed = classifier, images, recipe, seed
 
@@ -144,10 +155,8 @@ class Training:
         images, device = self._images, self._classifier.device
         assert images.labels is not None
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        module = self._classifier.module
-        module.train()
-        if isinstance(module, OwnObjective):
-            module.begin_epoch()
+        self._classifier.module.train()
+        self.method.begin_epoch(number)
         with _seeded(self._seed, number) as generator:
             # Batches of nearly equal size: a last batch with one image would have no variance for normalisation.
             order = torch.randperm(len(images), generator=generator).tensor_split(self.steps)
@@ -155,49 +164,28 @@ class Training:
                 batch, labels = images.read(rows).to(device), images.labels[rows].to(device)
                 if self._recipe.augment:
                     batch = augmented(batch, images.flips, generator)
-                loss, logits = self._step(batch, labels, number * self.steps + step)
+                loss, right = self._step(batch, labels, number * self.steps + step, generator)
                 # Stays on the device: reading a number here would make the host wait at each step.
                 loss_sum += loss * len(rows)
-                correct += (logits.argmax(1) == labels).sum()
+                correct += right.sum()
                 on_step()
-        if isinstance(module, OwnObjective):
-            with torch.no_grad():
-                module.end_epoch()
+        with torch.no_grad():
+            self.method.end_epoch()
         return float(loss_sum) / len(images), float(correct) / len(images)
 
-    def _step(self, batch: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """One step on uint8 images (n, C, H, W); returns the loss and the logits from before the step."""
-        module, images = self._classifier.module, batch.float() / 255
-        kind = batch.device.type
-        with nullcontext() if self.precision is None else torch.autocast(kind, self.precision):
-            if isinstance(module, OwnObjective):
-                loss, logits = module.loss(self._classifier.normalised(images), labels)
-            else:
-                logits = self._logits(images)
-                loss = F.cross_entropy(logits, labels)
+    def _step(self, batch: Tensor, labels: Tensor, step: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One step on uint8 images (n, C, H, W); returns the loss, and which were answered right before the step, bool (n,)."""
+        with nullcontext() if self.precision is None else torch.autocast(batch.device.type, self.precision):
+            loss, right = self.method.loss(batch, labels, random)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self.method.rate(step, self.steps)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if isinstance(module, OwnObjective):
-            with torch.no_grad():
-                module.after_step(self._classifier.normalised(images), labels)
-        return loss.detach(), logits.detach()
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits = self._classifier(images)
-        if not isinstance(logits, Tensor):
-            raise Unsuitable(f"{self._classifier.name} gives {type(logits).__name__} in training, not logits; train another")
-        return logits
-
-    def _rate(self, step: int) -> float:
-        recipe = self._recipe
-        share = min(1, step / (recipe.warmup * self.steps)) if recipe.warmup else 1
-        if recipe.drops:
-            return share * dropped(recipe.lr, step // self.steps, recipe.epochs, recipe.drops, recipe.drop)
-        return share * cosine(recipe.lr, step, recipe.epochs * self.steps)
+        with torch.no_grad():
+            self.method.after_step(batch, labels)
+        return loss.detach(), right
 
 
 def accuracy(classifier: Classifier, images: ImageSet, batch_size: int = 500) -> float:
@@ -234,16 +222,6 @@ def augmented(images: Tensor, flips: bool, generator: torch.Generator) -> Tensor
     place = torch.arange(count, device=images.device)
     # (N, 1, 1), (N, H, 1), (N, 1, W) around the channels -> (N, H, W, C)
     return padded[place[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def cosine(lr: float, step: int, steps: int) -> float:
-    """From ``lr`` at step 0 down half a cosine to 0 at ``steps`` (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983)."""
-    return lr * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def dropped(lr: float, epoch: int, epochs: int, drops: Sequence[float], drop: float) -> float:
-    """``lr`` times ``drop`` for each share of the epochs in ``drops`` that is over before this epoch (from 0)."""
-    return lr * drop ** sum(epoch >= round(share * epochs) for share in drops)
 
 
 def _classes(images: ImageSet) -> int:

@@ -77,7 +77,7 @@ def bim(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: 
 
 def pgd(network: Network, images: Tensor, labels: Tensor, keys: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
     """Run BIM from a random point in the ball (Madry et al., ICLR 2018)."""
-    start = images + eps * (2 * uniform(keys, images.shape[1:]) - 1).to(images.dtype)
+    start = images + eps * (2 * uniform(keys, images.shape[1:]) - 1).to(images)
     return _signed_steps(network, images, start.clamp(0, 1), labels, eps, step, steps)
 
 

@@ -336,3 +336,32 @@ def test_what_is_fitted_on_the_device_scores_anywhere(tmp_path):
     there, here = (oodbench("score", "fitted", "images", "--device", name, cwd=tmp_path) for name in ("pretend", "cpu"))
     assert there == here
     assert there.count("anomalous") == 3
+
+
+@either
+def test_methods_of_training_and_filters_compute_there_what_the_cpu_does(tmp_path, float64):
+    on_device(
+        """
+from oodbench.datasets.load import load_dataset
+from oodbench.models import recipes
+from oodbench.models import train as training
+from oodbench.models.load import load_model
+digits = load_dataset("digits", split="train").select(torch.arange(100))
+for name, recipe in recipes.RECIPES.items():
+    if recipe.method:
+        options = {"recipe": name, "epochs": 2, "batch_size": 50, "lr": 0.01, "progress": False}
+        ends = [
+            training.train("resnet8-digits", digits, out=f"{name}-{device}.safetensors", device=device, **options).cpu()
+            for device in ("cpu", "pretend")
+        ]
+        of_cpu, of_device = (end.state_dict() for end in ends)
+        for key, value in of_cpu.items():
+            torch.testing.assert_close(of_device[key], value, rtol=1e-2, atol=1e-3, msg=f"{name}: {key}")
+images = digits.images[:20].float() / 255
+for name in ("denoised:resnet8-digits", "denoised:filter=median:resnet8-digits"):
+    here, there = load_model(name), load_model(name, device="pretend")
+    torch.testing.assert_close(there(images.to("pretend")).cpu(), here(images))
+""",
+        cwd=tmp_path,
+        float64=float64,
+    )
