@@ -9,7 +9,7 @@ import pytest
 from hostile import array_of, element, mat, mat_bomb
 from scipy.io import loadmat, savemat
 
-from oodbench.datasets.formats.mat_file import read_arrays
+from oodbench.datasets.formats.mat_file import read_arrays, read_strings
 
 LIMITS = {"X": 10**6, "y": 10**4}  # bytes
 
@@ -118,3 +118,49 @@ def test_a_bomb_stays_small(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20
+
+
+TWO_ROWS = np.empty((1, 1), dtype=object)
+TWO_ROWS[0, 0] = np.array(["ab", "cd"])
+STRINGS = np.array([["I01.bmp", "", "größer.bmp"]], dtype=object).T
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_strings_of_a_cell_are_those_that_scipy_reads(tmp_path, compressed):
+    path = tmp_path / "a.mat"
+    savemat(path, {"X": np.eye(3), "names": STRINGS, "other": np.array([[1, "a"]], dtype=object)}, do_compression=compressed)
+    assert read_strings(path, "names", 3) == ["I01.bmp", "", "größer.bmp"]
+    assert read_strings(path, "absent", 3) is None
+    assert np.array_equal(read_arrays(path, LIMITS)["X"], np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most", "says"),
+    [
+        ("names", STRINGS, 2, "not at most 2 strings"),
+        ("names", np.eye(2), 9, "is of class 6"),
+        ("names", np.array([["a", 7]], dtype=object), 9, "of class"),
+        ("names", np.array([["a", np.array([[1.0]])]], dtype=object), 9, "of class 6 and shape"),
+        ("names", np.array([["a" * 5000]], dtype=object), 9, "not a short string"),
+        ("names", TWO_ROWS, 9, "not a string"),
+    ],
+)
+def test_cells_of_anything_else_are_refused(tmp_path, name, value, most, says):
+    path = tmp_path / "a.mat"
+    savemat(path, {name: value})
+    with pytest.raises(ValueError, match=says):
+        read_strings(path, name, most)
+
+
+def test_truncated_cells_are_refused_wherever_they_end(tmp_path):
+    path = tmp_path / "a.mat"
+    savemat(path, {"names": STRINGS})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        try:
+            found = read_strings(path, "names", 3)
+        except ValueError:
+            continue
+        assert found is None  # nothing but the header is there
+        assert length == 128 or whole[:length] == whole
