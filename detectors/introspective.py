@@ -105,8 +105,18 @@ class Introspective(Detector):
 
     def logits(self, probe: Probe) -> Tensor:
         """H(r_x): float64 (N, classes)."""
-        by_logit, of_image = introspect(probe.features, probe.logits, self.loss, self.contrast, self.target_)
-        return _mlp(by_logit, of_image, [w.double() for w in self.weights_])
+        return self.classes(probe.features, probe.logits)
+
+    def classes(self, features: Tensor, logits: Tensor) -> Tensor:
+        """H(r_x) of the network's features (N, d) and logits (N, classes): float64 (N, classes)."""
+        return _mlp(*self._introspected(features, logits), [w.double() for w in self.weights_])
+
+    def hidden(self, features: Tensor, logits: Tensor) -> Tensor:
+        """What the last layer of H reads, after the sigmoid: float64 (N, 100)."""
+        return _mlp(*self._introspected(features, logits), [w.double() for w in self.weights_[:-2]]).sigmoid()
+
+    def _introspected(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return introspect(features, logits, self.loss, self.contrast, self.target_)
 
     def probabilities(self, probe: Probe) -> Tensor:
         return self.logits(probe).softmax(1)
