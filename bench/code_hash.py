@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from oodbench.classifier import Classifier
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-CONTRACT, OWN_DETECTORS = "oodbench.detector", "oodbench.detectors"
+# What plug-ins are made of, which is not their own code, and the packages of built-in ones.
+CONTRACTS = (
+    *("oodbench.detector", "oodbench.hyperparameters"),
+    *("oodbench.active_learning.strategy", "oodbench.quality.metric"),
+)
+OWN_PLUGINS = ("oodbench.detectors", "oodbench.strategies", "oodbench.quality_metrics")
 DEPTH = 6  # of nested lists, because a list may hold itself
 INSTALLED = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")}
 
@@ -31,7 +36,7 @@ def of_class(kind: type) -> str:
     """SHA-256 of the modules that a detector's class and its bases come from, and of those that they import from their package.
 
     A third party's package is its top-level one; of a module without a package, the modules and packages beside it count.
-    The contract itself (``oodbench.detector``), comments and layout do not count.
+    The contract itself, such as ``oodbench.detector``, comments and layout do not count.
     """
     return _digest(_class_code(kind, set(), whole_package=True))
 
@@ -60,7 +65,8 @@ def _network(classifier: Classifier) -> Iterator[str]:
     yield f"{classifier.head_name} {classifier.layer_names}"
     yield ADDRESS.sub("", repr(classifier.module))
     own, seen = vars(nn.Module()).keys(), set[str]()
-    for name, module in classifier.module.named_modules():
+    filters = () if classifier.filter is None else classifier.filter.named_modules(prefix="filter")
+    for name, module in (*classifier.module.named_modules(), *filters):
         yield f"{name} {type(module).__module__}.{type(module).__qualname__}"
         for key, value in sorted(vars(module).items()):
             if key not in own:
@@ -75,7 +81,7 @@ def _network(classifier: Classifier) -> Iterator[str]:
 
 def _class_code(kind: type, seen: set[str], whole_package: bool = False) -> Iterator[str]:
     for base in kind.__mro__:
-        if base.__module__ == CONTRACT or base.__module__.split(".")[0] in ("torch", "builtins"):
+        if base.__module__ in CONTRACTS or base.__module__.split(".")[0] in ("torch", *sys.stdlib_module_names):
             continue
         if _source(base.__module__) is not None:
             yield from _module_code(base.__module__, seen, _root(base.__module__) if whole_package else None)
@@ -84,8 +90,8 @@ def _class_code(kind: type, seen: set[str], whole_package: bool = False) -> Iter
 
 
 def _root(module: str) -> str:
-    """The package whose modules count as a detector's own."""
-    return OWN_DETECTORS if module.startswith(f"{OWN_DETECTORS}.") else module.split(".")[0]
+    """The package whose modules count as a plug-in's own."""
+    return next((package for package in OWN_PLUGINS if module.startswith(f"{package}.")), module.split(".")[0])
 
 
 def _module_code(name: str, seen: set[str], root: str | None = None) -> Iterator[str]:
@@ -105,8 +111,8 @@ def _is_own(other: str, name: str, package: str, root: str | None) -> bool:
     """Whether what the module ``name`` imports belongs to the same package, or lies beside it where it has none."""
     if not package:
         return _folder_of(name) is not None and _folder_of(other) == _folder_of(name)
-    if other == root:  # the package's own __init__; that of our detectors is a table of all of them
-        return root != OWN_DETECTORS
+    if other == root:  # the package's own __init__; that of our plug-ins is a table of all of them
+        return root not in OWN_PLUGINS
     return other.startswith(f"{root or package}.")
 
 

@@ -24,7 +24,9 @@ from oodbench.errors import OodbenchError, UsageError, contained, fix_line, one_
 MOST_SHOWN = 100  # characters of a name in a message
 PART = 3  # characters of a name from which names that contain it are suggested
 MOST_HINTS = 4  # of these names
-FAMILIES = ("detectors", "datasets", "models")
+FAMILIES = ("detectors", "datasets", "models", "strategies", "quality_metrics", "quality_databases")
+TABLES = {"quality_databases": "oodbench.datasets.quality"}  # the package of a family's table, where it has another name
+SINGULAR = {"strategies": "strategy", "quality_metrics": "quality metric", "quality_databases": "quality database"}
 
 
 class Entry(NamedTuple):
@@ -127,7 +129,7 @@ def records(family: str) -> dict[str, Record]:
     name is used. Built-in names are reserved: the built-in stays usable, and another package's claim becomes a separate
     record with an error.
     """
-    table = importlib.import_module(f"oodbench.{family}").TABLE
+    table = _package(family).TABLE
     found = {name: Record(family, name, *entry) for name, entry in table.items()}
     third_parties = [
         Record(family, name, target, distribution=distribution, version=version)
@@ -135,7 +137,7 @@ def records(family: str) -> dict[str, Record]:
     ]
     third_parties += [record for (kind, _), record in _added.items() if kind == family]
     for record in third_parties:
-        claim = f"{family[:-1]} '{record.name}' of {record.owner}"
+        claim = f"{singular(family)} '{record.name}' of {record.owner}"
         if record.name in table:
             reserved = f"{claim} uses a name that is reserved for an oodbench built-in; rename or uninstall it"
             found[f"{record.name} ({record.distribution})"] = replace(record, error=reserved)
@@ -150,9 +152,18 @@ def records(family: str) -> dict[str, Record]:
     return found
 
 
+def singular(family: str) -> str:
+    """What one of a family is called."""
+    return SINGULAR.get(family, family[:-1])
+
+
+def _package(family: str) -> Any:
+    return importlib.import_module(TABLES.get(family, f"oodbench.{family}"))
+
+
 def patterns(family: str) -> dict[str, Record]:
     """Placeholders for many names, such as ``timm:NAME``: listed, but not looked up."""
-    table = getattr(importlib.import_module(f"oodbench.{family}"), "PATTERNS", {})
+    table = getattr(_package(family), "PATTERNS", {})
     return {name: Record(family, name, *entry) for name, entry in table.items()}
 
 
@@ -195,7 +206,7 @@ def find(family: str, name: str) -> Record:
         if family == "datasets" and at and whole in known:
             corrupted = f"or {whole}+noise@1 for a corruption of it"
             raise UsageError(f"'{name}': {whole} has no levels; write {whole} (in a suite, leave out levels), {corrupted}")
-        raise UsageError(unknown(family[:-1], name, known, f"oodbench list {family}"))
+        raise UsageError(unknown(singular(family), name, known, f"oodbench list {family.replace('_', '-')}"))
     if known[name].error:
         raise UsageError(known[name].error)
     for claim in known.values():
@@ -233,10 +244,9 @@ def load(family: str, name: str) -> Any:
     try:
         return resolve(record.target)
     except Exception as error:
-        raise OodbenchError(
-            f"{family[:-1]} '{name}' of {record.owner} ({record.target}) cannot be imported: {reason_in(error, record.target)};"
-            f" repair or uninstall {record.distribution}"
-        ) from error
+        whose = f"{singular(family)} '{name}' of {record.owner} ({record.target})"
+        why = f"{reason_in(error, record.target)}; repair or uninstall {record.distribution}"
+        raise OodbenchError(f"{whose} cannot be imported: {why}") from error
 
 
 def check(record: Record) -> Record:

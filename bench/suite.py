@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -209,12 +209,20 @@ def as_names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parsed_as(kind: type[Model], values: Mapping[str, Any], name: object) -> Model:
+    """The values of a suite file as this model. Raises UsageError that names the suite and the wrong key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"suite {name}: {_complaint(error.errors(), values, kind)}") from error
+
+
 def validated(values: dict[str, Any], name: object) -> Suite:
     """A suite with these values. Raises UsageError that names the suite and the wrong key."""
-    try:
-        suite = Suite.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(f"suite {name}: {_complaint(error.errors(), values)}") from error
+    suite = parsed_as(Suite, values, name)
     sets = suite.each_set()
     paths: dict[str, str] = {}
     for parsed in map(parse, (suite.in_distribution, *sets)):
@@ -285,13 +293,14 @@ TAKES = {  # by pydantic's type of error
 }
 
 
-def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
+def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], model: type[BaseModel]) -> str:
     """What is wrong with a key of a suite file; an unknown key goes first, because another may be missing for it."""
     error = min(errors, key=lambda one: one["type"] != "extra_forbidden")
     kind, place, limits, given = error["type"], error["loc"], error.get("ctx", {}), error["input"]
     key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
     if kind == "extra_forbidden":
-        known = [*TestSet.model_fields, "of"] if of_set else [*Suite.model_fields, "models", "seeds", "normal_class"]
+        grid = ["models", "seeds", "normal_class"] if model is Suite else []
+        known = [*TestSet.model_fields, "of"] if of_set else [*model.model_fields, *grid]
         known = [*ValidationSet.model_fields] if place[0] == "validation_set" and len(place) > 1 else known
         return unknown("key", key, known, ", ".join(known))
     parts = [part if isinstance(part, str) else f"item {part + 1}" for part in place]

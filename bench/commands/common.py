@@ -11,7 +11,8 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from oodbench.datasets.name import BY_PATH, FOLDER, IMAGE_LIST, base_of
-from oodbench.errors import UsageError, contained, no_exit
+from oodbench.errors import OodbenchError, UsageError, contained, no_exit, reason
+from oodbench.models import undenoised
 
 WIDTH = 160  # characters a line of a pipe or a file
 _debug = False
@@ -62,12 +63,12 @@ def find_in_working_folder(*targets: str) -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def add_plugins(targets: list[str]) -> list[str]:
-    """Register ``module:Class`` detectors for this process and return their names."""
+def add_plugins(targets: list[str], family: str = "detectors") -> list[str]:
+    """Register ``module:Class`` for this process and return their names."""
     from oodbench import registry
 
     with only_results():
-        return [registry.add_plugin(target) for target in targets]
+        return [registry.add_plugin(target, family) for target in targets]
 
 
 def check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:
@@ -87,8 +88,8 @@ def check_names(detectors: list[str], datasets: list[str], models: list[str], pa
             raise UsageError(f"unknown dataset '{name}'; write {own}:{name} for a {what} (oodbench list datasets)")
         registry.find("datasets", base)
     for name in models:
-        if ":" not in name:
-            registry.find("models", name)
+        if ":" not in (inner := undenoised(name)[0]):
+            registry.find("models", inner)
 
 
 def check_seed(seed: int) -> None:
@@ -179,3 +180,20 @@ def print_json(text: str, output: TextIO | None = None) -> None:
 
     output = output or sys.stdout
     print(escape.encodable_json(text, output.encoding or "utf-8"), file=output, flush=True)
+
+
+def write_report(folders: Any, wanted: bool) -> None:
+    """Write the report and print its path, or remove an earlier one, which would show other figures."""
+    from oodbench.leaderboard.site.report import report
+    from oodbench.progress import terminal_progress
+    from oodbench.results.site import REPORT, remove_site
+
+    try:
+        if wanted:
+            with terminal_progress() as progress:
+                page = report(folders, progress)
+            print(f"Report: {page}")
+        else:
+            remove_site((folders[0].study or folders[0]).path / REPORT)
+    except OodbenchError as error:
+        print(f"oodbench: no report is written: {reason(error)}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """``oodbench run``: run a suite and print the leaderboard."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -26,9 +25,10 @@ from oodbench.commands.common import (
     read_layers,
     read_parameters,
     terminal_width,
+    write_report,
 )
 from oodbench.datasets.name import parse
-from oodbench.errors import OodbenchError, reason
+from oodbench.errors import UsageError, reason
 
 LINES = 45  # that the results of a run take, at most, and the path of its folder
 
@@ -55,6 +55,13 @@ def run(
     layers: Layers = [],  # noqa: B006
     detector: Annotated[
         list[str], typer.Option(metavar="NAME", help="Run only this detector, or all; repeat for several.")
+    ] = [],  # noqa: B006
+    metric: Annotated[
+        list[str], typer.Option(metavar="NAME", help="In a suite of image quality, run only this metric; may be repeated.")
+    ] = [],  # noqa: B006
+    strategy: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="In a suite of active learning, run only this strategy; may be repeated."),
     ] = [],  # noqa: B006
     param: Parameters = [],  # noqa: B006
     dataset: Annotated[list[str], typer.Option(metavar="NAME", help="Run only this set; repeat for several.")] = [],  # noqa: B006
@@ -124,7 +131,25 @@ def run(
     Exits with 1 if a cell failed, if all were skipped, or if a run could not start.
     """
     from oodbench.suites.load import UntrustedModel, chosen_study
+    from oodbench.suites.tasks import DETECTION, task_of
 
+    if suite is not None and task_of(suite) != DETECTION:
+        from oodbench.commands.run_task import run_task
+
+        others: dict[str, Any] = {
+            "--in-distribution": in_distribution, "--model": model, "--weights": weights, "--weights-key": weights_key,
+            "--layers": layers, "--detector": detector, "--metric": metric, "--strategy": strategy, "--dataset": dataset,
+            "--param": read_parameters(param), "--protocol": protocol, "--batch-size": batch_size, "--seed": seed,
+            "--precision": precision, "--size": size, "--resize": resize, "--shorter-side": shorter_side,
+            "--workers": workers or None, "--cache-images": cache_images, "--fit-images": fit_images, "--plugin": plugin,
+            "--executor": executor if executor != "local" else None, "--trust-model": trust_model,
+        }  # fmt: skip
+        options: dict[str, Any] = {"out": out, "data": data, "device": device, "limit": limit, "fresh": fresh}
+        run_task(suite, others, **options, cell_timeout=cell_timeout, strict=strict, dry_run=dry_run, no_report=no_report)
+        return
+    for option, value in {"--metric": metric, "--strategy": strategy}.items():
+        if value:
+            raise UsageError(f"{option} is for suites of other tasks; a suite of detection takes --detector")
     fails = []
     given: dict[str, Any] = {"datasets": dataset, "detectors": detector}
     given |= {"models": model, "weights": list(map(str, weights)), "seeds": seed}
@@ -197,30 +222,13 @@ def run(
     folders = run_folders(path)
     if folders[0].costs() != before:
         _print_costs(folders, width)
-    _write_report(folders, wanted=not no_report)
+    write_report(folders, wanted=not no_report)
     print(path)
     asked = [folder for folder in folders if folder.study is None or folder.path.name in study.runs]
     statuses = {status for folder in asked for status in _statuses(folder)}
     absent = folders[0].study is not None and study.runs.keys() & StudyFolder(path).missing().keys()
     if absent or "failed" in statuses or statuses == {"skipped"} or (strict and "skipped" in statuses):
         raise typer.Exit(1)
-
-
-def _write_report(folders: Any, wanted: bool) -> None:
-    """Write the report and print its path, or remove an earlier one, which would show other figures."""
-    from oodbench.leaderboard.site.report import report
-    from oodbench.progress import terminal_progress
-    from oodbench.results.site import REPORT, remove_site
-
-    try:
-        if wanted:
-            with terminal_progress() as progress:
-                page = report(folders, progress)
-            print(f"Report: {page}")
-        else:
-            remove_site((folders[0].study or folders[0]).path / REPORT)
-    except OodbenchError as error:
-        print(f"oodbench: no report is written: {reason(error)}", file=sys.stderr)
 
 
 def _statuses(folder: Any) -> set[str]:

@@ -116,11 +116,12 @@ def gaps(path: str | Path) -> list[str]:
     """
     lines = []
     for folder in (folders := run_folders(Path(path))):
-        records = list(folder.records())
+        records = [record for file in folder.pass_files() for record in folder.records_of(file)]
         found = [(sum(record.status == status for record in records), status) for status in ("failed", "skipped")]
         parts = [f"{counted(count, 'cell')} {status}" for count, status in found if count]
-        try:
-            tested = {recorded(one.name) for one in Suite.model_validate(folder.manifest().suite).tested_sets()}
+        suite = folder.manifest().suite
+        try:  # runs of other tasks have a record of all that their suite asks for
+            tested = set() if "task" in suite else {recorded(one.name) for one in Suite.model_validate(suite).tested_sets()}
             without = sorted(tested - {record.set_name for record in records})
             parts += [f"no cell of {', '.join(without)}"] if without else []
         except ValidationError:
@@ -285,7 +286,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _about(run: RunFolder) -> BundledRun:
     manifest = run.manifest()
-    records = [*run.records(), *run.recognition()]
+    records = [record for path in run.pass_files() for record in run.records_of(path)]
     settings, provenance = manifest.settings, manifest.provenance
     try:
         return BundledRun(
@@ -297,7 +298,7 @@ def _about(run: RunFolder) -> BundledRun:
             seed=settings.get("seed", 0),
             records=len(records),
             environment={name: provenance[name] for name in ENVIRONMENT if name in provenance},
-            code={one.detector: one.code for one in records if one.detector and one.status == "ok"},
+            code={one.plugin: one.code for one in records if one.plugin and one.status == "ok"},
         )
     except ValidationError as error:
         first = error.errors()[0]

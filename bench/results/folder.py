@@ -30,7 +30,7 @@ from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
 from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible
 from oodbench.results import json_files, pass_file, site
 from oodbench.results.json_files import Costs, Manifest
-from oodbench.results.records import DetectionRecord, RecognitionRecord, SetRecord
+from oodbench.results.records import DetectionRecord, RecognitionRecord, Record
 from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ ADDED_BY_SYSTEMS = re.compile(r"\._.*|\.DS_Store|Icon\r|Thumbs\.db|desktop\.ini"
 FOLDERS = ("passes", "shared", "aside", CELLS)
 ENTRIES = ("run.json", "costs.json", SEVERITY, site.REPORT, *FOLDERS, ".lock")  # what a run writes
 Say = Callable[[str], None]
-Kind = TypeVar("Kind", bound=SetRecord)
+Kind = TypeVar("Kind", bound=Record)
 RUN_AGAIN = "`oodbench run` with the same options and --out writes it again"  # remedies
 RESTORE = "restore run.json from a copy, or choose another folder with --out"
 
@@ -59,7 +59,7 @@ class RunFolder:
         self.study: StudyFolder | None = None  # that it was found in
         self.passes_path = self.path / "passes"
         self.shared_path = self.path / "shared" / SHARED
-        self._written: dict[str, dict[tuple[str, str], SetRecord]] | None = None  # by set; while a run writes here
+        self._written: dict[str, dict[tuple[str, str], Record]] | None = None  # by set; while a run writes here
         self._settings: dict[str, Any] = {}  # while a run writes here: those of all records
         self._provenance: dict[str, Any] = {}  # of an earlier run here
         self._lost: BadData | None = None  # why run.json does not hold them
@@ -75,18 +75,18 @@ class RunFolder:
 
     def records(self) -> Iterator[DetectionRecord]:
         """The records of detection, set by set in order of name, without their arrays. Raises BadData for a damaged file."""
-        if has_cells(self.path):  # schema version 1; nothing else is there before it is migrated
-            yield from (record for record, _ in cells(self.path))
-            return
-        for path in self.pass_files():
-            yield from (one for one in self.records_of(path) if isinstance(one, DetectionRecord))
+        return (of for of, _ in cells(self.path)) if has_cells(self.path) else self.of_task(DetectionRecord)
 
     def recognition(self) -> Iterator[RecognitionRecord]:
         """The records of recognition, set by set in order of name. Raises BadData for a damaged file."""
-        for path in self.pass_files():
-            yield from (one for one in self.records_of(path) if isinstance(one, RecognitionRecord))
+        return self.of_task(RecognitionRecord)
 
-    def arrays(self, record: SetRecord) -> dict[str, np.ndarray]:
+    def of_task(self, kind: type[Kind]) -> Iterator[Kind]:
+        """The records of one task, file by file in order of name. Raises BadData for a damaged file."""
+        for path in self.pass_files():
+            yield from (one for one in self.records_of(path) if isinstance(one, kind))
+
+    def arrays(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of a record by role. Raises BadData where one is missing or damaged."""
         if has_cells(self.path):
             same = (of for one, of in cells(self.path) if (one.set_name, one.place) == (record.set_name, record.place))
@@ -206,7 +206,7 @@ class RunFolder:
                     raise BadData(f"{path} {whose}; {RESTORE}")
         return found
 
-    def _drop_records(self, path: Path, whole: list[SetRecord], lost: int, say: Say) -> None:
+    def _drop_records(self, path: Path, whole: list[Record], lost: int, say: Say) -> None:
         """Leave only the whole records in a file: nobody can compute the figures of the others again."""
         aside = pass_file.free_path(self.path / "aside" / path.name)
         shutil.copyfile(path, aside)
@@ -282,7 +282,7 @@ class RunFolder:
         found = self.manifest()
         json_files.write(self.path / "run.json", found.model_copy(update={"provenance": found.provenance | facts}).model_dump())
 
-    def finished(self, record: SetRecord) -> bool:
+    def finished(self, record: Record) -> bool:
         """Whether the record is there with figures, made from the same inputs by the same code."""
         found = self.earlier(record)
         return found is not None and found.status == "ok" and found.key == record.key
@@ -301,11 +301,11 @@ class RunFolder:
 
     def write(
         self,
-        records: Sequence[SetRecord],
+        records: Sequence[Record],
         arrays: Mapping[str, np.ndarray],
         shared: Mapping[str, np.ndarray] | None = None,
         say: Say = lambda line: None,
-    ) -> list[SetRecord]:
+    ) -> list[Record]:
         """Write the records of one set, with their arrays by hash, and return those that gave way to existing ones.
 
         A record without figures does not replace one with figures of the same code, so that a set or a plug-in that is
@@ -358,7 +358,7 @@ class RunFolder:
     def pass_files(self) -> list[Path]:
         return visible(self.passes_path, "*.safetensors")
 
-    def records_of(self, path: Path) -> list[SetRecord]:
+    def records_of(self, path: Path) -> list[Record]:
         """The records of a pass file. Raises BadData where they are another set's, as in a file that was copied or renamed."""
         records = pass_file.read_records(path)
         for name in {record.set_name for record in records}:
@@ -385,7 +385,7 @@ def _cause(error: BadData) -> str:
     return reason(error).rsplit("; ", 1)[0]
 
 
-def _is_better(before: SetRecord | None, new: SetRecord) -> bool:
+def _is_better(before: Record | None, new: Record) -> bool:
     """Whether the record that is there has figures, the new one has none, and the detector's code is not known to differ."""
     return before is not None and before.status == "ok" and new.status != "ok" and new.code in ("", before.code)
 

@@ -24,11 +24,23 @@ from safetensors import SafetensorError
 from oodbench.errors import BadData
 from oodbench.paths import MOST_TEXT, require_regular, write_atomically
 from oodbench.results.facts import finite_json
-from oodbench.results.records import SCHEMA_VERSION, DetectionRecord, RecognitionRecord, SetRecord
+from oodbench.results.records import (
+    SCHEMA_VERSION,
+    ActiveLearningRecord,
+    DetectionRecord,
+    QualityRecord,
+    RecognitionRecord,
+    Record,
+)
 
 Arrays = dict[str, np.ndarray]  # by the hash of their content
 DETECTION = "detection"
-RECORDS: dict[str, type[SetRecord]] = {DETECTION: DetectionRecord, "recognition": RecognitionRecord}  # by task
+RECORDS: dict[str, type[Record]] = {  # by task
+    DETECTION: DetectionRecord,
+    "recognition": RecognitionRecord,
+    "quality": QualityRecord,
+    "active-learning": ActiveLearningRecord,
+}
 TEXT = "records"
 STORED = "stored"  # the compressed text's checksum, in the metadata: some bits of it decompress to the same text
 # What its readers raise for another file.
@@ -60,7 +72,7 @@ def hash_of(array: np.ndarray) -> str:
 
 
 def write(
-    path: Path, records: Sequence[SetRecord], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+    path: Path, records: Sequence[Record], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
 ) -> None:
     """Write the file whole or not at all. ``settings``: those of run.json, so that the records outlive it."""
     from safetensors.numpy import save
@@ -77,7 +89,7 @@ def write(
     write_atomically(path, save(stored, {"oodbench": hashlib.sha256(text).hexdigest(), STORED: _digest(stored[TEXT])}))
 
 
-def read_records(path: Path) -> list[SetRecord]:
+def read_records(path: Path) -> list[Record]:
     """The records, without reading an array. Raises BadData for a damaged file, or one of another schema version."""
     with _opened(path) as file:
         return _records(file, path)
@@ -135,8 +147,8 @@ def _compact(dumped: list[dict[str, Any]]) -> dict[str, Any]:
     return {"common": common, "records": own}
 
 
-def _records(file: Any, path: Path) -> list[SetRecord]:
-    content, found = _content(file, path), list[SetRecord]()
+def _records(file: Any, path: Path) -> list[Record]:
+    content, found = _content(file, path), list[Record]()
     for task, kind in RECORDS.items():
         of_task = content if task == DETECTION else content.get(task, {"common": {}, "records": []})
         found += [kind.model_validate(of_task["common"] | one) for one in of_task["records"]]

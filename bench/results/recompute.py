@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from oodbench import calibration, metrics
 from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.errors import BadData
+from oodbench.quality.statistics import figures
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
-from oodbench.results.records import DetectionRecord
+from oodbench.results.records import DetectionRecord, QualityRecord
 from oodbench.results.schema_1 import SCORING_VERSION as NOT_STORED
 
 TOLERANCE = 1e-9  # of a figure, which another processor may round otherwise
@@ -84,6 +85,14 @@ def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarra
     if missing := {"in_scores", "out_scores"} - arrays.keys():
         raise BadData(f"{record.row} on {record.set_name} stores no {sorted(missing)[0]}; run it again")
     return arrays
+
+
+def quality_figures(record: QualityRecord, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """``figures`` and ``line`` of a record from its arrays by role. Both the run and whoever verifies it call this."""
+    given: dict[str, Any] = {"deviations": arrays.get("deviations"), "groups": arrays["groups"], "seed": record.seed}
+    given |= {"values_higher_is_better": record.higher_is_better, "scores_higher_is_better": record.score_higher_is_better}
+    both = {"figures": "logistic", "line": "line"}
+    return {name: figures(arrays["values"], arrays["scores"], mapping=mapping, **given) for name, mapping in both.items()}
 
 
 def _tested(arrays: Mapping[str, np.ndarray], role: str, rows: str) -> np.ndarray:

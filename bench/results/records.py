@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from oodbench.datasets.name import CORRUPTIONS, source_and_change
 from oodbench.metrics import Metrics
+from oodbench.quality.statistics import QualityFigures
 from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord, Int64, RecognitionFigures
 
 SCHEMA_VERSION = 2
@@ -35,18 +36,16 @@ CHOICE_ROLES = ("in_choice", "out_choice")  # under validation: the scores of bo
 ELSEWHERE = ("transfer", "validation")  # protocols whose heads learn from another set than the one that is tested
 
 
-class Record(BaseModel):
-    """What every record says, whatever its task."""
+class Record(BaseModel, ABC):
+    """What every record says, whatever its task. A run keeps the records of one set together, in one file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str
-    # What it is of.
-    model: str
-    weights_hash: str
-    in_distribution: str
     seed: Int64
     scoring_version: Int64 = SCORING_VERSION
+    fingerprint: str  # of the set; empty where it could not be read
+    code: str = ""  # hash of the code of the detector, metric or strategy; empty where that could not be loaded
     # How it went.
     status: Status
     reason: str = ""
@@ -55,9 +54,7 @@ class Record(BaseModel):
     provenance: dict[str, Any] = {}
 
     # Names of the fields that decide the figures.
-    decides: ClassVar[frozenset[str]] = frozenset(
-        {"task", "model", "weights_hash", "in_distribution", "seed", "scoring_version"}
-    )
+    decides: ClassVar[frozenset[str]] = frozenset({"task", "seed", "scoring_version", "fingerprint", "code"})
 
     @property
     def key(self) -> str:
@@ -65,32 +62,10 @@ class Record(BaseModel):
         values = self.model_dump(mode="json", include=set(self.decides))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
-
-class SetRecord(Record, ABC):
-    """What a record says that is of one set, which is named by its parts: ``dataset`` is the name without ``level``."""
-
-    train_fingerprint: str
-    detector: str
-    parameters: dict[str, Any]
-    code: str = ""  # hash of the detector's code; empty where that could not be loaded
-    dataset: str
-    level: Int64 | None
-    kind: str
-    fingerprint: str  # of the set; empty where it could not be read
-    corruption: CorruptionRecord | None = None
-    attack: AttackRecord | None = None
-    sizes: dict[str, tuple[Int64, Int64 | None]] = {}  # images here and in the official set, by set name
-    # For what calibrates: whether the network has seen the images ("training") or not ("validation").
-    calibrated_on: Literal["", "training", "validation"] = ""
-
-    decides: ClassVar[frozenset[str]] = Record.decides | {
-        "train_fingerprint", "detector", "parameters", "code", "dataset", "level", "kind", "fingerprint",
-    }  # fmt: skip
-
     @property
+    @abstractmethod
     def set_name(self) -> str:
-        """The name of the set with its level."""
-        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
+        """The name of the set, with its level."""
 
     @property
     @abstractmethod
@@ -101,6 +76,43 @@ class SetRecord(Record, ABC):
     @abstractmethod
     def place(self) -> tuple[str, str]:
         """Which record of its set this is."""
+
+    @property
+    @abstractmethod
+    def plugin(self) -> str:
+        """The detector, metric or strategy, of which ``code`` is the code; empty for the network itself."""
+
+
+class SetRecord(Record, ABC):
+    """What a record says of a network on one set, which is named by its parts: ``dataset`` is the name without ``level``."""
+
+    model: str
+    weights_hash: str
+    in_distribution: str
+    train_fingerprint: str
+    detector: str
+    parameters: dict[str, Any]
+    dataset: str
+    level: Int64 | None
+    kind: str
+    corruption: CorruptionRecord | None = None
+    attack: AttackRecord | None = None
+    sizes: dict[str, tuple[Int64, Int64 | None]] = {}  # images here and in the official set, by set name
+    # For what calibrates: whether the network has seen the images ("training") or not ("validation").
+    calibrated_on: Literal["", "training", "validation"] = ""
+
+    decides: ClassVar[frozenset[str]] = Record.decides | {
+        "model", "weights_hash", "in_distribution", "train_fingerprint", "detector", "parameters", "dataset", "level", "kind",
+    }  # fmt: skip
+
+    @property
+    def set_name(self) -> str:
+        """The name of the set with its level."""
+        return self.dataset if self.level is None else f"{self.dataset}@{self.level}"
+
+    @property
+    def plugin(self) -> str:
+        return self.detector
 
 
 class DetectionRecord(SetRecord):
@@ -185,3 +197,86 @@ def corruption_record(dataset: str, level: int | None, kind: str, seed: int) -> 
     if change in CORRUPTIONS:
         return CorruptionRecord(corruption=change, level=level, origin="generated", seed=seed)
     return CorruptionRecord(corruption=change, level=level, origin="official")
+
+
+class QualityRecord(Record):
+    """One metric of image quality on one database of images that people scored."""
+
+    task: Literal["quality"] = "quality"
+    metric: str
+    parameters: dict[str, Any] = {}
+    non_default: dict[str, tuple[Any, Any]] = {}  # the parameters that are not the metric's defaults: (value, default)
+    files: dict[str, str] = {}  # SHA-256 by name of the files that the metric reads, such as weights
+    higher_is_better: bool = True  # whether a larger value means better quality
+    database: str
+    score: str = ""  # what people's scores are called, such as MOS or DMOS
+    score_higher_is_better: bool = True
+    size: tuple[Int64, Int64 | None] | None = None  # images here and in the whole database
+    # What came out; None where nothing did. ``line``: with a straight line in place of the logistic function.
+    n: Int64 | None = None
+    figures: QualityFigures | None = None
+    line: QualityFigures | None = None
+    ms_per_image: float | None = None  # None where the values came from a file
+
+    decides: ClassVar[frozenset[str]] = Record.decides | {"metric", "parameters", "files", "database"}
+
+    @property
+    def set_name(self) -> str:
+        return self.database
+
+    @property
+    def row(self) -> str:
+        return self.metric
+
+    @property
+    def plugin(self) -> str:
+        return self.metric
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.metric, self.task
+
+
+class ActiveLearningRecord(Record):
+    """The accuracy of the network of one round on one set; a strategy with one kind of features is a file."""
+
+    task: Literal["active-learning"] = "active-learning"
+    model: str
+    in_distribution: str
+    strategy: str
+    features: str
+    parameters: dict[str, Any] = {}
+    protocol: str
+    rules: dict[str, Any]  # the values of the protocol
+    round: Int64
+    dataset: str  # the set that is tested, with its level
+    # What came out; None where nothing did.
+    labelled: Int64 | None = None
+    n: Int64 | None = None
+    accuracy: float | None = None  # of the network, or with introspective features of H
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    train_accuracy: float | None = None  # on the labelled images, during the last epoch
+    epochs: Int64 | None = None
+    restarts: Int64 | None = None
+    seconds: float | None = None  # of training
+
+    decides: ClassVar[frozenset[str]] = Record.decides | {
+        "model", "in_distribution", "strategy", "features", "parameters", "protocol", "rules", "round", "dataset",
+    }  # fmt: skip
+
+    @property
+    def set_name(self) -> str:
+        return f"{self.strategy} {self.features}"
+
+    @property
+    def row(self) -> str:
+        return self.set_name
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return f"round {self.round}", self.dataset
+
+    @property
+    def plugin(self) -> str:
+        return self.set_name  # with introspective features the code of H counts too

@@ -21,7 +21,7 @@ from oodbench.errors import BadData, counted, one_line, reason
 from oodbench.metrics import auroc
 from oodbench.paths import STUDY, is_study, require_own_file, require_run_folder
 from oodbench.progress import Progress
-from oodbench.results import json_files, pass_file, site, verify_recognition
+from oodbench.results import json_files, pass_file, site, verify_recognition, verify_tasks
 from oodbench.results.folder import SEVERITY, RunFolder
 from oodbench.results.recompute import NOT_STORED, figures_of, unequal
 from oodbench.results.records import (
@@ -30,6 +30,7 @@ from oodbench.results.records import (
     SPLIT_ROLES,
     DetectionRecord,
     RecognitionRecord,
+    Record,
     SetRecord,
     corruption_record,
 )
@@ -106,7 +107,7 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
             shared = frozenset(pass_file.read_arrays(folder.shared_path))
     if has_cells(folder.path):
         problems.append(f"{folder.path} was written by an older oodbench, which did not store what figures need; run it again")
-    files: dict[Path, list[SetRecord]] = {}
+    files: dict[Path, list[Record]] = {}
     for file in folder.pass_files():
         with _caught(problems):
             files[file] = folder.records_of(file)
@@ -180,7 +181,7 @@ def _mapped(check: Callable[..., list[str]], each: Iterable[tuple[Any, ...]], re
 
 def _of_file(
     path: Path,
-    records: list[SetRecord],
+    records: list[Record],
     shared_path: Path,
     shared: Collection[str],
     settings: Mapping[str, Any],
@@ -201,7 +202,7 @@ def _of_file(
 
 def _of_records(
     path: Path,
-    records: list[SetRecord],
+    records: list[Record],
     arrays: Mapping[str, np.ndarray],
     strays: Collection[str],
     told: Mapping[str, Any],
@@ -217,19 +218,24 @@ def _of_records(
     if len({record.fingerprint for record in records} - {""}) > 1:
         yield f"{path} holds records of images that differ"
     for record in records:
-        found = [*_disagreements(record, settings), *_wrong(record, arrays, sources)]
+        about = (
+            _disagreements(record, settings) if isinstance(record, SetRecord) else verify_tasks.contradictions(record, settings)
+        )
+        found = [*about, *_wrong(record, arrays, sources)]
         yield from (f"{record.row} on {record.set_name} ({record.place[1]}): {what}" for what in found)
     yield from verify_recognition.of_one_set(_recognition(records), arrays)
+    yield from verify_tasks.of_one_file(records, arrays)
 
 
-def _recognition(records: list[SetRecord]) -> list[RecognitionRecord]:
+def _recognition(records: list[Record]) -> list[RecognitionRecord]:
     return [record for record in records if isinstance(record, RecognitionRecord)]
 
 
-def _wrong(record: SetRecord, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> list[str]:
+def _wrong(record: Record, arrays: Mapping[str, np.ndarray], sources: Mapping[str, DetectionRecord]) -> list[str]:
     """What is wrong with the arrays and the figures of a record."""
     if record.status != "ok":
-        names = NO_FIGURES if isinstance(record, DetectionRecord) else NO_RECOGNITION
+        kinds = {DetectionRecord: NO_FIGURES, RecognitionRecord: NO_RECOGNITION} | verify_tasks.FIGURES
+        names = kinds[type(record)]
         given = [name for name in names if getattr(record, name) is not None]
         return [f"is {record.status}, but has {', '.join(given) or 'arrays'}"] if given or record.arrays else []
     if record.scoring_version == NOT_STORED:
@@ -240,7 +246,8 @@ def _wrong(record: SetRecord, arrays: Mapping[str, np.ndarray], sources: Mapping
     try:
         if isinstance(record, RecognitionRecord):
             return verify_recognition.wrong(record, own)
-        assert isinstance(record, DetectionRecord)
+        if not isinstance(record, DetectionRecord):
+            return list(verify_tasks.wrong(record, own))
         return list(_structure(record, own)) or list(_split(record, own, sources)) or list(_figures(record, own))
     except Exception as error:  # whatever else somebody may have stored
         return [f"its figures cannot be computed ({reason(error)})"]
@@ -365,13 +372,13 @@ def _figures(record: DetectionRecord, arrays: Mapping[str, np.ndarray]) -> Itera
     yield from unequal(told, found | figures_of(arrays, record.seed, record.kind)._asdict())
 
 
-def _across(records: list[SetRecord]) -> Iterator[str]:
+def _across(records: list[Record]) -> Iterator[str]:
     """Where records of several sets contradict each other."""
     codes: dict[str, set[str]] = defaultdict(set)
     choices: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        if record.status == "ok" and record.detector:
-            codes[record.detector].add(record.code)
+        if record.status == "ok" and record.plugin:
+            codes[record.plugin].add(record.code)
         if isinstance(record, DetectionRecord) and record.protocol == "validation" and record.status == "ok":
             choice = [record.setting, record.transfer_from, record.transfer_fingerprint]
             choices[record.row].add(json.dumps(choice, sort_keys=True))

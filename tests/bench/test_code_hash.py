@@ -41,6 +41,14 @@ def test_installed_packages_are_not_a_plugins_own(plain):
     assert seen == {"plain_plugin"}
 
 
+def test_bases_of_the_standard_library_do_not_count(plain):
+    """A strategy is an ABC, whose code would be that of a hundred modules of one version of Python."""
+    plain({"plain_plugin.py": "import abc\n\n\nclass Mine(abc.ABC):\n    pass\n"})
+    seen = set()
+    list(code_hash._class_code(sys.modules["plain_plugin"].Mine, seen, whole_package=True))
+    assert seen == {"plain_plugin"}
+
+
 def test_what_a_package_itself_defines_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "whole"
