@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from oodbench.engine.study import run_study
+from oodbench.engine.tasks import TAKES, run_task
 from oodbench.errors import UsageError
 from oodbench.leaderboard import COLUMNS, plots, select
 from oodbench.leaderboard.formats import render
@@ -19,6 +20,7 @@ from oodbench.leaderboard.protocol_table import COLUMNS as PROTOCOL_COLUMNS
 from oodbench.leaderboard.protocol_table import protocol_rows, render_protocols
 from oodbench.leaderboard.recognition import COLUMNS as RECOGNITION
 from oodbench.leaderboard.recognition import gather_recognition, recognition_frames, render_recognition
+from oodbench.leaderboard.tasks import TABLES, render_task, task_of
 from oodbench.paths import STUDY, DataRoots, is_study, require_run_folder, sweep_cache
 from oodbench.progress import Progress, shown_in_notebooks
 from oodbench.registry import unknown
@@ -29,12 +31,14 @@ from oodbench.results.statistics import Difference, difference
 from oodbench.results.study import StudyFolder, run_folders
 from oodbench.suite import Suite, as_names
 from oodbench.suites.load import chosen_study
+from oodbench.suites.tasks import DETECTION, load_task_suite
+from oodbench.suites.tasks import task_of as suite_task
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-TableName = Literal["detection", "recognition", "protocols"]
+TableName = Literal["detection", "recognition", "protocols", "quality", "active-learning"]
 SHOWN = 10  # rows of each protocol that a notebook shows of results, beside the controls
 
 
@@ -65,41 +69,46 @@ class Shown(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
-    def frame(self, table: TableName = "detection") -> "pd.DataFrame":
+    def frame(self, table: TableName | None = None) -> "pd.DataFrame":
         """One row per record, in the columns of ``oodbench.leaderboard.COLUMNS``, or those of another table.
 
         Args:
-            table: ``detection``; ``recognition``, the accuracy and calibration of class probabilities; or ``protocols``, AUROC
-                under each protocol on the same test samples.
+            table: ``detection``; ``recognition``, the accuracy and calibration of class probabilities; ``protocols``, AUROC
+                under each protocol on the same test samples; ``quality`` or ``active-learning``. By default the run's task.
 
         Raises UsageError for an unknown table, BadData if run.json, which holds the settings of the records, is damaged or
         missing.
         """
-        require_table(table)
         folders = self._folders()
-        if table == "protocols":
+        name = _table(table, folders)
+        if name in TABLES:
+            return TABLES[name].frame(folders)
+        if name == "protocols":
             return protocol_rows(gather(folders)[0], StoredScores(folders))[[*PROTOCOL_COLUMNS]]
-        return recognition_frames(folders)[[*RECOGNITION]] if table == "recognition" else frames_of(folders)[list(COLUMNS)]
+        return recognition_frames(folders)[[*RECOGNITION]] if name == "recognition" else frames_of(folders)[list(COLUMNS)]
 
-    def table(self, metric: str | None = None, *, top: int | None = None, table: TableName = "detection") -> Table:
+    def table(self, metric: str | None = None, *, top: int | None = None, table: TableName | None = None) -> Table:
         """The tables of ``oodbench leaderboard``: ``print`` shows their text, a notebook HTML.
 
         Args:
             metric: which figure they show, a column of ``frame()`` such as ``auroc`` (the default) or ``fpr95``; for
                 recognition, ``accuracy`` (the default), ``ece``, ``nll``, ``brier`` or ``aurc``.
             top: show only this many of the best rows of each protocol, and the controls; recognition shows all rows.
-            table: ``detection``, ``recognition``, or ``protocols``: AUROC under all protocols in one row.
+            table: as of ``frame``.
 
         Raises UsageError for an unknown metric or table, BadData if a file of the run is damaged or run.json is missing.
         """
-        require_table(table)
         folders = self._folders()
-        metric = metric or ("accuracy" if table == "recognition" else "auroc")
+        name = _table(table, folders)
+        if name in TABLES:
+            options = {"metric": metric} if metric and "metric" in TABLES[name].takes else {}
+            return Table(*(render_task(name, folders, format, **options) for format in ("table", "html")))
+        metric = metric or ("accuracy" if name == "recognition" else "auroc")
         shown: Callable[[str], str]
-        if table == "recognition":
+        if name == "recognition":
             frame, notes = gather_recognition(folders)
             shown = partial(render_recognition, frame, metric=metric, notes=notes)
-        elif table == "protocols":
+        elif name == "protocols":
             frame, notes = gather(folders)
             shown = partial(render_protocols, frame, StoredScores(folders), notes=notes)
         else:
@@ -122,7 +131,8 @@ class Shown(ABC):
             kind: ``bars`` (AUROC and its interval), ``cd`` (average ranks over sets, and which differ), ``cost`` (AUROC
                 against milliseconds per image), ``hist`` (the scores of one detector on each set), ``roc`` (curves on one
                 set), ``severity`` (AUROC by level of a corruption), or for recognition ``reliability`` (accuracy by
-                confidence, of one source on one set) or ``generalization`` (accuracy against ECE under corruptions).
+                confidence, of one source on one set) or ``generalization`` (accuracy against ECE under corruptions), for
+                active learning ``curve``, or for image quality ``mapping``.
             top: the best rows of each protocol that are drawn, beside the controls; by default 10, for ``cd`` and
                 ``severity`` all.
             detectors: draw only these rows; ``hist`` draws the best of them.
@@ -133,6 +143,10 @@ class Shown(ABC):
         the picture shows, such as costs.
         """
         folders = self._folders()
+        if kind in plots.TASKS:
+            from oodbench.leaderboard.plots import tasks
+
+            return tasks.figure(kind, folders)
         if kind in plots.RECOGNITION:
             from oodbench.leaderboard.plots import recognition
 
@@ -234,6 +248,13 @@ def require_table(name: str) -> None:
         raise UsageError(unknown("table", name, get_args(TableName), f"known: {', '.join(get_args(TableName))}"))
 
 
+def _table(name: str | None, folders: Sequence[RunFolder]) -> str:
+    """The table of this name, or that of the runs' task. Raises UsageError for an unknown one."""
+    if name is not None:
+        require_table(name)
+    return name or task_of(folders)
+
+
 def _warn(why: str) -> None:
     """Warn at the line that asked for what is left out, however deep in oodbench that was found."""
     depth, frame = 1, sys._getframe(0)
@@ -274,6 +295,8 @@ def run(
     layers: str | Sequence[str] | None = None,
     executor: str = "local",
     fit_images: int | None = None,
+    metrics: str | Sequence[str] | None = None,
+    strategies: str | Sequence[str] | None = None,
 ) -> Results | StudyResults:
     """Run a suite and return its results: ``.frame()`` is a DataFrame with one row per record, ``.path`` the run folder.
 
@@ -314,10 +337,24 @@ def run(
         executor: what computes the statistics: ``local``, this process; ``processes:4``, worker processes on this machine;
             ``ray``, a Ray cluster, or ``ray:gpus=0.5`` to share each of its GPUs between two tasks.
         fit_images: number of training images that detectors learn from, drawn by the seed, in place of the suite's.
+        metrics: in a suite of image quality, metrics in place of its own.
+        strategies: in a suite of active learning, strategies in place of its own.
+
+    A suite of another task than detection takes what it has a key for, and ``data``, ``out``, ``limit``, ``fresh``,
+    ``progress``, ``cell_timeout`` and, where it trains networks, ``device``.
 
     Raises UsageError for unknown names and for what ``in_distribution`` lacks, and MissingData if the in-distribution set or
     the weights are missing.
     """
+    if isinstance(suite, str | Path) and in_distribution is None and suite_task(suite) != DETECTION:
+        given: dict[str, Any] = {"--model": as_names(model or ()), "--metric": as_names(metrics or ()), "--seed": seed}
+        given |= {"--strategy": as_names(strategies or ()), "--dataset": as_names(datasets or ()), "--param": parameters}
+        given |= {"--detector": detectors, "--protocol": protocols, "--weights": weights, "--batch-size": batch_size}
+        options: dict[str, Any] = {"data": data, "limit": limit, "fresh": fresh, "cell_timeout": cell_timeout}
+        chosen = load_task_suite(suite).override(given)
+        options |= {"device": device} if "device" in TAKES[chosen.task] else {}
+        path = run_task(chosen, out=out, progress=progress, **options)
+        return StudyResults(path) if is_study(path) else Results(path)
     files = [weights] if isinstance(weights, str | Path) else weights or ()
     study = chosen_study(
         suite,

@@ -28,13 +28,14 @@ def leaderboard(
         ),
     ] = None,
     table: Annotated[
-        Literal["detection", "recognition", "protocols"],
+        Literal["detection", "recognition", "protocols", "quality", "active-learning"] | None,
         typer.Option(
             metavar="NAME",
-            help="Show detection; recognition: accuracy and calibration of class probabilities; or protocols: all protocols"
-            " of a detector in one row, on the same test samples.",
+            help="Show detection; recognition: accuracy and calibration of class probabilities; protocols: all protocols"
+            " of a detector in one row, on the same test samples; quality; or active-learning. Default: the task of the run.",
+            show_default=False,
         ),
-    ] = "detection",
+    ] = None,
     top: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show only the best N rows per protocol, and the controls."),
@@ -75,11 +76,11 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file; with --plot a .png, .svg or .pdf file, by default KIND.png.")
     ] = None,
     plot: Annotated[
-        Literal["bars", "cd", "cost", "hist", "roc", "severity", "reliability", "generalization"] | None,
+        Literal["bars", "cd", "cost", "hist", "roc", "severity", "reliability", "generalization", "curve", "mapping"] | None,
         typer.Option(
             metavar="KIND",
             help="Draw bars, cd, cost, hist, roc or severity instead of printing tables; for recognition, reliability or"
-            " generalization.",
+            " generalization; for active learning, curve; for image quality, mapping.",
         ),
     ] = None,
     beside: Annotated[
@@ -112,6 +113,9 @@ def leaderboard(
     for folder in (folder for of in opened.values() for folder in of):
         folder.manifest()  # raises where it is damaged or missing, or another version wrote it
     folders = [folder for run in runs for folder in opened[run]]
+    from oodbench.leaderboard.tasks import TABLES, render_task, task_of
+
+    table = table or task_of(folders)  # type: ignore[assignment]
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
@@ -122,7 +126,20 @@ def leaderboard(
     given = {"--plot": plot, "--top": top, "--sort": sort, "--interval": interval, "--metric": metric, "--protocol": protocol}
     given |= {"--beside": beside, "--label": label}
     of_recognition = plot in plots.RECOGNITION
-    if table == "recognition" or of_recognition:
+    if table in TABLES:
+        known = {"metric": "--metric", "intervals": "--interval"}
+        selecting: dict[str, Any] = {"--detector": detector, "--dataset": dataset, "--kind": kind}
+        allowed = [known[name] for name in TABLES[table].takes]
+        _refuse(f"--table {table}", given | selecting, *allowed, "--plot", *(["--beside"] if beside == "published" else []))
+        if plot is not None and plot not in plots.TASKS:
+            raise UsageError(f"--table {table} takes --plot {' or '.join(plots.TASKS)}, not {plot}")
+        text = partial(render_task, table, folders, written, columns=columns)
+        text = partial(text, **{name: of for name, of in {"metric": metric, "intervals": interval}.items() if of})
+        if beside is not None:
+            from oodbench.leaderboard.comparison.beside_tasks import render_beside
+
+            text = partial(render_beside, table, folders, written)
+    elif table == "recognition" or of_recognition:
         takes = ["--beside"] if beside == "published" and not metric else ["--metric", *(["--plot"] if of_recognition else [])]
         _refuse("--table recognition", given, "--label", *takes)
         from oodbench.leaderboard.recognition import each_once, gather_recognition, render_recognition
@@ -160,7 +177,11 @@ def leaderboard(
 
         picture = out or Path(f"{plot}.png")
         written = picture.suffix.removeprefix(".")
-        if of_recognition:
+        if plot in plots.TASKS:
+            from oodbench.leaderboard.plots import tasks
+
+            write_atomically(picture, tasks.draw(plot, written, folders))
+        elif of_recognition:
             from oodbench.leaderboard.plots import recognition
 
             write_atomically(picture, recognition.draw(plot, frame, written, folders))

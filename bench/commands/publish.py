@@ -25,7 +25,6 @@ def publish(
     debug: Debug = False,
 ) -> None:
     """Verify runs, and write a static site of them. The last line of the output is its first page."""
-    from oodbench.leaderboard.site.publish import TITLE
     from oodbench.leaderboard.site.publish import publish as write_site
     from oodbench.progress import terminal_progress
 
@@ -33,7 +32,7 @@ def publish(
         page = write_site(
             runs,
             out,
-            title=title or TITLE,
+            title=title,
             intervals=interval,
             bundles=not no_bundles,
             data=data or None,

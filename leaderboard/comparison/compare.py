@@ -17,9 +17,11 @@ import pandas as pd
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import BENIGN
+from oodbench.leaderboard.comparison import compare_tasks
 from oodbench.leaderboard.frame import machine_of
 from oodbench.leaderboard.paired import rows_of
 from oodbench.leaderboard.plots.stored import ROLES, StoredScores
+from oodbench.leaderboard.tasks import DETECTION, task_of
 from oodbench.metrics import NORMAL_975
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders
@@ -57,6 +59,7 @@ class Comparison:
         differs: what the runs differ in, in words.
         tolerance: how much a figure may fall.
         left_out: how many cells of benign sets were not compared: their figures are false alarms.
+        figure: what is compared, and ``test``: how it is known whether it moved.
     """
 
     first: str
@@ -66,6 +69,8 @@ class Comparison:
     differs: list[str]
     tolerance: float
     left_out: int
+    figure: str = "AUROC"
+    test: str = "DeLong"
 
     @property
     def regressions(self) -> pd.DataFrame:
@@ -93,6 +98,9 @@ class _Moved(NamedTuple):
 def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, progress: Progress | None = None) -> Comparison:
     """Compare the AUROC of each cell of two runs, two studies or bundles of them, and the costs of their detectors.
 
+    Of runs of image quality it compares SRCC, and of active learning the accuracy of each round (``FIGURES`` in
+    ``compare_tasks``).
+
     A cell *regressed* if it fell by more than ``tolerance`` and its difference is not noise at 5 %, and *improved* likewise.
     Where both have the same images, samples are compared pair by pair; else as if they were independent, which sees less.
     Cells that another seed moved are not judged: how far seeds move them is not known. Runs of two studies are matched by
@@ -108,6 +116,11 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
     if [*sides[0]] != [*sides[1]] and ("" in sides[0] or "" in sides[1]):
         run, study = (first, second) if "" in sides[0] else (second, first)
         raise UsageError(f"{run} is a run, but {study} is a study; compare two runs, or two studies")
+    tasks = list(dict.fromkeys(task_of([folder]) for side in sides for folder in side.values()))
+    if len(tasks) > 1:
+        raise UsageError(f"{first} is a run of {tasks[0]}, but {second} of {tasks[1]}; compare runs of one task")
+    if tasks[0] != DETECTION:
+        return _of_task(tasks[0], sides, str(first), str(second), tolerance)
     rows: list[dict[str, Any]] = []
     differs: dict[str, dict[tuple[str, ...], None]] = {}
     costs: list[dict[str, Any]] = []
@@ -140,6 +153,21 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
     _judge(rows, tolerance)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(costs, columns=list(COSTS))
     return Comparison(str(first), str(second), *frames, words, tolerance, left_out)
+
+
+def _of_task(task: str, sides: Sequence[Mapping[str, RunFolder]], first: str, second: str, tolerance: float) -> Comparison:
+    """The comparison of two runs of another task than detection."""
+    words = {"new": NEW, "gone": GONE, "lost": LOST, "found": FOUND, "equal": EQUAL, "other seed": OTHER_SEED}
+    rows = [
+        {field: escape.without_surrogates(value) for field, value in ({"run": name} | row).items()}
+        for name in dict.fromkeys([*sides[0], *sides[1]])
+        for row in compare_tasks.rows_of(task, (sides[0].get(name), sides[1].get(name)), words)
+    ]
+    if all(row["verdict"] in (NEW, GONE) for row in rows):
+        raise UsageError(f"{first} and {second} have no record in common; compare runs of the same suite")
+    _judge(rows, tolerance)
+    frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame([], columns=list(COSTS))
+    return Comparison(first, second, *frames, [], tolerance, 0, *compare_tasks.FIGURES[task])
 
 
 def _by_name(path: Path, progress: Progress) -> dict[str, RunFolder]:

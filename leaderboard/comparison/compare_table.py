@@ -75,8 +75,9 @@ def _caption(compared: Comparison) -> str:
     each = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.items())
     allowed = f" by more than {100 * compared.tolerance:g}" if compared.tolerance else ""
     return (
-        f"AUROC ×100, second minus first, in brackets 95 % intervals. {counted(len(compared.rows), 'cell')}: {each}."
-        f" Regressed and improved: moved{allowed} beyond noise at 5 %, of all comparisons together (DeLong, Holm)."
+        f"{compared.figure} ×100, second minus first, in brackets 95 % intervals."
+        f" {counted(len(compared.rows), 'cell')}: {each}."
+        f" Regressed and improved: moved{allowed} beyond noise at 5 %, of all comparisons together ({compared.test}, Holm)."
     )
 
 
@@ -153,4 +154,5 @@ def _signed(cell: dict[str, Any]) -> str:
 
 
 def _samples(cell: dict[str, Any]) -> str:
-    return "" if pd.isna(cell["n_in"]) else f"{int(cell['n_in']):,} + {int(cell['n_out']):,}"
+    sides = [f"{int(cell[name]):,}" for name in ("n_in", "n_out") if not pd.isna(cell[name])]
+    return " + ".join(sides)

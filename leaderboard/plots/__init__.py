@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = ("bars", "cd", "cost", "hist", "roc", "severity")  # each a module here
 RECOGNITION = ("reliability", "generalization")  # in ``plots.recognition``, from another frame
+TASKS = ("curve", "mapping")  # in ``plots.tasks``, from run folders of other tasks
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -34,7 +35,7 @@ def figure(kind: str, frame: pd.DataFrame, scores: "StoredScores | None" = None,
     Raises UsageError for an unknown kind, BadData where the frame lacks what the picture shows.
     """
     if kind not in KINDS:
-        known = (*KINDS, *RECOGNITION)
+        known = (*KINDS, *RECOGNITION, *TASKS)
         raise UsageError(unknown("picture", kind, known, f"one of {', '.join(known)}"))
     module = importlib.import_module(f"oodbench.leaderboard.plots.{kind}")
     from oodbench.leaderboard.plots.picture import styled

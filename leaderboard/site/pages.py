@@ -268,6 +268,7 @@ class Site:
     def _of_run(self, folder: RunFolder) -> dict[str, Any]:
         manifest = folder.manifest()
         records = list(folder.records())
+        every = [record for path in folder.pass_files() for record in folder.records_of(path)]
         accuracy = stored(manifest.provenance)
         settings = {name: value for name, value in manifest.settings.items() if not name.startswith("set ") and value != {}}
         environment = {name: value for name, value in manifest.provenance.items() if not isinstance(value, dict | list)}
@@ -282,9 +283,9 @@ class Site:
             "environment": _facts(environment),
             "plugins": _facts(manifest.provenance.get("plugins")),
             "sets": list(_sets_of(records)),
-            "code": {one.detector: one.code for one in records if one.status == "ok"},
+            "code": {one.plugin: one.code for one in every if one.plugin and one.status == "ok"},
             "left_out": list(_left_out(records)),
-            "records": counted(len(records), "record"),
+            "records": counted(len(every), "record"),
         }
 
     @property

@@ -17,6 +17,7 @@ from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import METRICS
 from oodbench.leaderboard.gather import gather
+from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.plots import cd
 from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.protocol_table import protocol_tables
@@ -26,20 +27,22 @@ from oodbench.leaderboard.site.board import PAID, Board, boards
 from oodbench.leaderboard.site.downloads import downloads
 from oodbench.leaderboard.site.pages import Names, Site
 from oodbench.leaderboard.site.thumbnails import Thumbnails
+from oodbench.leaderboard.tasks import DETECTION, TABLES, task_of
+from oodbench.leaderboard.text_table import TextTable
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders, pack, require_verified, verify
 from oodbench.results.folder import RunFolder, Say
 from oodbench.results.site import replace_site, require_place
 
-TITLE = "Out-of-distribution detection"
+TITLE, OF_TASKS = "Out-of-distribution detection", "Results"  # where there is detection, and where there is none
 
 
 def publish(
     runs: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
-    title: str = TITLE,
+    title: str | None = None,
     intervals: bool = False,
     bundles: bool = True,
     data: DataRoots = None,
@@ -51,7 +54,7 @@ def publish(
     Args:
         runs: folders of runs and studies, and bundles.
         out: the site's folder. Files of an earlier site there are replaced; other files are refused.
-        title: heading of the site.
+        title: heading of the site; by default after what the runs are of.
         intervals: compute 95 % intervals of FPR95 and AUPR too, which takes longer than all else.
         bundles: offer each run as a bundle too.
         data: data roots, to show images of the sets whose licence allows it. None: no images.
@@ -80,6 +83,7 @@ def publish(
             packed[file_of(name)] = functools.partial(pack, path)
             bundle_of |= {folder.path: file_of(name) for folder in found}
     progress.stage("writing the site")
+    title = title or (TITLE if any(task_of([folder]) == DETECTION for folder in folders) else OF_TASKS)
     made = site_files(folders, title, True, bundle_of, intervals=intervals, data=data, progress=progress)
     return replace_site(Path(out), [*made, *packed.items()])
 
@@ -106,18 +110,33 @@ def site_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Path and content of each file of a site, pages first. Bundles are by path of a run folder."""
     progress = progress or Progress()
-    frame, notes = gather(folders, intervals="all" if intervals else "auroc")
-    if frame.empty:
-        raise BadData(f"{folders[0].name} has no cells yet, so there is nothing to publish; run it first")
-    scores = StoredScores(folders)
-    found = boards(frame, scores)
-    thumbnails = None if data is None else Thumbnails(folders, data, progress)
+    by_task: dict[str, list[RunFolder]] = {}
+    for folder in folders:
+        by_task.setdefault(task_of([folder]), []).append(folder)
+    detection = by_task.pop(DETECTION, [])
+    found, notes, offered = list[Board](), list[Note](), list[tuple[str, str, bytes]]()
+    scores = StoredScores(detection)
+    if detection:
+        frame, notes = gather(detection, intervals="all" if intervals else "auroc")
+        if frame.empty:
+            raise BadData(f"{detection[0].name} has no cells yet, so there is nothing to publish; run it first")
+        found = boards(frame, scores)
+    thumbnails = None if data is None or not detection else Thumbnails(detection, data, progress)
     said = [sentence(note) for note in notes]
     site = Site(title, found, list(folders), scores, verified, bundle_of, said, thumbnails)
-    offered = list(downloads(frame, [board.table for board in found], notes, site.used))
+    if detection:
+        offered = list(downloads(frame, [board.table for board in found], notes, site.used))
+    tasks = []
+    for task, of in by_task.items():
+        of_task = TABLES[task].frame(of)
+        if of_task.empty:
+            raise BadData(f"{of[0].name} has no records yet, so there is nothing to publish; run it first")
+        tasks.append((TABLES[task].title, TABLES[task].tables(of_task)))
+        content = TABLES[task].render(of_task, "csv").encode()
+        offered.append((f"downloads/{task}.csv", f"{TABLES[task].title.lower()}, one row per record, all columns", content))
     render = functools.partial(_rendered, _environment(), site)
     progress.expect(len(site.detector_file.all()) + len(site.set_file.all()) + len(site.run_file.all()))
-    yield "index.html", render("index.html", "", **_index(site, [(path, what) for path, what, _ in offered]))
+    yield "index.html", render("index.html", "", **_index(site, [(path, what) for path, what, _ in offered], tasks))
     for template, pages in (("detector.html", site.detectors()), ("set.html", site.sets()), ("run.html", site.runs())):
         for path, context in pages:
             yield path, render(template, "../", **context)
@@ -131,7 +150,8 @@ def site_files(
         yield name, files(__package__).joinpath("templates", name).read_bytes()
 
 
-def _index(site: Site, offered: list[tuple[str, str]]) -> dict[str, Any]:
+def _index(site: Site, offered: list[tuple[str, str]], tasks: Sequence[tuple[str, list[TextTable]]] = ()) -> dict[str, Any]:
+    """What the first page shows; ``tasks`` are the titles and tables of other tasks than detection."""
     tables = []
     for board in site.boards:
         protocols = board.frame[["protocol", "source"]].drop_duplicates()
@@ -144,6 +164,7 @@ def _index(site: Site, offered: list[tuple[str, str]]) -> dict[str, Any]:
         "detectors": site.detector_file.all(),
         "sets": site.set_file.all(),
         "runs": site.run_file.all(),
+        "tasks": tasks,
         "downloads": [*offered, *bundles.items()],
         "metrics": [(name, title) for name, (title, _) in METRICS.items()],
         "protocols": tables,

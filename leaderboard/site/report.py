@@ -9,6 +9,7 @@ from pathlib import Path
 from oodbench import __version__
 from oodbench.errors import BadData
 from oodbench.leaderboard import escape
+from oodbench.leaderboard.tasks import DETECTION, task_of
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.site import FIRST, REPORT, differing, replace_site
@@ -32,9 +33,10 @@ def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Pa
             return out / FIRST
     if progress is not None:
         progress.stage("writing the report")
-    from oodbench.leaderboard.site.publish import TITLE, site_files  # which load matplotlib
+    from oodbench.leaderboard.site.publish import OF_TASKS, TITLE, site_files  # which load matplotlib
 
-    pages = site_files(folders, f"{TITLE}: {path.resolve().name}", progress=progress)
+    title = TITLE if task_of(folders) == DETECTION else OF_TASKS
+    pages = site_files(folders, f"{title}: {path.resolve().name}", progress=progress)
     return replace_site(out, itertools.chain(pages, [(MADE_FROM, made_from)]))
 
 

@@ -1,0 +1,98 @@
+"""What moved between two runs of image quality or of active learning: rows as those of ``compare``, to be judged there."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from oodbench.metrics import NORMAL_975
+from oodbench.results.folder import RunFolder
+from oodbench.results.records import ActiveLearningRecord, QualityRecord, Record
+from oodbench.results.statistics import p_value
+
+REPLICATES = 400  # of the references of a database, for the standard error of a difference of SRCC
+FIGURES = {
+    "quality": ("SRCC", "a bootstrap over reference images"),
+    "active-learning": ("Accuracy", "paired answers"),
+}
+KINDS: dict[str, type[Record]] = {"quality": QualityRecord, "active-learning": ActiveLearningRecord}
+Pair = tuple[RunFolder | None, RunFolder | None]
+
+
+def rows_of(task: str, pair: Pair, words: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """One row per record that either run has; those without a verdict have a difference and its p value.
+
+    ``words``: what ``compare`` calls the verdicts ``new``, ``gone``, ``lost``, ``found``, ``equal`` and ``other seed``.
+    """
+    sides = [{} if folder is None else {_place(one): one for one in folder.of_task(KINDS[task])} for folder in pair]
+    for place in dict.fromkeys([*sides[0], *sides[1]]):
+        one, other = (side.get(place) for side in sides)
+        yield _labels(one or other) | _row(task, one, other, pair, words)
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    return record.set_name, *record.place
+
+
+def _labels(record: Any) -> dict[str, Any]:
+    if isinstance(record, QualityRecord):
+        return {"detector": record.metric, "protocol": record.task, "dataset": record.database, "level": None}
+    where = {"protocol": record.features, "dataset": f"{record.dataset}, round {record.round}", "level": None}
+    return where | {"detector": record.strategy, "in_distribution": record.in_distribution}
+
+
+def _figure(record: Any) -> float | None:
+    if record is None or record.status != "ok":
+        return None
+    return float(record.figures.srcc if record.task == "quality" else record.accuracy)
+
+
+def _row(
+    task: str, one: Any, other: Any, pair: tuple[RunFolder | None, RunFolder | None], words: Mapping[str, str]
+) -> dict[str, Any]:
+    figures = [_figure(record) for record in (one, other)]
+    row: dict[str, Any] = {"basis": "", "reason": "", "verdict": ""}
+    row |= {name: value for name, value in zip(("first", "second"), figures, strict=True) if value is not None}
+    if one is None or other is None:
+        return row | {"verdict": words["new"] if one is None else words["gone"]}
+    if figures[0] is None or figures[1] is None:
+        absent = one if figures[0] is None else other
+        verdict = "equal" if figures == [None, None] else "lost" if figures[1] is None else "found"
+        return row | {"verdict": words[verdict], "reason": absent.reason}
+    difference = figures[1] - figures[0]
+    if one.arrays == other.arrays and difference == 0:
+        return row | {"verdict": words["equal"], "difference": 0.0, "p": 1.0, "n_in": one.n}
+    if one.seed != other.seed and task == "active-learning":
+        return row | {"verdict": words["other seed"], "difference": difference}
+    arrays = [folder.arrays(record) for folder, record in zip(pair, (one, other), strict=True) if folder is not None]
+    same = one.fingerprint == other.fingerprint and one.n == other.n
+    spread = _spread(task, arrays[0], arrays[1], same)
+    reach = NORMAL_975 * spread
+    row |= {"difference": difference, "low": difference - reach, "high": difference + reach, "p": p_value(difference, spread)}
+    return row | {"n_in": one.n, "basis": "pairs" if same else "intervals (other images)"}
+
+
+def _spread(task: str, one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], same: bool) -> float:
+    """Standard error of the difference, from pairs of one image where both runs have the same."""
+    if task == "active-learning":
+        if same:
+            return float((other["right"].astype(float) - one["right"]).std(ddof=1)) / math.sqrt(len(one["right"]))
+        return math.hypot(*(float(of["right"].std(ddof=1)) / math.sqrt(len(of["right"])) for of in (one, other)))
+    if same:
+        return _bootstrapped(one["groups"], lambda rows: _srcc(other, rows) - _srcc(one, rows))
+    return math.hypot(*(_bootstrapped(of["groups"], lambda rows, of=of: _srcc(of, rows)) for of in (one, other)))  # type: ignore[misc]
+
+
+def _srcc(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
+    return abs(float(spearmanr(arrays["values"][rows], arrays["scores"][rows]).statistic))
+
+
+def _bootstrapped(groups: np.ndarray, figure: Callable[[np.ndarray], float]) -> float:
+    """Standard deviation of a figure of images (rows) over seeded draws of reference images with replacement."""
+    random = np.random.default_rng(0)
+    rows_of_group = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    drawn = random.integers(len(rows_of_group), size=(REPLICATES, len(rows_of_group)))
+    found = [figure(np.concatenate([rows_of_group[place] for place in one])) for one in drawn]
+    return float(np.std([value for value in found if math.isfinite(value)], ddof=1))

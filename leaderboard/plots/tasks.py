@@ -1,0 +1,111 @@
+"""Pictures of other tasks: accuracy by the number of labelled images, and values of a metric against people's scores."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from oodbench.errors import BadData, UsageError, counted
+from oodbench.leaderboard.plots import TASKS, require_format
+from oodbench.leaderboard.plots.column import ROOM, Block, Panel, stacked
+from oodbench.leaderboard.plots.picture import KEY_LINE, KEY_MARK, MARGIN, SMALL, Picture, fitted, look, styled
+from oodbench.leaderboard.tasks.active_learning import GROUP, ROW, active_learning_frame, curves
+from oodbench.quality.mapping import logistic
+from oodbench.registry import unknown
+from oodbench.results.records import QualityRecord
+
+if TYPE_CHECKING:
+    from oodbench.results.folder import RunFolder
+
+LEFT, HIGH, AXIS = 0.34, 1.9, 0.36  # inches: left of a panel, its height, and below its axis
+MOST_POINTS = 3000
+
+
+def draw(kind: str, format: str, folders: Sequence["RunFolder"]) -> bytes:
+    """The file of ``figure`` as png, svg or pdf. Raises as ``figure``, and UsageError for another format."""
+    require_format(format)
+    return figure(kind, folders).rendered(format)
+
+
+def figure(kind: str, folders: Sequence["RunFolder"]) -> Picture:
+    """A picture, as a matplotlib Figure.
+
+    Args:
+        kind: ``curve`` (active learning: accuracy by the number of labelled images, mean and standard deviation over seeds) or
+            ``mapping`` (image quality: people's scores by the values of the best metric of each database, and the fitted
+            logistic function).
+
+    Raises UsageError for an unknown kind, BadData where the runs have no such figures.
+    """
+    if kind not in TASKS:
+        raise UsageError(unknown("picture", kind, TASKS, f"one of {', '.join(TASKS)}"))
+    with styled():
+        return _curves(folders) if kind == "curve" else _mappings(folders)
+
+
+def _curves(folders: Sequence["RunFolder"]) -> Picture:
+    frame = active_learning_frame(folders)
+    found = curves(frame)
+    if found.empty:
+        raise BadData("no run has rounds of active learning; run a suite of that task")
+    seeds = counted(int(frame["seed"].nunique()), "seed")
+    blocks = []
+    for (model, inside, protocol, dataset), of in found.groupby(GROUP, sort=False):
+        lines = list(of.groupby(ROW, sort=False))
+        height = HIGH + AXIS + KEY_LINE * len(lines)
+        title = f"{model} on {inside} ({protocol}), tested on {dataset}"
+        blocks.append(
+            Block(
+                title, [Panel("", height, partial(_lines, lines=lines))], f"Mean of {seeds}; bands: ± one standard deviation."
+            )
+        )
+    return stacked("Active learning", blocks)
+
+
+def _lines(picture: Picture, top: float, lines: Sequence[tuple[Any, pd.DataFrame]]) -> None:
+    axes = picture.panel(MARGIN + LEFT, top, ROOM - LEFT, HIGH)
+    mark: dict[str, Any] = {"linewidth": 1.0, "marker": "o", "markersize": 2}
+    for place, ((strategy, features), of) in enumerate(lines):
+        how, of = look(place) | mark, of.sort_values("labelled")
+        mean, spread = 100 * of["mean"], 100 * of["std"].fillna(0)
+        axes.plot(of["labelled"], mean, **how)
+        axes.fill_between(of["labelled"], mean - spread, mean + spread, color=how["color"], alpha=0.15, linewidth=0)
+        name = fitted(f"{strategy}, {features}", ROOM - KEY_MARK, SMALL)
+        picture.key(
+            MARGIN, top + HIGH + AXIS + place * KEY_LINE, name, {"linewidth": 1.0, "marker": "o", "markersize": 2} | how
+        )
+    axes.set_xlabel("labelled images")
+    axes.set_ylabel("accuracy (%)")
+
+
+def _mappings(folders: Sequence["RunFolder"]) -> Picture:
+    best: dict[str, tuple[QualityRecord, RunFolder]] = {}
+    for folder in folders:
+        for record in folder.of_task(QualityRecord):
+            held = best.get(record.database)
+            if record.figures and (held is None or held[0].figures is None or record.figures.srcc > held[0].figures.srcc):
+                best[record.database] = record, folder
+    if not best:
+        raise BadData("no run has figures of image quality; run a suite of that task")
+    blocks = []
+    for database, (record, folder) in best.items():
+        assert record.figures is not None
+        arrays = folder.arrays(record)
+        panel = Panel("", HIGH + AXIS, partial(_points, record=record, values=arrays["values"], scores=arrays["scores"]))
+        remark = f"SRCC {record.figures.srcc:.3f}, PLCC {record.figures.plcc:.3f}, {counted(len(arrays['values']), 'image')}."
+        blocks.append(Block(f"{record.metric} on {database}", [panel], remark))
+    return stacked("Image quality", blocks)
+
+
+def _points(picture: Picture, top: float, record: QualityRecord, values: np.ndarray, scores: np.ndarray) -> None:
+    axes = picture.panel(MARGIN + LEFT, top, ROOM - LEFT, HIGH)
+    shown = np.random.default_rng(0).permutation(len(values))[:MOST_POINTS]
+    axes.plot(values[shown], scores[shown], ".", color=look(3)["color"], markersize=2, rasterized=True)
+    figures = record.figures
+    assert figures is not None
+    line = np.linspace(values.min(), values.max(), 200)
+    axes.plot(line, logistic(line, (figures.b1, figures.b2, figures.b3, figures.b4, figures.b5)), color=look(0)["color"])
+    axes.set_xlabel(record.metric)
+    axes.set_ylabel(record.score or "score")

@@ -1,0 +1,54 @@
+"""The tables of tasks other than detection, by task: how a frame is read from run folders, and how it is written."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from oodbench.leaderboard.gather import not_run
+from oodbench.leaderboard.tasks import active_learning, quality
+from oodbench.leaderboard.text_table import TextTable
+from oodbench.results.folder import RunFolder
+
+DETECTION = "detection"
+
+
+class Table(NamedTuple):
+    """Of one task."""
+
+    title: str
+    columns: Sequence[str]
+    frame: Callable[[Sequence[RunFolder]], pd.DataFrame]
+    tables: Callable[[pd.DataFrame], list[TextTable]]
+    render: Callable[..., str]
+    takes: frozenset[str]  # options of ``render`` that ``oodbench leaderboard`` offers
+
+
+TABLES = {
+    "quality": Table(
+        "Image quality",
+        quality.COLUMNS,
+        quality.quality_frame,
+        quality.tables,
+        quality.render_quality,
+        frozenset({"metric", "intervals"}),
+    ),
+    "active-learning": Table(
+        "Active learning",
+        active_learning.COLUMNS,
+        active_learning.active_learning_frame,
+        active_learning.tables,
+        active_learning.render_active_learning,
+        frozenset(),
+    ),
+}
+
+
+def task_of(folders: Sequence[RunFolder]) -> str:
+    """The task of the first run: ``detection``, or one of ``TABLES``."""
+    return str(folders[0].manifest().settings.get("task", DETECTION))
+
+
+def render_task(task: str, folders: Sequence[RunFolder], format: str = "table", **options: Any) -> str:
+    """The tables of a task as text; options as of its ``render``."""
+    return TABLES[task].render(TABLES[task].frame(folders), format, notes=not_run(folders), **options)

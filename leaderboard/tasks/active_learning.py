@@ -1,0 +1,139 @@
+"""Active learning as frames and tables: the accuracy of each strategy by the number of labelled images.
+
+Means and standard deviations are over runs of one suite, which differ in their seed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from oodbench.errors import BadData, counted
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.formats import cells_as, chosen, writer
+from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.selection import Names
+from oodbench.leaderboard.text_table import Column, TextTable
+from oodbench.results.folder import RunFolder
+from oodbench.results.records import ActiveLearningRecord
+from oodbench.suite import as_names
+
+COLUMNS = (
+    "model", "in_distribution", "protocol", "strategy", "features", "dataset", "round", "labelled", "seed", "n",
+    "accuracy", "accuracy_low", "accuracy_high", "train_accuracy", "epochs", "restarts", "seconds", "status", "reason",
+)  # fmt: skip
+GROUP = ["model", "in_distribution", "protocol", "dataset"]  # one table each
+ROW = ["strategy", "features"]
+ROUNDS, MEANS = PARTS = ("rounds", "means")
+NO_RECORDS = 'No records of active learning; run a suite with task = "active-learning".'
+
+
+def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """One row per record: ``COLUMNS``. Where two folders hold the same record, the last counts."""
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    for folder in folders:
+        for record in sorted(folder.of_task(ActiveLearningRecord), key=lambda one: (one.set_name, one.round)):
+            for name, values in columns.items():
+                values.append(escape.without_surrogates(vars(record).get(name)))
+    numbers = ["labelled", "n", *COLUMNS[COLUMNS.index("accuracy") : COLUMNS.index("status")]]
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
+    return frame.drop_duplicates([*GROUP, *ROW, "round", "seed"], keep="last", ignore_index=True)
+
+
+def curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of the accuracy: one row per ``GROUP``, ``ROW`` and ``labelled``."""
+    found = frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "labelled"], sort=False)["accuracy"]
+    return found.agg(["mean", "std", "count"]).reset_index()
+
+
+def areas(frame: pd.DataFrame) -> pd.DataFrame:
+    """By ``GROUP``, ``ROW`` and seed: the mean of the curve over rounds, and its area by the trapezoidal rule over the range
+    of labelled images (1 for a network that is always right)."""
+    rows = []
+    for key, of in frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "seed"], sort=False):
+        of = of.sort_values("labelled")
+        steps = of["labelled"].diff().iloc[1:]
+        heights = (of["accuracy"] + of["accuracy"].shift()).iloc[1:] / 2
+        area = float((steps * heights).sum() / steps.sum()) if len(of) > 1 else float("nan")
+        rows.append((*key, len(of), float(of["accuracy"].mean()), area))
+    return pd.DataFrame(rows, columns=[*GROUP, *ROW, "seed", "rounds", "mean", "area"])
+
+
+def render_active_learning(
+    frame: pd.DataFrame,
+    format: str = "table",
+    *,
+    width: int | None = 160,
+    notes: Sequence[Note | str] = (),
+    columns: Names = (),
+) -> str:
+    """A frame as text: one table per network, pool and test set; arguments as of ``formats.render``.
+
+    In tables, ``columns`` are ``rounds`` and ``means``. Raises UsageError for an unknown format or column, BadData where the
+    frame lacks columns.
+    """
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='active-learning')")
+    if format in ("csv", "json"):
+        return cells_as(format, frame, chosen(as_names(columns), [*COLUMNS]))
+    write, parts = writer(format, width), chosen(as_names(columns), [*PARTS])
+    if frame.empty:
+        return f"% {NO_RECORDS}\n" if format == "tex" else f"{NO_RECORDS}\n"
+    made = tables(frame, parts)
+    made[-1].notes.extend(notes)
+    return "\n".join(map(write, made))
+
+
+def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS) -> list[TextTable]:
+    """One table per network, pool and test set, before it takes a format."""
+    return [_text_table(of, parts) for _, of in frame.groupby(GROUP, sort=False)]
+
+
+def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
+    first, found, whole = cells.iloc[0], curves(cells), areas(cells)
+    rounds = cells["round"].nunique()
+    whole = whole[whole["rounds"] == rounds]  # a curve that stops early has another mean
+    summary = whole.groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
+    order = cells[ROW].drop_duplicates()
+    keys = [tuple(key) for key in order.itertuples(index=False, name=None)]
+    known = dict(zip(summary.index, summary["mean"]["mean"], strict=True)) if len(summary) else {}
+    keys.sort(key=lambda key: -known.get(key, 0.0))
+    seeds = cells["seed"].nunique()
+
+    def column(group: str, name: str, of: Any) -> Column:
+        """``of``: mean and standard deviation by strategy and features."""
+        aligned = of.reindex(pd.MultiIndex.from_tuples(keys))
+        values, spreads = (aligned.iloc[:, place].tolist() for place in (0, 1))
+        texts = ["–" if pd.isna(value) else f"{100 * value:.1f}" for value in values]
+        texts = [t if pd.isna(s) else f"{t} ±{100 * s:.1f}" for t, s in zip(texts, spreads, strict=True)]
+        best = frozenset(row for row, value in enumerate(values) if value == aligned.iloc[:, 0].max())
+        return Column(group, (name,), texts, best)
+
+    by_number = [
+        column("labelled images", f"{number:,.0f}", of.set_index(ROW)[["mean", "std"]])
+        for number, of in found.groupby("labelled")
+    ]
+    means = [column("curve", name, summary[name]) for name in ("mean", "area")] if len(summary) else []
+    spread = f" Means of {counted(seeds, 'seed')}, ± their standard deviation." if seeds > 1 else ""
+    where = f"{first['in_distribution']} ({first['protocol']}), tested on {first['dataset']}"
+    return TextTable(
+        title=f"{first['model']}, active learning on {where}",
+        caption=f"Accuracy ×100 by the number of labelled images.{spread} Mean: over rounds. Area: under the curve, ×100.",
+        labels=[
+            Column("", ("strategy",), [strategy for strategy, _ in keys], is_label=True),
+            Column("", ("features",), [features for _, features in keys], is_label=True),
+        ],
+        sets=by_number if ROUNDS in parts else [],
+        summary=means if MEANS in parts else [],
+        breaks=[],
+        notes=_notes(cells),
+    )
+
+
+def _notes(cells: pd.DataFrame) -> list[Note | str]:
+    """Why strategies have no figures, once each."""
+    without = cells[cells["status"] != "ok"].drop_duplicates([*ROW, "reason"])
+    return [
+        f"– {row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}"
+        for row in without.itertuples()
+    ]

@@ -1,0 +1,130 @@
+"""Image quality as frames and tables: how well each metric agrees with people's scores of each database."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from oodbench.errors import BadData, UsageError, counted
+from oodbench.leaderboard import escape
+from oodbench.leaderboard.formats import cells_as, chosen, writer
+from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.selection import Names
+from oodbench.leaderboard.text_table import Column, TextTable
+from oodbench.registry import unknown
+from oodbench.results.folder import RunFolder
+from oodbench.results.records import QualityRecord
+from oodbench.suite import as_names
+
+FIGURES = ("outlier_ratio", "rmse", "plcc", "srcc", "krcc")
+COLUMNS = (
+    "database", "metric", "mapping", "seed", "n",
+    *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
+    "ms_per_image", "status", "reason",
+)  # fmt: skip
+LOGISTIC, LINE = MAPPINGS = ("logistic", "line")
+NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
+
+
+class Metric(NamedTuple):
+    """What tables call a figure, whether higher is better, and its digits."""
+
+    name: str
+    higher_is_better: bool
+    digits: int = 3
+
+
+METRICS = {
+    "outlier_ratio": Metric("outlier ratio", False),
+    "rmse": Metric("RMSE", False),
+    "plcc": Metric("PLCC", True),
+    "srcc": Metric("SRCC", True),
+    "krcc": Metric("KRCC", True),
+}
+
+
+def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """One row per record and mapping: ``COLUMNS``. Where two folders hold the same record, the last counts."""
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    for folder in folders:
+        for record in folder.of_task(QualityRecord):
+            for mapping, figures in zip(MAPPINGS, (record.figures, record.line), strict=True):
+                row = {**vars(record), **(vars(figures) if figures else {}), "mapping": mapping}
+                for name, values in columns.items():
+                    values.append(escape.without_surrogates(row.get(name)))
+    numbers = [name for name in COLUMNS if name.startswith(FIGURES) or name in ("n", "ms_per_image")]
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
+    return frame.drop_duplicates(["database", "metric", "mapping", "seed"], keep="last", ignore_index=True)
+
+
+def render_quality(
+    frame: pd.DataFrame,
+    format: str = "table",
+    *,
+    metric: str = "srcc",
+    width: int | None = 160,
+    notes: Sequence[Note | str] = (),
+    columns: Names = (),
+    intervals: bool = False,
+) -> str:
+    """A frame as text: one table per database, its metrics sorted by ``metric``, one of ``METRICS``; arguments as of
+    ``formats.render``. In tables, ``columns`` are those of ``METRICS``.
+
+    Raises UsageError for an unknown format, metric or column, BadData where the frame lacks columns.
+    """
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='quality')")
+    if metric not in METRICS:
+        raise UsageError(unknown("figure of image quality", metric, METRICS, f"it is one of {', '.join(METRICS)}"))
+    if format in ("csv", "json"):
+        return cells_as(format, frame, chosen(as_names(columns), [*COLUMNS]))
+    write, shown = writer(format, width), chosen(as_names(columns), [*METRICS])
+    if frame.empty:
+        return f"% {NO_RECORDS}\n" if format == "tex" else f"{NO_RECORDS}\n"
+    made = tables(frame, metric, shown, intervals)
+    made[-1].notes.extend(notes)
+    return "\n".join(map(write, made))
+
+
+def tables(
+    frame: pd.DataFrame, metric: str = "srcc", columns: Sequence[str] = tuple(METRICS), intervals: bool = False
+) -> list[TextTable]:
+    """One table per database, before it takes a format."""
+    return [_text_table(str(name), of, metric, columns, intervals) for name, of in frame.groupby("database", sort=False)]
+
+
+def _text_table(database: str, cells: pd.DataFrame, metric: str, shown: Sequence[str], intervals: bool) -> TextTable:
+    fitted = cells[cells["mapping"] == LOGISTIC].sort_values(
+        metric, ascending=not METRICS[metric].higher_is_better, na_position="last", kind="stable"
+    )
+    found = fitted[fitted["status"] == "ok"]
+    columns = [_column(name, METRICS[name], found, intervals) for name in shown if found[name].notna().any()]
+    paid = [f"{value:.3g}" if pd.notna(value) else "" for value in found["ms_per_image"]]
+    images = counted(int(found["n"].max()) if len(found) else 0, "image")
+    return TextTable(
+        title=f"{database}, image quality",
+        caption=f"Agreement with people's scores of {images}: of ranks (SRCC, KRCC), and of values after a logistic"
+        " function was fitted to the scores (the others).",
+        labels=[Column("", ("metric",), found["metric"].tolist(), is_label=True)],
+        sets=columns,
+        summary=[Column("cost", ("ms per image",), paid)] if any(paid) else [],
+        breaks=[],
+        notes=_notes(fitted),
+    )
+
+
+def _column(name: str, about: Metric, cells: pd.DataFrame, intervals: bool) -> Column:
+    texts = [f"{value:.{about.digits}f}" if pd.notna(value) else "–" for value in cells[name]]
+    best = cells[name].max() if about.higher_is_better else cells[name].min()
+    champions = frozenset(row for row, value in enumerate(cells[name]) if value == best)
+    if intervals:
+        ends = zip(cells[f"{name}_low"], cells[f"{name}_high"], strict=True)
+        between = ["" if pd.isna(low) else f" [{low:.{about.digits}f}, {high:.{about.digits}f}]" for low, high in ends]
+        texts = [text + added for text, added in zip(texts, between, strict=True)]
+    return Column("", (about.name, "higher is better" if about.higher_is_better else "lower is better"), texts, champions)
+
+
+def _notes(cells: pd.DataFrame) -> list[Note | str]:
+    """Why metrics have no figures."""
+    without = cells[cells["status"] != "ok"]
+    return [f"– {row.metric} {row.status}: {row.reason}" for row in without.itertuples()]
