@@ -1,4 +1,4 @@
-"""``oodbench list``: the available detectors, data sets, models and suites."""
+"""``oodbench list``: what is available of each family, and the suites."""
 
 import json
 import sys
@@ -10,11 +10,15 @@ from oodbench.commands.common import Debug, debugging, only_results, print_json,
 from oodbench.errors import UsageError
 
 GAP = 2  # blanks between columns
+PAPERS = ("detectors", "strategies", "quality-metrics")  # families whose sources are papers
 SUMMARY, OTHERS = 40, 24  # characters that a summary has at least, and other columns at most, where they compete
 
 
 def list_names(
-    family: Annotated[Literal["detectors", "datasets", "models", "suites"], typer.Argument()],
+    family: Annotated[
+        Literal["detectors", "datasets", "models", "strategies", "quality-metrics", "quality-databases", "suites"],
+        typer.Argument(),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Import each one, and show what fails.")] = False,
     show: Annotated[
@@ -29,24 +33,25 @@ def list_names(
         _show_suite(show, family)
         return
     if family == "suites":
-        from oodbench.suites.load import load_study, suite_names
+        from oodbench.suites.load import suite_names
 
-        rows: list[dict[str, Any]] = [{"name": name, "summary": load_study(name).title} for name in suite_names()]
+        rows: list[dict[str, Any]] = [{"name": name, **_suite(name)} for name in suite_names()]
     else:
         from oodbench import registry
 
-        found = list(registry.records(family).values())
+        kind = family.replace("-", "_")
+        found = list(registry.records(kind).values())
         rows = []
         if check:
             with only_results():
                 found = [registry.check(record) for record in found]
         else:
-            found += registry.patterns(family).values()
+            found += registry.patterns(kind).values()
         for record in found:
             row = {"name": record.name, "summary": record.summary}
-            if family == "detectors":
+            if family in PAPERS:
                 row |= {"parameters": record.parameters, "learns_from": record.learns_from}
-            row |= {"paper" if family == "detectors" else "source": record.source, "class": record.target}
+            row |= {"paper" if family in PAPERS else "source": record.source, "class": record.target}
             row |= {"distribution": record.distribution, "version": record.version, "error": record.error}
             rows.append(row)
             if debugging() and record.traceback:
@@ -59,14 +64,24 @@ def list_names(
         raise typer.Exit(1)
 
 
+def _suite(name: str) -> dict[str, str]:
+    """The title and the task of a suite. Raises UsageError for an unknown one, and for a wrong key."""
+    from oodbench.suites.load import load_study
+    from oodbench.suites.tasks import DETECTION, load_task_suite, task_of
+
+    task = task_of(name)
+    suite = load_study(name, trust_model=True) if task == DETECTION else load_task_suite(name)  # a name imports nothing
+    return {"summary": suite.title, "task": task}
+
+
 def _show_suite(name: str, family: str) -> None:
     """Print a suite as the text of a suite file. Raises UsageError for another family or an unknown suite."""
-    from oodbench.suites.load import load_study, suite_names, suite_text
+    from oodbench.suites.load import suite_names, suite_text
 
     if family != "suites":
         suite = name if name in suite_names() else "NAME"
         raise UsageError(f"--show prints a suite, not one of {family}; write oodbench list suites --show {suite}")
-    load_study(name, trust_model=True)  # to print a name imports nothing
+    _suite(name)
     print_text(suite_text(name).rstrip() + "\n")
 
 

@@ -1,4 +1,4 @@
-"""``oodbench new``: write a package with a detector or a data set, or the repository of a leaderboard."""
+"""``oodbench new``: write a package with a plug-in of any family but models, or the repository of a leaderboard."""
 
 import re
 from importlib import metadata, resources
@@ -21,6 +21,17 @@ License = Annotated[Literal["apache-2.0", "mit", "none"], typer.Option(help="Lic
 Author = Annotated[str, typer.Option(help="Who holds the copyright, for the licence.")]
 
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
+DETECTION = 'in_distribution = "digits"\nmodel = "resnet8-digits"\nprotocols = ["unsupervised"]\n'
+ACTIVE_LEARNING = """\
+task = "active-learning"
+model = "resnet8-digits"
+in_distribution = "digits"
+start = 32
+query = 32
+rounds = 1
+batch_size = 16
+until = 0.5
+"""
 MIT = """\
 MIT License
 
@@ -50,10 +61,9 @@ def detector(
     """
     plugin = {
         "what": "detector",
-        "object": "".join(part.capitalize() for part in name.split("-")),
+        "object": _class(name),
         "options": f"--detector {name} --detector msp",
-        "detectors": f'["{name}", "msp"]',
-        "datasets": '["photos"]',
+        "suite": f'{DETECTION}detectors = ["{name}", "msp"]\nsets = [{{name = "photos"}}]',
     }
     _write_package("detectors", name, out, license, author, plugin)
 
@@ -68,12 +78,62 @@ def dataset(
     """
     plugin = {
         "what": "data set",
-        "object": f"load_{name.replace('-', '_')}",
+        "object": _loader(name),
         "options": f"--dataset {name} --detector msp --detector pixels",
-        "detectors": '["msp", "pixels"]',
-        "datasets": f'["{name}"]',
+        "suite": f'{DETECTION}detectors = ["msp", "pixels"]\nsets = [{{name = "{name}"}}]',
     }
     _write_package("datasets", name, out, license, author, plugin)
+
+
+@commands.command()
+def strategy(
+    name: Name, out: Out = None, license: License = "apache-2.0", author: Author = "the authors", debug: Debug = False
+) -> None:
+    """Write a package with a strategy of active learning that works, its tests, a README, a licence and a job for CI.
+
+    The last line of the output is the folder.
+    """
+    plugin = {
+        "what": "strategy",
+        "object": _class(name),
+        "options": f"digits-active --strategy {name} --strategy random",
+        "suite": f'{ACTIVE_LEARNING}strategies = ["{name}", "random"]',
+    }
+    _write_package("strategies", name, out, license, author, plugin)
+
+
+@commands.command()
+def quality_metric(
+    name: Name, out: Out = None, license: License = "apache-2.0", author: Author = "the authors", debug: Debug = False
+) -> None:
+    """Write a package with a metric of image quality that works, its tests, a README, a licence and a job for CI.
+
+    The last line of the output is the folder.
+    """
+    plugin = {
+        "what": "quality metric",
+        "object": _class(name),
+        "options": f"photos-quality --metric {name} --metric psnr",
+        "suite": f'task = "quality"\nmetrics = ["{name}", "psnr"]\ndatabases = ["photos"]',
+    }
+    _write_package("quality_metrics", name, out, license, author, plugin)
+
+
+@commands.command()
+def quality_database(
+    name: Name, out: Out = None, license: License = "apache-2.0", author: Author = "the authors", debug: Debug = False
+) -> None:
+    """Write a package with a database of image quality that works, its tests, a README, a licence and a job for CI.
+
+    The last line of the output is the folder.
+    """
+    plugin = {
+        "what": "quality database",
+        "object": _loader(name),
+        "options": f"photos-quality --dataset {name} --metric psnr",
+        "suite": f'task = "quality"\nmetrics = ["psnr"]\ndatabases = ["{name}"]',
+    }
+    _write_package("quality_databases", name, out, license, author, plugin)
 
 
 @commands.command()
@@ -97,19 +157,21 @@ def leaderboard(name: Name, out: Out = None, debug: Debug = False) -> None:
 
 def _write_package(family: str, name: str, out: Path | None, license: str, author: str, plugin: dict[str, str]) -> None:
     _check_name(name)
+    listed = family.replace("_", "-")
     if name in registry.records(family):
-        raise UsageError(f"there is already a {plugin['what']} called {name} (oodbench list {family}); choose another name")
+        raise UsageError(f"there is already a {plugin['what']} called {name} (oodbench list {listed}); choose another name")
     module = f"oodbench_{name.replace('-', '_')}"
     words = plugin | {
         "name": name,
         "family": family,
+        "listed": listed,
         "module": module,
         "distribution": f"oodbench-{name}",
         "license_line": f'license = "{SPDX[license]}"\n' if license in SPDX else "",
     }
     files = {
         "pyproject.toml": _filled("pyproject.toml", words),
-        f"{module}.py": _filled(f"{family.removesuffix('s')}.py", words),
+        f"{module}.py": _filled(f"{registry.singular(family).replace(' ', '-')}.py", words),
         f"tests/test_{name.replace('-', '_')}.py": _filled("tests.py", words),
         "README.md": _filled("readme.md", words),
         ".gitignore": _filled("gitignore", {}),
@@ -120,6 +182,14 @@ def _write_package(family: str, name: str, out: Path | None, license: str, autho
     elif license == "apache-2.0":
         files["LICENSE"] = _apache()
     _write(out or Path(f"oodbench-{name}"), files)
+
+
+def _class(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+def _loader(name: str) -> str:
+    return f"load_{name.replace('-', '_')}"
 
 
 def _check_name(name: str) -> None:

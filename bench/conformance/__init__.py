@@ -1,4 +1,4 @@
-"""Checks whether a detector or a data set, built-in or third-party, fulfils its contract."""
+"""Checks whether a plug-in of any family but models, built-in or third-party, fulfils its contract."""
 
 from oodbench.conformance.outcomes import Outcome
 from oodbench.conformance.run import check, family_of

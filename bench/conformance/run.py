@@ -1,9 +1,10 @@
-"""``oodbench check NAME``: checks whether a detector or data set, built-in or third-party, fulfils its contract.
+"""``oodbench check NAME``: checks whether a plug-in, built-in or third-party, fulfils the contract of its family.
 
-The checks of detectors are in ``detectors``, those of data sets in ``datasets``.
+The checks of each family are in a module of their own, with a ``subject`` and ``CHECKS``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from oodbench import paths, registry
@@ -12,8 +13,21 @@ from oodbench.datasets.name import BY_PATH, base_of
 from oodbench.errors import UsageError, contained, reason
 from oodbench.paths import DataRoots
 
-Family = Literal["detectors", "datasets"]
-FAMILIES: tuple[Family, ...] = ("detectors", "datasets")
+Family = Literal["detectors", "datasets", "strategies", "quality_metrics", "quality_databases"]
+FAMILIES: dict[Family, str] = {  # what one of each is called
+    "detectors": "detector",
+    "datasets": "data set",
+    "strategies": "strategy",
+    "quality_metrics": "quality metric",
+    "quality_databases": "quality database",
+}
+MODULES: dict[Family, str] = {  # imported when a name is checked
+    "detectors": "oodbench.conformance.detectors",
+    "datasets": "oodbench.conformance.datasets",
+    "strategies": "oodbench.conformance.strategies",
+    "quality_metrics": "oodbench.conformance.quality",
+    "quality_databases": "oodbench.conformance.databases",
+}
 
 Subject = TypeVar("Subject")
 
@@ -26,31 +40,28 @@ def check(
     data: DataRoots = None,
     on_error: Callable[[str, Exception], None] = lambda check, error: None,
 ) -> Iterator[Outcome]:
-    """The outcome of each check of a detector or data set, one after another.
+    """The outcome of each check of a plug-in, one after another.
 
     Args:
-        name: of a detector, or of a data set as in ``load_dataset``.
-        family: ``detectors`` or ``datasets``; by default the one that has this name.
-        parameters: hyper-parameters of a detector, in place of its defaults and of those that shorten training.
+        name: of a detector, a strategy or a quality metric, or of a set or database as their loaders take it.
+        family: one of ``FAMILIES``; by default the one that has this name.
+        parameters: hyper-parameters, in place of the defaults, and for a detector of those that shorten training.
         data: the data root, or several.
         on_error: called with the name of each check that fails, and its error.
 
-    Raises UsageError for a name that is in neither family or in both.
+    Raises UsageError for a name that is in no family or in several, and for parameters of what has none.
     """
     family = family or family_of(name)
-    data = paths.data_roots(data)
-    if family == "detectors":
-        from oodbench.conformance import detectors
-
-        with paths.separate_cache(data):
-            subject = detectors.subject(name, parameters or {})
-            yield from run(detectors.CHECKS, subject, on_error)
-    else:
-        from oodbench.conformance import datasets
-
-        if parameters:
-            raise UsageError(f"{name} is a data set, which has no parameters; leave out --param")
-        yield from run(datasets.CHECKS, datasets.Subject(name, data), on_error)
+    data, given = paths.data_roots(data), parameters or {}
+    module = import_module(MODULES[family])
+    if family in ("datasets", "quality_databases"):
+        if given:
+            raise UsageError(f"{name} is a {FAMILIES[family]}, which has no parameters; leave out --param")
+        yield from run(module.CHECKS, module.Subject(name, data), on_error)
+        return
+    with paths.separate_cache(data):
+        subject = module.subject(name, given, *([data] if family == "quality_metrics" else []))
+        yield from run(module.CHECKS, subject, on_error)
 
 
 def run(
@@ -77,17 +88,15 @@ def run(
 
 
 def family_of(name: str) -> Family:
-    """The family of a name: detectors or data sets. Raises UsageError for a name that is in neither or in both."""
-    base = base_of(name)
-    known: dict[Family, set[str]] = {family: set(registry.records(family)) for family in FAMILIES}
-    found: list[Family] = [f for f in FAMILIES if (name if f == "detectors" else base) in known[f]]
-    if base in BY_PATH and not found:
-        return "datasets"
-    if len(found) == 2:
-        raise UsageError(f"'{name}' is a detector and a data set; choose with --family detectors or --family datasets")
+    """The family of a name. Raises UsageError for a name that is in none or in several."""
+    bases = {"datasets": base_of(name), "quality_databases": name.partition(":")[0]}
+    known = {family: {*registry.records(family), *(BY_PATH if family == "datasets" else ())} for family in FAMILIES}
+    found = [family for family in FAMILIES if bases.get(family, name) in known[family]]
     if not found:
-        both = known["detectors"] | known["datasets"]
-        raise UsageError(
-            registry.unknown("detector or data set", name, both, "oodbench list detectors, oodbench list datasets")
-        )
+        listing = f"oodbench list {'|'.join(family.replace('_', '-') for family in FAMILIES)}"
+        raise UsageError(registry.unknown("name", name, dict.fromkeys(one for of in known.values() for one in of), listing))
+    if len(found) > 1:
+        said = " and ".join(f"a {FAMILIES[family]}" for family in found)
+        options = " or ".join(f"--family {family.replace('_', '-')}" for family in found)
+        raise UsageError(f"'{name}' is {said}; choose with {options}")
     return found[0]

@@ -19,9 +19,18 @@ def test_a_name_of_both_families_is_asked_about(monkeypatch):
     monkeypatch.setitem(registry._added, ("datasets", "msp"), record)
     with pytest.raises(UsageError, match="'msp' is a detector and a data set; choose with --family"):
         family_of("msp")
+    either = "choose with --family datasets or --family quality-databases$"
+    for name in ("photos", "folder:anything"):
+        with pytest.raises(UsageError, match=f"'{name}' is a data set and a quality database; {either}"):
+            family_of(name)
+    with pytest.raises(UsageError, match="'entropy' is a detector and a strategy"):
+        family_of("entropy")
     assert family_of("digits:3+noise@1") == "datasets"
-    assert family_of("folder:anything") == family_of("imglist:anything") == "datasets"
+    assert family_of("imglist:anything") == "datasets"
     assert family_of("knn") == "detectors"
+    assert family_of("badge") == "strategies"
+    assert family_of("psnr") == "quality_metrics"
+    assert family_of("scores:anything") == family_of("tid2013") == "quality_databases"
 
 
 oodbench_check = functools.partial(new_process.oodbench, "check")
@@ -63,14 +72,36 @@ def test_check_of_a_plugin_that_breaks_its_contract(tmp_path):
     assert {row["family"] for row in rows} == {"detectors"}
 
 
+def test_check_of_a_plugin_of_another_family(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent('''
+        from oodbench.quality.metric import QualityMetric
+
+
+        class Error(QualityMetric):
+            """Mean absolute difference."""
+
+            def compare(self, references, distorted):
+                return (references.double() - distorted.double()).abs().mean((1, 2, 3))
+        ''')
+    )
+    done = oodbench_check("--plugin", "mine:Error", "--family", "quality-metrics", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert {(row["name"], row["family"]) for row in rows.values()} == {("error", "quality-metrics")}
+    assert [name for name, row in rows.items() if row["outcome"] == "fail"] == ["best"]  # higher is not better
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["enregy"], "unknown detector or data set 'enregy'; did you mean 'energy'?"),
-        ([], "nothing to check; name a detector"),
+        (["enregy"], "unknown name 'enregy'; did you mean 'energy'? (oodbench list detectors|datasets|strategies|"),
+        ([], "nothing to check; name a plug-in"),
         (["knn", "--param", "knn.kk=3"], "did you mean 'k'?"),
         (["knn", "--param", "msp.k=3"], "this command uses knn"),
         (["digits", "--param", "digits.k=3"], "has no parameters"),
+        (["tid2013", "--param", "tid2013.k=3"], "is a quality database, which has no parameters"),
+        (["unique", "--param", "unique.folders=3"], "did you mean 'folder'?"),
         (["msp", "--family", "models"], "'models' is not one of 'detectors', 'datasets'"),
     ],
 )
@@ -82,16 +113,19 @@ def test_wrong_usage(arguments, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "family", "says"),
     [
-        ("cifar100", "cifar100 was not checked: cifar100 (train) is missing"),
-        ("folder:nowhere", "folder:nowhere was not checked: folder:nowhere is missing"),
-        ("imglist:nowhere.txt", "imglist:nowhere.txt was not checked: imglist:nowhere.txt is missing"),
-        ("cifar10c", "cifar10c was not checked: "),
+        ("cifar100", "datasets", "cifar100 was not checked: cifar100 (train) is missing"),
+        ("folder:nowhere", "datasets", "folder:nowhere was not checked: folder:nowhere is missing"),
+        ("imglist:nowhere.txt", "datasets", "imglist:nowhere.txt was not checked: imglist:nowhere.txt is missing"),
+        ("cifar10c", "datasets", "cifar10c was not checked: "),
+        ("folder:nowhere", "quality-databases", "folder:nowhere was not checked: folder:nowhere is missing"),
+        ("tid2013", "quality-databases", "tid2013 was not checked: tid2013 is missing"),
+        ("unique", "quality-metrics", "unique was not checked: unique"),
     ],
 )
-def test_a_set_that_is_missing_is_not_sound(tmp_path, name, says):
-    done = oodbench_check(name, "--data", tmp_path)
+def test_what_is_missing_is_not_sound(tmp_path, name, family, says):
+    done = oodbench_check(name, "--family", family, "--data", tmp_path)
     assert done.returncode == 1
     assert says in done.stderr
 

@@ -22,6 +22,9 @@ from new_process import oodbench
 from oodbench.api import run
 from oodbench.datasets.formats.cifar_pickle import read_pickle
 from oodbench.detectors import TABLE as DETECTORS
+from oodbench.registry import FAMILIES
+from oodbench.suites.load import load_study, suite_names
+from oodbench.suites.tasks import TASKS, load_task_suite, task_of
 
 ROOT = Path(__file__).parents[2]
 OODBENCH = [sys.executable, "-P", "-m", "oodbench.cli"]
@@ -261,7 +264,7 @@ def test_a_plugin_from_the_working_folder(tmp_path):
         (
             ["train", "resnet18", "--dataset", "digits", "--out", "w.safetensors", "--recipe", "resnet"],
             2,
-            "unknown recipe 'resnet'; did you mean 'resnet-cifar'? (known: openood, resnet-cifar, densenet-cifar, svhn, ",
+            "unknown recipe 'resnet'; did you mean 'resnet-cifar'? (known: openood, standard, resnet-cifar, densenet-cifar, ",
         ),
     ],
 )
@@ -312,14 +315,17 @@ def test_huge_numbers_in_a_suite(tmp_path, key, says):
     assert says is None or says in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("family", ["detectors", "datasets", "models", "suites"])
+@pytest.mark.parametrize("family", [*(name.replace("_", "-") for name in FAMILIES), "suites"])
 def test_list_as_text_and_as_json(family):
     done = oodbench("list", family)
     rows = json.loads(oodbench("list", family, "--json").stdout)
     assert done.returncode == 0
     assert rows
     assert all(row["name"] in done.stdout and row["summary"] for row in rows)
-    patterns = {"models": ["timm:NAME", "torchvision:NAME", "module:function"], "datasets": ["folder:PATH", "imglist:FILE"]}
+    patterns = {
+        "models": ["timm:NAME", "torchvision:NAME", "module:function", "denoised:NAME"],
+        "datasets": ["folder:PATH", "imglist:FILE"],
+    }
     patterns = patterns.get(family, [])
     assert [row["name"] for row in rows][-len(patterns) or len(rows) :] == patterns
 
@@ -353,10 +359,20 @@ def test_top_limits_the_rows_for_people(small_run):
 
 
 def test_list_check_imports_every_builtin():
-    for family in ("detectors", "datasets", "models"):
-        done = oodbench("list", family, "--check", "--json")
+    for family in FAMILIES:
+        done = oodbench("list", family.replace("_", "-"), "--check", "--json")
         assert done.returncode == 0, done.stdout
         assert not [row for row in json.loads(done.stdout) if row["error"]]
+
+
+def test_list_of_suites_tells_their_tasks():
+    rows = {row["name"]: row for row in json.loads(oodbench("list", "suites", "--json").stdout)}
+    assert list(rows) == suite_names()
+    for name, row in rows.items():
+        of_task = row["task"] != "detection"
+        title = load_task_suite(name).title if of_task else load_study(name).title
+        assert (row["task"], row["summary"]) == (task_of(name), title)
+    assert {row["task"] for row in rows.values()} == {"detection", *TASKS}
 
 
 @pytest.mark.parametrize(

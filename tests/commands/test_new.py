@@ -21,7 +21,25 @@ def new(monkeypatch, *arguments: object) -> int:
     return int(exit.value.code or 0)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("detector", "class-mean"), ("dataset", "class")])
+LISTED = {
+    "detector": "detectors",
+    "dataset": "datasets",
+    "strategy": "strategies",
+    "quality-metric": "quality-metrics",
+    "quality-database": "quality-databases",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("detector", "class-mean"),
+        ("dataset", "class"),
+        ("strategy", "gini"),
+        ("quality-metric", "mean-error"),
+        ("quality-database", "textures"),
+    ],
+)
 def test_a_new_package_installs_appears_and_passes_its_tests(kind, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert new(monkeypatch, kind, name, "--license", "mit", "--author", "A. Person") == 0
@@ -37,12 +55,14 @@ def test_a_new_package_installs_appears_and_passes_its_tests(kind, name, tmp_pat
         return done.stdout
 
     run(sys.executable, "-m", "pip", "install", *PIP, "--target", str(tmp_path / "site"), f"./{folder}")
-    listed = run(sys.executable, "-m", "oodbench.cli", "list", f"{kind}s", "--json")
+    listed = run(sys.executable, "-m", "oodbench.cli", "list", LISTED[kind], "--json")
     assert f'"oodbench_{name.replace("-", "_")}"' in listed  # as installers spell it
     tested = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
     assert re.search(r"\d+ passed", tested)
     assert "failed" not in tested
     assert "warning" not in tested
+    if kind not in ("detector", "dataset"):
+        return
     line = ["run", f"--{kind}", name, *(["--dataset", "photos"] if kind == "detector" else ["--detector", "msp"])]
     run(sys.executable, "-m", "oodbench.cli", *line, "--limit", "40", "--no-costs", "--out", "run")
     owner = f"oodbench_{name.replace('-', '_')} 0.1.0"
@@ -88,6 +108,9 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch, capsy
     wrong = {
         ("detector", "msp"): "there is already a detector called msp (oodbench list detectors); choose another name",
         ("dataset", "photos"): "there is already a data set called photos",
+        ("strategy", "badge"): "there is already a strategy called badge (oodbench list strategies)",
+        ("quality-metric", "psnr"): "there is already a quality metric called psnr (oodbench list quality-metrics)",
+        ("quality-database", "photos"): "there is already a quality database called photos",
         ("detector", "../x"): "'../x' is not a name of lower-case letters, digits and hyphens, such as class-mean",
         ("detector", "mine", "--out", tmp_path / "full"): "already exists; name another folder with --out",
     }

@@ -12,6 +12,7 @@ from new_process import oodbench
 from oodbench.errors import UsageError
 from oodbench.suite import Suite, TestSet
 from oodbench.suites.load import load_study, load_suite, read_study, suite_names
+from oodbench.suites.tasks import DETECTION, load_task_suite, task_of
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -20,7 +21,8 @@ def test_a_suite_that_is_shown_is_a_suite_file(tmp_path, name):
     assert shown.returncode == 0, shown.stderr
     file = tmp_path / f"{name}.toml"
     file.write_text(shown.stdout, encoding="utf-8")
-    assert load_study(file) == load_study(name)
+    load = load_study if task_of(name) == DETECTION else load_task_suite
+    assert load(file) == load(name)
     assert "# " in shown.stdout
     assert oodbench("list", "suites", "--show", file).stdout == shown.stdout
 
@@ -30,6 +32,10 @@ def test_only_sound_suites_are_shown(tmp_path):
     wrong = oodbench("list", "suites", "--show", tmp_path / "code.toml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "detectors" in wrong.stderr
+    (tmp_path / "task.toml").write_text('task = "quality"\nmetrics = []\ndatabases = ["photos"]\n')
+    wrong = oodbench("list", "suites", "--show", tmp_path / "task.toml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "metrics" in wrong.stderr
     unknown = oodbench("list", "suites", "--show", "digit")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "unknown suite 'digit'; did you mean 'digits'?" in unknown.stderr

@@ -89,7 +89,7 @@ def as_set(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         record = registry.Record("datasets", "checkers", f"{module.__name__}:checkers")
         monkeypatch.setitem(registry._added, ("datasets", "checkers"), record)
-        return {outcome.check: outcome for outcome in conformance.check(name, data=tmp_path)}
+        return {outcome.check: outcome for outcome in conformance.check(name, "datasets", data=tmp_path)}
 
     return check
 
@@ -146,12 +146,12 @@ def test_a_set_whose_files_are_missing_is_skipped_with_the_reason(as_set):
 
 @pytest.mark.parametrize("name", ["digits", "digits-heldout", "photos", "uniform", "digits:3", "digits:3+noise@2", "cifar10"])
 def test_the_embedded_sets_pass(name, tmp_path):
-    assert "fail" not in {o.outcome for o in conformance.check(name, data=tmp_path)}
+    assert "fail" not in {o.outcome for o in conformance.check(name, "datasets", data=tmp_path)}
 
 
 def test_real_sets_pass(data_root):
     for name in ("textures", "gtsrb", "folder:svhn-digits"):
-        found = list(conformance.check(name, data=data_root))
+        found = list(conformance.check(name, "datasets", data=data_root))
         assert [o for o in found if o.outcome == "fail"] == []
         assert [o.outcome for o in found if o.check == "fingerprint"] == ["pass"]
 
@@ -179,6 +179,6 @@ def test_a_set_with_parts_is_checked_by_part_class_and_change(as_set):
 
 @pytest.mark.parametrize("name", ["cifar10c", "cifar10c/fog@3", "curetsr", "curetsr/Haze@3", "curetsr-unreal"])
 def test_sets_with_parts_of_which_no_file_is_there(name, tmp_path):
-    found = {outcome.check: outcome for outcome in conformance.check(name, data=tmp_path)}
+    found = {outcome.check: outcome for outcome in conformance.check(name, "datasets", data=tmp_path)}
     assert "fail" not in {o.outcome for o in found.values()}
     assert found["missing-files"].outcome == ("skip" if name == "cifar10c" else "pass")
