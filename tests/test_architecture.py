@@ -20,7 +20,9 @@ FOLDERS = {
 FLOORS = (
     # What everything may use.
     (
+        "detectors._parameters",
         "errors",
+        "hyperparameters",
         "models.device",
         "models.exact",
         "models.stopwatch",
@@ -32,7 +34,19 @@ FLOORS = (
     ),
     ("models.published", "results.facts", "results.provenance"),
     # The grammar of names, and the tables of names.
-    ("datasets.name", "datasets.transform", "datasets.formats.digests", "datasets", "detectors", "models", "suite", "suites"),
+    (
+        "datasets.name",
+        "datasets.transform",
+        "datasets.formats.digests",
+        "datasets",
+        "datasets.quality",
+        "detectors",
+        "models",
+        "quality_metrics",
+        "strategies",
+        "suite",
+        "suites",
+    ),
     # Contracts: what a network and a set of images are, and what is computed from scores.
     ("classifier", "image_set", "metrics", "calibration", "protocols", "heads", "code_hash", "batching"),
     ("gradients",),
@@ -41,15 +55,18 @@ FLOORS = (
     # From detectors to statistics. The contract of detectors comes last, for it can fit and score by itself.
     ("passes", "training_cache"),
     ("standalone",),
-    ("detector",),
+    ("detector", "quality"),
     # Data sets and networks.
     ("datasets.formats", "datasets.resize"),
     ("datasets.fetching",),
     ("datasets.corruptions", "datasets.adversarial"),
-    ("datasets.*",),
+    ("datasets.*", "datasets.quality.*"),
     ("datasets.load",),
     ("models.*",),
     ("detectors.*",),
+    ("active_learning",),
+    ("strategies.*",),
+    ("quality_metrics.*",),
     # Runs, and what is made of them.
     ("results",),
     ("engine",),
@@ -150,7 +167,14 @@ def test_no_package_is_crowded():
 def test_names_are_light():
     """The grammar of names and the plug-in tables are read before anything heavy is imported."""
     known = modules()
-    for name in ("oodbench.datasets.name", "oodbench.datasets", "oodbench.detectors", "oodbench.models", "oodbench.suite"):
+    for name in (
+        "oodbench.datasets.name",
+        "oodbench.datasets",
+        "oodbench.detectors",
+        "oodbench.models",
+        "oodbench.quality_metrics",
+        "oodbench.suite",
+    ):
         assert not {"torch", "pandas", "numpy"} & {
             alias.name.split(".")[0]
             for node in ast.walk(ast.parse(known[name].read_text()))

@@ -32,9 +32,11 @@ from oodbench.leaderboard import COLUMNS
 from oodbench.leaderboard.formats import render
 from oodbench.leaderboard.recognition import COLUMNS as RECOGNITION
 from oodbench.models import TABLE as MODELS
+from oodbench.models.filters import FILTERS
 from oodbench.models.recipes import RECIPES
 from oodbench.models.weights import PUBLISHED
 from oodbench.probe import SIGNALS
+from oodbench.quality_metrics import TABLE as METRICS
 from oodbench.results.records import NETWORK_SOURCES
 from oodbench.suite import PROTOCOLS, Suite, TestSet, ValidationSet
 from oodbench.suites.load import load_suite, suite_names
@@ -53,6 +55,9 @@ PAGE_OF = {
     "verify": "verify.md",
     "new detector": "ten-minutes.md",
     "new dataset": "ten-minutes.md",
+    "new strategy": "ten-minutes.md",
+    "new quality-metric": "ten-minutes.md",
+    "new quality-database": "ten-minutes.md",
     "new leaderboard": "community.md",
     "train": "model.md",
     "check": "detector.md",
@@ -148,6 +153,8 @@ def runnable(line: str, site: Path, checkout: Path) -> str:
         return f"{sys.executable} -P {ROOT / script[1]} --help"  # tests/benchmarks/test_scripts.py runs it
     if "oodbench train" in line:
         return f"{line} --epochs 1"
+    if "oodbench run" in line and re.search(r"-active|-quality", line):  # suites of other tasks take other options
+        return line
     if "oodbench run" in line and "--dry-run" not in line:
         line += " --limit 40"
         if "--detector" not in line and ".toml" not in line:  # a suite's parameters want its detectors
@@ -318,8 +325,10 @@ def spans(page: str) -> set[str]:
         ("docs/dataset.md", list(DATASETS)),
         ("docs/dataset.md", sorted(corruptions.CORRUPTIONS)),
         ("docs/dataset.md", BENIGN),
-        ("docs/model.md", [*MODELS, *RECIPES]),
+        ("docs/model.md", [*MODELS, *RECIPES, *(name for recipe in RECIPES.values() for name in recipe.parameters)]),
+        ("docs/model.md", [*FILTERS, *(name for made in FILTERS.values() for name in inspect.signature(made).parameters)]),
         ("docs/model.md", [part for published in PUBLISHED.values() for part in (published.file, published.sha256)]),
+        ("docs/quality-metrics.md", list(METRICS)),
         ("docs/run.md", suite_names()),
         ("docs/results.md", list(COLUMNS)),
         ("docs/recognition.md", [*RECOGNITION, *NETWORK_SOURCES, *("introspective", "ensemble", "mc-dropout", "duq")]),
@@ -350,7 +359,7 @@ def test_the_page_of_models_has_the_values_of_each_recipe():
         *first, last = [f"{100 * share:g}%" for share in recipe.drops] or [""]
         drops, drop = " and ".join(filter(None, [", ".join(first), last])), {0.1: "÷10", 0.2: "×0.2"}[recipe.drop]
         schedule = f"{recipe.lr:g}, {drop} after {drops}" if drops else f"{recipe.lr:g}, cosine"
-        schedule += f", {recipe.warmup} epoch of warm-up" * bool(recipe.warmup)
+        schedule += f", {recipe.warmup} epoch{'s' * (recipe.warmup > 1)} of warm-up" * bool(recipe.warmup)
         values = recipe.epochs, recipe.batch_size, schedule, f"{recipe.weight_decay:g}"
         yes = ("yes" if value else "no" for value in (recipe.nesterov, recipe.augment))
         assert [f"`{name}`", *map(str, values), *yes, str(recipe.size or "")] in [row[:8] for row in rows]

@@ -52,6 +52,15 @@ def test_training_is_measured(data_root):
     assert re.search(r"median: \d+\.\d\d of the time of the plain loop", text), text
 
 
+def test_robust_training_is_measured(data_root):
+    text = printed("robust_training.py", "--data", str(data_root), "--quick")
+    assert len(re.findall(r"^seed \d, (?:standard|noise|augmix): .* s, clean .*%, corrupted .*%$", text, re.MULTILINE)) == 6, (
+        text
+    )
+    assert len(re.findall(r"^(?:noise|augmix) - standard, .*: [+-]\d+\.\d ± \d+\.\d points$", text, re.MULTILINE)) == 6, text
+    assert re.search(r"^(?:holds|missed)$", text, re.MULTILINE), text
+
+
 def test_an_accelerator_is_measured(tmp_path):
     """On the CPU, whose own figures it has."""
     text = printed("gpu_report.py", "--device", "cpu", "--quick", "--out", str(tmp_path))
