@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from oodbench import calibration, metrics
 from oodbench.datasets.name import MISCLASSIFIED
 from oodbench.errors import BadData
-from oodbench.quality.statistics import figures
 from oodbench.results.facts import CalibrationRecord
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import DetectionRecord, QualityRecord
@@ -89,6 +88,8 @@ def arrays_of(folder: RunFolder, record: DetectionRecord) -> dict[str, np.ndarra
 
 def quality_figures(record: QualityRecord, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """``figures`` and ``line`` of a record from its arrays by role. Both the run and whoever verifies it call this."""
+    from oodbench.quality.statistics import figures  # which loads scipy
+
     given: dict[str, Any] = {"deviations": arrays.get("deviations"), "groups": arrays["groups"], "seed": record.seed}
     given |= {"values_higher_is_better": record.higher_is_better, "scores_higher_is_better": record.score_higher_is_better}
     both = {"figures": "logistic", "line": "line"}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from oodbench.datasets.name import CORRUPTIONS, source_and_change
 from oodbench.metrics import Metrics
-from oodbench.quality.statistics import QualityFigures
+from oodbench.quality.figures import QualityFigures
 from oodbench.results.facts import AttackRecord, CalibrationRecord, CorruptionRecord, Int64, RecognitionFigures
 
 SCHEMA_VERSION = 2

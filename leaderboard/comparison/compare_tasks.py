@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from oodbench.metrics import NORMAL_975
 from oodbench.results.folder import RunFolder
@@ -86,6 +85,8 @@ def _spread(task: str, one: Mapping[str, np.ndarray], other: Mapping[str, np.nda
 
 
 def _srcc(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
     return abs(float(spearmanr(arrays["values"][rows], arrays["scores"][rows]).statistic))
 
 
