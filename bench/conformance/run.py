@@ -21,6 +21,7 @@ FAMILIES: dict[Family, str] = {  # what one of each is called
     "quality_metrics": "quality metric",
     "quality_databases": "quality database",
 }
+FIRST: tuple[Family, ...] = ("detectors", "datasets")  # whose names mean them, though another family has the same
 MODULES: dict[Family, str] = {  # imported when a name is checked
     "detectors": "oodbench.conformance.detectors",
     "datasets": "oodbench.conformance.datasets",
@@ -88,13 +89,17 @@ def run(
 
 
 def family_of(name: str) -> Family:
-    """The family of a name. Raises UsageError for a name that is in none or in several."""
+    """The family of a name; detectors and data sets come before the families of other tasks.
+
+    Raises UsageError for a name that is in none or in several of equal rank.
+    """
     bases = {"datasets": base_of(name), "quality_databases": name.partition(":")[0]}
     known = {family: {*registry.records(family), *(BY_PATH if family == "datasets" else ())} for family in FAMILIES}
     found = [family for family in FAMILIES if bases.get(family, name) in known[family]]
     if not found:
         listing = f"oodbench list {'|'.join(family.replace('_', '-') for family in FAMILIES)}"
         raise UsageError(registry.unknown("name", name, dict.fromkeys(one for of in known.values() for one in of), listing))
+    found = [family for family in found if family in FIRST] or found
     if len(found) > 1:
         said = " and ".join(f"a {FAMILIES[family]}" for family in found)
         options = " or ".join(f"--family {family.replace('_', '-')}" for family in found)

@@ -19,18 +19,18 @@ def test_a_name_of_both_families_is_asked_about(monkeypatch):
     monkeypatch.setitem(registry._added, ("datasets", "msp"), record)
     with pytest.raises(UsageError, match="'msp' is a detector and a data set; choose with --family"):
         family_of("msp")
-    either = "choose with --family datasets or --family quality-databases$"
-    for name in ("photos", "folder:anything"):
-        with pytest.raises(UsageError, match=f"'{name}' is a data set and a quality database; {either}"):
-            family_of(name)
-    with pytest.raises(UsageError, match="'entropy' is a detector and a strategy"):
-        family_of("entropy")
     assert family_of("digits:3+noise@1") == "datasets"
-    assert family_of("imglist:anything") == "datasets"
+    assert family_of("folder:anything") == family_of("imglist:anything") == "datasets"
     assert family_of("knn") == "detectors"
-    assert family_of("badge") == "strategies"
-    assert family_of("psnr") == "quality_metrics"
-    assert family_of("scores:anything") == family_of("tid2013") == "quality_databases"
+
+
+def test_families_of_other_tasks_come_last():
+    assert (family_of("photos"), family_of("entropy")) == ("datasets", "detectors")
+    assert (family_of("tid2013"), family_of("badge"), family_of("psnr")) == (
+        "quality_databases",
+        "strategies",
+        "quality_metrics",
+    )
 
 
 oodbench_check = functools.partial(new_process.oodbench, "check")

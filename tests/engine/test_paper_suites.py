@@ -13,6 +13,7 @@ from oodbench.datasets.odin_sets import CATALOGUE
 from oodbench.models import train as training
 from oodbench.results.study import run_folders
 from oodbench.suites.load import load_study, suite_names, suite_text
+from oodbench.suites.tasks import DETECTION, task_of
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SMALL = "resnet8-digits"
@@ -117,7 +118,7 @@ def weights(root):
     return "small-{in_distribution}.safetensors"
 
 
-PAPERS = [name for name in suite_names() if name not in ("digits", "cifar10")]
+PAPERS = [name for name in suite_names() if name not in ("digits", "cifar10") and task_of(name) == DETECTION]
 
 
 @pytest.mark.parametrize("name", PAPERS)
