@@ -34,7 +34,8 @@ def figures(
     Args:
         deviations: (N,), standard deviation of each score over subjects.
         groups: (N,), the reference image of each image, of any type that sorts. Without, each image is a group.
-        values_higher_is_better, scores_higher_is_better: the direction of each (DMOS: False).
+        values_higher_is_better: whether a larger value means better quality.
+        scores_higher_is_better: whether a larger score does (DMOS: False).
         mapping: ``logistic`` or ``line``.
         seed: of the draws.
 
