@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def _spread(task: str, one: Mapping[str, np.ndarray], other: Mapping[str, np.nda
         return math.hypot(*(float(of["right"].std(ddof=1)) / math.sqrt(len(of["right"])) for of in (one, other)))
     if same:
         return _bootstrapped(one["groups"], lambda rows: _srcc(other, rows) - _srcc(one, rows))
-    return math.hypot(*(_bootstrapped(of["groups"], lambda rows, of=of: _srcc(of, rows)) for of in (one, other)))  # type: ignore[misc]
+    return math.hypot(*(_bootstrapped(of["groups"], partial(_srcc, of)) for of in (one, other)))
 
 
 def _srcc(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
