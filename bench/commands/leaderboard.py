@@ -115,7 +115,7 @@ def leaderboard(
     folders = [folder for run in runs for folder in opened[run]]
     from oodbench.leaderboard.tasks import TABLES, render_task, task_of
 
-    table = table or task_of(folders)  # type: ignore[assignment]
+    chosen = str(table or task_of(folders))
     suffix = out.suffix.removeprefix(".") if out is not None and plot is None else ""
     written: str = format or (suffix if suffix in ("md", "csv", "json", "tex", "html") else "table")
     names: dict[str, Any] = {"datasets": dataset, "kinds": kind}
@@ -126,20 +126,20 @@ def leaderboard(
     given = {"--plot": plot, "--top": top, "--sort": sort, "--interval": interval, "--metric": metric, "--protocol": protocol}
     given |= {"--beside": beside, "--label": label}
     of_recognition = plot in plots.RECOGNITION
-    if table in TABLES:
+    if chosen in TABLES:
         known = {"metric": "--metric", "intervals": "--interval"}
         selecting: dict[str, Any] = {"--detector": detector, "--dataset": dataset, "--kind": kind}
-        allowed = [known[name] for name in TABLES[table].takes]
-        _refuse(f"--table {table}", given | selecting, *allowed, "--plot", *(["--beside"] if beside == "published" else []))
+        allowed = [known[name] for name in TABLES[chosen].takes]
+        _refuse(f"--table {chosen}", given | selecting, *allowed, "--plot", *(["--beside"] if beside == "published" else []))
         if plot is not None and plot not in plots.TASKS:
-            raise UsageError(f"--table {table} takes --plot {' or '.join(plots.TASKS)}, not {plot}")
-        text = partial(render_task, table, folders, written, columns=columns)
+            raise UsageError(f"--table {chosen} takes --plot {' or '.join(plots.TASKS)}, not {plot}")
+        text = partial(render_task, chosen, folders, written, columns=columns)
         text = partial(text, **{name: of for name, of in {"metric": metric, "intervals": interval}.items() if of})
         if beside is not None:
             from oodbench.leaderboard.comparison.beside_tasks import render_beside
 
-            text = partial(render_beside, table, folders, written)
-    elif table == "recognition" or of_recognition:
+            text = partial(render_beside, chosen, folders, written)
+    elif chosen == "recognition" or of_recognition:
         takes = ["--beside"] if beside == "published" and not metric else ["--metric", *(["--plot"] if of_recognition else [])]
         _refuse("--table recognition", given, "--label", *takes)
         from oodbench.leaderboard.recognition import each_once, gather_recognition, render_recognition
@@ -153,14 +153,14 @@ def leaderboard(
             figures = recognition_figures()
             text = partial(render_beside_recognition, beside_recognition(each_once(frame), figures), figures, written)
     elif beside is not None:
-        _refuse("--beside", given | {"--table": table != "detection"}, "--beside", "--interval", "--metric", "--protocol")
+        _refuse("--beside", given | {"--table": chosen != "detection"}, "--beside", "--interval", "--metric", "--protocol")
         selected = any((detector, dataset, kind, protocol))
         others = [folder for run in other for folder in opened[run]]
         text = partial(
             _beside(folders, others, str(beside), keep, selected), written, metric=metric or "auroc", columns=columns
         )
         text = partial(text, intervals=interval)
-    elif table == "protocols":
+    elif chosen == "protocols":
         _refuse("--table protocols", given, "--label", "--protocol")
         from oodbench.leaderboard.protocol_table import render_protocols
 
