@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oodbench import code_hash, registry, standalone, state
+from oodbench import code_hash, standalone, state
 from oodbench.classifier import Classifier
-from oodbench.errors import BadData, NotFitted, UsageError, contained, reason
+from oodbench.errors import BadData, NotFitted, reason
 from oodbench.heads import HEADS, Head, Identity
-from oodbench.hyperparameters import HasParameters, arguments
+from oodbench.hyperparameters import HasParameters, built
 from oodbench.image_set import ImageSet
 from oodbench.probe import SIGNALS, Probe
 from oodbench.progress import Progress
@@ -295,12 +295,6 @@ def load_detector(name: str, **parameters: Any) -> Detector:
 
     Raises UsageError for an unknown name, or for a parameter that the detector does not have.
     """
-    kind = registry.load("detectors", name)
-    if not (isinstance(kind, type) and issubclass(kind, Detector)):
-        raise UsageError(f"detector '{name}' is {kind!r}, not a subclass of oodbench.Detector")
-    known = arguments(kind)
-    registry.check_parameters(name, parameters, known)
-    with contained():
-        detector = kind(**parameters)
+    detector: Detector = built("detectors", name, Detector, parameters, "oodbench.Detector")
     detector.name = name
     return detector

@@ -3,7 +3,11 @@
 import dataclasses
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from oodbench import registry
+from oodbench.errors import UsageError, contained
 
 
 class HasParameters:
@@ -43,3 +47,17 @@ def _default(kind: type, argument: str) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def built(family: str, name: str, contract: type, parameters: Mapping[str, Any], public: str) -> Any:
+    """A plug-in by name, with these hyper-parameters; ``public`` is the name by which others know its contract.
+
+    Raises UsageError for an unknown name, for an object that is not a subclass of its contract, and for a hyper-parameter that
+    it does not have.
+    """
+    kind = registry.load(family, name)
+    if not (isinstance(kind, type) and issubclass(kind, contract)):
+        raise UsageError(f"{registry.singular(family)} '{name}' is {kind!r}, not a subclass of {public}")
+    registry.check_parameters(name, parameters, arguments(kind))
+    with contained():
+        return kind(**parameters)

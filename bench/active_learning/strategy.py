@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from oodbench import registry
 from oodbench.active_learning.pool import Pool
-from oodbench.errors import BadData, UsageError, contained
-from oodbench.hyperparameters import HasParameters, arguments
+from oodbench.errors import BadData, UsageError
+from oodbench.hyperparameters import HasParameters, built
 
 
 class Strategy(HasParameters, ABC):
@@ -40,12 +39,7 @@ class Ranked(Strategy):
 
 def load_strategy(name: str, **parameters: Any) -> Strategy:
     """A strategy by name, built in or of another package. Raises UsageError for unknown names and parameters."""
-    kind = registry.load("strategies", name)
-    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise UsageError(f"strategy '{name}' is {kind!r}, not a subclass of oodbench.active_learning.Strategy")
-    registry.check_parameters(name, parameters, arguments(kind))
-    with contained():
-        made = kind(**parameters)
+    made: Strategy = built("strategies", name, Strategy, parameters, "oodbench.active_learning.Strategy")
     made.name = name
     return made
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from oodbench import code_hash, registry
-from oodbench.errors import BadData, Unsuitable, UsageError, contained, counted
-from oodbench.hyperparameters import HasParameters, arguments
+from oodbench import code_hash
+from oodbench.errors import BadData, Unsuitable, counted
+from oodbench.hyperparameters import HasParameters, built
 from oodbench.paths import DataRoots
 
 
@@ -95,11 +95,6 @@ def load_metric(name: str, *, data: DataRoots = None, **parameters: Any) -> Qual
     ``data``: the data root, or several, for metrics that read files. Raises UsageError for an unknown name, or for a
     parameter that the metric does not have.
     """
-    kind = registry.load("quality_metrics", name)
-    if not (isinstance(kind, type) and issubclass(kind, QualityMetric)):
-        raise UsageError(f"quality metric '{name}' is {kind!r}, not a subclass of oodbench.quality.metric.QualityMetric")
-    registry.check_parameters(name, parameters, arguments(kind))
-    with contained():
-        metric = kind(**parameters)
+    metric: QualityMetric = built("quality_metrics", name, QualityMetric, parameters, "oodbench.quality.metric.QualityMetric")
     metric.name, metric.data = name, data
     return metric
