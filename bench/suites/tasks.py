@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,7 +95,7 @@ class ActiveLearningSuite(TaskSuite):
     most_epochs: int | None = Field(default=None, ge=1)
     pool: int | None = Field(default=None, ge=2)
     parameters: dict[str, dict[str, Any]] = {}  # by strategy
-    seeds: list[int] = []
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = []
 
     options: ClassVar[dict[str, str]] = {
         "--strategy": "strategies", "--dataset": "test_sets", "--model": "model", "--param": "parameters", "--seed": "seeds",
