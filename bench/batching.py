@@ -20,6 +20,10 @@ from oodbench.image_set import Images, ImageSet
 from oodbench.models.device import PINNING
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+MOST_IMAGES = 256  # per batch, by default
+MOST_PIXELS = 2**22  # per batch, by default: on an accelerator, 64 images of 224x224
+# On the CPU, larger batches are slower, as caches are small, and what is freed of a batch leaves large holes in memory.
+MOST_PIXELS_CPU = 2**19
 RESIDENT_BYTES = 2**30  # sets up to this size live on the device as uint8
 
 
@@ -66,6 +70,12 @@ def require_finite_logits(logits: Tensor, images: Tensor | ImageSet, rows: np.nd
             f"{network} gives logits that are not finite (NaN or infinity) for {place_of(images, row)}; check its weights and"
             " normalisation, or remove the image"
         )
+
+
+def default_batch_size(size: int, device: torch.device) -> int:
+    """Images of ``size`` pixels per side in a batch: a power of two, at least one."""
+    pixels = MOST_PIXELS_CPU if device.type == "cpu" else MOST_PIXELS
+    return min(MOST_IMAGES, 2 ** max(0, (pixels // size**2).bit_length() - 1))
 
 
 def pieces_of(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -115,7 +115,7 @@ class Suite(BaseModel):
     detectors: list[str] = Field(min_length=1)
     parameters: dict[str, dict[str, Any]] = {}  # by detector
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)  # ``batching.default_batch_size`` if None
     precision: Precision = "float32"  # of the forward passes of detectors that need no gradients
     sets: list[TestSet] = Field(min_length=1)
 

@@ -37,7 +37,7 @@ def say_estimate(fitting: Fitting, work: Work, progress: Progress) -> None:
     """One line with the expected time of these sets, the slowest detectors first."""
     loaded = fitting.loaded
     classifier = None if loaded.unsuitable else loaded.classifier
-    first = np.arange(min(loaded.suite.batch_size, len(loaded.in_distribution)))
+    first = np.arange(min(loaded.batch_size, len(loaded.in_distribution)))
     (_, images), *_ = batches(loaded.in_distribution, classifier, [first])
     detectors = fitting.sound({row.detector for _, rows in work for row in rows})
     learning = {row.detector for _, rows in work for row in rows if row.protocol != "unsupervised"}

@@ -90,8 +90,8 @@ class Fitting:
         self._begun |= new
         if self.train_set is None:
             return
-        suite, classifier = self.loaded.suite, self.loaded.classifier
-        options: dict[str, Any] = {"batch_size": suite.batch_size, "workers": self.workers} | self._failing
+        loaded, classifier = self.loaded, self.loaded.classifier
+        options: dict[str, Any] = {"batch_size": loaded.batch_size, "workers": self.workers} | self._failing
         passes.learn(self.sound(new), classifier, self.train_set, progress=self.progress, **options)
 
         def on_error(detector: Detector, error: Exception) -> None:

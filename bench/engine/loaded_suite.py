@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from oodbench import protocols
+from oodbench.batching import default_batch_size
 from oodbench.datasets import load
 from oodbench.datasets.adversarial.adversarial_sets import resolve
 from oodbench.datasets.name import CHANGED, MISCLASSIFIED, parse, parse_unchanged, recorded, without_answers
@@ -66,6 +67,7 @@ class LoadedSuite:
         ``untrained`` says why. validation: the test images set apart to calibrate on, which no set contains, or None.
     transform: how all images are brought to one size: as the network states it, but for what the suite says.
     classifier, weights_hash, weights_path, device: of the network; unsuitable: why no detector can read it, or None.
+    batch_size: the suite's, or one that suits the device and the size of images.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     choosing: the images that the protocol validation chooses on; None without that protocol.
@@ -139,7 +141,9 @@ class LoadedSuite:
                 f"{any_split.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
                 " images are resized: --size N (in a suite, size)"
             )
-        self.transform = self.transform if self.transform.size else self.transform.replaced(size=int(width))
+        if self.transform.size is None:
+            self.transform = self.transform.replaced(size=int(width))
+        self.batch_size = suite.batch_size or default_batch_size(int(width), self.device)
         if suite.validation:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))
             self._originals.clear()  # they still hold the images set apart
@@ -368,7 +372,7 @@ class LoadedSuite:
             seed=self.suite.seed,
             settings=one.settings,
             progress=progress,
-            batch_size=self.suite.batch_size,
+            batch_size=self.batch_size,
         )
         changed.fingerprint  # noqa: B018  # reads all images, or the files of a large set, so that a missing one is found here
         self._refuse_in_distribution(changed)

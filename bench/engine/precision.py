@@ -52,7 +52,7 @@ def measure(folder: RunFolder, fitting: Fitting, progress: Progress) -> None:
     progress.stage(f"comparing {loaded.suite.precision} with float32")
     heads = {detector: HEADS[detector.unsupervised_head]() for detector in detectors}
     if fitting.train_set is not None:
-        options: dict[str, Any] = {"batch_size": loaded.suite.batch_size, "workers": loaded.workers, "guard": loaded.guard}
+        options: dict[str, Any] = {"batch_size": loaded.batch_size, "workers": loaded.workers, "guard": loaded.guard}
         passes.calibrate(heads, loaded.classifier, fitting.train_set, on_error=lambda one, error: None, **options)
     inside = _scores(loaded.in_distribution, heads, fitting)
     for name, images in sets.items():
@@ -77,7 +77,7 @@ def _scores(images: ImageSet, full: Mapping[Detector, Head], fitting: Fitting) -
             {detector: [detector.setting] for detector in full},
             loaded.classifier,
             drawn,
-            pieces_of(np.arange(len(drawn)), loaded.suite.batch_size),
+            pieces_of(np.arange(len(drawn)), loaded.batch_size),
             precision=precision,
             workers=loaded.workers,
             guard=loaded.guard,

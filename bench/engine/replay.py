@@ -281,7 +281,7 @@ class _Replaying:
         return np.sort(self.random.choice(len(images), min(count, len(images)), replace=False))
 
     def _cache(self, loaded: LoadedSuite, fitting: Fitting, images: ImageSet, rows: np.ndarray) -> StatisticsCache:
-        options: dict[str, Any] = {"batch_size": self.suite.batch_size, "signals": fitting.signals}
+        options: dict[str, Any] = {"batch_size": loaded.batch_size, "signals": fitting.signals}
         options |= {"precision": loaded.precision, "guard": loaded.guard}
         drawn = images.select(torch.from_numpy(rows))
         return StatisticsCache(drawn, loaded.classifier, np.arange(0), on_changed=fitting.break_, **options)

@@ -111,7 +111,7 @@ class _Run:
     def __init__(self, loaded: LoadedSuite, folder: RunFolder, progress: Progress, executor: str) -> None:
         self.loaded, self.folder, self.progress, self.suite = loaded, folder, progress, loaded.suite
         self.fitting = Fitting(loaded, progress)
-        about = provenance(str(loaded.device)) | {"batch_size": self.suite.batch_size, "limit": loaded.limit}
+        about = provenance(str(loaded.device)) | {"batch_size": loaded.batch_size, "limit": loaded.limit}
         about |= {"executor": executor}
         if loaded.precision is not None:
             about["precision"] = self.suite.precision
@@ -145,11 +145,10 @@ class _Run:
         shared |= {f"set {recorded(one.name)}": [one.first, one.settings] for one in self.suite.each_set().values()}
         detectors = loaded.detectors
         if any("base" in (detector.signals or ()) for detector in detectors.values()):  # may depend on an image's batch
-            shared |= {"batch_size": self.suite.batch_size, "protocols": list(self.suite.protocols)}
+            shared |= {"batch_size": loaded.batch_size, "protocols": list(self.suite.protocols)}
         shared |= {f"parameters of {name}": detector.parameters() for name, detector in detectors.items()}
-        folder.check_settings(
-            shared, progress.say, suite=self.suite.recorded() | asdict(loaded.transform), provenance=about | self._card()
-        )
+        used = self.suite.recorded() | asdict(loaded.transform) | {"batch_size": loaded.batch_size}
+        folder.check_settings(shared, progress.say, suite=used, provenance=about | self._card())
 
     def _card(self) -> dict[str, Any]:
         """The card of the weights, for the provenance; empty without one. A file that cannot be read is reported."""
@@ -171,7 +170,7 @@ class _Run:
                 loaded.in_distribution,
                 loaded.train,
                 name=self.suite.model or "",
-                batch_size=self.suite.batch_size,
+                batch_size=loaded.batch_size,
                 seed=self.suite.seed,
                 progress=self.progress,
                 workers=loaded.workers,
@@ -251,7 +250,7 @@ class _Run:
             images,
             self.loaded.classifier,
             first,
-            batch_size=self.suite.batch_size,
+            batch_size=self.loaded.batch_size,
             signals=self.fitting.signals,
             precision=self.loaded.precision,
             workers=self.loaded.workers,

@@ -24,6 +24,22 @@ from oodbench.errors import BadData, OodbenchError
 COUNT = 9
 
 
+@pytest.mark.parametrize(
+    ("device", "size", "count"),
+    [
+        ("cpu", 32, 256),
+        ("cpu", 64, 128),
+        ("cpu", 224, 8),
+        ("cpu", 4096, 1),
+        ("cuda", 32, 256),
+        ("cuda", 224, 64),
+        ("mps", 384, 16),
+    ],
+)
+def test_batches_of_large_images_are_smaller(device, size, count):
+    assert batching.default_batch_size(size, torch.device(device)) == count
+
+
 @pytest.fixture
 def fitted(tmp_path):
     """Nine images of varying sizes, fitted to 12x10."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from oodbench import protocols
+from oodbench.batching import MOST_IMAGES
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
 from oodbench.image_set import ImageSet
@@ -116,7 +117,7 @@ def main() -> int:
     benchmark = Sets(train, read(suite.in_distribution, known=True), {name: read(name) for name in names})
     test = [benchmark.inside, *benchmark.outside.values()]
     print(f"{sum(map(len, test)):,} test images in {len(test)} sets, {len(train):,} training images, {suite.model}")
-    loader = {"batch_size": suite.batch_size}
+    loader = {"batch_size": suite.batch_size or MOST_IMAGES}
     found: dict[tuple[str, str], float] = {}
     own: dict[tuple[str, str], float] = {}
 
@@ -142,7 +143,7 @@ def main() -> int:
     def floor() -> None:
         with torch.inference_mode():
             for images in (train, *test):
-                for batch in images.tensors[0].split(suite.batch_size):
+                for batch in images.tensors[0].split(loader["batch_size"]):
                     classifier(batch)
 
     every = list(pytorch_oods(classifier))

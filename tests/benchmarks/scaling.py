@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from oodbench import protocols
+from oodbench.batching import MOST_IMAGES
 from oodbench.datasets.load import load_dataset
 from oodbench.models.load import load_model
 from oodbench.suites.load import load_suite
@@ -45,15 +46,16 @@ def main() -> int:
 
     counts = [sum(min(len(one), limit) for one in sets) for limit in options.limits]
     largest = [protocols.limited(one, options.limits[-1], suite.seed) for one in sets]
-    bare_pass(classifier, largest[:1], suite.batch_size)  # warm-up
+    batch_size = suite.batch_size or MOST_IMAGES
+    bare_pass(classifier, largest[:1], batch_size)  # warm-up
     taken: dict[int, list[float]] = {count: [] for count in counts}
     added = []
     for _ in range(options.repeats):
         for count, limit in zip(counts, options.limits, strict=True):
             taken[count].append(seconds(TWO, limit))
-        before = bare_pass(classifier, [train, *largest], suite.batch_size)
+        before = bare_pass(classifier, [train, *largest], batch_size)
         more = seconds([*TWO, *MORE], options.limits[-1])
-        after = bare_pass(classifier, [train, *largest], suite.batch_size)
+        after = bare_pass(classifier, [train, *largest], batch_size)
         added.append(2 * (more - taken[counts[-1]][-1]) / (before + after))
     few, some, many = (min(taken[count]) for count in counts)
     (small, large), times = (counts[1] - counts[0], counts[2] - counts[1]), (some - few, many - some)

@@ -77,12 +77,13 @@ def main():
     train = [load_dataset(suite.in_distribution, split=suite.train_split, **load)]
     print(f"{sum(map(len, test)):,} test and {len(train[0]):,} training images, {len(DETECTORS)} detectors, {suite.model}")
 
-    bare_pass(classifier, train, suite.batch_size)  # warm-up
+    batch_size = suite.batch_size or batching.MOST_IMAGES
+    bare_pass(classifier, train, batch_size)  # warm-up
     shares = []
     for repeat in range(options.repeats):
-        before = bare_pass(classifier, test, suite.batch_size), bare_pass(classifier, train, suite.batch_size)
+        before = bare_pass(classifier, test, batch_size), bare_pass(classifier, train, batch_size)
         whole, _ = whole_run(suite, DETECTORS, read, data=options.data, device=options.device, limit=options.limit)
-        after = bare_pass(classifier, test, suite.batch_size), bare_pass(classifier, train, suite.batch_size)
+        after = bare_pass(classifier, test, batch_size), bare_pass(classifier, train, batch_size)
         over_test, over_train = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         allowed = 6 * over_test + 2 * over_train
         shares.append(whole / allowed)

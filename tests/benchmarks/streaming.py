@@ -20,8 +20,10 @@ import numpy as np
 from PIL import Image
 
 import oodbench
+from oodbench.batching import default_batch_size
 from oodbench.models import weights
 from oodbench.models.build import build
+from oodbench.models.device import resolve_device
 
 sys.path.append(str(Path(__file__).parent))
 from run_folder import measured
@@ -78,8 +80,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, nargs="+", default=[1250, 5000, 20_000])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int)
     options = parser.parse_args()
+    batch_size = options.batch_size or default_batch_size(options.size, resolve_device("auto"))
     shorter, memory, times = options.size * 8 // 7, [], []
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "random.safetensors"
@@ -90,10 +93,10 @@ def main() -> int:
             generate(root, count)
             arguments = ["run", "imagenet", "--model", options.model, "--weights", str(file), "--data", str(root)]
             arguments += ["--dataset", "imagenet/other", "--detector", "msp", "--detector", "energy", "--out", f"{root}-run"]
-            arguments += ["--size", str(options.size), "--shorter-side", str(shorter), "--batch-size", str(options.batch_size)]
+            arguments += ["--size", str(options.size), "--shorter-side", str(shorter), "--batch-size", str(batch_size)]
             arguments += ["--workers", str(options.workers), "--no-costs", "--no-report"]
             seconds, gigabytes = measured([sys.executable, "-P", "-c", RUN, *arguments])
-            values = [options.model, file, root, options.size, options.workers, options.batch_size]
+            values = [options.model, file, root, options.size, options.workers, batch_size]
             bare, bare_gigabytes = measured([sys.executable, "-P", "-c", BARE, *map(str, values)])
             assert oodbench.verify(f"{root}-run").ok
             memory.append(gigabytes)
