@@ -299,7 +299,7 @@ def _complaint(errors: Sequence[Mapping[str, Any]], values: Mapping[str, Any], m
     kind, place, limits, given = error["type"], error["loc"], error.get("ctx", {}), error["input"]
     key, of_set = str(place[-1]), place[0] == "sets" and len(place) > 1
     if kind == "extra_forbidden":
-        grid = ["models", "seeds", "normal_class"] if model is Suite else []
+        grid = ["models", "networks", "seeds", "normal_class"] if model is Suite else []
         known = [*TestSet.model_fields, "of"] if of_set else [*model.model_fields, *grid]
         known = [*ValidationSet.model_fields] if place[0] == "validation_set" and len(place) > 1 else known
         return unknown("key", key, known, ", ".join(known))

@@ -9,9 +9,10 @@ import torch
 from oodbench import protocols
 from oodbench.batching import batches, pieces_of
 from oodbench.classifier import Classifier
-from oodbench.errors import TooSlow, contained
+from oodbench.errors import BadData, TooSlow, contained
 from oodbench.image_set import ImageSet
 from oodbench.metrics import binomial_interval
+from oodbench.models import card
 from oodbench.passes.memory import batch_limit
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
@@ -29,6 +30,7 @@ class Network(NamedTuple):
     weights_hash: str = ""
     weights_path: Path | None = None
     device: torch.device = torch.device("cpu")
+    name: str = ""  # in records and tables
 
 
 NO_NETWORK = Network()
@@ -44,7 +46,18 @@ def load_network(
         return NO_NETWORK
     given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
     classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
-    return Network(classifier, classifier.weights_hash, weights_path(suite.model, weights, data), device)
+    path = weights_path(suite.model, weights, data)
+    return Network(classifier, classifier.weights_hash, path, device, _name(suite.model, path, classifier.weights_hash))
+
+
+def _name(model: str, path: Path | None, weights_hash: str) -> str:
+    """``resnet18``, or ``resnet18 (augmix)`` where the card says so: networks trained in different ways are not repeats."""
+    try:
+        found = None if path is None else card.of_weights(path, weights_hash)
+    except BadData:  # the run reports it
+        found = None
+    training = "" if found is None else card.training_of(found)
+    return f"{model} ({training})" if training else model
 
 
 def try_network(

@@ -95,7 +95,7 @@ class Recorder:
         loaded, images = self.loaded, test_set.images
         name = parse(test_set.name)
         return {
-            "model": self.suite.model or "",
+            "model": loaded.network_name,
             "weights_hash": loaded.weights_hash,
             "in_distribution": recorded(self.suite.in_distribution),
             "train_fingerprint": loaded.train.fingerprint if loaded.train else "",

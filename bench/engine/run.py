@@ -123,7 +123,7 @@ class _Run:
         self._last: MeasuredTestSet | None = None  # the set that came last
         self.spent: dict[str, float] = {}  # seconds by detector, on the sets
         shared: dict[str, Any] = {
-            "model": self.suite.model or "",
+            "model": loaded.network_name,
             "in_distribution": recorded(self.suite.in_distribution),
             **asdict(loaded.transform),
             "seed": self.suite.seed,
@@ -169,7 +169,7 @@ class _Run:
                 loaded.classifier,
                 loaded.in_distribution,
                 loaded.train,
-                name=self.suite.model or "",
+                name=loaded.network_name,
                 batch_size=loaded.batch_size,
                 seed=self.suite.seed,
                 progress=self.progress,

@@ -1,6 +1,7 @@
 """The card of a network that was trained here: a JSON file beside its weights says what made them, and how good they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def of_weights(weights: Path, weights_hash: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or train the weights again") from error
     return found if own else None
+
+
+def training_of(card: Mapping[str, Any]) -> str:
+    """The method that a network was trained by, one of ``METHODS``; empty for a plain cross-entropy, and for an unknown one."""
+    recipe = card.get("recipe")
+    method = recipe.get("method") if isinstance(recipe, dict) else None
+    return str(method) if method in METHODS else ""
 
 
 def write(

@@ -4,6 +4,7 @@
 key                   a list of                                         in names of other keys
 ====================  ================================================  ==========================
 ``models``            networks                                          ``{model}``
+``networks``          tables of a name, a model and its weights         –
 ``weights``           checkpoints of one network                        –
 ``in_distribution``   sets that the network knows                       ``{in_distribution}``
 ``normal_class``      classes, each in turn the only one that it knows  ``{normal_class}``
@@ -11,8 +12,9 @@ key                   a list of                                         in names
 ``parameters``        tables of hyper-parameters (``[[parameters]]``)   –
 ====================  ================================================  ==========================
 
-Every combination is one run. A set with ``of`` is only in the runs of that in-distribution set. Placeholders stand in
-``model``, ``models``, ``weights``, ``transfer_from`` and the names of sets.
+Every combination is one run. A table of ``networks`` may name the suite's model as ``{model}``. A set with ``of`` is only in
+the runs of that in-distribution set. Placeholders stand in ``model``, ``models``, ``weights``, ``transfer_from`` and the names
+of sets.
 """
 
 import re
@@ -25,7 +27,7 @@ from oodbench.datasets.name import canonical, heading, parse
 from oodbench.errors import UsageError
 
 SINGLE = {"models": "model", "seeds": "seed"}  # what the key of a list is called where there is one value
-AXES = ("models", "weights", "in_distribution", "normal_class", "seeds", "parameters")
+AXES = ("models", "networks", "weights", "in_distribution", "normal_class", "seeds", "parameters")
 MOST_RUNS = 1000  # that a grid may have
 
 
@@ -39,6 +41,8 @@ def expand(values: Mapping[str, Any], name: object) -> dict[str, dict[str, Any]]
     """
     axes = {key: _axis(values, key, name) for key in AXES}
     rest = {key: value for key, value in values.items() if key not in (*AXES, *SINGLE.values())}
+    if axes["networks"] != [None] and axes["weights"] != [None]:
+        raise UsageError(f"suite {name}: each of networks names its weights; leave out weights, and --weights")
     if len(axes["models"]) > 1 and any(isinstance(file, str) and "{model}" not in file for file in axes["weights"]):
         raise UsageError(f"suite {name}: weights: several models cannot share a file; name files with {{model}} in them")
     if (count := len(list(product(*axes.values())))) > MOST_RUNS:
@@ -68,13 +72,22 @@ def _axis(values: Mapping[str, Any], key: str, name: object) -> list[Any]:
     if key in SINGLE and key in values and not isinstance(given, list):
         raise UsageError(f"suite {name}: {key} takes a list; write {single} = … for one value")
     if not isinstance(given, list):
-        return [given]
+        return [_network(given, name) if key == "networks" and given is not None else given]
     if not given:
         raise UsageError(f"suite {name}: {key} is empty, so there is nothing to run; name at least one")
-    for place, value in enumerate(given):
-        if value in given[:place]:
+    names = [_network(value, name)["name"] for value in given] if key == "networks" else given
+    for place, value in enumerate(names):
+        if value in names[:place]:
             raise UsageError(f"suite {name}: {key} names {value} twice; leave one out")
     return given
+
+
+def _network(value: Any, name: object) -> dict[str, str]:
+    """A table of ``networks``. Raises UsageError for one of other keys, or whose values are not text."""
+    keys = ("name", "model", "weights")
+    if not isinstance(value, dict) or sorted(value) != sorted(keys) or not all(isinstance(of, str) for of in value.values()):
+        raise UsageError(f"suite {name}: networks: each is a table of {', '.join(keys)}, which are text; correct {value}")
+    return value
 
 
 def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, several_inside: bool) -> dict[str, Any]:
@@ -92,7 +105,8 @@ def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, se
                 value = value.replace(word, str(text))
         return value
 
-    run = {**rest, "in_distribution": inside, "model": filled(chosen["models"]), "weights": filled(chosen["weights"])}
+    network = chosen["networks"] or {"model": chosen["models"], "weights": chosen["weights"]}
+    run = {**rest, "in_distribution": inside, "model": filled(network["model"]), "weights": filled(network["weights"])}
     run |= {"seed": chosen["seeds"], "parameters": chosen["parameters"], "transfer_from": filled(rest.get("transfer_from"))}
     sets = rest.get("sets")
     if isinstance(sets, list):
@@ -123,7 +137,7 @@ def _labels(key: str, values: list[Any]) -> list[str]:
         return [f"seed-{value}" for value in values]
     if key == "parameters":
         return [f"parameters-{place}" for place, _ in enumerate(values, 1)]
-    texts = list(map(str, values))
+    texts = [value["name"] if key == "networks" else str(value) for value in values]
     if key == "weights":
         texts = list(_told_apart(texts))
     if key == "in_distribution":

@@ -1,4 +1,8 @@
-"""Measured accuracy under corruption beside what papers published: one row per network and source of class probabilities."""
+"""The plug-in table: accuracy under corruption beside what papers published, and ECE.
+
+One row per network and source of class probabilities. Temperature scaling, which changes no prediction, stands beside as the
+baseline of calibration: it has no published figures.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +18,23 @@ from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.published import Recognition
 from oodbench.leaderboard.recognition import means
 from oodbench.leaderboard.text_table import Column, TextTable
+from oodbench.results.records import NETWORK, SCALED
 
 COLUMNS = (
     "model", "in_distribution", "source", "metric", "measured", "published", "difference", "paper", "status", "reason",
-    "stands_in",
+    "stands_in", "ece",
 )  # fmt: skip
 NOT_RUN = "not run"
-CORRUPTIONS = 15  # of CIFAR-10-C, in the paper's mean
+MEAN = ("mean", "corruption")
+CORRUPTIONS = 15, 19  # of CIFAR-10-C: the main ones, and all
 
 
 def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> pd.DataFrame:
     """The mean accuracy over corruptions of each network of ``frame`` (records of recognition) beside published figures.
 
-    One row per network and source, in ``COLUMNS``, and one with the status ``not run`` for each published figure that no
-    network of the runs stands for. Raises UsageError where none does.
+    One row per network and source, in ``COLUMNS``, one for the scaled network without a published figure, and one with the
+    status ``not run`` for each published figure that no network of the runs stands for. A network that was trained in another
+    way than the paper's does not stand for it. Raises UsageError where none does.
     """
     judged = frame[(frame["status"] == "ok") & (frame["kind"] == "corruption")]
     rows: list[dict[str, Any]] = []
@@ -37,25 +44,29 @@ def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> p
         matching = [
             ((model, inside), of)
             for (model, inside), of in each
-            if inside in known and any(fnmatchcase(model, name) for name in figure.models)
+            if inside in known and any(_stands_for(model, name) for name in figure.models)
         ]
         about = {"source": figure.source, "metric": "accuracy", "published": figure.accuracy, "paper": figure.paper.source}
         for (model, inside), of in matching:
-            found: Any = means(of)
-            there = figure.source in found.index
-            measured = float(found.loc[figure.source, ("mean", "corruption")]) if there else math.nan
-            rows.append(
-                about
-                | {"model": model, "in_distribution": inside, "measured": measured, "difference": measured - figure.accuracy}
-                | {"status": "ok" if there else NOT_RUN, "reason": "" if there else f"{figure.source} was not run"}
-                | {"stands_in": "; ".join(_stand_ins(model, figure, of))}
-            )
+            found = {metric: means(of, metric)[MEAN].dropna() for metric in ("accuracy", "ece")}
+            own = {"model": model, "in_distribution": inside, "stands_in": "; ".join(_stand_ins(model, figure, of))}
+            for source in (figure.source, *([SCALED] if figure.source == NETWORK else [])):
+                there = source in found["accuracy"].index
+                measured, ece = (float(figures.get(source, math.nan)) for figures in found.values())
+                published = about if source == figure.source else about | {"source": source, "published": math.nan}
+                if there or source == figure.source:
+                    rows.append(
+                        published
+                        | own
+                        | {"measured": measured, "difference": measured - published["published"], "ece": ece}
+                        | {"status": "ok" if there else NOT_RUN, "reason": "" if there else f"{source} was not run"}
+                    )
         if not matching:
-            reason = "no run of this network" if figure.models else "oodbench has no network that is trained in this way"
-            rows.append(about | {"model": figure.model, "status": NOT_RUN, "reason": reason, "stands_in": ""})
+            rows.append(about | {"model": figure.model, "status": NOT_RUN, "reason": "no run of this network", "stands_in": ""})
     if all(row["status"] == NOT_RUN for row in rows):
         raise UsageError(
-            "no published accuracy belongs to these runs; the suite introspective-recognition has some, for ResNets on cifar10"
+            "no published accuracy belongs to these runs; the suites introspective-plugin and introspective-recognition have"
+            " some, for ResNets on cifar10"
         )
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
@@ -70,9 +81,8 @@ def render_beside_recognition(
     place = {model: number for number, model in enumerate(shown["model"].unique())}
     shown = shown.sort_values("model", key=lambda of: of.map(place), kind="stable")  # sources of one network side by side
     texts = {
-        "measured": [f"{100 * value:.1f}" for value in shown["measured"]],
-        "published": [f"{100 * value:.1f}" for value in shown["published"]],
-        "difference": [f"{100 * value:+z.1f}" for value in shown["difference"]],
+        name: ["–" if pd.isna(value) else f"{100 * value:{sign}.1f}" for value in shown[name.lower()]]
+        for name, sign in (("measured", ""), ("published", ""), ("difference", "+z"), ("ECE", ""))
     }
     labels = {"model": shown["model"].tolist(), "source": shown["source"].tolist()}
     notes: list[Note | str] = [f"{model}: {words}" for model, words in shown[["model", "stands_in"]].drop_duplicates().values]
@@ -81,7 +91,7 @@ def render_beside_recognition(
     table = TextTable(
         title=f"{paper.suite}: accuracy under corruption",
         caption=f"Accuracy ×100 (higher is better), the mean over corruptions. Measured, published by {paper.source}, and"
-        " measured minus published.",
+        " measured minus published. ECE ×100 is measured (lower is better).",
         labels=[Column("", (name,), list(map(escape.plain, of)), is_label=True) for name, of in labels.items()],
         sets=[Column("", (name,), of) for name, of in texts.items()],
         summary=[],
@@ -91,13 +101,18 @@ def render_beside_recognition(
     return writer(format, width)(table)
 
 
+def _stands_for(model: str, pattern: str) -> bool:
+    """Whether a network has a name of this pattern. ``resnet*`` does not match ``resnet18 (augmix)``, trained otherwise."""
+    return fnmatchcase(model, pattern) and ("(" in model) == ("(" in pattern)
+
+
 def _stand_ins(model: str, figure: Recognition, cells: pd.DataFrame) -> list[str]:
     """In words, what stands in for the paper's network and corruptions."""
     names = [str(name) for name in cells["dataset"].unique()]
     generated = sum("+" in name for name in names)
     found = [f"{model} for {figure.model}"] if model != figure.models[0] else []
-    if len(names) < CORRUPTIONS:
-        found.append(f"{len(names)} of {CORRUPTIONS} corruptions")
+    if len(names) not in CORRUPTIONS:
+        found.append(f"{len(names)} of {CORRUPTIONS[1]} corruptions")
     if generated:
         found.append(f"{generated} of them generated, not the files of CIFAR-10-C")
     return [*found, f"{int(cells['n'].max()):,} images each"]

@@ -65,6 +65,49 @@ def test_tables_of_parameters_are_an_axis():
     }
 
 
+NETWORKS = """
+[[networks]]
+name = "standard"
+model = "{model}"
+weights = "{model}.safetensors"
+[[networks]]
+name = "denoised"
+model = "denoised:{model}"
+weights = "{model}.safetensors"
+"""
+
+
+def test_networks_are_named_pairs_of_a_model_and_its_weights():
+    text = 'in_distribution = "digits"\nmodel = "resnet18"\n'
+    study = grid(text, NETWORKS + SETS)
+    pairs = {label: (one.model, one.weights) for label, one in study.runs.items()}
+    assert pairs == {
+        "standard": ("resnet18", "resnet18.safetensors"),
+        "denoised": ("denoised:resnet18", "resnet18.safetensors"),
+    }
+    other = grid(text, NETWORKS + SETS, models=["resnet34"])
+    assert [one.model for one in other.runs.values()] == ["resnet34", "denoised:resnet34"]
+    assert list(grid(text, NETWORKS + SETS, models=["resnet18", "resnet34"]).runs) == [
+        "resnet18_standard", "resnet18_denoised", "resnet34_standard", "resnet34_denoised",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="each of networks names its weights; leave out weights, and --weights"):
+        grid(text, NETWORKS + SETS, weights=["a.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("networks", "says"),
+    [
+        ('[[networks]]\nname = "a"\nmodel = "b"\n', "each is a table of name, model, weights, which are text; correct {'name"),
+        ('[networks]\nname = "a"\nmodel = "b"\nweights = 1\n', "each is a table of name, model, weights"),
+        (NETWORKS + NETWORKS, "networks names standard twice"),
+        (NETWORKS, "the suite has no model; give it one"),
+    ],
+)
+def test_wrong_networks_are_one_line(networks, says):
+    with pytest.raises(UsageError, match=says):
+        grid('in_distribution = "digits"\n', networks + SETS)
+
+
 def test_options_replace_lists_and_other_models_drop_the_weights():
     text = 'in_distribution = "digits"\nmodels = ["a", "b"]\nweights = ["{model}.pth"]\nseeds = [0, 1]\n'
     assert list(grid(text, seeds=[5]).runs) == ["a", "b"]

@@ -10,6 +10,9 @@ from scipy.io import savemat
 import oodbench
 from oodbench.datasets.name import CHALLENGES
 from oodbench.datasets.odin_sets import CATALOGUE
+from oodbench.leaderboard.comparison.beside_recognition import beside_recognition
+from oodbench.leaderboard.published import recognition_figures
+from oodbench.leaderboard.recognition import each_once
 from oodbench.models import train as training
 from oodbench.results.study import run_folders
 from oodbench.suites.load import load_study, suite_names, suite_text
@@ -118,7 +121,8 @@ def weights(root):
     return "small-{in_distribution}.safetensors"
 
 
-PAPERS = [name for name in suite_names() if name not in ("digits", "cifar10") and task_of(name) == DETECTION]
+OTHERS = ("digits", "cifar10", "introspective-plugin")  # the last has a test of its own, because it names its networks
+PAPERS = [name for name in suite_names() if name not in OTHERS and task_of(name) == DETECTION]
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -147,6 +151,31 @@ def test_a_suite_of_the_papers_runs_on_official_layouts(root, weights, tmp_path,
     assert set(frame["detector"].str.partition(":")[0]) == listed
     assert (frame["status"] == "ok").groupby(frame["detector"]).any().all()
     assert len(run_folders(done.path)) == {"openood-cifar10": 3}.get(name, len(study.runs) // len(models_of(study)))
+
+
+def test_the_plug_in_runs_on_networks_by_recipe(root, tmp_path):
+    """Networks of one architecture that were trained in other ways have rows of their own, and absent ones are left out."""
+    images = oodbench.load_dataset("cifar10", data=root, split="train", size=32)
+    made = {"standard": f"{SMALL}-cifar10", "augmix": f"{SMALL}-cifar10-augmix", "noise": f"{SMALL}-cifar10-noise"}
+    for recipe, file in made.items():
+        out = tmp_path / "models" / f"{file}.safetensors"
+        training.train(SMALL, images, out=out, recipe=recipe, epochs=2, batch_size=16, progress=False)
+    few = tmp_path / "plugin.toml"
+    text = suite_text("introspective-plugin").replace("validation = 1000", "validation = 20")
+    few.write_text(text.replace("[1, 2, 3, 4, 5]", "[1]"), encoding="utf-8")
+    parameters = {"introspective": QUICK["introspective"]}
+    options = {"data": [root, tmp_path], "limit": 20, "parameters": parameters, "measure_costs": False}
+    study = oodbench.run(few, model=SMALL, datasets=["cifar10+noise@1", "cifar10+haze@1"], out=tmp_path / "run", **options)
+    assert sorted(folder.path.name for folder in run_folders(study.path)) == ["augmix", "denoised", "noise", "standard"]
+    assert all(oodbench.verify(folder.path).ok for folder in run_folders(study.path))
+    frame = study.frame(table="recognition")
+    names = {SMALL, f"denoised:{SMALL}", f"{SMALL} (augmix)", f"{SMALL} (noise)"}
+    assert set(frame["model"]) == names
+    assert set(study.frame()["model"]) == names
+    rows = beside_recognition(each_once(frame), recognition_figures())
+    shown = rows[(rows["status"] == "ok") & (rows["source"] == "introspective")]
+    published = dict(zip(shown["model"], shown["published"], strict=True))
+    assert published == pytest.approx(dict(zip(sorted(names), (0.6886, 0.714, 0.8989, 0.7798), strict=True)))
 
 
 def models_of(study):
