@@ -46,23 +46,24 @@ def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> p
             for (model, inside), of in each
             if inside in known and any(_stands_for(model, name) for name in figure.models)
         ]
-        about = {"source": figure.source, "metric": "accuracy", "published": figure.accuracy, "paper": figure.paper.source}
+        about = {"metric": "accuracy", "paper": figure.paper.source}
         for (model, inside), of in matching:
             found = {metric: means(of, metric)[MEAN].dropna() for metric in ("accuracy", "ece")}
             own = {"model": model, "in_distribution": inside, "stands_in": "; ".join(_stand_ins(model, figure, of))}
             for source in (figure.source, *([SCALED] if figure.source == NETWORK else [])):
-                there = source in found["accuracy"].index
-                measured, ece = (float(figures.get(source, math.nan)) for figures in found.values())
-                published = about if source == figure.source else about | {"source": source, "published": math.nan}
+                there, published = source in found["accuracy"].index, figure.accuracy if source == figure.source else math.nan
+                measured, ece = (float(values.get(source, math.nan)) for values in found.values())
                 if there or source == figure.source:
                     rows.append(
-                        published
+                        about
                         | own
-                        | {"measured": measured, "difference": measured - published["published"], "ece": ece}
-                        | {"status": "ok" if there else NOT_RUN, "reason": "" if there else f"{source} was not run"}
+                        | {"source": source, "measured": measured, "published": published, "ece": ece}
+                        | {"difference": measured - published, "status": "ok" if there else NOT_RUN}
+                        | {"reason": "" if there else f"{source} was not run"}
                     )
         if not matching:
-            rows.append(about | {"model": figure.model, "status": NOT_RUN, "reason": "no run of this network", "stands_in": ""})
+            about |= {"source": figure.source, "published": figure.accuracy, "stands_in": ""}
+            rows.append(about | {"model": figure.model, "status": NOT_RUN, "reason": "no run of this network"})
     if all(row["status"] == NOT_RUN for row in rows):
         raise UsageError(
             "no published accuracy belongs to these runs; the suites introspective-plugin and introspective-recognition have"

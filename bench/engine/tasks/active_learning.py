@@ -65,6 +65,7 @@ def run(
         if fresh:
             folder.clear(progress.say)
         strategies = strategies_of(suite)
+        progress.expect(len(strategies) * len(suite.features) * (rules_of(suite).rounds + 1))
         current = _Run(suite, folder, progress, target, data, limit)
         for name, strategy in strategies.items():
             for features in suite.features:
@@ -161,27 +162,31 @@ class _Run:
 
     def trajectory(self, name: str, strategy: Strategy | Exception, features: str) -> None:
         """The rounds of one strategy with one kind of features."""
+        rounds, rows = self.protocol.rounds + 1, self.start
         if isinstance(strategy, Exception):
             self._fail(name, features, None, 0, strategy)
+            self.progress.advance(rounds)
             return
-        rounds, rows = self.protocol.rounds + 1, self.start
         done = self._done(strategy, features)
+        self.progress.advance(len(done))
         if len(done) == rounds:
             self.progress.say(f"{name} {features}: already done")
             return
         if done:
             self.progress.say(f"Resuming {name} {features} at round {len(done)} of {self.protocol.rounds}")
-        self.progress.expect(rounds - len(done))
         for number in range(max(0, len(done) - 1), rounds):
-            rows = done[number] if number < len(done) else rows
-            self.progress.stage(f"{name} {features}, round {number} of {self.protocol.rounds}: {len(rows):,} labelled images")
+            again = " (finished; its network chooses the next images)" if number < len(done) else ""
+            rows = done[number] if again else rows
+            title = f"{name} {features}, round {number} of {self.protocol.rounds}: {len(rows):,} labelled images{again}"
+            self.progress.stage(title)
             try:
                 with contained():
                     rows = self._round(strategy, features, number, rows, number < len(done))
             except Exception as error:
                 self._fail(name, features, strategy, number, error)
+                self.progress.advance(rounds - max(number, len(done)))
                 return
-            if number >= len(done):
+            if not again:
                 self.progress.advance(1)
 
     def _round(self, strategy: Strategy, features: str, number: int, rows: np.ndarray, finished: bool) -> np.ndarray:
