@@ -1,7 +1,7 @@
 """Active learning: which images of a pool to label next, and how good a network is after each round.
 
 ``strategy`` is the contract of strategies, which are in ``oodbench.strategies``; ``pool`` is what they see of the images,
-``protocol`` says how many images are labelled when and how the network is trained, ``training`` trains it.
+``protocol`` says how many images each round labels and how its network is trained, and ``training`` trains it.
 """
 
 from oodbench.active_learning.pool import Pool

@@ -12,7 +12,7 @@ from oodbench.detectors.introspective import Introspective
 from oodbench.training_set import TrainingSet
 
 FEATURES = ("feed-forward", "introspective")
-BLOCK = 4096  # images of which probabilities with dropout are computed together
+BLOCK = 4096  # images for which probabilities with dropout are computed together
 
 
 class Outputs(NamedTuple):
@@ -45,7 +45,7 @@ class Pool:
         return len(self.features)
 
     def dropped(self, passes: int, p: float, random: np.random.Generator) -> Iterator[np.ndarray]:
-        """Probabilities (N, classes) of each pass, in which each of the network's features is 0 with probability p."""
+        """Probabilities (N, classes) of each pass, in which each of the network's features is set to 0 with probability p."""
         weight, bias = self._head.weight.detach().cpu(), self._head.bias
         generator = torch.Generator().manual_seed(int(random.integers(2**63)))
         for _ in range(passes):

@@ -1,4 +1,4 @@
-"""Protocols: how many images are labelled when, and how the network of a round is trained."""
+"""Protocols: how many images are labelled in each round, and how the network of a round is trained."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,15 +9,17 @@ class Protocol:
     """The rounds of active learning.
 
     Attributes:
-        start: images that are labelled before the first round, drawn at random.
-        query: images that each query adds.
-        rounds: queries. A network is trained before each and after the last one, so there are ``rounds + 1`` of them.
-        lr: of Adam.
-        batch_size: of training.
-        clamp: bound of each entry of a gradient, or None.
-        until: accuracy on the labelled images, during an epoch, at which training ends.
-        restart_every, restart_below: at each such epoch but the last the weights are drawn anew if the accuracy is below this.
-        most_epochs: at which training ends in any case, which the authors' code has not; the record says so.
+        start: number of images that are labelled before the first round, drawn at random.
+        query: number of images that each query adds.
+        rounds: number of queries. A network is trained before each query and after the last one: ``rounds + 1`` networks.
+        lr: learning rate of Adam.
+        batch_size: number of images per batch of training.
+        clamp: bound of the magnitude of each entry of a gradient, or None.
+        until: training ends once the accuracy on the labelled images, measured during an epoch, reaches this value.
+        restart_every, restart_below: every ``restart_every`` epochs, except after the last one, the weights are drawn anew if
+            the accuracy is below ``restart_below``.
+        most_epochs: training ends after this number of epochs, whatever the accuracy. The authors' code has no such limit;
+            records hold it.
     """
 
     start: int
@@ -36,7 +38,7 @@ class Protocol:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def labelled(self, round: int) -> int:
-        """Labelled images in this round, from 0."""
+        """Number of labelled images in this round, counted from 0."""
         return self.start + round * self.query
 
 

@@ -19,16 +19,16 @@ class Strategy(HasParameters, ABC):
     def select(self, pool: Pool, count: int, random: np.random.Generator) -> np.ndarray:
         """The rows of the pool to label, int (count,), each once.
 
-        All randomness comes from ``random``, and nothing is kept for the next round, which a resumed run begins with.
+        Draw all randomness from ``random``, and keep nothing for the next round, because a resumed run may begin with it.
         """
 
 
 class Ranked(Strategy):
-    """Takes the images with the highest scores; of equal scores those that stand first in the pool."""
+    """Takes the images with the highest scores; if scores are equal, those that come first in the pool."""
 
     @abstractmethod
     def scores(self, pool: Pool, random: np.random.Generator) -> np.ndarray:
-        """How much each image is worth a label: (N,)."""
+        """How useful a label of each image is: (N,)."""
 
     def select(self, pool: Pool, count: int, random: np.random.Generator) -> np.ndarray:
         scores = np.asarray(self.scores(pool, random))
@@ -38,7 +38,7 @@ class Ranked(Strategy):
 
 
 def load_strategy(name: str, **parameters: Any) -> Strategy:
-    """A strategy by name, built in or of another package. Raises UsageError for unknown names and parameters."""
+    """A strategy by name, built in or from another package. Raises UsageError for unknown names and parameters."""
     made: Strategy = built("strategies", name, Strategy, parameters, "oodbench.active_learning.Strategy")
     made.name = name
     return made
@@ -47,10 +47,10 @@ def load_strategy(name: str, **parameters: Any) -> Strategy:
 def selected(strategy: Strategy, pool: Pool, count: int, random: np.random.Generator) -> np.ndarray:
     """What the strategy selects, int64 (count,).
 
-    Raises UsageError where the pool has fewer images, BadData where it does not give that many rows of the pool, each once.
+    Raises UsageError if the pool has fewer images, and BadData if it does not give that many rows of the pool, each once.
     """
     if len(pool) < count:
-        raise UsageError(f"a query of {count:,} images needs a pool of as many, and {len(pool):,} are left; query fewer")
+        raise UsageError(f"a query of {count:,} images needs a pool of as many images, and {len(pool):,} are left; query fewer")
     rows = np.asarray(strategy.select(pool, count, random))
     wrong = ""
     if rows.shape != (count,) or rows.dtype.kind not in "iu":

@@ -17,9 +17,9 @@ from oodbench.models.device import seeded
 
 
 class Trained(NamedTuple):
-    """The network of a round, frozen; ``accuracy`` is that on the labelled images during the last epoch.
+    """The network of a round, frozen; ``accuracy`` is measured on the labelled images during the last epoch.
 
-    ``seconds``: of training.
+    ``seconds``: time of the training.
     """
 
     classifier: Classifier
@@ -80,9 +80,9 @@ def _epoch(
     assert images.labels is not None
     labels = images.labels
     classifier.module.train()
-    right = total = torch.zeros((), device=classifier.device)  # stay on the device, for which a step does not wait
+    right = total = torch.zeros((), device=classifier.device)  # stay on the device, so that a step does not wait for it
     order = torch.from_numpy(rows)[torch.randperm(len(rows), generator=random)]
-    # Nearly equal batches: BatchNorm cannot be computed of one image.
+    # Nearly equal batches: BatchNorm cannot be computed for one image.
     for part in order.tensor_split(-(-len(rows) // protocol.batch_size)):
         batch = images.read(part).to(classifier.device).float() / 255
         target = labels[part].to(classifier.device)

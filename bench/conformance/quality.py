@@ -1,4 +1,4 @@
-"""Requirements for every metric of image quality, built-in or third-party, on small textures and what noise makes of them.
+"""Requirements for every metric of image quality, built-in or third-party, on small textures, with and without noise.
 
 Each check is a function of a ``Subject``, the metric under check. It returns its finding, or raises: ``Skipped`` if there is
 nothing to check, and any other error if the metric does not fulfil the contract.

@@ -112,7 +112,7 @@ def whole_pool(subject: Subject) -> str:
 
 
 def introspective(subject: Subject) -> str:
-    """The same for introspective features, whose number is another than that of the network's."""
+    """The same for introspective features, whose number differs from that of the network's."""
     subject.sound  # noqa: B018
     subject.select(pool(introspective=True), COUNT)
     return f"{COUNT} of {IMAGES} images"

@@ -85,7 +85,7 @@ class Replicates:
         return rmse, plcc, None if sigma is None else outliers
 
     def _best(self, grid: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The row of the grid (M, N) that explains most of what a line in x leaves of y, in each replicate: int64 (R,)."""
+        """The row of the grid (M, N) that explains most of y minus its best line in x, in each replicate: int64 (R,)."""
         total = self._sums(np.ones_like(x))
 
         def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -116,14 +116,14 @@ def _places(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _midranks(weights: np.ndarray, order: np.ndarray, below: np.ndarray, up_to: np.ndarray) -> np.ndarray:
-    """Midranks (N, R) of images that are there as often as ``weights`` (N, R), with mean 0."""
+    """Midranks (N, R) of images that occur as often as ``weights`` (N, R) says, with mean 0."""
     passed = np.zeros((len(order) + 1, weights.shape[1]))
     np.cumsum(weights[order], axis=0, out=passed[1:])
     return np.asarray((passed[below] + passed[up_to] - passed[-1]) / 2)
 
 
 def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """One by other, NaN where the other is 0."""
+    """One divided by the other, NaN where the other is 0."""
     return np.divide(one, other, out=np.full(np.broadcast(one, other).shape, np.nan), where=other > 0)
 
 

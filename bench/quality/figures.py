@@ -1,4 +1,4 @@
-"""What is known of one metric on one database; apart from what computes it, so that records are read without scipy."""
+"""The figures of one metric on one database, apart from the code that computes them: records are read without scipy."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class QualityFigures:
 
     Attributes:
         outlier_ratio: share of images whose mapped value differs from the score by more than 2 of the score's standard
-            deviations over subjects; None where these are not known.
+            deviations over subjects; None if these are not known.
         rmse: root of the mean squared difference of mapped values and scores, in units of the scores.
         plcc: Pearson's correlation of mapped values and scores.
         srcc: Spearman's rank correlation of values and scores.
@@ -17,7 +17,7 @@ class QualityFigures:
         b1, b2, b3, b4, b5: the mapping (see ``oodbench.quality.mapping``).
         collapsed: whether the logistic mapping is a straight line.
 
-    The ends are None where all images are of one group, and where no two replicates differ.
+    The ends are None if all images belong to one group, and if no two replicates differ.
     """
 
     outlier_ratio: float | None

@@ -76,7 +76,7 @@ def fit(values: np.ndarray, scores: np.ndarray, kind: str = "logistic") -> Mappi
 
 
 def is_straight(values: np.ndarray, parameters: tuple[float, ...]) -> bool:
-    """Whether the mapping is a line over these values (N,): it departs from one by at most .1 % of the range of its own."""
+    """Whether the mapping is a line over these values (N,): it departs from one by at most .1 % of its own range."""
     mapped = logistic(np.asarray(values, np.float64), parameters)
     line = np.polynomial.Polynomial.fit(values, mapped, 1)(values)
     return bool(np.abs(mapped - line).max() <= STRAIGHT * np.ptp(mapped))
@@ -116,9 +116,9 @@ def near(slope: float, centre: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(x: np.ndarray, slopes: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """What a line leaves of logistic curves (…, N) of standardised values (N,), for slopes and centres (…).
+    """Logistic curves (…, N) of standardised values (N,), minus the best line of each, for slopes and centres (…).
 
-    Each has a sum of squares of 1, or is 0 where a line leaves nothing.
+    Each has a sum of squares of 1, or is 0 if the curve is a line.
     """
     rest = _without_line(_curve(x, slopes[..., None], centres[..., None]), x)
     size = np.linalg.norm(rest, axis=-1, keepdims=True)
@@ -126,7 +126,7 @@ def curves(x: np.ndarray, slopes: np.ndarray, centres: np.ndarray) -> np.ndarray
 
 
 def _best(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and centre of the best logistic curve: the one that explains most of what a line leaves of the scores."""
+    """Slope and centre of the best logistic curve: the one that explains most of the scores minus their best line."""
     left = _without_line(y, x)
     total = float(left @ left)
     slopes, centres = starts(x)
@@ -177,7 +177,7 @@ def _curve(x: np.ndarray, slope: np.ndarray | float, centre: np.ndarray | float)
 
 
 def _without_line(numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What the best line in x (N,), of mean 0 and variance 1, leaves of numbers (…, N)."""
+    """Numbers (…, N) minus their best line in x (N,), which has mean 0 and variance 1."""
     rest = numbers - numbers.mean(-1, keepdims=True)
     rest = rest - (rest @ x / len(x))[..., None] * x
     # Twice, because rounding leaves a share of a nearly straight curve.

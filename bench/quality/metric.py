@@ -85,7 +85,7 @@ class QualityMetric(HasParameters):
         values = values.detach().cpu().double()
         if len(rows := (~values.isfinite()).nonzero()):
             row = int(rows[0])
-            raise BadData(f"{name}: its value for row {row} of the batch is {values[row]}; leave that image out, or the metric")
+            raise BadData(f"{name}: its value for row {row} of the batch is {values[row]}; leave out that image or the metric")
         return values
 
 

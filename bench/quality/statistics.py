@@ -28,23 +28,23 @@ def figures(
 ) -> QualityFigures:
     """Compare values of a metric (N,) with scores (N,).
 
-    Correlations are positive if the metric agrees with people, whichever direction each has. Ranks are of the values as they
-    are, not of mapped ones, because a fitted mapping need not be monotone.
+    Correlations are positive if the metric agrees with people, also where lower is better for the metric or the scores. Rank
+    correlations use the values before the mapping, because a fitted mapping need not be monotone.
 
     Args:
         deviations: (N,), standard deviation of each score over subjects.
-        groups: (N,), the reference image of each image, of any type that sorts. Without, each image is a group.
+        groups: (N,), the reference image of each image, of any type that can be sorted. By default, each image is a group.
         values_higher_is_better: whether a larger value means better quality.
         scores_higher_is_better: whether a larger score does (DMOS: False).
         mapping: ``logistic`` or ``line``.
-        seed: of the draws.
+        seed: random seed of the draws.
 
-    Intervals are from a bootstrap of 1000 replicates that draw as many groups as there are, with replacement, all images of one
-    together. The mapping is fitted again in each replicate, to the best curve of the grid of starts and of a finer grid
-    around the optimum of all images. Ends are 1.96 standard deviations of the replicates (more for few groups: the quantile
-    of Student's t) from the figure less its bias, on the scale of Fisher's z for correlations and of the logarithm for RMSE.
-    That of the outlier ratio is on the scale of the logit, without bias, and never narrower than the exact interval (Clopper
-    & Pearson 1934) of N independent images. Replicates in which all values or all scores are equal are left out.
+    Intervals are from a bootstrap of 1000 replicates that draw as many groups as there are, with replacement, each with
+    all of its images. The mapping is fitted again in each replicate: it is the best curve of the grid of starts and of a
+    finer grid around the optimum of all images. Ends are 1.96 standard deviations of the replicates (more for few groups: the
+    quantile of Student's t) from the figure less its bias, on the scale of Fisher's z for correlations and of the logarithm
+    for RMSE. Those of the outlier ratio are on the scale of the logit, without bias, and never narrower than the exact interval
+    (Clopper & Pearson 1934) of N independent images. Replicates in which all values or all scores are equal are left out.
 
     Raises BadData for arrays that disagree in length, numbers that are not finite, deviations below 0, fewer than 6 images
     (with a line: 3), more than 50,000 (20,000 without groups), and values or scores that are all equal.
@@ -69,7 +69,7 @@ def figures(
     sign = 1 if values_higher_is_better == scores_higher_is_better else -1
     srcc, krcc = sign * float(spearmanr(x, y).statistic), sign * float(kendalltau(x, y).statistic)
     rmse = float(np.sqrt((error**2).mean()))
-    # Of a least-squares fit with an intercept, so the root is never of a negative number but for rounding.
+    # The fit is a least-squares one with an intercept, so only rounding could make this number negative.
     plcc = float(np.sqrt(max(0.0, 1 - rmse**2 / y.var()))) * (1 if srcc >= 0 else -1)
     outliers = None if sigma is None else np.abs(error) > 2 * sigma
     ratio = None if outliers is None else float(outliers.mean())
@@ -115,8 +115,8 @@ def figures(
 def flag(first: float, second: float, n: int) -> int:
     """Whether the first of two correlations over n images is larger (1), smaller (−1), or not significantly different (0).
 
-    Fisher's z, two-sided, at 5 %: |atanh r₁ − atanh r₂| / √(2 / (n − 3)) > 1.96. It takes both as independent, which
-    correlations over the same images are not. Raises BadData for correlations outside of −1 to 1 and fewer than 4 images.
+    Fisher's z, two-sided, at 5 %: |atanh r₁ − atanh r₂| / √(2 / (n − 3)) > 1.96. It assumes that both are independent,
+    which correlations over the same images are not. Raises BadData for correlations outside of −1 to 1 and fewer than 4 images.
     """
     if not (abs(first) <= 1 and abs(second) <= 1):
         raise BadData(f"correlations are {first:g} and {second:g}; give numbers from -1 to 1")
@@ -133,7 +133,8 @@ def _fisher(correlation: np.ndarray | float) -> np.ndarray:
 def _of_correlation(found: float, replicates: np.ndarray, wider: float, groups: int) -> Interval | None:
     """The interval of a correlation on the scale of Fisher's z.
 
-    Of a perfect one: as if of the pairs a share could disagree that half as many independent pairs as groups may leave unseen.
+    The inner end of a perfect one is the correlation that ``groups // 2`` independent pairs still show as perfect with
+    probability ``TAIL``.
     """
     if abs(found) >= LARGEST:
         inner = 1 - 2 * (1 - TAIL ** (1 / max(1, groups // 2)))

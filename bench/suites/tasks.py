@@ -17,7 +17,7 @@ DETECTION = "detection"  # the task of a suite without the key; ``oodbench.suite
 
 
 class TaskSuite(BaseModel):
-    """What every suite of a task says."""
+    """The keys that the suites of all tasks have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -26,7 +26,7 @@ class TaskSuite(BaseModel):
     title: str = ""
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
 
-    options: ClassVar[dict[str, str]] = {}  # key of the suite by option of ``oodbench run`` that takes its place
+    options: ClassVar[dict[str, str]] = {}  # by option of ``oodbench run``: the key of the suite that it overrides
 
     def override(self, given: Mapping[str, Any]) -> Self:
         """The suite with what options give, by their names, in place of its own values; empty values change nothing.
@@ -56,7 +56,7 @@ class TaskSuite(BaseModel):
 class QualitySuite(TaskSuite):
     """Metrics of image quality on databases of images that people scored.
 
-    ``metrics``: names, or ``all``; of the database ``scores:FILE``, whose values are computed already, ``all`` its columns.
+    ``metrics``: names, or ``all``; for ``scores:FILE``, whose values are computed already, ``all`` means all of its columns.
     """
 
     task: Literal["quality"] = "quality"
@@ -72,9 +72,9 @@ class QualitySuite(TaskSuite):
 class ActiveLearningSuite(TaskSuite):
     """Strategies of active learning, each with the features of the network and of H.
 
-    ``test_sets``: of which accuracy is measured after each round; by default the test images of the in-distribution set.
+    ``test_sets``: sets on which accuracy is measured after each round; by default the test images of the in-distribution set.
     ``protocol``: one of ``active_learning.protocol.PROTOCOLS``; ``start``, ``query``, ``rounds``,
-    ``batch_size``, ``until`` and ``most_epochs`` take the place of its own. ``pool``: how many training images the pool has,
+    ``batch_size``, ``until`` and ``most_epochs`` take the place of its own. ``pool``: number of training images in the pool,
     drawn by the seed; None for all.
     ``seeds``: each is a run of its own.
     """
@@ -103,7 +103,7 @@ class ActiveLearningSuite(TaskSuite):
 
     @property
     def tested(self) -> list[str]:
-        """The sets of which accuracy is measured."""
+        """The sets on which accuracy is measured."""
         return self.test_sets or [self.in_distribution]
 
 

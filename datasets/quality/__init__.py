@@ -2,7 +2,7 @@
 
 Each name stands for a loader, ``load(path, *, data) -> QualityDatabase`` (see ``oodbench.datasets.quality.database``), for
 built-in and third-party databases alike. ``path`` is what follows the colon of ``folder:PATH`` and ``scores:FILE``, and empty
-for other databases; ``data`` is the data roots that are searched.
+for other databases; ``data`` holds the data roots that are searched.
 """
 
 from oodbench.registry import Entry
@@ -10,7 +10,7 @@ from oodbench.registry import Entry
 TABLE = {
     "photos": Entry(
         "oodbench.datasets.quality.photos:load",
-        "Tiles of two photographs under 8 corruptions at 5 levels, embedded; the level stands for people's score",
+        "Tiles of two photographs under 8 corruptions at 5 levels, embedded; the level takes the place of a score",
         "https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_sample_images.html",
     ),
     "live": Entry(

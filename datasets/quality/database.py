@@ -24,18 +24,18 @@ class QualityDatabase:
     Attributes:
         name: as the user names it.
         references: uint8 RGB (3, H, W) each, decoded on demand; empty for a table of values without images.
-        distorted: N of them, in the size of their references, decoded on demand; empty for a table of values.
+        distorted: N of them, each of the same size as its reference, decoded on demand; empty for a table of values.
         reference_of: int64 (N,), row of each image's reference.
-        scores: float64 (N,), people's opinion, or what stands for it.
+        scores: float64 (N,), people's opinion, or what takes its place.
         higher_is_better: direction of the scores (MOS: True, DMOS: False).
         score_name: what the scores are, such as ``MOS``, ``DMOS`` or ``level``.
         deviations: float64 (N,), standard deviation of each score over subjects; None if it is not known.
         distortions: name of each image's distortion, N of them; empty if they are not known.
         levels: float64 (N,), severity of each distortion; None if it is not known.
-        official_size: N of the whole database; None where it has no official one.
+        official_size: N of the whole official database; None if there is none.
         fingerprint: SHA-256 over the files' bytes, references and scores (16 hex digits); not over decoded pixels, which may
             differ between versions of the decoder.
-        values: values of metrics by name, float64 (N,) each, of a table of values.
+        values: for a table of values, the values of metrics by name, float64 (N,) each.
 
     Raises BadData for arrays that disagree in length, numbers that are not finite, scores that are all equal, and a reference
     that does not exist.
@@ -89,9 +89,9 @@ class QualityDatabase:
 
 
 def load_database(name: str, *, data: DataRoots = None) -> QualityDatabase:
-    """A database by name: built in, of another package, ``folder:PATH`` or ``scores:FILE``.
+    """A database by name: built in, from another package, ``folder:PATH`` or ``scores:FILE``.
 
-    Raises UsageError for an unknown name, MissingData where its files are missing, BadData where they are damaged.
+    Raises UsageError for an unknown name, MissingData if its files are missing, and BadData if they are damaged.
     """
     base, _, path = name.partition(":")
     loader = registry.load("quality_databases", base)
@@ -103,7 +103,7 @@ def load_database(name: str, *, data: DataRoots = None) -> QualityDatabase:
 
 
 class Pictures(Sequence[Tensor]):
-    """Image files, each decoded when it is asked for: uint8 RGB (3, H, W)."""
+    """Image files, each decoded on demand: uint8 RGB (3, H, W)."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)

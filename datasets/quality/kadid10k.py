@@ -21,7 +21,7 @@ DISTORTIONS = (
 
 
 def load(path: str = "", *, data: DataRoots = None) -> QualityDatabase:
-    """Load ``kadid10k/images`` with the scores of ``dmos.csv``, where, against the name, higher is better.
+    """Load ``kadid10k/images`` with the scores of ``dmos.csv``, where higher is better, despite the name.
 
     A deviation is the root of the variance in the column ``var``. Images that are absent are left out.
 

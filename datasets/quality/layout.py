@@ -18,7 +18,7 @@ from oodbench.paths import DataRoots, data_roots
 
 @dataclass(frozen=True)
 class Opinion:
-    """One distorted image of a database: its file, that of its reference, and what people said of it."""
+    """One distorted image of a database: its file, that of its reference, and its score."""
 
     image: Path
     reference: Path
@@ -60,13 +60,13 @@ def user_path(name: str, path: str, data: DataRoots, folder: bool) -> Path:
 def by_name(folder: Path) -> dict[str, Path]:
     """The files of a folder by name in lower case, because official releases mix cases; empty if there is no such folder.
 
-    Raises BadData for two names that differ in case alone, and for a link that leads out of the folder.
+    Raises BadData for two names that differ only in case, and for a link that leads out of the folder.
     """
     found: dict[str, Path] = {}
     for entry in entries(folder) if folder.is_dir() else ():
         path = Path(entry.path)
         if (other := found.setdefault(entry.name.lower(), path)) != path:
-            raise BadData(f"{path} and {other.name} differ in case alone; remove one of the two")
+            raise BadData(f"{path} and {other.name} differ only in case; remove one of the two")
         if entry.is_symlink():
             require_inside(folder, path)
     return found
@@ -99,7 +99,7 @@ def from_files(
     official_size: int | None,
     partial: bool = True,
 ) -> QualityDatabase:
-    """Make a database of image files. With ``partial``, distorted images that are absent are left out.
+    """Make a database from image files. With ``partial``, distorted images that are absent are left out.
 
     Raises MissingData if no distorted image is there, and BadData for a reference (without ``partial``, an image) that is
     missing, a distorted image that has another size than its reference, and deviations or levels that only some images have.
@@ -155,5 +155,5 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def lookup(files: Mapping[str, Path], folder: Path, name: str) -> Path:
-    """The file of this name in any case; where there is none, the path that it would have."""
+    """The file of this name, in upper or lower case; if there is none, the path that it would have."""
     return files.get(name.lower(), folder / Path(name).name)

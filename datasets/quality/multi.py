@@ -48,7 +48,7 @@ def load(path: str = "", *, data: DataRoots = None) -> QualityDatabase:
         if not (np.isin(numbers, np.arange(1, len(references) + 1))).all():
             raise BadData(f"{lists}: ref4dist names a reference that is not one of {len(references)}; unpack it again")
         if ((~np.isnan(ratings)).sum(0) < 2).any():
-            raise BadData(f"{scores}: an image has less than two ratings in dist_diffscores; unpack it again")
+            raise BadData(f"{scores}: an image has fewer than two ratings in dist_diffscores; unpack it again")
         with np.errstate(over="ignore", invalid="ignore"):  # of absurd ratings, which are refused as not finite
             deviations = np.nanstd(ratings, axis=0, ddof=1)  # a subject whose rating was left out is NaN
         images = by_name(folder / part / kind)

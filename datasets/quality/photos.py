@@ -1,7 +1,7 @@
 """Tiles of the two photographs that are embedded in scikit-learn, under the generated corruptions.
 
-Nobody scored these images: the level of a corruption, from 1 to 5, stands for the score. So figures tell whether a metric
-orders the levels of several corruptions alike, not whether it agrees with people.
+Nobody scored these images: the level of a corruption, from 1 to 5, takes the place of the score. So figures tell whether a
+metric orders the levels of several corruptions consistently, not whether it agrees with people.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SEED = 0
 def load(path: str = "", *, data: DataRoots = None) -> QualityDatabase:
     """Load 12 tiles of 176x176 pixels, none of which overlaps another, under 8 corruptions at 5 levels: 480 images.
 
-    Images are generated when they are asked for, the same each time. A lower level is better.
+    Images are generated on demand, the same each time. A lower level is better.
 
     Raises UsageError for a path after the name.
     """
@@ -53,7 +53,7 @@ def load(path: str = "", *, data: DataRoots = None) -> QualityDatabase:
 
 
 class Corrupted(Sequence[Tensor]):
-    """Tiles under corruptions, each generated when it is asked for: uint8 RGB (3, 176, 176)."""
+    """Tiles under corruptions, each generated on demand: uint8 RGB (3, 176, 176)."""
 
     def __init__(self, tiles: Tensor, made: Sequence[tuple[int, str, int]]) -> None:
         self._tiles, self._made = tiles, made

@@ -16,7 +16,7 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> dict[str, list[str]]:
     """Read the columns of a CSV file with a header, by name in lower case, each a list of as many texts.
 
     Raises BadData, naming the file and line, for a file that is too large, not UTF-8 or without rows, a line of another length,
-    and a column that is missing or there twice.
+    and a column that is missing or occurs twice.
     """
     try:
         text = read_small(path).decode("utf-8-sig")

@@ -14,7 +14,7 @@ DETECTION = "detection"
 
 
 class Table(NamedTuple):
-    """Of one task."""
+    """How the tables of one task are made."""
 
     title: str
     columns: Sequence[str]

@@ -69,8 +69,8 @@ def render_active_learning(
 ) -> str:
     """A frame as text: one table per network, pool and test set; arguments as of ``formats.render``.
 
-    In tables, ``columns`` are ``rounds`` and ``means``. Raises UsageError for an unknown format or column, BadData where the
-    frame lacks columns.
+    In tables, ``columns`` are ``rounds`` and ``means``. Raises UsageError for an unknown format or column, and BadData if
+    the frame lacks columns.
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='active-learning')")

@@ -27,7 +27,7 @@ NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
 
 
 class Metric(NamedTuple):
-    """What tables call a figure, whether higher is better, and its digits."""
+    """The name of a figure in tables, whether higher is better, and its digits."""
 
     name: str
     higher_is_better: bool
@@ -70,7 +70,7 @@ def render_quality(
     """A frame as text: one table per database, its metrics sorted by ``metric``, one of ``METRICS``; arguments as of
     ``formats.render``. In tables, ``columns`` are those of ``METRICS``.
 
-    Raises UsageError for an unknown format, metric or column, BadData where the frame lacks columns.
+    Raises UsageError for an unknown format, metric or column, and BadData if the frame lacks columns.
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise BadData(f"the frame lacks the columns {', '.join(missing)}; take it from frame(table='quality')")

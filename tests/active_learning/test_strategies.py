@@ -303,7 +303,7 @@ def test_rows_that_are_not_a_choice(rows, says):
 
 
 def test_a_pool_with_fewer_images_than_a_query():
-    with pytest.raises(UsageError, match="a query of 61 images needs a pool of as many, and 60 are left; query fewer"):
+    with pytest.raises(UsageError, match="a query of 61 images needs a pool of as many images, and 60 are left; query fewer"):
         chosen("random", random_pool(), 61)
 
 

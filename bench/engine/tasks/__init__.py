@@ -13,7 +13,7 @@ from oodbench.results.study import StudyFolder
 from oodbench.suites.tasks import ActiveLearningSuite, TaskSuite
 
 RUNNERS = {"quality": "oodbench.engine.tasks.quality", "active-learning": "oodbench.engine.tasks.active_learning"}
-TAKES = {  # what runs of a task take beside ``out``, ``data``, ``limit``, ``fresh``, ``progress`` and ``cell_timeout``
+TAKES = {  # what runs of a task take besides ``out``, ``data``, ``limit``, ``fresh``, ``progress`` and ``cell_timeout``
     "quality": (),
     "active-learning": ("device",),
 }

@@ -52,8 +52,8 @@ def run(
 ) -> RunFolder:
     """Run the rounds that are missing, and return the run folder.
 
-    A round is written when it is over: a run that is ended resumes with the round it was in. ``limit``: at most that many
-    images of each test set, drawn by the seed. A strategy that fails, fails alone.
+    The results of a round are written when it ends, and an interrupted run resumes with the round that it was in. ``limit``:
+    the most images of each test set, drawn by the seed. If a strategy fails, the others still run.
 
     Raises UsageError for unknown names, for a pool that is smaller than the protocol needs and for a run folder of other
     settings, MissingData for missing sets, BadData for sets without labels or with other classes, and Unsuitable for a network
@@ -85,7 +85,7 @@ def plan(suite: ActiveLearningSuite, *, data: DataRoots, limit: int | None) -> l
 
 
 def strategies_of(suite: ActiveLearningSuite) -> dict[str, Strategy | Exception]:
-    """By name: the strategy, or why another package's cannot be made. Raises UsageError for unknown names and parameters."""
+    """By name: the strategy, or why it cannot be created. Raises UsageError for unknown names and parameters."""
     for name, values in suite.parameters.items():
         if name == H:
             load_detector(H, **values)
@@ -153,7 +153,7 @@ class _Run:
         self._first: Trained | None = None  # the network of the first round, which all strategies share
 
     def _tested(self, images: ImageSet, limit: int | None) -> ImageSet:
-        """Those images of a set of which accuracy is measured."""
+        """The images of a set on which accuracy is measured."""
         if images.labels is None:
             raise BadData(f"{images.name} has no labels, so accuracy on it is unknown; leave it out of test_sets")
         if images.kind != CSID and images.classes != self.train.classes:
@@ -190,7 +190,7 @@ class _Run:
                 self.progress.advance(1)
 
     def _round(self, strategy: Strategy, features: str, number: int, rows: np.ndarray, finished: bool) -> np.ndarray:
-        """Train and test the network of a round, unless that is finished; returns the rows that are labelled in the next."""
+        """Train and test the network of a round, unless it is finished; returns the rows that are labelled in the next one."""
         if finished and number == self.protocol.rounds:
             return rows
         trained = self._network(rows, number)
@@ -213,12 +213,12 @@ class _Run:
         return np.sort(np.concatenate([rows, left[query]]))
 
     def _of_h(self, images: int) -> dict[str, Any]:
-        """The settings of H on this many images; the paper states none."""
+        """The settings of H for this many images; the paper states none."""
         epochs = -(-H_STEPS // -(-images // Introspective().batch_size))
         return {"lr": H_RATE, "epochs": epochs} | self.suite.parameters.get(H, {})
 
     def _seed(self, number: int) -> int:
-        """Of the network of a round, the same for all strategies."""
+        """The seed of the network of a round, the same for all strategies."""
         return int(np.random.SeedSequence([self.suite.seed, number]).generate_state(1)[0])
 
     def _network(self, rows: np.ndarray, number: int) -> Trained:

@@ -38,10 +38,10 @@ def run(
     progress: Progress | None = None,
     cell_timeout: float | None = None,
 ) -> RunFolder:
-    """Compute what is missing of a run, and return its folder. Metrics run on the CPU.
+    """Compute the missing records of a run, and return its folder. Metrics run on the CPU.
 
-    ``limit``: at most that many images of each database, drawn by the seed with equal shares of the reference images. A metric
-    or a database that fails, fails alone.
+    ``limit``: the most images of each database, drawn by the seed with equal shares of the reference images. If a metric or a
+    database fails, the others still run.
 
     Raises UsageError for unknown metrics and databases, for parameters of metrics that do not run, and for a run folder of
     other settings.
@@ -64,7 +64,7 @@ def run(
 
 
 def recorded(name: str) -> str:
-    """What results call a database: without the folder of its file, which is nobody's business."""
+    """The name of a database in results: without the folder of its file, which is private."""
     base, colon, path = name.partition(":")
     return f"{base}{colon}{PurePath(path).name}"
 
@@ -82,17 +82,18 @@ def plan(suite: QualitySuite, *, data: DataRoots, limit: int | None) -> list[str
         except Exception as error:
             lines.append(f"database  {name}, skipped: {reason_in(error)}")
             continue
+        limited = "" if limit is None else f", limited to {limit:,}"
         official = f" of {found.official_size:,}" if found.official_size not in (None, len(found.scores)) else ""
-        lines.append(f"database  {name}, {len(found.scores):,}{official} images, limited to {limit or 'none'}")
+        lines.append(f"database  {name}, {len(found.scores):,}{official} images{limited}")
     return [*lines, f"metrics   {', '.join(suite.metrics)}"]
 
 
 def _check_names(suite: QualitySuite) -> None:
-    """Raise UsageError for what is unknown, databases of one name in results, and parameters of a metric that does not run."""
+    """Raise UsageError for unknown names, databases with one name in results, and parameters of a metric that does not run."""
     for name in suite.databases:
         find("quality_databases", name.partition(":")[0])
     if len({recorded(name) for name in suite.databases}) < len(suite.databases):
-        raise UsageError(f"suite {suite.name}: two databases have one name in results; rename a file or folder")
+        raise UsageError(f"suite {suite.name}: two databases have the same name in results; rename a file or folder")
     if not all(name.startswith("scores:") for name in suite.databases):  # a file may hold values of any metric
         for name in suite.metrics:
             if name != ALL:
@@ -144,7 +145,7 @@ class _Run:
             self._metric(metrics[metric], templates[metric], found, rows)
 
     def _metrics(self, database: QualityDatabase | None) -> dict[str, QualityMetric | Exception | None]:
-        """By name: the metric, why it cannot be built, or None where the database has its values."""
+        """By name: the metric, why it cannot be built, or None if the database has its values."""
         given = {} if database is None else database.values
         if given:
             names = list(given) if ALL in self.suite.metrics else self.suite.metrics

@@ -168,7 +168,7 @@ def test_names_that_differ_in_case_alone_are_refused(root):
     shutil.copy(root / "tid2013/reference_images/I01.BMP", root / "tid2013/reference_images/i01.bmp")
     if len(list((root / "tid2013/reference_images").iterdir())) == 2:
         pytest.skip("this file system does not tell case")
-    with pytest.raises(BadData, match="differ in case alone; remove one of the two"):
+    with pytest.raises(BadData, match="differ only in case; remove one of the two"):
         tid2013.load(data=root)
 
 
