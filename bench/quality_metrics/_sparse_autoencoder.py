@@ -135,8 +135,8 @@ def train(
     Args:
         units: size of the dictionary: 400 for UNIQUE; 81, 121, 169, 400 and 625 for MS-UNIQUE.
         patches: number of random patches of each image.
-        iterations: the most of L-BFGS.
-        seed: sets the patches and the initial weights.
+        iterations: largest number of iterations of L-BFGS.
+        seed: random seed of the patches and the initial weights.
 
     Memory: about 13 kB per patch with 400 units. Raises UsageError for no images or too many units, and BadData for an image
     smaller than a patch.

@@ -29,11 +29,11 @@ class CSV(QualityMetric):
       little less (black and brown .9497, black and grey .76544, brown and grey .93538, grey and white .68809, orange and red
       .92114).
 
-    N and E are resized to the image (bicubic), and the smallest value of each is subtracted. Blocks at the right and lower edge
-    are smaller where the sides are no multiples of 20.
+    N and E are resized to the image (bicubic), and the smallest value of each map is subtracted. Blocks at the right and lower
+    edge are smaller if the sides are not multiples of 20.
 
-    The table of names is other people's: ``w2c.mat`` of ColorNaming.tar. It was learnt from photographs, so it cannot be
-    computed from a formula, and no permissive licence for it is known.
+    The table of names, ``w2c.mat`` of ColorNaming.tar, is by other authors and not included. It was learnt from photographs,
+    so it cannot be computed from a formula, and no permissive licence for it is known.
 
     Args:
         table: its file, absolute or below a data root.

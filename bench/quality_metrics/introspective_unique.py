@@ -18,12 +18,12 @@ class IntrospectiveUNIQUE(UNIQUE):
     """Rank correlation of both images' projections on the gradient that the reference gives the decoder.
 
     With X the reference's whitened patches (192, m), A their responses and X̂ their reconstructions, the gradient of the mean
-    squared error is G = (X̂ − X) Aᵀ/m. Each image's patches are projected, Y = GᵀX, also those of the distorted image on the
-    reference's G. Features are the magnitude and the angle of the complex logarithm log(Y/(1 − Y)); those of units whose
-    kurtosis in G (as in MS-UNIQUE) is above 3 are doubled. Features below .025 count as 0; the value is |Spearman's ρ|¹⁰.
+    squared error is G = (X̂ − X) Aᵀ/m. The patches of both images are projected on the reference's G,
+    Y = GᵀX. Features are the magnitude and the angle of the complex logarithm log(Y/(1 − Y)); those of units whose kurtosis
+    in G (as in MS-UNIQUE) is above 3 are doubled. Features below .025 count as 0; the value is |Spearman's ρ|¹⁰.
 
-    What is here is what the authors' code of gradients for image quality does. Whether the published figures of introspective
-    UNIQUE come from the same code is not known.
+    This follows the authors' code of gradients for image quality. Whether the published figures of introspective UNIQUE come
+    from the same code is not known.
 
     Args:
         folder: as for ``unique``; the file must hold the decoder too (optTheta in the authors' file).

@@ -12,7 +12,7 @@ class MSSSIM(QualityMetric):
 
     The product over scales of the mean contrast and structure term of SSIM, and at the coarsest of all its terms, with the
     exponents .0448, .2856, .3001, .2363 and .1333. Each scale is averaged over 2x2 pixels from the one before. Luma is
-    rounded to whole numbers; piq computes in float32, many times as fast as in float64.
+    rounded to whole numbers; piq computes in float32, which is many times faster than float64.
     """
 
     smallest_side = 161

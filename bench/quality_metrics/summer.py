@@ -18,7 +18,7 @@ class SUMMER(QualityMetric):
 
     multiplied by log(1 + mean(|FFT x_cj| / |FFT y_cj|)) for each channel c and scale j = 3, 4, where x_cj is resized by 2⁻ʲ
     (bilinear, antialiased). The value is 5 (Q + 1)^(−1/3): 5 for identical images. The mean ratio is over all frequencies.
-    Where the distorted image has none there, as a constant one, rounding decides the value.
+    If the spectrum of the distorted image has zeros, as that of a constant image does, rounding decides the value.
     """
 
     smallest_side = 32  # two pixels at the coarsest scale

@@ -25,8 +25,8 @@ class UNIQUE(QualityMetric):
     ε = .1), each image's by its own covariance. A dictionary of 400 sigmoid units answers each patch; answers below .025
     count as 0. The value is |ρ|¹⁰, with Spearman's ρ over all answers: 1 for identical images.
 
-    The authors' dictionary was learnt from 100,000 patches of ImageNet. It is their file; ``train_unique`` of this module
-    learns one from any images. The authors' file is used where both are there.
+    The authors' dictionary was learnt from 100,000 patches of ImageNet, and is not included. ``train_unique`` of this module
+    learns one from any images. If both files are present, the authors' is used.
 
     Args:
         folder: where the dictionaries are, absolute or below a data root: ``ImageNet_Weights_YGCr.mat`` of the authors, or

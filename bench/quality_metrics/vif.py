@@ -13,7 +13,7 @@ class VIF(QualityMetric):
     The information about the scene that the distorted image holds, over what the reference holds, in a Gaussian scale mixture
     model at four scales with visual noise of variance 2. It may exceed 1 where contrast was enhanced. The paper uses a wavelet
     transform; this is the authors' later approximation on pixels (vifp_mscale). Luma is rounded to whole numbers; piq
-    computes in float32, twenty times as fast as in float64.
+    computes in float32, which is twenty times as fast as float64.
     """
 
     smallest_side = 41

@@ -13,10 +13,10 @@ class BADGE(Strategy):
     image with a probability in proportion to its squared distance to the nearest chosen one.
 
     g (N, classes · d) is never made: ‖g_i − g_j‖² = ‖q_i‖²‖f_i‖² + ‖q_j‖²‖f_j‖² − 2 (q_i·q_j)(f_i·f_j), q = p − e_ŷ.
-    Memory, beside what the pool holds: 8 N (d + 2 classes + 12) bytes. Of 50,000 images with 512 features and 10 classes that
-    is 0.22 GB, where g in float64 would take 2.05 GB.
+    Memory, besides what the pool holds: 8 N (d + 2 classes + 12) bytes. For 50,000 images with 512 features and 10 classes
+    that is 0.22 GB, whereas g in float64 would take 2.05 GB.
 
-    If fewer different g are left than images are wanted, the rest is drawn at random.
+    If fewer different g are left than images are needed, the rest are drawn at random.
     """
 
     def select(self, pool: Pool, count: int, random: np.random.Generator) -> np.ndarray:

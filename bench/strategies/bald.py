@@ -14,7 +14,7 @@ class BALD(Ranked):
     """Highest H(p̄) − mean_t H(p_t) over T passes in which features are dropped before the last layer with probability p.
 
     BatchNorm stays in eval mode. badge's own code leaves it in training mode and has no dropout, and so measures the noise of
-    BatchNorm. Of introspective features, each pass goes through the network's last layer, then through H.
+    BatchNorm. With introspective features, each pass goes through the network's last layer, then through H.
     """
 
     def __init__(self, passes: int = 10, p: float = 0.4) -> None:

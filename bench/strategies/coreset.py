@@ -9,10 +9,10 @@ BLOCK = 32  # labelled images whose distances to all others are computed togethe
 
 
 class Coreset(Strategy):
-    """Each time the image that is farthest, in features, from the nearest labelled or chosen one (Euclidean).
+    """One image after another, each the farthest in feature space from the nearest labelled or chosen one (Euclidean).
 
-    The paper's robust version, a mixed-integer program, is not used. Memory, beside what the pool holds: 8 N (d + 2 BLOCK + 8)
-    bytes, of 50,000 images with 512 features 0.24 GB. Nothing depends on the number of classes.
+    The paper's robust version, a mixed-integer program, is not used. Memory, besides what the pool holds: 8 N (d + 2 BLOCK + 8)
+    bytes, which is 0.24 GB for 50,000 images with 512 features. Nothing depends on the number of classes.
     """
 
     def select(self, pool: Pool, count: int, random: np.random.Generator) -> np.ndarray:
