@@ -68,8 +68,8 @@ def render_beside(task: str, folders: Sequence[RunFolder], format: str = "table"
     notes = [f"{len(of)} published figures not run: {reason}" for reason, of in absent]
     notes += [] if task == "quality" else [str(text) for text in shown["stands_in"].unique() if text]
     caption = {
-        "quality": "Figures with a straight line and with the logistic function in place of the paper's fit. Reproduced by: the"
-        f" one that gives the published figure within {AS_PUBLISHED:g}.",
+        "quality": "Figures with a straight line and with the logistic function in place of the paper's fit, correlations"
+        f" without their sign. Reproduced by: the one that gives the published figure within {AS_PUBLISHED:g}.",
         "active-learning": "Accuracy ×100, the mean over rounds, and measured minus published. How the paper takes its mean is"
         " not known.",
     }[task]
@@ -99,7 +99,7 @@ def _quality(frame: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any
             why = f"no run of {database}" if not known else f"{database} was run without {metric}"
             rows.append(row | {"status": NOT_RUN, "reason": why, "reproduced_by": ""})
             continue
-        values = [float(getattr(record, str(figure.metric))) for record in records]
+        values = [abs(float(getattr(record, str(figure.metric)))) for record in records]  # as papers publish correlations
         if math.isnan(values[0]):
             why = f"{database} has no standard deviations of scores here"
             rows.append(row | {"status": NOT_RUN, "reason": why, "reproduced_by": ""})

@@ -11,6 +11,7 @@ from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.selection import Names
 from oodbench.leaderboard.text_table import Column, TextTable
+from oodbench.quality.statistics import flag
 from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import QualityRecord
@@ -22,6 +23,7 @@ COLUMNS = (
     *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
     "ms_per_image", "status", "reason",
 )  # fmt: skip
+CORRELATIONS = ("plcc", "srcc", "krcc")
 LOGISTIC, LINE = MAPPINGS = ("logistic", "line")
 NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
 
@@ -104,7 +106,8 @@ def _text_table(database: str, cells: pd.DataFrame, metric: str, shown: Sequence
     return TextTable(
         title=f"{database}, image quality",
         caption=f"Agreement with people's scores of {images}: of ranks (SRCC, KRCC), and of values after a logistic"
-        " function was fitted to the scores (the others).",
+        " function was fitted to the scores (the others). Bold: the best, and correlations that are not significantly lower"
+        " than the best (Fisher's z at 5 %, as if both were of other images).",
         labels=[Column("", ("metric",), found["metric"].tolist(), is_label=True)],
         sets=columns,
         summary=[Column("cost", ("ms per image",), paid)] if any(paid) else [],
@@ -117,6 +120,9 @@ def _column(name: str, about: Metric, cells: pd.DataFrame, intervals: bool) -> C
     texts = [f"{value:.{about.digits}f}" if pd.notna(value) else "–" for value in cells[name]]
     best = cells[name].max() if about.higher_is_better else cells[name].min()
     champions = frozenset(row for row, value in enumerate(cells[name]) if value == best)
+    if name in CORRELATIONS and len(cells):
+        count = int(cells["n"].max())
+        champions = frozenset(row for row, value in enumerate(cells[name]) if pd.notna(value) and not flag(best, value, count))
     if intervals:
         ends = zip(cells[f"{name}_low"], cells[f"{name}_high"], strict=True)
         between = ["" if pd.isna(low) else f" [{low:.{about.digits}f}, {high:.{about.digits}f}]" for low, high in ends]
