@@ -15,7 +15,7 @@ import re
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -27,6 +27,7 @@ from oodbench.paths import MOST_TEXT, is_study, require_regular, write_atomicall
 from oodbench.progress import Progress
 from oodbench.results.facts import finite_json
 from oodbench.results.folder import SEVERITY, RunFolder, Say
+from oodbench.results.records import ActiveLearningRecord
 from oodbench.results.study import RANKS, run_folders
 from oodbench.results.verify import Verification, verify_folder
 from oodbench.suite import Suite
@@ -120,7 +121,8 @@ def gaps(path: str | Path) -> list[str]:
         found = [(sum(record.status == status for record in records), status) for status in ("failed", "skipped")]
         parts = [f"{counted(count, 'cell')} {status}" for count, status in found if count]
         suite = folder.manifest().suite
-        try:  # runs of other tasks have a record of all that their suite asks for
+        parts += _missing_rounds(record for record in records if isinstance(record, ActiveLearningRecord))
+        try:  # other runs of other tasks have a record of all that their suite asks for
             tested = set() if "task" in suite else {recorded(one.name) for one in Suite.model_validate(suite).tested_sets()}
             without = sorted(tested - {record.set_name for record in records})
             parts += [f"no cell of {', '.join(without)}"] if without else []
@@ -131,6 +133,16 @@ def gaps(path: str | Path) -> list[str]:
     study = folders[0].study
     missing = study.missing() if study else {}
     return lines + [f"{path}: the run {name} is not finished ({why})" for name, why in missing.items()]
+
+
+def _missing_rounds(records: Iterable[ActiveLearningRecord]) -> list[str]:
+    """The strategies whose rounds do not reach the last one of their protocol, as in a run that was killed."""
+    last: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for record in records:
+        last[record.set_name] = max(record.round, last.get(record.set_name, 0))
+        wanted[record.set_name] = int(record.rules["rounds"])
+    return [f"{name} ends at round {last[name]} of {rounds}" for name, rounds in wanted.items() if last[name] < rounds]
 
 
 def unpack(path: str | Path) -> Path:

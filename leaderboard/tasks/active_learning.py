@@ -3,7 +3,7 @@
 Means and standard deviations are over runs of one suite, which differ in their seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,15 +29,35 @@ NO_RECORDS = 'No records of active learning; run a suite with task = "active-lea
 
 
 def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
-    """One row per record: ``COLUMNS``. Where two folders hold the same record, the last counts."""
-    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    for folder in folders:
-        for record in sorted(folder.of_task(ActiveLearningRecord), key=lambda one: (one.set_name, one.round)):
-            for name, values in columns.items():
-                values.append(escape.without_surrogates(vars(record).get(name)))
+    """One row per record: ``COLUMNS``. Where two folders hold the same record, the last counts.
+
+    Names of strategies and protocols say their settings where these differ between runs.
+    """
+    found = [
+        record
+        for folder in folders
+        for record in sorted(folder.of_task(ActiveLearningRecord), key=lambda one: (one.set_name, one.round))
+    ]
+    columns: dict[str, list[object]] = {name: [vars(record).get(name) for record in found] for name in COLUMNS}
+    columns["strategy"] = _told_apart([(record.strategy, record.parameters) for record in found])
+    columns["protocol"] = _told_apart([(record.protocol, record.rules) for record in found])
+    columns = {name: list(map(escape.without_surrogates, values)) for name, values in columns.items()}
     numbers = ["labelled", "n", *COLUMNS[COLUMNS.index("accuracy") : COLUMNS.index("status")]]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
     return frame.drop_duplicates([*GROUP, *ROW, "round", "seed"], keep="last", ignore_index=True)
+
+
+def _told_apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[object]:
+    """Each name, with those of its settings that are not the same wherever the name occurs: ``bald (passes 5)``."""
+    known: dict[str, dict[str, set[str]]] = {}
+    for name, settings in named:
+        for key, value in settings.items():
+            known.setdefault(name, {}).setdefault(key, set()).add(repr(value))
+    labels: list[object] = []
+    for name, settings in named:
+        differing = [f"{key} {value}" for key, value in settings.items() if len(known[name][key]) > 1]
+        labels.append(f"{name} ({', '.join(differing)})" if differing else name)
+    return labels
 
 
 def curves(frame: pd.DataFrame) -> pd.DataFrame:

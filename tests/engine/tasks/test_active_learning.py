@@ -23,6 +23,7 @@ from oodbench.progress import Progress
 from oodbench.results import bundle, pass_file
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import ActiveLearningRecord
+from oodbench.suites.load import suite_text
 from oodbench.suites.tasks import load_task_suite
 
 LIMIT = 60
@@ -482,6 +483,31 @@ def test_what_a_bundle_lacks_is_said(tiny, plugins, tmp_path):
     assert bundle.gaps(folder.path) == [f"{folder.path}: 1 cell failed"]  # of the last round
 
 
+def test_rounds_that_a_killed_run_lacks_are_gaps(tiny, tmp_path, monkeypatch):
+    trained, train = [], active_learning.train
+
+    def killed(*arguments, **options):
+        trained.append(1)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(active_learning, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(strategies=["random"], test_sets=["digits"]), tmp_path / "run")
+    assert bundle.gaps(tmp_path / "run") == [f"{tmp_path / 'run'}: random feed-forward ends at round 1 of 2"]
+
+
+def test_runs_of_other_settings_are_told_apart(tiny, tmp_path):
+    given = {"strategies": ["random", "bald"], "test_sets": ["digits"], "rounds": 1}
+    some = run(tiny(**given, parameters={"bald": {"passes": 2}}), tmp_path / "a")
+    other = run(tiny(**given | {"until": 0.8}, parameters={"bald": {"passes": 3}}), tmp_path / "b")
+    frame = active_learning_frame([some, other])
+    assert sorted(frame["strategy"].unique()) == ["bald (passes 2)", "bald (passes 3)", "random"]
+    assert sorted(frame["protocol"].unique()) == ["gauss (until 0.8)", "gauss (until 0.9)"]
+    assert set(active_learning_frame([some])["strategy"]) == {"bald", "random"}
+
+
 # Suites
 
 
@@ -490,6 +516,13 @@ def test_the_embedded_suite_is_what_it_says():
     assert active_learning.rules_of(suite).labelled(3) == 128
     lines = plan(suite, data=None, limit=None)
     assert sum(line.startswith("strategy") and "(feed-forward, introspective)" in line for line in lines) == 7
+
+
+def test_a_negative_seed_is_one_line(tmp_path):
+    file = tmp_path / "negative.toml"
+    file.write_text(suite_text("digits-active") + "seeds = [0, -1]\n")
+    with pytest.raises(UsageError, match=r"seeds.*at least 0, not -1"):
+        load_task_suite(file)
 
 
 def test_a_study_of_two_seeds(tiny, tmp_path):
