@@ -13,7 +13,7 @@ from oodbench.datasets.quality.database import QualityDatabase, load_database
 from oodbench.engine.executors.worker import reproducible
 from oodbench.errors import BadData, MissingData, Unsuitable, UsageError, around_call, contained, counted, reason_in
 from oodbench.paths import DataRoots
-from oodbench.progress import Progress
+from oodbench.progress import Part, Progress
 from oodbench.protocols import stratified_order
 from oodbench.quality.metric import QualityMetric, load_metric
 from oodbench.registry import find, records, unknown
@@ -57,8 +57,11 @@ def run(
         about = provenance(str(cpu)) | {"limit": limit}
         folder.check_settings(settings, progress.say, suite=suite.model_dump(mode="json"), provenance=about)
         current = _Run(suite, folder, progress, about, data, limit)
+        progress.expect(len(suite.databases))
         for name in suite.databases:
-            current.database(name)
+            part = Part(progress, name)
+            current.database(name, part)
+            part.end()
         folder.tidy()
     return folder
 
@@ -119,9 +122,9 @@ class _Run:
         self.data, self.limit = data, limit
         self.files: dict[str, dict[str, str]] = {}  # SHA-256 by name of the files that a metric reads, by metric
 
-    def database(self, name: str) -> None:
+    def database(self, name: str, progress: Progress) -> None:
         """Compute the records of a database that are not finished."""
-        self.progress.stage(f"reading {name}")
+        progress.stage("reading")
         try:
             with contained(), around_call.get()(f"reading {name}", ends=False):
                 found, error = load_database(name, data=self.data), None
@@ -139,10 +142,13 @@ class _Run:
             self._write([_without_figures(templates[metric], error) for metric in missing], {})
             return
         rows = self._rows(found)
-        self.progress.expect(len(rows) * len(missing))
+        progress.expect(len(missing))
         for metric in missing:
-            self.progress.stage(f"{name}: {metric} on {counted(len(rows), 'image')}")
-            self._metric(metrics[metric], templates[metric], found, rows)
+            part = Part(progress, metric)
+            part.expect(len(rows))
+            part.stage(counted(len(rows), "image"))
+            self._metric(metrics[metric], templates[metric], found, rows, part)
+            part.end()
 
     def _metrics(self, database: QualityDatabase | None) -> dict[str, QualityMetric | Exception | None]:
         """By name: the metric, why it cannot be built, or None if the database has its values."""
@@ -194,7 +200,12 @@ class _Run:
         return np.sort(stratified_order(count, database.reference_of, self.suite.seed)[: self.limit])
 
     def _metric(
-        self, metric: QualityMetric | Exception | None, record: QualityRecord, database: QualityDatabase, rows: np.ndarray
+        self,
+        metric: QualityMetric | Exception | None,
+        record: QualityRecord,
+        database: QualityDatabase,
+        rows: np.ndarray,
+        progress: Progress,
     ) -> None:
         """Compute one record, and write it."""
         seconds = None
@@ -205,7 +216,7 @@ class _Run:
                 values = database.values[record.metric][rows]
             else:
                 with contained():
-                    values, seconds = self._values(metric, database, rows)
+                    values, seconds = self._values(metric, database, rows, progress)
             arrays = {"values": values, "scores": database.scores[rows], "groups": database.reference_of[rows]}
             if database.deviations is not None:
                 arrays["deviations"] = database.deviations[rows]
@@ -219,7 +230,9 @@ class _Run:
         known |= {"ms_per_image": None if seconds is None else 1000 * seconds / len(rows)}
         self._write([record.model_copy(update=known)], {stored[role]: array for role, array in arrays.items()})
 
-    def _values(self, metric: QualityMetric, database: QualityDatabase, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    def _values(
+        self, metric: QualityMetric, database: QualityDatabase, rows: np.ndarray, progress: Progress
+    ) -> tuple[np.ndarray, float]:
         """The metric's values (N,), and the seconds that it took without reading images."""
         if not len(database.distorted):
             raise Unsuitable(
@@ -235,7 +248,7 @@ class _Run:
                 shown = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
                 raise BadData(f"{metric.name} gave {shown}, not one finite value per image ({len(references)},)")
             found.append(values.double().cpu().numpy())
-            self.progress.advance(len(references))
+            progress.advance(len(references))
         return np.concatenate(found), seconds
 
     def _write(self, records: list[QualityRecord], arrays: dict[str, np.ndarray]) -> None:

@@ -115,13 +115,20 @@ class Heard(Progress):
 
     def __init__(self, until: str = "") -> None:
         self.lines: list[str] = []
-        self.until = until
+        self.until, self.expected, self.shares = until, 0.0, [0.0]
+
+    def expect(self, units):
+        assert self.shares == [0]  # what is expected does not grow, so that the share never falls
+        self.expected += units
+
+    def advance(self, units):
+        self.shares.append(self.shares[-1] + units / self.expected)
 
     def say(self, line):
         self.lines.append(line)
 
     def stage(self, title):
-        if self.until and f": {self.until} on" in title:
+        if self.until and f": {self.until}: " in title:
             raise KeyboardInterrupt
 
 
@@ -210,6 +217,7 @@ def test_a_run_that_is_ended_resumes_with_equal_records(whole, tmp_path, until):
     assert [record.metric for record in RunFolder(tmp_path / "run").of_task(QualityRecord)] == done
     heard = Heard()
     folder = quality(root, tmp_path / "run", progress=heard)
+    assert heard.shares[-1] == pytest.approx(1)
     assert told(folder) == told(complete)
     assert any("already done" in line for line in heard.lines) == bool(done)
     calls.clear()
