@@ -99,7 +99,10 @@ def _require(checks: Sequence[tuple[Tensor, Exception]]) -> None:
 
 
 def _copied(tensors: list[Tensor]) -> np.ndarray:
-    """Several tensors (n, …) as one float64 array (N, …), in one copy from the device."""
+    """Several tensors (n, …) as one float64 array (N, …), in one copy from the device.
+
+    The memory is NumPy's: small tensors that live until a pass ends keep the large ones of forward passes from being allocated
+    where earlier ones were, and memory grows with the number of batches.
+    """
     one = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-    found: np.ndarray = one.cpu().double().numpy()
-    return found
+    return np.array(one.cpu(), dtype=np.float64)
