@@ -105,4 +105,5 @@ def _copied(tensors: list[Tensor]) -> np.ndarray:
     where earlier ones were, and memory grows with the number of batches.
     """
     one = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-    return np.array(one.cpu(), dtype=np.float64)
+    found: np.ndarray = one.cpu().double().numpy().copy()
+    return found

@@ -134,6 +134,19 @@ def test_batches_have_the_networks_dtype(make_classifier, stored):
     assert batch.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_statistics_are_kept_in_memory_of_numpy(stored, dtype):
+    """Small tensors that live on between those of forward passes would make memory grow."""
+
+    class Means(Mean):
+        def statistics(self, probe):
+            return super().statistics(probe).to(dtype)
+
+    detector = Means()
+    found = passes.computed({detector: [{}]}, None, stored, batching.pieces_of(np.arange(len(stored)), 4))
+    assert all(part.base is None and part.dtype == np.float64 for part in found.parts[detector])
+
+
 def test_one_forward_pass_a_batch_for_all_detectors(classifier, stored):
     counted: list[int] = []
     classifier.register_forward_hook(lambda module, inputs, output: counted.append(len(output)))
