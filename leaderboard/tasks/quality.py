@@ -11,7 +11,6 @@ from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.selection import Names
 from oodbench.leaderboard.text_table import Column, TextTable
-from oodbench.quality.statistics import flag
 from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import QualityRecord
@@ -121,6 +120,8 @@ def _column(name: str, about: Metric, cells: pd.DataFrame, intervals: bool) -> C
     best = cells[name].max() if about.higher_is_better else cells[name].min()
     champions = frozenset(row for row, value in enumerate(cells[name]) if value == best)
     if name in CORRELATIONS and len(cells):
+        from oodbench.quality.statistics import flag  # which loads scipy
+
         count = int(cells["n"].max())
         champions = frozenset(row for row, value in enumerate(cells[name]) if pd.notna(value) and not flag(best, value, count))
     if intervals:
