@@ -394,6 +394,12 @@ def test_the_page_of_published_figures_shows_what_the_data_hold():
     for row in inside:
         calibrated = "validation" if row["source"] == "network-scaled" else ""
         assert f"{100 * float(row['accuracy']):.1f}" in shown[row["source"], calibrated]
+    with (ROOT / "leaderboard" / "results" / "introspective-iqa.csv").open(encoding="utf-8") as file:
+        measured = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+    assert len(measured) == 48
+    for row in measured:
+        figures = [f"{float(row[name]):.3f}" for name in ("published", "line", "logistic")]
+        assert [row["database"], row["metric"], row["figure"], *figures, row["reproduced_by"]] in table_rows(page)
 
 
 def test_the_readme_shows_the_best_rows_of_the_page_of_results():
