@@ -137,12 +137,15 @@ def gaps(path: str | Path) -> list[str]:
 
 def _missing_rounds(records: Iterable[ActiveLearningRecord]) -> list[str]:
     """The strategies whose rounds do not reach the last one of their protocol, as in a run that was killed."""
-    last: dict[str, int] = {}
-    wanted: dict[str, int] = {}
-    for record in records:
-        last[record.set_name] = max(record.round, last.get(record.set_name, 0))
-        wanted[record.set_name] = int(record.rules["rounds"])
-    return [f"{name} ends at round {last[name]} of {rounds}" for name, rounds in wanted.items() if last[name] < rounds]
+    last: dict[str, ActiveLearningRecord] = {}
+    for record in sorted(records, key=lambda one: one.round):
+        last[record.set_name] = record
+    wanted = {name: record.rules.get("rounds") for name, record in last.items()}  # a file may say anything
+    return [
+        f"{name} ends at round {last[name].round} of {rounds}"
+        for name, rounds in wanted.items()
+        if isinstance(rounds, int) and last[name].round < rounds
+    ]
 
 
 def unpack(path: str | Path) -> Path:
