@@ -67,7 +67,6 @@ class LoadedSuite:
         ``untrained`` says why. validation: the test images set apart to calibrate on, which no set contains, or None.
     transform: how all images are brought to one size: as the network states it, but for what the suite says.
     classifier, weights_hash, weights_path, device, network_name: of the network; unsuitable: why no detector can read it.
-    batch_size: the suite's, or one that suits the device and the size of images.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     choosing: the images that the protocol validation chooses on; None without that protocol.
@@ -141,8 +140,7 @@ class LoadedSuite:
                 f"{any_split.name}: its images are {width}x{height} pixels, not square; give the pixels per side to which all"
                 " images are resized: --size N (in a suite, size)"
             )
-        if self.transform.size is None:
-            self.transform = self.transform.replaced(size=int(width))
+        self.transform = self.transform if self.transform.size else self.transform.replaced(size=int(width))
         self.batch_size = suite.batch_size or default_batch_size(int(width), self.device)
         if suite.validation:
             self.validation = self._set_apart(self._original(in_distribution, suite.test_split, None, progress))

@@ -87,11 +87,13 @@ def require_place(out: Path) -> dict[str, str]:
     if len(os.fsencode(out.name)) > LONGEST_NAME:
         raise UsageError(f"{out} has too long a name for a folder; name another with --out")
     require_no_link(out)
+    # Before site.json is looked for, which another process writes before any other file.
+    others = sorted(path.name for path in out.glob("*") if not path.name.startswith("."))
     if os.path.lexists(out / json_files.SITE):
         return json_files.read_site(out / json_files.SITE).files
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder with --out")
-    if others := sorted(path.name for path in out.glob("*") if not path.name.startswith(".")):
+    if others:
         raise UsageError(f"{out} holds {others[0]}, and no site of oodbench; name a new folder with --out")
     return {}
 

@@ -315,6 +315,20 @@ def test_processes_write_one_site_one_after_the_other(tmp_path):
     assert differing(tmp_path / "site") == []
 
 
+def test_a_site_that_another_process_begins_meanwhile_is_replaced(tmp_path, monkeypatch):
+    glob = Path.glob
+
+    def after_another(self, pattern):
+        monkeypatch.setattr(Path, "glob", glob)
+        replace_site(tmp_path / "site", [("index.html", b"1"), ("runs/a.html", b"1")])
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", after_another)
+    replace_site(tmp_path / "site", [("index.html", b"2")])
+    assert (tmp_path / "site" / "index.html").read_bytes() == b"2"
+    assert differing(tmp_path / "site") == []
+
+
 def test_a_site_that_cannot_be_made_leaves_no_folder(tmp_path):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
