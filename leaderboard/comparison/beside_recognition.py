@@ -46,7 +46,7 @@ def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> p
             for (model, inside), of in each
             if inside in known and any(_stands_for(model, name) for name in figure.models)
         ]
-        about = {"metric": "accuracy", "paper": figure.paper.source}
+        about: dict[str, Any] = {"metric": "accuracy", "paper": figure.paper.source}
         for (model, inside), of in matching:
             found = {metric: means(of, metric)[MEAN].dropna() for metric in ("accuracy", "ece")}
             own = {"model": model, "in_distribution": inside, "stands_in": "; ".join(_stand_ins(model, figure, of))}
