@@ -25,4 +25,5 @@ def test_it_uses_public_names_alone(module):
 
 def test_it_installs_and_a_part_of_its_tests_pass(tmp_path):
     pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed: pip install '.[test]'")
-    example_packages.passes_its_tests(NAME, tmp_path, "named_in_the_readme or contract and (knn or gram or odin)")
+    chosen = "named_in_the_readme or contract and (knn or gram or odin)"
+    assert example_packages.passed_of(NAME, tmp_path, chosen) >= 4

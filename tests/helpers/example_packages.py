@@ -17,11 +17,14 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", sys.argv[2]]))
 """
 
 
-def passes_its_tests(name: str, folder: Path, chosen: str = "") -> None:
-    """Install a copy of the package below ``folder``, and assert that its tests pass; ``chosen`` as pytest's ``-k``."""
+def passed_of(name: str, folder: Path, chosen: str = "") -> int:
+    """Install a copy of the package below ``folder``, and run its tests; how many passed, if none failed.
+
+    ``chosen`` as pytest's ``-k``.
+    """
     copy, site = folder / "package", folder / "site"
     shutil.copytree(EXAMPLES / name, copy, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     subprocess.run([sys.executable, "-m", "pip", "install", *PIP, "--target", site, copy], check=True)
     tested = new_process.python(TESTED, site, chosen, cwd=copy)
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert re.search(r"\d+ passed", tested.stdout)
+    return int(re.search(r"(\d+) passed", tested.stdout)[1])

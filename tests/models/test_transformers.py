@@ -90,24 +90,23 @@ def features_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return Probe(Classifier(module), images, {"features"}).features
 
 
-def require_pre_logits(network: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Compare features with what timm calls pre-logits, and return what its norm gives."""
-    features = Probe(network, images, {"features"}).features
+def tokens_of(network: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """What the last norm of a network of timm gives."""
     with torch.no_grad():
-        tokens = network.module.forward_features(network.normalised(images))
-        torch.testing.assert_close(features, network.module.forward_head(tokens, pre_logits=True))
-    return tokens
+        return network.module.forward_features(network.normalised(images))
 
 
 def test_features_of_timms_networks_are_what_they_call_pre_logits(network, data):
-    require_pre_logits(network, data[0][:4])
+    features = Probe(network, data[0][:4], {"features"}).features
+    with torch.no_grad():
+        torch.testing.assert_close(features, network.module.forward_head(tokens_of(network, data[0][:4]), pre_logits=True))
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_features_of_a_vit_are_the_class_token_or_the_mean_of_patches(data, pool):
     name, options = NETWORKS["vit"]
     network = Classifier(timm.create_model(name, num_classes=4, global_pool=pool, **options))
-    tokens = require_pre_logits(network, data[0][:4])
+    tokens = tokens_of(network, data[0][:4])
     expected = tokens[:, 0] if pool == "token" else network.module.fc_norm(tokens[:, 1:].mean(1))
     torch.testing.assert_close(Probe(network, data[0][:4], {"features"}).features, expected.detach())
 
