@@ -155,6 +155,15 @@ class Classifier(nn.Module):
                 ) from error
         return digest.hexdigest()[:16]
 
+    @property
+    def unfiltered_hash(self) -> str:
+        """``weights_hash`` of the classifier without its filter."""
+        own, self.filter = self.filter, None
+        try:
+            return self.weights_hash
+        finally:
+            self.filter = own
+
     def check(self, images: Tensor) -> None:
         """Check that images (N, C, H, W) give finite logits (N, classes), the same in each forward pass.
 

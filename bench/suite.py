@@ -96,6 +96,7 @@ class Suite(BaseModel):
     name: FolderName = ""
     title: str = ""
     model: str | None = None  # None: a suite without a network
+    network: str | None = Field(default=None, min_length=1, max_length=60)  # its name, if its weights have no card
     weights: str | None = None  # file of the model's weights, from the working folder
     layers: list[str] | None = Field(default=None, min_length=1)  # that layered detectors read; None: the network's own
     in_distribution: SetName

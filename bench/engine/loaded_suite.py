@@ -66,7 +66,7 @@ class LoadedSuite:
     train, in_distribution: the in-distribution training and test images; train is None where the set has no such split, and
         ``untrained`` says why. validation: the test images set apart to calibrate on, which no set contains, or None.
     transform: how all images are brought to one size: as the network states it, but for what the suite says.
-    classifier, weights_hash, weights_path, device, network_name: of the network; unsuitable: why no detector can read it.
+    classifier, weights_hash, device, network_name, card: of the network; unsuitable: why no detector can read it.
     test_sets: after ``load_test_sets``, in the suite's order; those that are attacked after ``attack``.
     source: the set that transfer learns from, tested or not; None without that protocol.
     choosing: the images that the protocol validation chooses on; None without that protocol.
@@ -87,7 +87,7 @@ class LoadedSuite:
             raise UsageError(f"--limit takes a number of images of at least 1, not {limit}")
         self.suite = suite = with_parts(suite, data)
         self.data, self.limit, self.workers, self._cache_images = data, limit, workers, cache_images
-        self.classifier, self.weights_hash, self.weights_path, self.device, self.network_name = network
+        self.classifier, self.weights_hash, self.device, self.network_name, self.card = network
         self._originals: dict[tuple[Any, ...], ImageSet] = {}
         self.validation: ImageSet | None = None
         self._to_attack: list[tuple[LoadedTestSet, TestSet]] = []

@@ -28,9 +28,9 @@ class Network(NamedTuple):
 
     classifier: Classifier | None = None
     weights_hash: str = ""
-    weights_path: Path | None = None
     device: torch.device = torch.device("cpu")
     name: str = ""  # in records and tables
+    card: dict[str, Any] | BadData | None = None  # of the weights, or why it cannot be read
 
 
 NO_NETWORK = Network()
@@ -46,18 +46,21 @@ def load_network(
         return NO_NETWORK
     given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
     classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
-    path = weights_path(suite.model, weights, data)
-    return Network(classifier, classifier.weights_hash, path, device, _name(suite.model, path, classifier.weights_hash))
-
-
-def _name(model: str, path: Path | None, weights_hash: str) -> str:
-    """``resnet18``, or ``resnet18 (augmix)`` where the card says so: networks trained in different ways are not repeats."""
+    path, found = weights_path(suite.model, weights, data), None
     try:
-        found = None if path is None else card.of_weights(path, weights_hash)
-    except BadData:  # the run reports it
-        found = None
-    training = "" if found is None else card.training_of(found)
-    return f"{model} ({training})" if training else model
+        found = None if path is None else card.of_weights(path, classifier)
+    except BadData as error:
+        found = error
+    return Network(classifier, classifier.weights_hash, device, _name(suite, found), found)
+
+
+def _name(suite: Suite, found: dict[str, Any] | BadData | None) -> str:
+    """``resnet18``, or ``resnet18 (augmix)``: networks that were trained by different methods are not repeats.
+
+    The card of the weights says so; the suite's name of the network counts for weights without a card.
+    """
+    training = card.training_of(found) if isinstance(found, dict) else suite.network
+    return f"{suite.model} ({training})" if training else suite.model or ""
 
 
 def try_network(

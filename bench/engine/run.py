@@ -30,7 +30,6 @@ from oodbench.engine.statistics_cache import StatisticsCache
 from oodbench.engine.trials import MeasuredTestSet, Trial, Trials
 from oodbench.errors import BadData, CannotWrite, contained, counted, reason
 from oodbench.image_set import ImageSet
-from oodbench.models import card
 from oodbench.models.build import brings_weights
 from oodbench.models.device import resolve_device
 from oodbench.models.exact import EXACT, set_float32
@@ -152,13 +151,9 @@ class _Run:
 
     def _card(self) -> dict[str, Any]:
         """The card of the weights, for the provenance; empty without one. A file that cannot be read is reported."""
-        try:
-            path = self.loaded.weights_path
-            found = None if path is None else card.of_weights(path, self.loaded.weights_hash)
-        except BadData as error:
-            self.progress.say(reason(error))
-            found = None
-        return {} if found is None else {"model_card": found}
+        if isinstance(self.loaded.card, BadData):
+            self.progress.say(reason(self.loaded.card))
+        return {"model_card": self.loaded.card} if isinstance(self.loaded.card, dict) else {}
 
     def try_network(self) -> None:
         """Report how often the network is right on the in-distribution test images, measured once for the run folder."""

@@ -40,8 +40,8 @@ def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set
         raise UsageError(f"{weights} holds weights of a training with {other[0]}; name another file with --out, or delete it")
 
 
-def of_weights(weights: Path, weights_hash: str) -> dict[str, Any] | None:
-    """The card beside a weights file; None if there is none, or if it is that of other weights.
+def of_weights(weights: Path, classifier: Classifier) -> dict[str, Any] | None:
+    """The card beside the weights file of a classifier; None if there is none, or if it is that of other weights.
 
     Raises BadData for a file that is not a card.
     """
@@ -50,17 +50,17 @@ def of_weights(weights: Path, weights_hash: str) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = finite_json(read_small(path))
-        own = found["weights"]["hash"] == weights_hash
+        own = found["weights"]["hash"] == classifier.unfiltered_hash
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or train the weights again") from error
     return found if own else None
 
 
 def training_of(card: Mapping[str, Any]) -> str:
-    """The method that a network was trained by, one of ``METHODS``; empty for a plain cross-entropy, and for an unknown one."""
+    """The method that a network was trained by, one of ``METHODS``; empty for plain cross-entropy or an unknown method."""
     recipe = card.get("recipe")
     method = recipe.get("method") if isinstance(recipe, dict) else None
-    return str(method) if method in METHODS else ""
+    return method if isinstance(method, str) and method in METHODS else ""
 
 
 def write(

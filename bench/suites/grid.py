@@ -41,8 +41,8 @@ def expand(values: Mapping[str, Any], name: object) -> dict[str, dict[str, Any]]
     """
     axes = {key: _axis(values, key, name) for key in AXES}
     rest = {key: value for key, value in values.items() if key not in (*AXES, *SINGLE.values())}
-    if axes["networks"] != [None] and axes["weights"] != [None]:
-        raise UsageError(f"suite {name}: each of networks names its weights; leave out weights, and --weights")
+    if axes["networks"] != [None]:
+        _require_networks(axes, name)
     if len(axes["models"]) > 1 and any(isinstance(file, str) and "{model}" not in file for file in axes["weights"]):
         raise UsageError(f"suite {name}: weights: several models cannot share a file; name files with {{model}} in them")
     if (count := len(list(product(*axes.values())))) > MOST_RUNS:
@@ -58,7 +58,7 @@ def expand(values: Mapping[str, Any], name: object) -> dict[str, dict[str, Any]]
         chosen = {key: of[place] for (key, of), place in zip(axes.items(), places, strict=True)}
         label = "_".join(filter(None, (labels[key][place] for key, place in zip(axes, places, strict=True))))
         if label in runs:
-            raise UsageError(f"suite {name}: two of its runs would be called {label}; rename a file of weights")
+            raise UsageError(f"suite {name}: two of its runs would be called {label}; rename a network or a file of weights")
         runs[label] = _one(rest, chosen, name, several_inside=len(axes["in_distribution"]) > 1)
     return runs
 
@@ -83,11 +83,27 @@ def _axis(values: Mapping[str, Any], key: str, name: object) -> list[Any]:
 
 
 def _network(value: Any, name: object) -> dict[str, str]:
-    """A table of ``networks``. Raises UsageError for one of other keys, or whose values are not text."""
+    """A table of ``networks``. Raises UsageError for one that lacks a key or has another, and for values that are not text."""
     keys = ("name", "model", "weights")
-    if not isinstance(value, dict) or sorted(value) != sorted(keys) or not all(isinstance(of, str) for of in value.values()):
-        raise UsageError(f"suite {name}: networks: each is a table of {', '.join(keys)}, which are text; correct {value}")
-    return value
+    found = value if isinstance(value, dict) else {}
+    if wrong := [key for key in (*keys, *found) if key not in keys or not isinstance(found.get(key), str) or not found[key]]:
+        what = "takes a text in quotes" if wrong[0] in keys else "is unknown"
+        raise UsageError(
+            f"suite {name}: networks: {wrong[0]} {what}; each table needs the keys {', '.join(keys)} and no others"
+        )
+    return found
+
+
+def _require_networks(axes: Mapping[str, list[Any]], name: object) -> None:
+    """Raise UsageError for keys and options that ``networks`` make pointless, and for one network with two names."""
+    if axes["weights"] != [None]:
+        raise UsageError(f"suite {name}: each table of networks names its weights; leave out weights, and --weights")
+    if axes["models"] != [None] and not any("{model}" in one["model"] for one in axes["networks"]):
+        raise UsageError(f"suite {name}: no table of networks has {{model}} as its model; leave out model, and --model")
+    first: dict[tuple[str, str], str] = {}
+    for one in axes["networks"]:
+        if (other := first.setdefault((one["model"], one["weights"]), one["name"])) != one["name"]:
+            raise UsageError(f"suite {name}: networks: {other} and {one['name']} are one network; leave one out")
 
 
 def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, several_inside: bool) -> dict[str, Any]:
@@ -107,6 +123,7 @@ def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, se
 
     network = chosen["networks"] or {"model": chosen["models"], "weights": chosen["weights"]}
     run = {**rest, "in_distribution": inside, "model": filled(network["model"]), "weights": filled(network["weights"])}
+    run["network"] = network.get("name", rest.get("network"))
     run |= {"seed": chosen["seeds"], "parameters": chosen["parameters"], "transfer_from": filled(rest.get("transfer_from"))}
     sets = rest.get("sets")
     if isinstance(sets, list):
@@ -115,7 +132,7 @@ def _one(rest: Mapping[str, Any], chosen: Mapping[str, Any], name: object, *, se
         run["sets"] = [_without_of(one) for one in mine if not (several_inside and _names(one, inside))]
         if sets and not run["sets"]:
             raise UsageError(f"suite {name}: no set is left to test against {inside}; add one")
-    optional = ("in_distribution", "model", "weights", "seed", "parameters", "transfer_from")
+    optional = ("in_distribution", "model", "network", "weights", "seed", "parameters", "transfer_from")
     return {key: value for key, value in run.items() if value is not None or key not in optional}
 
 

@@ -90,15 +90,29 @@ def test_networks_are_named_pairs_of_a_model_and_its_weights():
     assert list(grid(text, NETWORKS + SETS, models=["resnet18", "resnet34"]).runs) == [
         "resnet18_standard", "resnet18_denoised", "resnet34_standard", "resnet34_denoised",
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="each of networks names its weights; leave out weights, and --weights"):
+    with pytest.raises(UsageError, match="each table of networks names its weights; leave out weights, and --weights"):
         grid(text, NETWORKS + SETS, weights=["a.safetensors"])
+
+
+def test_a_model_that_no_network_takes_is_refused():
+    with pytest.raises(UsageError, match=r"no table of networks has {model} as its model; leave out model, and --model"):
+        grid('in_distribution = "digits"\n', NETWORKS.replace("{model}", "resnet34") + SETS, models=["resnet18"])
 
 
 @pytest.mark.parametrize(
     ("networks", "says"),
     [
-        ('[[networks]]\nname = "a"\nmodel = "b"\n', "each is a table of name, model, weights, which are text; correct {'name"),
-        ('[networks]\nname = "a"\nmodel = "b"\nweights = 1\n', "each is a table of name, model, weights"),
+        (
+            '[[networks]]\nname = "a"\nmodel = "b"\n',
+            "networks: weights takes a text in quotes; each table needs the keys name,",
+        ),
+        ('[networks]\nname = "a"\nmodel = "b"\nweights = 1\n', "networks: weights takes a text in quotes"),
+        ('[[networks]]\nname = ""\nmodel = "b"\nweights = "c"\n', "networks: name takes a text in quotes"),
+        ('[[networks]]\nname = "a"\nmodel = "b"\nweights = "c"\nfoo = 1\n', "networks: foo is unknown"),
+        (
+            "".join(f'[[networks]]\nname = "{name}"\nmodel = "b"\nweights = "c"\n' for name in "xy"),
+            "networks: x and y are one network; leave one out",
+        ),
         (NETWORKS + NETWORKS, "networks names standard twice"),
         (NETWORKS, "the suite has no model; give it one"),
     ],
@@ -135,7 +149,7 @@ def test_one_in_distribution_set_of_a_suite_can_be_chosen():
         ("seeds = [1, 2, 1]\n", "seeds names 1 twice"),
         ("seeds = [1, -2]\n", "seed takes at least 0, not -2"),
         ('models = ["a", "b"]\nweights = ["a.pth", "b.pth"]\n', "several models cannot share a file"),
-        ('weights = ["a.pth", "a.safetensors"]\n', "two of its runs would be called a; rename a file of weights"),
+        ('weights = ["a.pth", "a.safetensors"]\n', "two of its runs would be called a; rename a network or a file"),
         ('weights = ["a.pth", 3]\n', "weights takes a text in quotes, not 3"),
         (f"seeds = {list(range(MOST_RUNS + 1))}\n", "is a grid of 1,001 runs; list fewer values"),
         ("sedes = [1]\n", "unknown key 'sedes'; did you mean 'seeds'?"),

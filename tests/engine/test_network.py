@@ -16,15 +16,18 @@ from torch import nn
 import oodbench
 from oodbench import registry
 from oodbench.classifier import Classifier
-from oodbench.engine.network import MOST_IMAGES, try_network
+from oodbench.engine.network import MOST_IMAGES, load_network, try_network
 from oodbench.errors import TooSlow
 from oodbench.image_set import ImageSet
 from oodbench.inference import thresholds
 from oodbench.leaderboard.brief import brief
 from oodbench.leaderboard.gather import gather
 from oodbench.leaderboard.sentences import sentence
+from oodbench.models import weights
+from oodbench.models.load import load_model
 from oodbench.results.folder import RunFolder
 from oodbench.results.network import stored
+from oodbench.suites.load import load_suite
 
 
 class Reads(nn.Module):
@@ -290,3 +293,29 @@ def test_the_code_of_the_users_network_is_part_of_a_run(tmp_path):
         done = command(*options, "--out", "run", "--protocol", "unsupervised", cwd=tmp_path)
         assert says in done.stderr
         assert done.returncode == (2 if "holds" in says else 0)
+
+
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        (None, "resnet8-digits (mine)"),
+        ({"method": "noise"}, "resnet8-digits (noise)"),
+        ({"method": ""}, "resnet8-digits"),
+        ({"method": ["noise"]}, "resnet8-digits"),
+        ({"method": {}}, "resnet8-digits"),
+        ({"method": "<b>"}, "resnet8-digits"),
+        ([], "resnet8-digits"),
+        ("{", "resnet8-digits"),
+    ],
+)
+def test_a_network_is_called_after_its_training(tmp_path, card, name):
+    """A card is data of others; without one the suite's name counts."""
+    file = tmp_path / "net.safetensors"
+    weights.write(file, load_model("resnet8-digits").module)
+    if card is not None:
+        hash = load_model("resnet8-digits", file).weights_hash
+        text = card if isinstance(card, str) else json.dumps({"weights": {"hash": hash}, "recipe": card})
+        file.with_suffix(".card.json").write_text(text)
+    suite = load_suite("digits").model_copy(update={"network": "mine"})
+    found = load_network(suite, file, torch.device("cpu"), None)
+    assert found.name == (name if card != "{" else "resnet8-digits (mine)")
