@@ -46,7 +46,8 @@ def load_network(
         return NO_NETWORK
     given: dict[str, Any] = {"weights_key": weights_key, "layers": suite.layers, "data": data}
     classifier = load_model(suite.model, weights, device=str(device), require_weights=True, **given)
-    path, found = weights_path(suite.model, weights, data), None
+    path = weights_path(suite.model, weights, data)
+    found: dict[str, Any] | BadData | None
     try:
         found = None if path is None else card.of_weights(path, classifier)
     except BadData as error:
