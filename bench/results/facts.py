@@ -79,3 +79,11 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number} is not a finite number")
     return value
+
+
+def first_difference(name: str, before: Any, now: Any) -> str:
+    """``name = 1, not 2``, of the first key that differs if both are tables."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in [*before, *now] if before.get(key) != now.get(key))
+        return first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} = {before}, not {now}"

@@ -29,6 +29,7 @@ import numpy as np
 from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
 from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible
 from oodbench.results import json_files, pass_file, site
+from oodbench.results.facts import first_difference
 from oodbench.results.json_files import Costs, Manifest
 from oodbench.results.records import DetectionRecord, RecognitionRecord, Record
 from oodbench.results.schema_1 import CELLS, cells, has_cells, migrate, read_cell
@@ -265,7 +266,7 @@ class RunFolder:
         for name, value in own.items():
             if name in before and before[name] != value:
                 raise UsageError(
-                    f"{self.path} holds a run with {name} = {before[name]}, not {value};"
+                    f"{self.path} holds a run with {first_difference(name, before[name], value)};"
                     " choose another folder with --out, or start over with --fresh"
                 )
         self._settings = before | own
