@@ -9,15 +9,16 @@ from oodbench.datasets.quality.table import DIRECTIONS, read_table, score_column
 from oodbench.errors import BadData
 from oodbench.paths import DataRoots
 
-DESCRIPTIONS = ("row", "image", "reference", "deviation", "distortion", "level")  # columns that are not values of a metric
+DESCRIPTIONS = ("", "row", "image", "reference", "deviation", "distortion", "level")  # columns that are not values of a metric
 
 
 def load(path: str, *, data: DataRoots = None) -> QualityDatabase:
     """Load a CSV file with one row per image.
 
     One column is ``score`` or ``mos`` (higher is better) or ``dmos`` (lower is better). The columns ``reference`` (a name, or
-    a number), ``deviation``, ``distortion`` and ``level`` are used, ``row`` and ``image`` are left out, and every other
-    column whose first cell is a number has the values of a metric with its name. Without ``reference``, each image has its own.
+    a number), ``deviation``, ``distortion`` and ``level`` are used, ``row``, ``image`` and a first column without a name are
+    left out, and every other column whose first cell is a number has the values of a metric with its name. Without
+    ``reference``, each image has its own.
 
     Raises UsageError for an empty path, MissingData if the file is missing, and BadData for a table without scores or values,
     and for text in place of a number.

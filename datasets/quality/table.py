@@ -15,8 +15,10 @@ MOST_COLUMNS, MOST_ROWS = 200, 50_000
 def read_table(path: Path, needed: Sequence[str] = ()) -> dict[str, list[str]]:
     """Read the columns of a CSV file with a header, by name in lower case, each a list of as many texts.
 
+    The first name may be empty, as that of the index that pandas writes.
+
     Raises BadData, naming the file and line, for a file that is too large, not UTF-8 or without rows, a line of another length,
-    and a column that is missing or occurs twice.
+    a column that is missing or occurs twice, and one without a name that is not the first.
     """
     try:
         text = read_small(path).decode("utf-8-sig")
@@ -46,6 +48,8 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> dict[str, list[str]]:
         raise BadData(
             f"{path} has {len(names)} columns and {len(rows):,} rows, more than {MOST_COLUMNS} or {MOST_ROWS:,}; split it"
         )
+    if "" in names[1:]:
+        raise BadData(f"{path}: column {names.index('', 1) + 1} has no name; give it one in the header, or remove the column")
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadData(f"{path} has two columns '{min(twice)}'; rename one of them")
     if absent := [name for name in needed if name not in names]:
