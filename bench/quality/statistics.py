@@ -9,6 +9,7 @@ from oodbench.quality import mapping as mappings
 from oodbench.quality.bootstrap import Replicates
 from oodbench.quality.figures import QualityFigures
 
+MOST = 1e100  # of values and scores
 MOST_IMAGES, MOST_PAIRS = 50_000, 400_000_000  # images, and images x groups, of a bootstrap: a minute, and a gigabyte
 LARGEST = 1 - 1e-12  # a correlation beyond it counts as perfect
 SAME = 1e-9  # spread up to which replicates differ by rounding alone
@@ -46,8 +47,8 @@ def figures(
     for RMSE. Those of the outlier ratio are on the scale of the logit, without bias, and never narrower than the exact interval
     (Clopper & Pearson 1934) of N independent images. Replicates in which all values or all scores are equal are left out.
 
-    Raises BadData for arrays that disagree in length, numbers that are not finite, deviations below 0, fewer than 6 images
-    (with a line: 3), more than 50,000 (20,000 without groups), and values or scores that are all equal.
+    Raises BadData for arrays that disagree in length, numbers that are not finite or beyond ±1e100, deviations below 0, fewer
+    than 6 images (with a line: 3), more than 50,000 (20,000 without groups), and values or scores that are all equal.
     """
     if mapping not in mappings.KINDS:
         raise BadData(f"mapping is {mapping!r}; give one of {', '.join(mappings.KINDS)}")
@@ -64,6 +65,9 @@ def figures(
         raise BadData(
             f"{len(y):,} images of {count:,} references are too many for intervals; name their references, or give fewer"
         )
+    for what, found in (("values", x), ("scores", y), ("deviations", sigma)):
+        if found is not None and np.abs(found).max(initial=0) > MOST:
+            raise BadData(f"{what} reach {np.abs(found).max():g}, and their squares overflow; divide them by a constant")
     fitted = mappings.fit(x, y, mapping)
     error = fitted(x) - y
     sign = 1 if values_higher_is_better == scores_higher_is_better else -1
