@@ -19,7 +19,7 @@ from oodbench.results.records import ActiveLearningRecord
 from oodbench.suite import as_names
 
 COLUMNS = (
-    "model", "in_distribution", "protocol", "strategy", "features", "dataset", "round", "labelled", "seed", "n",
+    "model", "in_distribution", "protocol", "strategy", "features", "dataset", "round", "last_round", "labelled", "seed", "n",
     "accuracy", "accuracy_low", "accuracy_high", "train_accuracy", "epochs", "restarts", "seconds", "status", "reason",
 )  # fmt: skip
 GROUP = ["model", "in_distribution", "protocol", "dataset"]  # one table each
@@ -39,10 +39,11 @@ def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
         for record in sorted(folder.of_task(ActiveLearningRecord), key=lambda one: (one.set_name, one.round))
     ]
     columns: dict[str, list[object]] = {name: [vars(record).get(name) for record in found] for name in COLUMNS}
+    columns["last_round"] = [record.rules.get("rounds") for record in found]
     columns["strategy"] = _told_apart([(record.strategy, record.parameters) for record in found])
     columns["protocol"] = _told_apart([(record.protocol, record.rules) for record in found])
     columns = {name: list(map(escape.without_surrogates, values)) for name, values in columns.items()}
-    numbers = ["labelled", "n", *COLUMNS[COLUMNS.index("accuracy") : COLUMNS.index("status")]]
+    numbers = ["last_round", "labelled", "n", *COLUMNS[COLUMNS.index("accuracy") : COLUMNS.index("status")]]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
     return frame.drop_duplicates([*GROUP, *ROW, "round", "seed"], keep="last", ignore_index=True)
 
@@ -111,7 +112,8 @@ def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS) -> list[TextTable]
 
 def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
     first, found, whole = cells.iloc[0], curves(cells), areas(cells)
-    rounds = cells["round"].nunique()
+    last = cells["last_round"].max()
+    rounds = cells["round"].nunique() if pd.isna(last) else int(last) + 1
     whole = whole[whole["rounds"] == rounds]  # a curve that stops early has another mean
     summary = whole.groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
     order = cells[ROW].drop_duplicates()
@@ -151,9 +153,15 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
 
 
 def _notes(cells: pd.DataFrame) -> list[Note | str]:
-    """Why strategies have no figures, once each."""
+    """Why strategies have no figures, once each, and whose rounds are not finished."""
     without = cells[cells["status"] != "ok"].drop_duplicates([*ROW, "reason"])
-    return [
+    notes: list[Note | str] = [
         f"– {row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}"
         for row in without.itertuples()
+    ]
+    ends = cells.groupby([*ROW, "seed"], sort=False)[["round", "last_round"]].max().dropna().reset_index()
+    return notes + [
+        f"– {row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the suite"
+        " again to finish it"
+        for row in ends[ends["round"] < ends["last_round"]].itertuples()
     ]

@@ -496,6 +496,11 @@ def test_rounds_that_a_killed_run_lacks_are_gaps(tiny, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tiny(strategies=["random"], test_sets=["digits"]), tmp_path / "run")
     assert bundle.gaps(tmp_path / "run") == [f"{tmp_path / 'run'}: random feed-forward ends at round 1 of 2"]
+    text = render_active_learning(active_learning_frame([RunFolder(tmp_path / "run")]))
+    assert "– random (feed-forward), seed 0: ends at round 1 of 2; run the suite again to finish it" in " ".join(text.split())
+    assert "mean" not in text.split()  # a mean over some of the rounds compares with no other
+    with pytest.raises(UsageError, match=r"holds a run with rules.rounds = 2, not 3"):
+        run(tiny(strategies=["random"], test_sets=["digits"], rounds=3), tmp_path / "run")
 
 
 def test_runs_of_other_settings_are_told_apart(tiny, tmp_path):
