@@ -24,6 +24,10 @@ COLUMNS = (
 )  # fmt: skip
 CORRELATIONS = ("plcc", "srcc", "krcc")
 LOGISTIC, LINE = MAPPINGS = ("logistic", "line")
+BOLD = (
+    " Bold: the best, and correlations that are not significantly lower than the best (Fisher's z at 5 %, treating the two as"
+    " independent)."
+)
 NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
 
 
@@ -82,19 +86,25 @@ def render_quality(
     write, shown = writer(format, width), chosen(as_names(columns), [*METRICS])
     if frame.empty:
         return f"% {NO_RECORDS}\n" if format == "tex" else f"{NO_RECORDS}\n"
-    made = tables(frame, metric, shown, intervals)
+    made = tables(frame, metric, shown, intervals, bold=format != "table")
     made[-1].notes.extend(notes)
     return "\n".join(map(write, made))
 
 
 def tables(
-    frame: pd.DataFrame, metric: str = "srcc", columns: Sequence[str] = tuple(METRICS), intervals: bool = False
+    frame: pd.DataFrame,
+    metric: str = "srcc",
+    columns: Sequence[str] = tuple(METRICS),
+    intervals: bool = False,
+    bold: bool = True,
 ) -> list[TextTable]:
-    """One table per database, before it takes a format."""
-    return [_text_table(str(name), of, metric, columns, intervals) for name, of in frame.groupby("database", sort=False)]
+    """One table per database, before it takes a format. ``bold``: whether the format shows which figures are the best."""
+    return [_text_table(str(name), of, metric, columns, intervals, bold) for name, of in frame.groupby("database", sort=False)]
 
 
-def _text_table(database: str, cells: pd.DataFrame, metric: str, shown: Sequence[str], intervals: bool) -> TextTable:
+def _text_table(
+    database: str, cells: pd.DataFrame, metric: str, shown: Sequence[str], intervals: bool, bold: bool
+) -> TextTable:
     fitted = cells[cells["mapping"] == LOGISTIC].sort_values(
         metric, ascending=not METRICS[metric].higher_is_better, na_position="last", kind="stable"
     )
@@ -104,14 +114,19 @@ def _text_table(database: str, cells: pd.DataFrame, metric: str, shown: Sequence
     images = counted(int(found["n"].max()) if len(found) else 0, "image")
     return TextTable(
         title=f"{database}, image quality",
-        caption=f"Agreement with people's scores of {images}: of ranks (SRCC, KRCC), and of values after a logistic"
-        " function was fitted to the scores (the others). Bold: the best, and correlations that are not significantly lower"
-        " than the best (Fisher's z at 5 %, as if both were of other images).",
+        caption=f"{_caption(images)}{BOLD if bold else ''}" if len(found) else "No metric has figures.",
         labels=[Column("", ("metric",), found["metric"].tolist(), is_label=True)],
         sets=columns,
         summary=[Column("cost", ("ms per image",), paid)] if any(paid) else [],
         breaks=[],
         notes=_notes(fitted),
+    )
+
+
+def _caption(images: str) -> str:
+    return (
+        f"Agreement with the scores of {images}: of ranks (SRCC, KRCC), and of values after a logistic function was fitted to"
+        " the scores (the others)."
     )
 
 

@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 
 import oodbench
+from oodbench.datasets.quality.table import read_table
+from oodbench.errors import BadData
 from oodbench.leaderboard.comparison.beside_tasks import beside_published, render_beside
-from oodbench.leaderboard.tasks.quality import quality_frame, tables
+from oodbench.leaderboard.tasks.quality import quality_frame, render_quality, tables
 from oodbench.results.folder import RunFolder
+from oodbench.results.records import QualityRecord
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +45,30 @@ def test_correlations_that_are_not_significantly_lower_than_the_best_are_marked(
     marked = {column.lines[0]: {metrics[row] for row in column.best} for column in table.sets}
     assert marked["PLCC"] == marked["SRCC"] == {"fsimc", "sr-sim"}
     assert len(marked["RMSE"]) == 1
+
+
+def test_a_table_that_cannot_be_read_fails_alone_and_keeps_its_folder_private(tmp_path):
+    score = np.arange(20.0)
+    pd.DataFrame({"mos": score, "m": score**2}).to_csv(tmp_path / "index.csv")  # pandas writes its index first
+    pd.DataFrame({"mos": score, "dmos": score, "m": score}).to_csv(tmp_path / "both.csv", index=False)
+    pd.DataFrame({"mos": score, "m": score * 1e300}).to_csv(tmp_path / "huge.csv", index=False)
+    names = [f"scores:{tmp_path / name}.csv" for name in ("index", "both", "huge", "absent")]
+    (tmp_path / "s.toml").write_text(f'task = "quality"\nmetrics = ["m"]\ndatabases = {names}\n')
+    folder = RunFolder(oodbench.run(tmp_path / "s.toml", out=tmp_path / "run").path)
+    found = {record.database: record for record in folder.of_task(QualityRecord)}
+    assert {name: record.status for name, record in found.items()} == {
+        "scores:index.csv": "ok", "scores:both.csv": "failed", "scores:huge.csv": "failed", "scores:absent.csv": "skipped",
+    }  # fmt: skip
+    assert found["scores:both.csv"].reason.startswith("both.csv has columns mos and dmos")
+    assert "reach 1.9e+301, and their squares overflow" in found["scores:huge.csv"].reason
+    assert not [file for file in folder.path.rglob("*") if file.is_file() and str(tmp_path).encode() in file.read_bytes()]
+    plain, marked = (render_quality(quality_frame([folder]), format) for format in ("table", "md"))
+    assert "Bold" not in plain
+    assert marked.count("Bold") == 1
+    assert plain.count("No metric has figures.") == 3
+
+
+def test_a_column_without_a_name_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("mos,,m\n1,2,3\n")
+    with pytest.raises(BadData, match="column 2 has no name; give it one in the header, or remove the column"):
+        read_table(tmp_path / "t.csv")

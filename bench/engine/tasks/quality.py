@@ -55,7 +55,8 @@ def run(
         settings = {"task": suite.task, "seed": suite.seed, "limit": limit}
         settings |= {f"parameters of {name}": values for name, values in suite.parameters.items()}
         about = provenance(str(cpu)) | {"limit": limit}
-        folder.check_settings(settings, progress.say, suite=suite.model_dump(mode="json"), provenance=about)
+        told = suite.model_dump(mode="json") | {"databases": list(map(recorded, suite.databases))}
+        folder.check_settings(settings, progress.say, suite=told, provenance=about)
         current = _Run(suite, folder, progress, about, data, limit)
         progress.expect(len(suite.databases))
         for name in suite.databases:
@@ -139,7 +140,13 @@ class _Run:
         if done := len(metrics) - len(missing):
             self.progress.say(f"Resuming {self.folder.path}: {counted(done, 'cell')} of {name} already done")
         if found is None:
-            self._write([_without_figures(templates[metric], error) for metric in missing], {})
+            failed = [_without_figures(templates[metric], error) for metric in missing]
+            path = name.partition(":")[2]  # whose folder is private, as in ``recorded``
+            named = [
+                one.model_copy(update={"reason": one.reason.replace(path or name, PurePath(path or name).name)})
+                for one in failed
+            ]
+            self._write(named, {})
             return
         rows = self._rows(found)
         progress.expect(len(missing))
@@ -151,14 +158,15 @@ class _Run:
             part.end()
 
     def _metrics(self, database: QualityDatabase | None) -> dict[str, QualityMetric | Exception | None]:
-        """By name: the metric, why it cannot be built, or None if the database has its values."""
+        """By name: the metric, why it cannot be built, or None if the database has its values (or may have them, unread)."""
         given = {} if database is None else database.values
         if given:
             names = list(given) if ALL in self.suite.metrics else self.suite.metrics
         else:
             known = [name for name, record in records(FAMILY).items() if not record.error]
             names = [name for one in self.suite.metrics for name in (known if one == ALL else [one])]
-        return {name: None if name in given else self._built(name) for name in dict.fromkeys(names)}
+        unread = set(names) - set(records(FAMILY)) if database is None else set()
+        return {name: None if name in given or name in unread else self._built(name) for name in dict.fromkeys(names)}
 
     def _built(self, name: str) -> QualityMetric | Exception:
         try:
