@@ -12,6 +12,7 @@ from oodbench.engine import run as engine
 from oodbench.engine.plan import default_folder as folder_of_run
 from oodbench.engine.plan import plan as plan_of_run
 from oodbench.errors import MissingData, OodbenchError, UsageError, counted, reason
+from oodbench.models import imports_code
 from oodbench.models.load import check_weights, load_model
 from oodbench.paths import DataRoots, is_study
 from oodbench.progress import Part, Progress
@@ -145,7 +146,17 @@ def plan(study: Study, *, out: str | Path | None = None, data: DataRoots = None,
     first, *others = study.runs
     lines += [f"study     {target}, {counted(len(study.runs), 'run')}; this is {first}"]
     lines += plan_of_run(study.first, out=target / first, data=data, **options)
-    return [*lines, *(f"also      {label}" for label in others)]
+    return [*lines, *(f"also      {label}{_missing(study.runs[label], data)}" for label in others)]
+
+
+def _missing(suite: Suite, data: DataRoots) -> str:
+    """That the weights of a run are missing, for its line of a plan."""
+    try:
+        if suite.model is not None and not imports_code(suite.model):
+            check_weights(suite.model, suite.weights, data)
+    except MissingData as error:
+        return f", fails: {reason(error)}"
+    return ""
 
 
 def _refuse_copies(study: Study, data: DataRoots, weights_key: str | None, progress: Progress) -> None:

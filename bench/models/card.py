@@ -33,7 +33,7 @@ def refuse_other(weights: Path, model: str, recipe: Recipe, seed: int, train_set
         before = {"model": found["model"], "seed": found["seed"], "images": found["train"]["fingerprint"]}
         added = {name: getattr(Recipe, name) for name in ("drop", "final_lr", "warmup", "method")} | {"parameters": {}}
         before |= added | found["recipe"]  # older cards lack these, always the same
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (BadData, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or name another file with --out") from error
     now = {"model": model, "seed": seed, "images": train_set.fingerprint, **recipe.values()}
     if other := [f"{name} {before.get(name)} instead of {value}" for name, value in now.items() if before.get(name) != value]:
@@ -51,7 +51,7 @@ def of_weights(weights: Path, classifier: Classifier) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = finite_json(read_small(path))
         own = found["weights"]["hash"] == classifier.unfiltered_hash
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (BadData, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadData(f"{path} is not a card of oodbench; delete it, or train the weights again") from error
     return found if own else None
 

@@ -140,11 +140,10 @@ def _missing_rounds(records: Iterable[ActiveLearningRecord]) -> list[str]:
     last: dict[str, ActiveLearningRecord] = {}
     for record in sorted(records, key=lambda one: one.round):
         last[record.set_name] = record
-    wanted = {name: record.rules.get("rounds") for name, record in last.items()}  # a file may say anything
     return [
-        f"{name} ends at round {last[name].round} of {rounds}"
-        for name, rounds in wanted.items()
-        if isinstance(rounds, int) and last[name].round < rounds
+        f"{name} ends at round {record.round} of {record.last_round}"
+        for name, record in last.items()
+        if record.last_round is not None and record.round < record.last_round
     ]
 
 

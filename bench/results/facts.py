@@ -82,8 +82,8 @@ def _finite(number: str) -> float:
 
 
 def first_difference(name: str, before: Any, now: Any) -> str:
-    """``name = 1, not 2``, of the first key that differs if both are tables."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in [*before, *now] if before.get(key) != now.get(key))
-        return first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    """``name = 1, not 2``, of the first key that differs if both are tables with the same keys."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        key = next(key for key in before if before[key] != now[key])
+        return first_difference(f"{name}.{key}", before[key], now[key])
     return f"{name} = {before}, not {now}"

@@ -266,6 +266,12 @@ class ActiveLearningRecord(Record):
     }  # fmt: skip
 
     @property
+    def last_round(self) -> int | None:
+        """The number of the last round of the rules, as far as a file that may say anything gives one."""
+        rounds = self.rules.get("rounds")
+        return rounds if isinstance(rounds, int) and 0 <= rounds < 2**31 else None
+
+    @property
     def set_name(self) -> str:
         return f"{self.strategy} {self.features}"
 

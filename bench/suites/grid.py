@@ -29,6 +29,7 @@ from oodbench.errors import UsageError
 SINGLE = {"models": "model", "seeds": "seed"}  # what the key of a list is called where there is one value
 AXES = ("models", "networks", "weights", "in_distribution", "normal_class", "seeds", "parameters")
 MOST_RUNS = 1000  # that a grid may have
+MOST_LETTERS = 60  # of the name of a network
 
 
 def expand(values: Mapping[str, Any], name: object) -> dict[str, dict[str, Any]]:
@@ -91,6 +92,8 @@ def _network(value: Any, name: object) -> dict[str, str]:
         raise UsageError(
             f"suite {name}: networks: {wrong[0]} {what}; each table needs the keys {', '.join(keys)} and no others"
         )
+    if len(found["name"]) > MOST_LETTERS:
+        raise UsageError(f"suite {name}: networks: a name has {len(found['name'])} letters; give it at most {MOST_LETTERS}")
     return found
 
 

@@ -90,9 +90,9 @@ def render_beside_recognition(
     for reason, of in rows[rows["status"] == NOT_RUN].groupby("reason", sort=False):
         notes.append(f"not run ({', '.join(dict.fromkeys(of['model']))}): {reason}")
     table = TextTable(
-        title=f"{paper.suite}: accuracy under corruption",
-        caption=f"Accuracy ×100 (higher is better), the mean over corruptions. Measured, published by {paper.source}, and"
-        " measured minus published. ECE ×100 is measured (lower is better).",
+        title=f"Accuracy under corruption beside {paper.source}",
+        caption="Accuracy ×100 (higher is better), the mean over corruptions: measured, published, and measured minus"
+        " published. ECE ×100 is measured (lower is better).",
         labels=[Column("", (name,), list(map(escape.plain, of)), is_label=True) for name, of in labels.items()],
         sets=[Column("", (name,), of) for name, of in texts.items()],
         summary=[],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from oodbench.errors import UsageError
+from oodbench.errors import UsageError, counted
 from oodbench.leaderboard.formats import cells_as, writer
 from oodbench.leaderboard.published import OWN, read_papers
 from oodbench.leaderboard.tasks import TABLES
@@ -64,14 +64,18 @@ def render_beside(task: str, folders: Sequence[RunFolder], format: str = "table"
     ]
     if task == "quality":
         columns.append(Column("", ("reproduced by",), shown["reproduced_by"].tolist()))
+    else:
+        columns.insert(
+            2, Column("", ("deviation",), [f"{100 * value:.1f}" if value == value else "–" for value in shown["spread"]])
+        )
     absent = rows[rows["status"] == NOT_RUN].groupby("reason", sort=False)
-    notes = [f"{len(of)} published figures not run: {reason}" for reason, of in absent]
+    notes = [f"not run ({counted(len(of), 'published figure')}): {reason}" for reason, of in absent]
     notes += [] if task == "quality" else [str(text) for text in shown["stands_in"].unique() if text]
     caption = {
         "quality": "Figures with a straight line and with the logistic function in place of the paper's fit, correlations"
         f" without their sign. Reproduced by: the one that gives the published figure within {AS_PUBLISHED:g}.",
-        "active-learning": "Accuracy ×100, the mean over rounds, and measured minus published. How the paper takes its mean is"
-        " not known.",
+        "active-learning": "Accuracy ×100, the mean over rounds: published, measured, its standard deviation over seeds, and"
+        " measured minus published. How the paper takes its mean is not known.",
     }[task]
     table = TextTable(
         title=f"{TABLES[task].title} beside {rows['paper'].iloc[0]}",

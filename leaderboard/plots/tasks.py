@@ -50,17 +50,14 @@ def _curves(folders: Sequence["RunFolder"]) -> Picture:
     found = curves(frame)
     if found.empty:
         raise BadData("no run has rounds of active learning; run a suite of that task")
-    seeds = counted(int(frame["seed"].nunique()), "seed")
+    seeds = int(frame["seed"].nunique())
+    remark = "One seed." if seeds == 1 else f"Mean of {seeds} seeds; bands: ± one standard deviation."
     blocks = []
     for (model, inside, protocol, dataset), of in found.groupby(GROUP, sort=False):
         lines = list(of.groupby(ROW, sort=False))
         height = HIGH + AXIS + KEY_LINE * len(lines)
         title = f"{model} on {inside} ({protocol}), tested on {dataset}"
-        blocks.append(
-            Block(
-                title, [Panel("", height, partial(_lines, lines=lines))], f"Mean of {seeds}; bands: ± one standard deviation."
-            )
-        )
+        blocks.append(Block(title, [Panel("", height, partial(_lines, lines=lines))], remark))
     return stacked("Active learning", blocks)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from oodbench.errors import UsageError
 from oodbench.leaderboard.gather import not_run
 from oodbench.leaderboard.tasks import active_learning, quality
 from oodbench.leaderboard.text_table import TextTable
@@ -45,8 +46,12 @@ TABLES = {
 
 
 def task_of(folders: Sequence[RunFolder]) -> str:
-    """The task of the first run: ``detection``, or one of ``TABLES``."""
-    return str(folders[0].manifest().settings.get("task", DETECTION))
+    """The task of the runs: ``detection``, or one of ``TABLES``. Raises UsageError if they have several."""
+    found = {str(folder.manifest().settings.get("task", DETECTION)): folder.path for folder in folders}
+    if len(found) > 1:
+        (one, path), (other, of) = list(found.items())[:2]
+        raise UsageError(f"{path} is a run of {one}, and {of} one of {other}; name runs of one task")
+    return next(iter(found))
 
 
 def render_task(task: str, folders: Sequence[RunFolder], format: str = "table", **options: Any) -> str:

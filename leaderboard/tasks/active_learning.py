@@ -38,8 +38,7 @@ def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
         for folder in folders
         for record in sorted(folder.of_task(ActiveLearningRecord), key=lambda one: (one.set_name, one.round))
     ]
-    columns: dict[str, list[object]] = {name: [vars(record).get(name) for record in found] for name in COLUMNS}
-    columns["last_round"] = [record.rules.get("rounds") for record in found]
+    columns: dict[str, list[object]] = {name: [getattr(record, name) for record in found] for name in COLUMNS}
     columns["strategy"] = _told_apart([(record.strategy, record.parameters) for record in found])
     columns["protocol"] = _told_apart([(record.protocol, record.rules) for record in found])
     columns = {name: list(map(escape.without_surrogates, values)) for name, values in columns.items()}
@@ -69,15 +68,17 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
 
 def areas(frame: pd.DataFrame) -> pd.DataFrame:
     """By ``GROUP``, ``ROW`` and seed: the mean of the curve over rounds, and its area by the trapezoidal rule over the range
-    of labelled images (1 for a network that is always right)."""
+    of labelled images (1 for a network that is always right). Curves that stop early are left out: they have other means."""
     rows = []
     for key, of in frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "seed"], sort=False):
-        of = of.sort_values("labelled")
+        of, last = of.sort_values("labelled"), of["last_round"].max()
+        if len(of) <= last:
+            continue
         steps = of["labelled"].diff().iloc[1:]
         heights = (of["accuracy"] + of["accuracy"].shift()).iloc[1:] / 2
         area = float((steps * heights).sum() / steps.sum()) if len(of) > 1 else float("nan")
-        rows.append((*key, len(of), float(of["accuracy"].mean()), area))
-    return pd.DataFrame(rows, columns=[*GROUP, *ROW, "seed", "rounds", "mean", "area"])
+        rows.append((*key, float(of["accuracy"].mean()), area))
+    return pd.DataFrame(rows, columns=[*GROUP, *ROW, "seed", "mean", "area"])
 
 
 def render_active_learning(
@@ -111,11 +112,8 @@ def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS) -> list[TextTable]
 
 
 def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
-    first, found, whole = cells.iloc[0], curves(cells), areas(cells)
-    last = cells["last_round"].max()
-    rounds = cells["round"].nunique() if pd.isna(last) else int(last) + 1
-    whole = whole[whole["rounds"] == rounds]  # a curve that stops early has another mean
-    summary = whole.groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
+    first, found = cells.iloc[0], curves(cells)
+    summary = areas(cells).groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
     order = cells[ROW].drop_duplicates()
     keys = [tuple(key) for key in order.itertuples(index=False, name=None)]
     known = dict(zip(summary.index, summary["mean"]["mean"], strict=True)) if len(summary) else {}

@@ -25,12 +25,12 @@ def frame(given=CURVES, dataset="digits", **failed):
                 row = dict.fromkeys(COLUMNS) | {
                     "model": "net", "in_distribution": "digits", "protocol": "gauss", "strategy": strategy,
                     "features": "feed-forward", "dataset": dataset, "round": number, "labelled": labelled, "seed": seed,
-                    "accuracy": accuracy, "status": "ok", "reason": "",
+                    "last_round": len(curve) - 1, "accuracy": accuracy, "status": "ok", "reason": "",
                 }  # fmt: skip
                 if strategy in failed and (seed, number) == (1, 2):
                     row |= {"labelled": np.nan, "accuracy": np.nan, "status": "failed", "reason": failed[strategy]}
                 rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"labelled": float, "accuracy": float})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(["last_round", "labelled", "accuracy"], float))
 
 
 def line_of(text, name):
@@ -52,6 +52,10 @@ def test_the_area_of_a_network_that_is_always_right_is_one():
     (area,) = areas(frame({"badge": {0: {7: 1.0, 9: 1.0, 100: 1.0}}}))["area"]
     assert area == pytest.approx(1)
     assert areas(frame({"badge": {0: {7: 0.5}}}))["area"].isna().all()
+
+
+def test_curves_that_stop_early_have_no_area():
+    assert areas(frame(badge="too slow"))[["strategy", "seed"]].values.tolist() == [["badge", 0], ["random", 0], ["random", 1]]
 
 
 def test_the_order_of_rows_does_not_matter():

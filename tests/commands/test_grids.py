@@ -113,6 +113,7 @@ def test_a_model_that_no_network_takes_is_refused():
             "".join(f'[[networks]]\nname = "{name}"\nmodel = "b"\nweights = "c"\n' for name in "xy"),
             "networks: x and y are one network; leave one out",
         ),
+        (f'[[networks]]\nname = "{"a" * 61}"\nmodel = "b"\nweights = "c"\n', "a name has 61 letters; give it at most 60"),
         (NETWORKS + NETWORKS, "networks names standard twice"),
         (NETWORKS, "the suite has no model; give it one"),
     ],

@@ -252,6 +252,13 @@ def test_the_plan_of_a_study_names_all_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_plan_of_a_study_says_which_weights_are_missing(weights, tmp_path):
+    files = ["--weights", weights / "a.safetensors", "--weights", tmp_path / "no.pth"]
+    done = command("run", "digits", *files, "--limit", 40, "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].startswith(f"also      no, fails: weights file {tmp_path / 'no.pth'} does not exist")
+
+
 def test_another_set_stands_in_for_a_missing_one(tmp_path):
     file = tmp_path / "stand-in.toml"
     file.write_text(

@@ -35,7 +35,7 @@ def test_each_published_figure_is_measured_or_has_its_reason(run):
     assert own["srcc"] < 0  # papers publish the magnitude
     assert found.set_index("figure").loc["srcc", "line"] == -own["srcc"]
     text = render_beside("quality", [run])
-    assert "published figures not run: no run of multi" in text
+    assert "published figures): no run of multi" in text
     assert "tid2013 was run without iw-ssim" in text
 
 

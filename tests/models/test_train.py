@@ -116,9 +116,10 @@ def test_finished_weights_of_another_training_are_not_replaced(bright_set, tmp_p
         UsageError, match=r"net\.safetensors holds weights of a training with seed 0 instead of 1; name another"
     ):
         train(MODEL, bright_set, out=out, seed=1, **SETTINGS)
-    (tmp_path / "net.card.json").write_text("[]")
-    with pytest.raises(BadData, match=r"net\.card\.json is not a card of oodbench; delete it"):
-        train(MODEL, bright_set, out=out, **SETTINGS)
+    for content in ("[]", " " * 70_000_000):
+        (tmp_path / "net.card.json").write_text(content)
+        with pytest.raises(BadData, match=r"net\.card\.json is not a card of oodbench; delete it"):
+            train(MODEL, bright_set, out=out, **SETTINGS)
     assert out.read_bytes() == before
     (tmp_path / "net.card.json").unlink()
     train(MODEL, bright_set, out=out, **SETTINGS)

@@ -3,7 +3,7 @@
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -75,12 +75,13 @@ def run(
 
 
 def plan(suite: ActiveLearningSuite, *, data: DataRoots, limit: int | None) -> list[str]:
-    """What ``run`` would do, line by line; sets are read, and nothing is computed."""
-    images = protocols.limited(load_dataset(suite.in_distribution, split=suite.train_split, data=data), suite.pool, suite.seed)
-    rules, strategies = rules_of(suite), strategies_of(suite)
+    """What ``run`` would do, line by line; sets are read, and nothing is computed. Raises as ``run``."""
+    strategies, rules = strategies_of(suite), rules_of(suite)
+    sets = _read(suite, rules, data, limit, Progress())
     numbers = ", ".join(f"{rules.labelled(number):,}" for number in range(rules.rounds + 1))
-    lines = [f"model     {suite.model}", f"pool      {suite.in_distribution} ({suite.train_split}), {len(images):,} images"]
-    lines += [f"labelled  {numbers}", *(f"tested on {name}" for name in suite.tested)]
+    pool = f"{suite.in_distribution} ({suite.train_split}), {counted(len(sets.train), 'image')}"
+    lines = [f"model     {suite.model}", f"pool      {pool}", f"labelled  {numbers}"]
+    lines += [f"tested on {name}, {counted(len(images), 'image')}" for name, images in sets.tests.items()]
     return [*lines, *(f"strategy  {name} ({', '.join(suite.features)})" for name in strategies)]
 
 
@@ -109,6 +110,35 @@ def rules_of(suite: ActiveLearningSuite) -> Protocol:
     return PROTOCOLS[suite.protocol].override(**{name: getattr(suite, name) for name in keys})
 
 
+class _Sets(NamedTuple):
+    train: ImageSet  # the pool
+    tests: dict[str, ImageSet]
+    classes: int
+
+
+def _read(suite: ActiveLearningSuite, rules: Protocol, data: DataRoots, limit: int | None, progress: Progress) -> _Sets:
+    """The sets of a run. Raises what ``run`` says of sets."""
+    whole = load_dataset(suite.in_distribution, split=suite.train_split, data=data, progress=progress)
+    train, last = protocols.limited(whole, suite.pool, suite.seed), rules.labelled(rules.rounds)
+    if train.labels is None:
+        raise BadData(f"{suite.in_distribution} has no labels; name a labelled set")
+    tests = {name: load_dataset(name, data=data, progress=progress) for name in suite.tested}
+    for images in tests.values():
+        if images.labels is None:
+            raise BadData(f"{images.name} has no labels, so accuracy on it is unknown; leave it out of test_sets")
+        if images.kind != CSID and images.classes != train.classes:
+            raise BadData(f"{images.name} has other classes than {train.name}; leave it out of test_sets")
+    if len(train) < last:
+        raise UsageError(
+            f"{suite.in_distribution} has {counted(len(train), 'image')} to label, and {suite.protocol} labels {last:,}; lower"
+            " start, query or rounds in the suite"
+        )
+    classes = max(len(train.classes), int(train.labels.max()) + 1)
+    if classes < 2:
+        raise BadData(f"{suite.in_distribution} has one class, which leaves nothing to learn; name another set")
+    return _Sets(train, {name: protocols.limited(images, limit, suite.seed) for name, images in tests.items()}, classes)
+
+
 class _Run:
     def __init__(
         self,
@@ -121,20 +151,8 @@ class _Run:
     ) -> None:
         self.suite, self.folder, self.progress, self.device = suite, folder, progress, device
         progress.stage(f"reading {suite.in_distribution}")
-        whole = load_dataset(suite.in_distribution, split=suite.train_split, data=data, progress=progress)
-        self.train = protocols.limited(whole, suite.pool, suite.seed)
-        if self.train.labels is None:
-            raise BadData(f"{suite.in_distribution} has no labels; name a labelled set")
-        self.classes = max(len(self.train.classes), int(self.train.labels.max()) + 1)
-        self.tests = {name: self._tested(load_dataset(name, data=data, progress=progress), limit) for name in suite.tested}
         self.protocol = rules_of(suite)
-        if len(self.train) < self.protocol.labelled(self.protocol.rounds):
-            raise UsageError(
-                f"{suite.in_distribution} has {counted(len(self.train), 'image')} to label, and {suite.protocol} labels"
-                f" {self.protocol.labelled(self.protocol.rounds):,}; lower start, query or rounds in the suite"
-            )
-        if self.classes < 2:
-            raise BadData(f"{suite.in_distribution} has one class, which leaves nothing to learn; name another set")
+        self.train, self.tests, self.classes = _read(suite, self.protocol, data, limit, progress)
         network = build(suite.model, self.classes)
         if network.head.out_features != self.classes:
             gives = f"{suite.model} gives {counted(network.head.out_features, 'logit')}"
@@ -151,14 +169,6 @@ class _Run:
         self.start = np.sort(np.random.default_rng(suite.seed).permutation(len(self.train))[: self.protocol.start])
         self._code = cache(code_hash.of_class)
         self._first: Trained | None = None  # the network of the first round, which all strategies share
-
-    def _tested(self, images: ImageSet, limit: int | None) -> ImageSet:
-        """The images of a set on which accuracy is measured."""
-        if images.labels is None:
-            raise BadData(f"{images.name} has no labels, so accuracy on it is unknown; leave it out of test_sets")
-        if images.kind != CSID and images.classes != self.train.classes:
-            raise BadData(f"{images.name} has other classes than {self.train.name}; leave it out of test_sets")
-        return protocols.limited(images, limit, self.suite.seed)
 
     def trajectory(self, name: str, strategy: Strategy | Exception, features: str) -> None:
         """The rounds of one strategy with one kind of features."""

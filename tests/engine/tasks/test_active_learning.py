@@ -10,6 +10,7 @@ import torch
 from run_folders import files
 from torch import nn
 
+import oodbench
 from oodbench import registry
 from oodbench.active_learning.strategy import Strategy
 from oodbench.classifier import Classifier
@@ -18,6 +19,7 @@ from oodbench.engine.tasks import active_learning, run_task
 from oodbench.engine.tasks.active_learning import plan
 from oodbench.engine.tasks.active_learning import run as run_suite
 from oodbench.errors import BadData, Unsuitable, UsageError
+from oodbench.leaderboard.tasks import task_of
 from oodbench.leaderboard.tasks.active_learning import active_learning_frame, render_active_learning
 from oodbench.progress import Progress
 from oodbench.results import bundle, pass_file
@@ -306,14 +308,17 @@ def test_wrong_suites_are_one_line_before_anything_is_trained(tiny, plugins, tmp
     with pytest.raises(error, match=says) as raised:
         run(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(raised.value)
+    if "model" not in changes:
+        with pytest.raises(error, match=says):
+            plan(tiny(**changes), data=None, limit=None)
     assert not list((tmp_path / "run" / "passes").glob("*"))
 
 
 @pytest.mark.parametrize(
     ("changes", "limit", "says"),
     [
-        ({"query": 8}, LIMIT, "holds a run with rules = "),
-        ({"until": 0.8}, LIMIT, "holds a run with rules = "),
+        ({"query": 8}, LIMIT, "holds a run with rules.query = 16, not 8"),
+        ({"until": 0.8}, LIMIT, "holds a run with rules.until = 0.9, not 0.8"),
         ({"protocol": "badge"}, LIMIT, "holds a run with protocol = gauss, not badge"),
         ({"seed": 1}, LIMIT, "holds a run with seed = 0, not 1"),
         ({"pool": 140}, LIMIT, "holds a run with images = "),
@@ -501,6 +506,20 @@ def test_rounds_that_a_killed_run_lacks_are_gaps(tiny, tmp_path, monkeypatch):
     assert "mean" not in text.split()  # a mean over some of the rounds compares with no other
     with pytest.raises(UsageError, match=r"holds a run with rules.rounds = 2, not 3"):
         run(tiny(strategies=["random"], test_sets=["digits"], rounds=3), tmp_path / "run")
+
+
+@pytest.mark.parametrize("rounds", ["many", 10**400, -1, None, [2]])
+def test_rules_may_say_anything(whole, rounds):
+    one = next(iter(whole.of_task(ActiveLearningRecord)))
+    assert one.last_round == 2
+    assert one.model_copy(update={"rules": {"rounds": rounds}}).last_round is None
+
+
+def test_tables_are_of_one_task(whole, tmp_path):
+    few = {"detectors": ["msp"], "datasets": ["uniform"], "limit": 40, "measure_costs": False}
+    detection = oodbench.run("digits", **few, out=tmp_path)
+    with pytest.raises(UsageError, match=r"is a run of active-learning, and .* one of detection; name runs of one task"):
+        task_of([whole, RunFolder(detection.path)])
 
 
 def test_runs_of_other_settings_are_told_apart(tiny, tmp_path):
