@@ -60,6 +60,7 @@ class Comparison:
         tolerance: how much a figure may fall.
         left_out: how many cells of benign sets were not compared: their figures are false alarms.
         figure: what is compared, and ``test``: how it is known whether it moved.
+        labels: what tables call detector, protocol and set; a column without a name is left out.
     """
 
     first: str
@@ -71,6 +72,7 @@ class Comparison:
     left_out: int
     figure: str = "AUROC"
     test: str = "DeLong"
+    labels: tuple[str, str, str] = ("detector", "protocol", "set")
 
     @property
     def regressions(self) -> pd.DataFrame:

@@ -49,9 +49,7 @@ def _cells(compared: Comparison, rows: pd.DataFrame) -> TextTable:
     labels = [
         ("run", [cell["run"] for cell in cells]),
         ("verdict", [cell["verdict"] for cell in cells] or ["nothing judged to have moved"]),
-        ("detector", [cell["detector"] for cell in cells]),
-        ("protocol", [cell["protocol"] for cell in cells]),
-        ("set", names),
+        *zip(compared.labels, ([cell["detector"] for cell in cells], [cell["protocol"] for cell in cells], names), strict=True),
     ]
     figures = [
         ("first", [_percent(cell["first"]) for cell in cells]),
@@ -62,7 +60,7 @@ def _cells(compared: Comparison, rows: pd.DataFrame) -> TextTable:
     return TextTable(
         title=escape.plain(f"{compared.second} compared with {compared.first}"),
         caption=_caption(compared),
-        labels=[Column("", (name,), texts, is_label=True) for name, texts in labels if any(texts)],
+        labels=[Column("", (name,), texts, is_label=True) for name, texts in labels if name and any(texts)],
         sets=[Column("", (name,), texts) for name, texts in figures if texts],
         summary=[],
         breaks=[],

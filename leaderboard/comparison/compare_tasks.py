@@ -13,9 +13,9 @@ from oodbench.results.records import ActiveLearningRecord, QualityRecord, Record
 from oodbench.results.statistics import p_value
 
 REPLICATES = 400  # of the references of a database, for the standard error of a difference of SRCC
-FIGURES = {
-    "quality": ("SRCC", "a bootstrap over reference images"),
-    "active-learning": ("Accuracy", "paired answers"),
+FIGURES = {  # what is compared, how it is known whether it moved, and what tables call detector, protocol and set
+    "quality": ("SRCC", "a bootstrap over reference images", ("metric", "", "database")),
+    "active-learning": ("Accuracy", "paired answers", ("strategy", "features", "set")),
 }
 KINDS: dict[str, type[Record]] = {"quality": QualityRecord, "active-learning": ActiveLearningRecord}
 Pair = tuple[RunFolder | None, RunFolder | None]
@@ -39,7 +39,7 @@ def _place(record: Record) -> tuple[str, ...]:
 def _labels(record: Any) -> dict[str, Any]:
     if isinstance(record, QualityRecord):
         return {"detector": record.metric, "protocol": record.task, "dataset": record.database, "level": None}
-    where = {"protocol": record.features, "dataset": f"{record.dataset}, round {record.round}", "level": None}
+    where = {"protocol": record.features, "dataset": f"{record.dataset} (round {record.round})", "level": None}
     return where | {"detector": record.strategy, "in_distribution": record.in_distribution}
 
 

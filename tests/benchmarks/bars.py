@@ -31,6 +31,7 @@ QUICK_WITH_DATA = {
     "scaling.py": ["--repeats", "1", "--limits", "20", "40", "80"],
     "against_pytorch_ood.py": ["--repeats", "1", "--limit", "50"],
 }
+WHOLE = {"against_pytorch_ood.py": ["--repeats", "1"]}  # each repeat on whole sets takes a quarter of an hour
 
 
 def script(name: str, options: list[str]) -> list[str]:
@@ -68,7 +69,7 @@ def main() -> int:
         if torch.accelerator.is_available():
             arguments["gpu_report.py"] = ["--out", place, *(["--quick"] if options.quick else [])]
         if options.data is not None:
-            with_data = {name: quick if options.quick else [] for name, quick in QUICK_WITH_DATA.items()}
+            with_data = {name: quick if options.quick else WHOLE.get(name, []) for name, quick in QUICK_WITH_DATA.items()}
             arguments |= {name: ["--data", options.data, *quick] for name, quick in with_data.items()}
         work = {"finished": finished} | {name: partial(script, name, of) for name, of in arguments.items()}
         shares = [share for name, measure in work.items() if name in (options.only or work) for share in shown(measure())]

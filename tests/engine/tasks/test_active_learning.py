@@ -19,6 +19,7 @@ from oodbench.engine.tasks import active_learning, run_task
 from oodbench.engine.tasks.active_learning import plan
 from oodbench.engine.tasks.active_learning import run as run_suite
 from oodbench.errors import BadData, Unsuitable, UsageError
+from oodbench.leaderboard.comparison.compare_table import render_comparison
 from oodbench.leaderboard.tasks import task_of
 from oodbench.leaderboard.tasks.active_learning import active_learning_frame, render_active_learning
 from oodbench.progress import Progress
@@ -513,6 +514,13 @@ def test_rules_may_say_anything(whole, rounds):
     one = next(iter(whole.of_task(ActiveLearningRecord)))
     assert one.last_round == 2
     assert one.model_copy(update={"rules": {"rounds": rounds}}).last_round is None
+
+
+def test_a_comparison_names_strategies_and_rounds(whole):
+    text = " ".join(render_comparison(oodbench.compare(whole.path, whole.path), whole=True).split())
+    one = next(iter(whole.of_task(ActiveLearningRecord)))
+    assert "verdict strategy features set first second" in text
+    assert f"equal {one.strategy} {one.features} digits (round 0)" in text
 
 
 def test_tables_are_of_one_task(whole, tmp_path):
