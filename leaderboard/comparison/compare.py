@@ -169,7 +169,8 @@ def _of_task(task: str, sides: Sequence[Mapping[str, RunFolder]], first: str, se
         raise UsageError(f"{first} and {second} have no record in common; compare runs of the same suite")
     _judge(rows, tolerance)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame([], columns=list(COSTS))
-    return Comparison(first, second, *frames, [], tolerance, 0, *compare_tasks.FIGURES[task])
+    figure, test, labels = compare_tasks.FIGURES[task]
+    return Comparison(first, second, *frames, [], tolerance, 0, figure, test, labels)
 
 
 def _by_name(path: Path, progress: Progress) -> dict[str, RunFolder]:
