@@ -287,6 +287,14 @@ def test_images_are_one_by_base_or_by_content_or_by_way_of_others():
     assert found[2].tolist() == [12, 13, 7, 14, 5, 12]
 
 
+def test_sets_without_copies_have_as_many_numbers_as_images():
+    first, other = make_set(12), make_set(7, seed=1)
+    subset = first.select(torch.tensor([5, 3]))
+    found = protocols.same_images(other, subset, first)
+    assert np.concatenate(found).tolist() == same_by_pairs(other, subset, first)
+    assert [one.tolist() for one in found] == [[*range(7)], [7, 8], [9, 10, 11, 8, 12, 7, *range(13, 19)]]
+
+
 def test_a_set_that_holds_each_image_several_times_is_split_by_image():
     inside, once = make_set(60), make_set(20, seed=1)
     outside = ImageSet(once.images.repeat(4, 1, 1, 1), name="four")  # its rows know nothing of each other
