@@ -394,6 +394,13 @@ def test_the_page_of_published_figures_shows_what_the_data_hold():
     for row in inside:
         calibrated = "validation" if row["source"] == "network-scaled" else ""
         assert f"{100 * float(row['accuracy']):.1f}" in shown[row["source"], calibrated]
+    with (ROOT / "leaderboard" / "results" / "introspective-plugin.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 18
+    for row in rows:
+        signs = {"measured": "", "published": "", "difference": "+", "ece": ""}
+        figures = [f"{100 * float(row[name]):{sign}.1f}" if row[name] else "–" for name, sign in signs.items()]
+        assert [row["model"], row["source"], *figures] in table_rows(page)
     with (ROOT / "leaderboard" / "results" / "introspective-iqa.csv").open(encoding="utf-8") as file:
         measured = [row for row in csv.DictReader(file) if row["status"] == "ok"]
     assert len(measured) == 48
