@@ -401,6 +401,14 @@ def test_the_page_of_published_figures_shows_what_the_data_hold():
         signs = {"measured": "", "published": "", "difference": "+", "ece": ""}
         figures = [f"{100 * float(row[name]):{sign}.1f}" if row[name] else "–" for name, sign in signs.items()]
         assert [row["model"], row["source"], *figures] in table_rows(page)
+    with (ROOT / "leaderboard" / "results" / "cifar10-active.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    for row in rows:
+        labels = [row[name] for name in ("model", "strategy", "features", "test_set")]
+        signs = {"published": "", "measured": "", "difference": "+"}
+        figures = [f"{100 * float(row[name]):{sign}.1f}" for name, sign in signs.items()]
+        assert [*labels, *figures] in table_rows(page)
     with (ROOT / "leaderboard" / "results" / "introspective-iqa.csv").open(encoding="utf-8") as file:
         measured = [row for row in csv.DictReader(file) if row["status"] == "ok"]
     assert len(measured) == 48

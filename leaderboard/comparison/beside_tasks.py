@@ -59,8 +59,8 @@ def render_beside(task: str, folders: Sequence[RunFolder], format: str = "table"
     factor, digits = (1, 3) if task == "quality" else (100, 1)
     shown = rows[rows["status"] == "ok"]
     columns = [
-        Column("", (name,), ["–" if pd.isna(value) else f"{factor * value:.{digits}f}" for value in shown[name]])
-        for name in numbers
+        Column("", (name,), ["–" if pd.isna(value) else f"{factor * value:{sign}.{digits}f}" for value in shown[name]])
+        for name, sign in ((name, "+z" if name == "difference" else "") for name in numbers)
     ]
     if task == "quality":
         columns.append(Column("", ("reproduced by",), shown["reproduced_by"].tolist()))
