@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bars.py [--data DIR] [--quick] [--only SCRIPT …]
 
-Takes about an hour and a half, and needs a machine on which nothing else runs; ``--quick`` measures less of everything, to see
+Takes about an hour, and needs a machine on which nothing else runs; ``--quick`` measures less of everything, to see
 that it works, and ``--only`` runs some of the scripts. ``--data`` is a data root with the sets of the suite ``cifar10``;
 without it, bars that need them are left out. The bars beside pytorch-ood need pytorch-ood 0.4.0, those of ``gpu_report.py``
 an accelerator. Exits with 1 if one is missed.
