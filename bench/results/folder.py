@@ -265,10 +265,8 @@ class RunFolder:
         before, path = {"precision": "float32"} | self._settings if self._settings else {}, self.path / "run.json"
         for name, value in own.items():
             if name in before and before[name] != value:
-                raise UsageError(
-                    f"{self.path} holds a run with {first_difference(name, before[name], value)};"
-                    " choose another folder with --out, or start over with --fresh"
-                )
+                what = f"{self.path} holds a run with {first_difference(name, before[name], value)}"
+                raise UsageError(f"{what}; choose another folder with --out, or start over with --fresh")
         self._settings = before | own
         if self._lost:
             if os.path.lexists(path):
