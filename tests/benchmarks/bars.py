@@ -75,6 +75,10 @@ def main() -> int:
         shares = [share for name, measure in work.items() if name in (options.only or work) for share in shown(measure())]
     missed = sum(not share <= 1 for share in shares)
     print(f"{len(shares) - missed} of {len(shares)} bars hold")
+    if "gpu_report.py" not in arguments:
+        print("left out: the bars of gpu_report.py, which need an accelerator")
+    if options.data is None:
+        print(f"left out: the bars of {', '.join(QUICK_WITH_DATA)}, which need --data")
     return int(missed > 0)
 
 
