@@ -96,7 +96,10 @@ def run(
             min=0, help="Random seed for splits, limits, generated sets and detectors that draw; repeat for several runs."
         ),
     ] = [],  # noqa: B006
-    limit: Annotated[int | None, typer.Option(min=1, help="Limit each test set to N images.", metavar="N")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Limit each test set, or database of image quality.", metavar="N"),
+    ] = None,
     fit_images: Annotated[
         int | None, typer.Option(min=1, help="Let detectors learn from N training images, drawn by the seed.", metavar="N")
     ] = None,

@@ -91,7 +91,7 @@ def standardised(
     """
     x, y = np.asarray(values, np.float64), np.asarray(scores, np.float64)
     if len(x) < FEWEST[kind]:
-        raise BadData(f"{len(x)} images are too few to map values to scores ({kind}); give at least {FEWEST[kind]}")
+        raise BadData(f"too few images to map values to scores ({kind}): {len(x)}; give at least {FEWEST[kind]}")
     for what, numbers in (("values of the metric", x), ("scores", y)):
         if np.ptp(numbers) <= TINY * np.abs(numbers).max():
             raise BadData(f"all {len(numbers)} {what} are {numbers[0]:g}, so nothing can be mapped or ranked; give others")

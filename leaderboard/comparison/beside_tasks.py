@@ -16,12 +16,12 @@ from oodbench.leaderboard.formats import cells_as, writer
 from oodbench.leaderboard.published import OWN, read_papers
 from oodbench.leaderboard.tasks import TABLES
 from oodbench.leaderboard.tasks.active_learning import areas
-from oodbench.leaderboard.tasks.quality import LINE, LOGISTIC, METRICS
+from oodbench.leaderboard.tasks.quality import LINE, LOGISTIC, METRICS, images_of
 from oodbench.leaderboard.text_table import Column, TextTable
 from oodbench.results.folder import RunFolder
 
 QUALITY = (
-    "database", "metric", "figure", "published", "line", "logistic", "reproduced_by", "paper", "status", "reason",
+    "database", "metric", "figure", "published", "line", "logistic", "reproduced_by", "paper", "status", "reason", "stands_in",
 )  # fmt: skip
 ACTIVE_LEARNING = (
     "model", "strategy", "features", "test_set", "measured", "spread", "seeds", "published", "difference", "paper", "status",
@@ -33,6 +33,7 @@ ESTIMATORS = {"per-sim": "persim"}
 STRATEGIES = {"least": "least-confidence"}
 AS_PUBLISHED = 0.001  # difference that rounding of the published figure and of its fit may make
 NOT_RUN = "not run"
+CLEAN, NOISE = r"^cifar10(?: \(.*\))?$", r"^cifar10\+noise|gaussian_noise"  # test sets, maybe with the number of their images
 
 
 def beside_published(task: str, folders: Sequence[RunFolder]) -> pd.DataFrame:
@@ -70,7 +71,7 @@ def render_beside(task: str, folders: Sequence[RunFolder], format: str = "table"
         )
     absent = rows[rows["status"] == NOT_RUN].groupby("reason", sort=False)
     notes = [f"not run ({counted(len(of), 'published figure')}): {reason}" for reason, of in absent]
-    notes += [] if task == "quality" else [str(text) for text in shown["stands_in"].unique() if text]
+    notes += [str(text) for text in shown["stands_in"].unique() if text]
     caption = {
         "quality": "Figures with a straight line and with the logistic function in place of the paper's fit, correlations"
         f" without their sign. Reproduced by: the one that gives the published figure within {AS_PUBLISHED:g}.",
@@ -97,7 +98,7 @@ def _quality(frame: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any
         database = DATABASES[str(figure.database)]
         metric = ESTIMATORS.get(str(figure.estimator), str(figure.estimator))
         row: dict[str, Any] = {"database": database, "metric": metric, "figure": figure.metric, "published": figure.value}
-        records = [found.get((database, metric, mapping)) for mapping in (LINE, LOGISTIC)]
+        records: list[Any] = [found.get((database, metric, mapping)) for mapping in (LINE, LOGISTIC)]
         if records[0] is None or figure.metric not in METRICS:
             known = any(key[:1] == (database,) for key in found)
             why = f"no run of {database}" if not known else f"{database} was run without {metric}"
@@ -109,7 +110,9 @@ def _quality(frame: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any
             rows.append(row | {"status": NOT_RUN, "reason": why, "reproduced_by": ""})
             continue
         same = [name for name, value in zip((LINE, LOGISTIC), values, strict=True) if _is(value, float(figure.value))]
-        rows.append(row | {"line": values[0], "logistic": values[1], "reproduced_by": " and ".join(same), "status": "ok"})
+        part = records[0].official_size > records[0].n
+        row |= {"stands_in": f"{database}: {images_of(pd.DataFrame([records[0]]))}" if part else "", "status": "ok"}
+        rows.append(row | {"line": values[0], "logistic": values[1], "reproduced_by": " and ".join(same)})
     return rows
 
 
@@ -140,10 +143,13 @@ def _active_learning(frame: pd.DataFrame, published: pd.DataFrame) -> list[dict[
         if of.empty:
             rows.append(row | {"reason": "no run on cifar10"})
             continue
-        is_noise = of["dataset"].str.contains(r"\+noise|gaussian_noise")
-        mine = of[(of["strategy"] == strategy) & (of["features"] == figure.features) & (is_noise == noise)]
+        tested = of["dataset"].str.contains(NOISE if noise else CLEAN)
+        mine = of[(of["strategy"] == strategy) & (of["features"] == figure.features) & tested]
         if mine.empty:
             rows.append(row | {"reason": f"{strategy} ({figure.features}) was not run on {figure.test_set}"})
+            continue
+        if len(names := mine["dataset"].unique()) > 1:
+            rows.append(row | {"reason": f"the runs were tested on {' and '.join(names)}; name runs of one"})
             continue
         measured = float(mine["mean"].mean())
         spread = float(mine["mean"].std()) if len(mine) > 1 else math.nan

@@ -1,6 +1,6 @@
 """Pictures of other tasks: accuracy by the number of labelled images, and values of a metric against people's scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard.plots import TASKS, require_format
 from oodbench.leaderboard.plots.column import ROOM, Block, Panel, stacked
-from oodbench.leaderboard.plots.picture import KEY_LINE, KEY_MARK, MARGIN, SMALL, Picture, fitted, look, styled
+from oodbench.leaderboard.plots.picture import COLOURS, KEY_LINE, KEY_MARK, MARGIN, SMALL, Picture, fitted, look, styled
 from oodbench.leaderboard.tasks.active_learning import GROUP, ROW, active_learning_frame, curves
 from oodbench.quality.mapping import logistic
 from oodbench.registry import unknown
@@ -50,22 +50,29 @@ def _curves(folders: Sequence["RunFolder"]) -> Picture:
     found = curves(frame)
     if found.empty:
         raise BadData("no run has rounds of active learning; run a suite of that task")
-    seeds = int(frame["seed"].nunique())
-    remark = "One seed." if seeds == 1 else f"Mean of {seeds} seeds; bands: ± one standard deviation."
+    strategies, features = (list(found[name].unique()) for name in ROW)
+    whole = max(len(COLOURS), len(strategies))  # a strategy has one colour in all panels, and each kind of features its dashes
+    places = {(one, kind): a + whole * b for a, one in enumerate(strategies) for b, kind in enumerate(features)}
     blocks = []
     for (model, inside, protocol, dataset), of in found.groupby(GROUP, sort=False):
         lines = list(of.groupby(ROW, sort=False))
+        least, most = int(of["count"].min()), int(of["count"].max())
+        seeds = f"{least} to {most}" if least < most else f"{most}"
+        remark = "One seed." if most == 1 else f"Mean of {seeds} seeds; bands: ± one standard deviation."
         height = HIGH + AXIS + KEY_LINE * len(lines)
         title = f"{model} on {inside} ({protocol}), tested on {dataset}"
-        blocks.append(Block(title, [Panel("", height, partial(_lines, lines=lines))], remark))
+        blocks.append(Block(title, [Panel("", height, partial(_lines, lines=lines, places=places))], remark))
     return stacked("Active learning", blocks)
 
 
-def _lines(picture: Picture, top: float, lines: Sequence[tuple[Any, pd.DataFrame]]) -> None:
+def _lines(
+    picture: Picture, top: float, lines: Sequence[tuple[Any, pd.DataFrame]], places: Mapping[tuple[str, str], int]
+) -> None:
+    """``places``: of strategy and features among all, so that they look the same in each panel."""
     axes = picture.panel(MARGIN + LEFT, top, ROOM - LEFT, HIGH)
     mark: dict[str, Any] = {"linewidth": 1.0, "marker": "o", "markersize": 2}
     for place, ((strategy, features), of) in enumerate(lines):
-        how, of = look(place) | mark, of.sort_values("labelled")
+        how, of = look(places[strategy, features]) | mark, of.sort_values("labelled")
         mean, spread = 100 * of["mean"], 100 * of["std"].fillna(0)
         axes.plot(of["labelled"], mean, **how)
         axes.fill_between(of["labelled"], mean - spread, mean + spread, color=how["color"], alpha=0.15, linewidth=0)

@@ -68,6 +68,33 @@ def test_a_table_that_cannot_be_read_fails_alone_and_keeps_its_folder_private(tm
     assert plain.count("No metric has figures.") == 3
 
 
+def test_parts_of_a_database_are_told_and_kept_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    made = pd.DataFrame({"mos": rng.random(30), "m": rng.random(30)})
+    for name, count in (("a", 30), ("b", 20)):
+        (tmp_path / name).mkdir()
+        made[:count].to_csv(tmp_path / name / "t.csv", index=False)
+    suite = tmp_path / "s.toml"
+    folders = []
+    for name, limit in (("a", None), ("b", None), ("a", 12)):
+        suite.write_text(f'task = "quality"\nmetrics = ["m"]\ndatabases = ["scores:{tmp_path / name}/t.csv"]\n')
+        folders.append(RunFolder(oodbench.run(suite, limit=limit, out=tmp_path / f"{name}-{limit}").path))
+    frame = quality_frame(folders)
+    assert set(frame["database"]) == {f"scores:t.csv ({count} images)" for count in (30, 20, 12)}
+    text = render_quality(frame)
+    assert "Agreement with the scores of 30 images" in text
+    assert "Agreement with the scores of 12 of 30 images" in text
+    assert set(quality_frame(folders[:1])["database"]) == {"scores:t.csv"}
+
+
+def test_messages_keep_the_paths_of_folders_that_the_user_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.toml").write_text('task = "quality"\nmetrics = ["psnr"]\ndatabases = ["folder:some/none"]\n')
+    folder = RunFolder(oodbench.run(tmp_path / "s.toml", out=tmp_path / "run").path)
+    (record,) = folder.of_task(QualityRecord)
+    assert "some/none" in record.reason
+
+
 def test_a_column_without_a_name_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("mos,,m\n1,2,3\n")
     with pytest.raises(BadData, match="column 2 has no name; give it one in the header, or remove the column"):

@@ -117,8 +117,8 @@ def test_two_distinct_values_have_the_means_of_their_scores():
     [
         (np.full(9, 0.1), np.arange(9), "logistic", "all 9 values of the metric are 0.1, so nothing can be mapped or ranked"),
         (np.arange(9), np.full(9, 3), "line", "all 9 scores are 3, so nothing can be mapped or ranked"),
-        (np.arange(5), np.arange(5), "logistic", "5 images are too few to map values to scores .logistic.; give at least 6"),
-        (np.arange(2), np.arange(2), "line", "2 images are too few to map values to scores .line.; give at least 3"),
+        (np.arange(5), np.arange(5), "logistic", "too few images to map values to scores .logistic.: 5; give at least 6"),
+        (np.arange(2), np.arange(2), "line", "too few images to map values to scores .line.: 2; give at least 3"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_in_one_line(values, scores, kind, message):

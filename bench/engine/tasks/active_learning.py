@@ -21,6 +21,7 @@ from oodbench.engine.executors.worker import reproducible
 from oodbench.errors import BadData, UsageError, around_call, contained, counted, reason_in
 from oodbench.image_set import CSID, ImageSet
 from oodbench.metrics import binomial_interval
+from oodbench.models import imports_code
 from oodbench.models.build import build
 from oodbench.models.device import resolve_device
 from oodbench.paths import DataRoots
@@ -75,9 +76,14 @@ def run(
 
 
 def plan(suite: ActiveLearningSuite, *, data: DataRoots, limit: int | None) -> list[str]:
-    """What ``run`` would do, line by line; sets are read, and nothing is computed. Raises as ``run``."""
+    """What ``run`` would do, line by line; sets are read, and nothing is computed. Raises as ``run``.
+
+    A network ``module:function`` is not imported.
+    """
     strategies, rules = strategies_of(suite), rules_of(suite)
     sets = _read(suite, rules, data, limit, Progress())
+    if not imports_code(suite.model):
+        _network(suite, sets.classes)
     numbers = ", ".join(f"{rules.labelled(number):,}" for number in range(rules.rounds + 1))
     pool = f"{suite.in_distribution} ({suite.train_split}), {counted(len(sets.train), 'image')}"
     lines = [f"model     {suite.model}", f"pool      {pool}", f"labelled  {numbers}"]
@@ -139,6 +145,15 @@ def _read(suite: ActiveLearningSuite, rules: Protocol, data: DataRoots, limit: i
     return _Sets(train, {name: protocols.limited(images, limit, suite.seed) for name, images in tests.items()}, classes)
 
 
+def _network(suite: ActiveLearningSuite, classes: int) -> Classifier:
+    """An untrained network. Raises UsageError for an unknown one, Unsuitable or BadData for one that does not fit."""
+    network = build(suite.model, classes)
+    if (given := network.head.out_features) != classes:
+        gives = f"{suite.model} gives {counted(given, 'logit')}"
+        raise BadData(f"{gives}, but {suite.in_distribution} has {classes:,} classes; use another model")
+    return network
+
+
 class _Run:
     def __init__(
         self,
@@ -153,10 +168,7 @@ class _Run:
         progress.stage(f"reading {suite.in_distribution}")
         self.protocol = rules_of(suite)
         self.train, self.tests, self.classes = _read(suite, self.protocol, data, limit, progress)
-        network = build(suite.model, self.classes)
-        if network.head.out_features != self.classes:
-            gives = f"{suite.model} gives {counted(network.head.out_features, 'logit')}"
-            raise BadData(f"{gives}, but {suite.in_distribution} has {self.classes:,} classes; use another model")
+        network = _network(suite, self.classes)
         digest = hashlib.sha256("".join(one.fingerprint for one in (self.train, *self.tests.values())).encode())
         self.fingerprint = digest.hexdigest()[:16]
         settings = {"task": suite.task, "model": suite.model, "in_distribution": suite.in_distribution, "seed": suite.seed}

@@ -1,7 +1,7 @@
 """Runs metrics of image quality on databases of images that people scored: ``task = "quality"``."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from oodbench import code_hash
+from oodbench.datasets.name import is_absolute
 from oodbench.datasets.quality.database import QualityDatabase, load_database
 from oodbench.engine.executors.worker import reproducible
 from oodbench.errors import BadData, MissingData, Unsuitable, UsageError, around_call, contained, counted, reason_in
@@ -89,15 +90,22 @@ def plan(suite: QualitySuite, *, data: DataRoots, limit: int | None) -> list[str
         limited = "" if limit is None else f", limited to {limit:,}"
         official = f" of {found.official_size:,}" if found.official_size not in (None, len(found.scores)) else ""
         lines.append(f"database  {name}, {len(found.scores):,}{official} images{limited}")
-    return [*lines, f"metrics   {', '.join(suite.metrics)}"]
+    known = [name for name in _expanded(suite.metrics) if name in records(FAMILY)]  # a file may hold values of any metric
+    built = {name: _built(name, suite, data) for name in known}
+    broken = {name: metric for name, metric in built.items() if isinstance(metric, Exception)}
+    lines.append(f"metrics   {', '.join(name for name in _expanded(suite.metrics) if name not in broken)}")
+    return [*lines, *(f"metric    {name}, skipped: {reason_in(error)}" for name, error in broken.items())]
 
 
 def _check_names(suite: QualitySuite) -> None:
     """Raise UsageError for unknown names, databases with one name in results, and parameters of a metric that does not run."""
     for name in suite.databases:
         find("quality_databases", name.partition(":")[0])
-    if len({recorded(name) for name in suite.databases}) < len(suite.databases):
-        raise UsageError(f"suite {suite.name}: two databases have the same name in results; rename a file or folder")
+    names = [recorded(name) for name in suite.databases]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(
+            f"suite {suite.name}: two databases are called {twice} in results; rename a file or folder, or leave one out"
+        )
     if not all(name.startswith("scores:") for name in suite.databases):  # a file may hold values of any metric
         for name in suite.metrics:
             if name != ALL:
@@ -107,6 +115,25 @@ def _check_names(suite: QualitySuite) -> None:
         if name not in named:
             listing = f"the metrics of this run are {', '.join(suite.metrics)}"
             raise UsageError(f"parameters: {unknown('quality metric', name, named, listing)}")
+
+
+def _expanded(metrics: Sequence[str]) -> list[str]:
+    """The names of metrics, once each, with every known one in place of ``all``."""
+    known = [name for name, record in records(FAMILY).items() if not record.error]
+    return list(dict.fromkeys(name for one in metrics for name in (known if one == ALL else [one])))
+
+
+def _built(name: str, suite: QualitySuite, data: DataRoots) -> QualityMetric | Exception:
+    """The metric, or why it or its files cannot be had. Raises UsageError for wrong parameters."""
+    try:
+        with contained(), around_call.get()(f"building {name}"):
+            metric = load_metric(name, data=data, **suite.parameters.get(name, {}))
+            metric.files()
+    except UsageError:
+        raise
+    except Exception as error:
+        return error
+    return metric
 
 
 class _Run:
@@ -141,12 +168,10 @@ class _Run:
             self.progress.say(f"Resuming {self.folder.path}: {counted(done, 'cell')} of {name} already done")
         if found is None:
             failed = [_without_figures(templates[metric], error) for metric in missing]
-            path = name.partition(":")[2]  # whose folder is private, as in ``recorded``
-            named = [
-                one.model_copy(update={"reason": one.reason.replace(path or name, PurePath(path or name).name)})
-                for one in failed
-            ]
-            self._write(named, {})
+            path = name.partition(":")[2]
+            if is_absolute(path):  # its folder is private, as in ``recorded``
+                failed = [one.model_copy(update={"reason": one.reason.replace(path, PurePath(path).name)}) for one in failed]
+            self._write(failed, {})
             return
         rows = self._rows(found)
         progress.expect(len(missing))
@@ -163,21 +188,13 @@ class _Run:
         if given:
             names = list(given) if ALL in self.suite.metrics else self.suite.metrics
         else:
-            known = [name for name, record in records(FAMILY).items() if not record.error]
-            names = [name for one in self.suite.metrics for name in (known if one == ALL else [one])]
+            names = _expanded(self.suite.metrics)
         unread = set(names) - set(records(FAMILY)) if database is None else set()
-        return {name: None if name in given or name in unread else self._built(name) for name in dict.fromkeys(names)}
-
-    def _built(self, name: str) -> QualityMetric | Exception:
-        try:
-            with contained(), around_call.get()(f"building {name}"):
-                metric = load_metric(name, data=self.data, **self.suite.parameters.get(name, {}))
+        built = {name: _built(name, self.suite, self.data) for name in names if name not in given and name not in unread}
+        for name, metric in built.items():
+            if isinstance(metric, QualityMetric):
                 self.files[name] = {Path(path).name: digest for path, digest in metric.files().items()}
-        except UsageError:
-            raise
-        except Exception as error:
-            return error
-        return metric
+        return {name: built.get(name) for name in dict.fromkeys(names)}
 
     def _record(
         self, name: str, database: str, found: QualityDatabase | None, metric: QualityMetric | Exception | None

@@ -309,9 +309,8 @@ def test_wrong_suites_are_one_line_before_anything_is_trained(tiny, plugins, tmp
     with pytest.raises(error, match=says) as raised:
         run(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(raised.value)
-    if "model" not in changes:
-        with pytest.raises(error, match=says):
-            plan(tiny(**changes), data=None, limit=None)
+    with pytest.raises(error, match=says):
+        plan(tiny(**changes), data=None, limit=None)
     assert not list((tmp_path / "run" / "passes").glob("*"))
 
 
@@ -521,6 +520,21 @@ def test_a_comparison_names_strategies_and_rounds(whole):
     one = next(iter(whole.of_task(ActiveLearningRecord)))
     assert "verdict strategy features set first second" in text
     assert f"equal {one.strategy} {one.features} digits (round 0)" in text
+
+
+def test_runs_on_other_images_have_tables_of_their_own(tiny, whole, tmp_path):
+    """And those of other seeds, which drew as many images, share one."""
+    given = {"strategies": ["random"], "test_sets": ["digits"], "rounds": 1}
+    few = run_suite(tiny(**given), out=tmp_path / "few", device="cpu", limit=40)
+    same = [run(tiny(**given, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+    frame = active_learning_frame([few, *same])
+    assert set(frame["dataset"]) == {"digits (40 images)", f"digits ({LIMIT} images)"}
+    text = " ".join(render_active_learning(frame).split())
+    assert text.count("Means of 2 seeds") == 1
+    other = run(tiny(**given | {"pool": 140}), tmp_path / "pool")  # as many test images, but another pool
+    names = set(active_learning_frame([same[0], other])["dataset"])
+    assert len(names) == 2
+    assert all(name.startswith("digits (") for name in names)
 
 
 def test_tables_are_of_one_task(whole, tmp_path):

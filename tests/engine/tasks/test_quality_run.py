@@ -399,6 +399,9 @@ def test_a_plan_says_what_would_run(root, tmp_path):
     assert f"database  {DATABASE}, 12 images, limited to 6" in lines
     assert any(line.startswith("database  tid2013, skipped: tid2013 is missing") for line in lines)
     assert not (tmp_path / "run").exists()
+    lines = plan(suite.model_copy(update={"metrics": ["psnr", "unique", "psnr"]}), out=None, data=root, limit=6)
+    assert lines[-2] == "metrics   psnr"
+    assert lines[-1].startswith("metric    unique, skipped: unique: looked for")
     with pytest.raises(UsageError, match="unknown quality database"):
         plan(suite.model_copy(update={"databases": ["tid"]}), out=None, data=root, limit=None)
 
