@@ -110,7 +110,7 @@ def _quality(frame: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any
             rows.append(row | {"status": NOT_RUN, "reason": why, "reproduced_by": ""})
             continue
         same = [name for name, value in zip((LINE, LOGISTIC), values, strict=True) if _is(value, float(figure.value))]
-        part = records[0].official_size > records[0].n
+        part = records[0].database_size > records[0].n
         row |= {"stands_in": f"{database}: {images_of(pd.DataFrame([records[0]]))}" if part else "", "status": "ok"}
         rows.append(row | {"line": values[0], "logistic": values[1], "reproduced_by": " and ".join(same)})
     return rows

@@ -11,7 +11,7 @@ from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard.plots import TASKS, require_format
 from oodbench.leaderboard.plots.column import ROOM, Block, Panel, stacked
 from oodbench.leaderboard.plots.picture import COLOURS, KEY_LINE, KEY_MARK, MARGIN, SMALL, Picture, fitted, look, styled
-from oodbench.leaderboard.tasks.active_learning import GROUP, ROW, active_learning_frame, curves
+from oodbench.leaderboard.tasks.active_learning import GROUP, ONE_SEED, ROW, active_learning_frame, curves, seeds_of
 from oodbench.quality.mapping import logistic
 from oodbench.registry import unknown
 from oodbench.results.records import QualityRecord
@@ -56,9 +56,8 @@ def _curves(folders: Sequence["RunFolder"]) -> Picture:
     blocks = []
     for (model, inside, protocol, dataset), of in found.groupby(GROUP, sort=False):
         lines = list(of.groupby(ROW, sort=False))
-        least, most = int(of["count"].min()), int(of["count"].max())
-        seeds = f"{least} to {most}" if least < most else f"{most}"
-        remark = "One seed." if most == 1 else f"Mean of {seeds} seeds; bands: ± one standard deviation."
+        seeds = seeds_of(of)
+        remark = "One seed." if seeds == ONE_SEED else f"Mean of {seeds}; bands: ± one standard deviation."
         height = HIGH + AXIS + KEY_LINE * len(lines)
         title = f"{model} on {inside} ({protocol}), tested on {dataset}"
         blocks.append(Block(title, [Panel("", height, partial(_lines, lines=lines, places=places))], remark))

@@ -13,6 +13,7 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.selection import Names
+from oodbench.leaderboard.tasks.contents import Tested, names_of
 from oodbench.leaderboard.text_table import Column, TextTable
 from oodbench.results.folder import RunFolder
 from oodbench.results.records import ActiveLearningRecord
@@ -25,14 +26,14 @@ COLUMNS = (
 GROUP = ["model", "in_distribution", "protocol", "dataset"]  # one table each
 ROW = ["strategy", "features"]
 ROUNDS, MEANS = PARTS = ("rounds", "means")
+ONE_SEED = "1 seed"
 NO_RECORDS = 'No records of active learning; run a suite with task = "active-learning".'
 
 
 def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
     """One row per record: ``COLUMNS``. Where two folders hold the same record, the last counts.
 
-    Names of strategies and protocols say their settings where these differ between runs, and those of sets the number of
-    images where runs were tested on other numbers. If two runs with one seed have other images, the names say of which.
+    Names of strategies and protocols say their settings where these differ between runs; names of sets are as of ``names_of``.
     """
     found = [
         record
@@ -42,30 +43,12 @@ def active_learning_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
     columns: dict[str, list[object]] = {name: [getattr(record, name) for record in found] for name in COLUMNS}
     columns["strategy"] = _told_apart([(record.strategy, record.parameters) for record in found])
     columns["protocol"] = _told_apart([(record.protocol, record.rules) for record in found])
-    columns["dataset"] = _sets(found)
+    tested = [Tested(one.dataset, one.fingerprint, one.n, (one.model, one.in_distribution), one.seed) for one in found]
+    columns["dataset"] = list(names_of(tested))
     columns = {name: list(map(escape.without_surrogates, values)) for name, values in columns.items()}
     numbers = ["last_round", "labelled", "n", *COLUMNS[COLUMNS.index("accuracy") : COLUMNS.index("status")]]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
     return frame.drop_duplicates([*GROUP, *ROW, "round", "seed"], keep="last", ignore_index=True)
-
-
-def _sets(records: Sequence[ActiveLearningRecord]) -> list[object]:
-    """The name of the set of each record: ``digits``, or ``digits (200 images)`` where it stands for several contents."""
-    counts = {(one.fingerprint, one.dataset): one.n for one in records if one.n is not None}
-    numbers: dict[object, set[int]] = {}
-    contents: dict[object, set[str]] = {}
-    for one in records:
-        if (count := counts.get((one.fingerprint, one.dataset))) is not None:
-            place = (one.model, one.in_distribution, one.dataset)
-            numbers.setdefault(place, set()).add(count)
-            contents.setdefault((place, count, one.seed), set()).add(one.fingerprint)
-    names: list[object] = []
-    for one in records:
-        place, count = (one.model, one.in_distribution, one.dataset), counts.get((one.fingerprint, one.dataset))
-        words = [counted(count, "image")] if count is not None and len(numbers[place]) > 1 else []
-        words += [one.fingerprint[:8]] if len(contents.get((place, count, one.seed), ())) > 1 else []
-        names.append(f"{one.dataset} ({', '.join(words)})" if words else one.dataset)
-    return names
 
 
 def _told_apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[object]:
@@ -85,6 +68,14 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds of the accuracy: one row per ``GROUP``, ``ROW`` and ``labelled``."""
     found = frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "labelled"], sort=False)["accuracy"]
     return found.agg(["mean", "std", "count"]).reset_index()
+
+
+def seeds_of(curves: pd.DataFrame) -> str:
+    """Over how many seeds the means of these curves are: ``1 seed``, ``3 seeds`` or ``1 to 3 seeds``."""
+    if curves.empty:
+        return ONE_SEED
+    least, most = int(curves["count"].min()), int(curves["count"].max())
+    return f"{least} to {most} seeds" if least < most else counted(most, "seed")
 
 
 def areas(frame: pd.DataFrame) -> pd.DataFrame:
@@ -139,8 +130,6 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
     keys = [tuple(key) for key in order.itertuples(index=False, name=None)]
     known = dict(zip(summary.index, summary["mean"]["mean"], strict=True)) if len(summary) else {}
     keys.sort(key=lambda key: -known.get(key, 0.0))
-    several = found["count"].max() > 1
-    seeds = f"{found['count'].min()} to {found['count'].max()}" if found["count"].nunique() > 1 else f"{found['count'].max()}"
 
     def column(group: str, name: str, of: Any) -> Column:
         """``of``: mean and standard deviation by strategy and features."""
@@ -156,7 +145,7 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
         for number, of in found.groupby("labelled")
     ]
     means = [column("curve", name, summary[name]) for name in ("mean", "area")] if len(summary) else []
-    spread = f" Means of {seeds} seeds, ± their standard deviation." if several else ""
+    spread = f" Means of {seeds}, ± their standard deviation." if (seeds := seeds_of(found)) != ONE_SEED else ""
     where = f"{first['in_distribution']} ({first['protocol']}), tested on {first['dataset']}"
     return TextTable(
         title=f"{first['model']}, active learning on {where}",

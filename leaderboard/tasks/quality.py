@@ -10,6 +10,7 @@ from oodbench.leaderboard import escape
 from oodbench.leaderboard.formats import cells_as, chosen, writer
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.selection import Names
+from oodbench.leaderboard.tasks.contents import Tested, names_of
 from oodbench.leaderboard.text_table import Column, TextTable
 from oodbench.registry import unknown
 from oodbench.results.folder import RunFolder
@@ -18,7 +19,7 @@ from oodbench.suite import as_names
 
 FIGURES = ("outlier_ratio", "rmse", "plcc", "srcc", "krcc")
 COLUMNS = (
-    "database", "metric", "mapping", "seed", "n", "official_size",
+    "database", "metric", "mapping", "seed", "n", "database_size",
     *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
     "ms_per_image", "status", "reason",
 )  # fmt: skip
@@ -51,36 +52,21 @@ METRICS = {
 def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
     """One row per record and mapping: ``COLUMNS``. Where two folders hold the same record, the last counts.
 
-    Where one name stands for several contents of a database, as with a limit, the name says the number of images.
+    Names of databases are as of ``names_of``.
     """
     columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
     records = [record for folder in folders for record in folder.of_task(QualityRecord)]
-    for record, database in zip(records, _databases(records), strict=True):
+    databases = names_of([Tested(record.database, record.fingerprint, record.n) for record in records])
+    for record, database in zip(records, databases, strict=True):
         here, official = record.size or (None, None)
-        told = {"database": database, "official_size": here if official is None else official}
+        told = {"database": database, "database_size": here if official is None else official}
         for mapping, figures in zip(MAPPINGS, (record.figures, record.line), strict=True):
             row = {**vars(record), **(vars(figures) if figures else {}), **told, "mapping": mapping}
             for name, values in columns.items():
                 values.append(escape.without_surrogates(row.get(name)))
-    numbers = [name for name in COLUMNS if name.startswith(FIGURES) or name in ("n", "official_size", "ms_per_image")]
+    numbers = [name for name in COLUMNS if name.startswith(FIGURES) or name in ("n", "database_size", "ms_per_image")]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
     return frame.drop_duplicates(["database", "metric", "mapping", "seed"], keep="last", ignore_index=True)
-
-
-def _databases(records: Sequence[QualityRecord]) -> list[str]:
-    """The name of the database of each record: ``photos``, or ``photos (48 images)`` where there are several contents."""
-    contents: dict[str, dict[str, int]] = {}
-    for record in records:
-        if record.n is not None:
-            contents.setdefault(record.database, {})[record.fingerprint] = record.n
-    names = []
-    for record in records:
-        counts = contents.get(record.database, {})
-        number = counts.get(record.fingerprint)
-        same = "" if list(counts.values()).count(number or 0) < 2 else f", {record.fingerprint[:8]}"
-        more = len(counts) > 1 and number is not None
-        names.append(f"{record.database} ({counted(number, 'image')}{same})" if more and number else record.database)
-    return names
 
 
 def render_quality(
@@ -146,7 +132,7 @@ def _text_table(
 
 def images_of(cells: pd.DataFrame) -> str:
     """``30 of 3,000 images``, or ``3,000 images`` of a whole database."""
-    count, official = (0 if pd.isna(number) else int(number) for number in (cells["n"].max(), cells["official_size"].max()))
+    count, official = (0 if pd.isna(number) else int(number) for number in (cells["n"].max(), cells["database_size"].max()))
     return f"{count:,} of {counted(official, 'image')}" if official > count else counted(count, "image")
 
 

@@ -90,10 +90,10 @@ def plan(suite: QualitySuite, *, data: DataRoots, limit: int | None) -> list[str
         limited = "" if limit is None else f", limited to {limit:,}"
         official = f" of {found.official_size:,}" if found.official_size not in (None, len(found.scores)) else ""
         lines.append(f"database  {name}, {len(found.scores):,}{official} images{limited}")
-    known = [name for name in _expanded(suite.metrics) if name in records(FAMILY)]  # a file may hold values of any metric
-    built = {name: _built(name, suite, data) for name in known}
+    names = _expanded(suite.metrics)
+    built = {name: _built(name, suite, data) for name in names if name in records(FAMILY)}  # a file may hold any others
     broken = {name: metric for name, metric in built.items() if isinstance(metric, Exception)}
-    lines.append(f"metrics   {', '.join(name for name in _expanded(suite.metrics) if name not in broken)}")
+    lines.append(f"metrics   {', '.join(name for name in names if name not in broken)}")
     return [*lines, *(f"metric    {name}, skipped: {reason_in(error)}" for name, error in broken.items())]
 
 
@@ -123,17 +123,16 @@ def _expanded(metrics: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for one in metrics for name in (known if one == ALL else [one])))
 
 
-def _built(name: str, suite: QualitySuite, data: DataRoots) -> QualityMetric | Exception:
-    """The metric, or why it or its files cannot be had. Raises UsageError for wrong parameters."""
+def _built(name: str, suite: QualitySuite, data: DataRoots) -> tuple[QualityMetric, dict[str, str]] | Exception:
+    """The metric and the SHA-256 of its files by name, or why it cannot be had. Raises UsageError for wrong parameters."""
     try:
         with contained(), around_call.get()(f"building {name}"):
             metric = load_metric(name, data=data, **suite.parameters.get(name, {}))
-            metric.files()
+            return metric, {Path(path).name: digest for path, digest in metric.files().items()}
     except UsageError:
         raise
     except Exception as error:
         return error
-    return metric
 
 
 class _Run:
@@ -190,11 +189,13 @@ class _Run:
         else:
             names = _expanded(self.suite.metrics)
         unread = set(names) - set(records(FAMILY)) if database is None else set()
-        built = {name: _built(name, self.suite, self.data) for name in names if name not in given and name not in unread}
-        for name, metric in built.items():
-            if isinstance(metric, QualityMetric):
-                self.files[name] = {Path(path).name: digest for path, digest in metric.files().items()}
-        return {name: built.get(name) for name in dict.fromkeys(names)}
+        found: dict[str, QualityMetric | Exception | None] = dict.fromkeys(names)
+        for name in (name for name in found if name not in given and name not in unread):
+            if isinstance(built := _built(name, self.suite, self.data), Exception):
+                found[name] = built
+            else:
+                found[name], self.files[name] = built
+        return found
 
     def _record(
         self, name: str, database: str, found: QualityDatabase | None, metric: QualityMetric | Exception | None
