@@ -150,7 +150,7 @@ def plan(study: Study, *, out: str | Path | None = None, data: DataRoots = None,
 
 
 def _missing(suite: Suite, data: DataRoots) -> str:
-    """That the weights of a run are missing, for its line of a plan."""
+    """What the line of a run in a plan says if its weights are missing; else empty."""
     try:
         if suite.model is not None and not imports_code(suite.model):
             check_weights(suite.model, suite.weights, data)

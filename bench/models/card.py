@@ -57,7 +57,7 @@ def of_weights(weights: Path, classifier: Classifier) -> dict[str, Any] | None:
 
 
 def training_of(card: Mapping[str, Any]) -> str:
-    """The method that a network was trained by, one of ``METHODS``; empty for plain cross-entropy or an unknown method."""
+    """The method that a network was trained with, one of ``METHODS``; empty for plain cross-entropy or an unknown method."""
     recipe = card.get("recipe")
     method = recipe.get("method") if isinstance(recipe, dict) else None
     return method if isinstance(method, str) and method in METHODS else ""

@@ -70,11 +70,11 @@ class UNIQUE(QualityMetric):
         own = f"unique-{units}.safetensors"
         remedy = (
             f"download {authors} from {self.address}, or learn a dictionary from your own images:"
-            f" oodbench.quality_metrics.unique.train_unique(images, {units}).save(FILE), with a FILE that is called"
+            f" oodbench.quality_metrics.unique.train_unique(images, {units}).save(FILE), with FILE named"
             f" {self.folder}/{own} in a data root"
         )
         if len(self.units) > 1:
-            remedy += f"; the metric needs one of each size, {', '.join(map(str, self.units))}"
+            remedy += f"; the metric needs one file per size: {', '.join(map(str, self.units))}"
         return find(self.name or "unique", [f"{self.folder}/{authors}", f"{self.folder}/{own}"], self.data, remedy)
 
     def _agreement(self, reference: Tensor, distorted: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Image quality as frames and tables: how well each metric agrees with people's scores of each database."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
     """
     columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
     records = [record for folder in folders for record in folder.of_task(QualityRecord)]
-    databases = names_of([Tested(record.database, record.fingerprint, record.n) for record in records])
+    databases = names_of([Tested(record.database, _content(record), record.n) for record in records])
     for record, database in zip(records, databases, strict=True):
         here, official = record.size or (None, None)
         told = {"database": database, "database_size": here if official is None else official}
@@ -67,6 +68,13 @@ def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
     numbers = [name for name in COLUMNS if name.startswith(FIGURES) or name in ("n", "database_size", "ms_per_image")]
     frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
     return frame.drop_duplicates(["database", "metric", "mapping", "seed"], keep="last", ignore_index=True)
+
+
+def _content(record: QualityRecord) -> str:
+    """Hash of the images of a record: of a part of a database, the seed drew them."""
+    content, _, _ = record.fingerprint.partition(" ")  # of the whole database, before the limit
+    part = record.size is not None and record.n is not None and record.n < record.size[0]
+    return hashlib.sha256(f"{content} {record.seed}".encode()).hexdigest() if part else content
 
 
 def render_quality(

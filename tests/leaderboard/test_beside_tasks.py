@@ -85,6 +85,13 @@ def test_parts_of_a_database_are_told_and_kept_apart(tmp_path):
     assert "Agreement with the scores of 30 images" in text
     assert "Agreement with the scores of 12 of 30 images" in text
     assert set(quality_frame(folders[:1])["database"]) == {"scores:t.csv"}
+    suite.write_text(f'task = "quality"\nmetrics = ["m"]\ndatabases = ["scores:{tmp_path}/a/t.csv"]\n')
+    same, other = (
+        RunFolder(oodbench.run(suite, limit=limit, seed=seed, out=tmp_path / f"more-{seed}").path)
+        for limit, seed in ((1000, 0), (12, 1))
+    )
+    assert set(quality_frame([folders[0], same])["database"]) == {"scores:t.csv"}  # a limit that limits nothing
+    assert quality_frame([folders[2], other])["database"].nunique() == 2  # each seed draws other images
 
 
 def test_messages_keep_the_paths_of_folders_that_the_user_named(tmp_path, monkeypatch):
