@@ -289,6 +289,11 @@ def options_of(command: str) -> set[str]:
     return {name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("--")} - {"--help"}
 
 
+def options_of_a_script(script: Path) -> set[str]:
+    """Long options that a script adds to its parser of arguments."""
+    return set(re.findall(r"\.add_argument\(\s*\"(--[a-z-]+)\"", script.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_commands_and_options_on_a_page_exist(page):
     anywhere = set().union(*map(options_of, COMMANDS)) | {"--help"}
@@ -301,7 +306,11 @@ def test_commands_and_options_on_a_page_exist(page):
         assert command, f"{page.name}: {line}"
         assert set(re.findall(r"(?<!\w)--[a-z-]+", line)) <= options_of(command) | {"--help"}, f"{page.name}: {line}"
     for span in re.findall(r"`([^`\n]+)`", prose(page)):
-        assert span.startswith("pip ") or set(re.findall(r"(?<!\w)--[a-z-]+", span)) <= anywhere, f"{page.name}: {span}"
+        options = set(re.findall(r"(?<!\w)--[a-z-]+", span))
+        if script := re.match(r"tests/\S+\.py", span):
+            assert options <= options_of_a_script(ROOT / script.group()), f"{page.name}: {span}"
+        elif not span.startswith("pip "):
+            assert options <= anywhere, f"{page.name}: {span}"
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {""}))
