@@ -71,10 +71,10 @@ def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def _content(record: QualityRecord) -> str:
-    """Hash of the images of a record: of a part of a database, the seed drew them."""
+    """Hash of the images of a record: of a part of a database, seed and number say which."""
     content, _, _ = record.fingerprint.partition(" ")  # of the whole database, before the limit
     part = record.size is not None and record.n is not None and record.n < record.size[0]
-    return hashlib.sha256(f"{content} {record.seed}".encode()).hexdigest() if part else content
+    return hashlib.sha256(f"{content} {record.seed} {record.n}".encode()).hexdigest() if part else content
 
 
 def render_quality(

@@ -92,6 +92,8 @@ def test_parts_of_a_database_are_told_and_kept_apart(tmp_path):
     )
     assert set(quality_frame([folders[0], same])["database"]) == {"scores:t.csv"}  # a limit that limits nothing
     assert quality_frame([folders[2], other])["database"].nunique() == 2  # each seed draws other images
+    larger = RunFolder(oodbench.run(suite, limit=20, out=tmp_path / "larger").path)
+    assert set(quality_frame([folders[2], larger])["database"]) == {"scores:t.csv (12 images)", "scores:t.csv (20 images)"}
 
 
 def test_messages_keep_the_paths_of_folders_that_the_user_named(tmp_path, monkeypatch):
