@@ -56,6 +56,10 @@ TEXTS = frozenset(
         "checkpoint",
         "metric",
         "stands_in",
+        "strategy",
+        "features",
+        "database",
+        "mapping",
     )
 )
 WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out", "n"))

@@ -40,7 +40,7 @@ TABLES = {
         active_learning.active_learning_frame,
         active_learning.tables,
         active_learning.render_active_learning,
-        frozenset(),
+        frozenset({"intervals"}),
     ),
 }
 

@@ -27,6 +27,7 @@ GROUP = ["model", "in_distribution", "protocol", "dataset"]  # one table each
 ROW = ["strategy", "features"]
 ROUNDS, MEANS = PARTS = ("rounds", "means")
 ONE_SEED = "1 seed"
+INTERVALS = "In brackets: 95 % intervals over test images, of one seed."
 NO_RECORDS = 'No records of active learning; run a suite with task = "active-learning".'
 
 
@@ -65,9 +66,24 @@ def _told_apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[object]:
 
 
 def curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of the accuracy: one row per ``GROUP``, ``ROW`` and ``labelled``."""
-    found = frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "labelled"], sort=False)["accuracy"]
-    return found.agg(["mean", "std", "count"]).reset_index()
+    """Mean and standard deviation over seeds of the accuracy: one row per ``GROUP``, ``ROW`` and ``labelled``.
+
+    ``low`` and ``high`` are the ends of the 95 % interval over test images where there is one seed, NaN elsewhere.
+    """
+    of = frame[frame["status"] == "ok"].groupby([*GROUP, *ROW, "labelled"], sort=False)
+    found = of["accuracy"].agg(["mean", "std", "count"])
+    ends = of[["accuracy_low", "accuracy_high"]].first().astype(float).where(found["count"] == 1)
+    return found.assign(low=ends["accuracy_low"], high=ends["accuracy_high"]).reset_index()
+
+
+def banded(curves: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The curves of one picture with the ends of their bands, ``bottom`` and ``top``, and what a band is."""
+    if (seeds := seeds_of(curves)) == ONE_SEED:
+        ends = {"bottom": curves["low"].fillna(curves["mean"]), "top": curves["high"].fillna(curves["mean"])}
+        return curves.assign(**ends), "One seed; bands: 95 % intervals over test images."
+    spread = curves["std"].fillna(0)
+    ends = {"bottom": (curves["mean"] - spread).clip(lower=0), "top": (curves["mean"] + spread).clip(upper=1)}
+    return curves.assign(**ends), f"Mean of {seeds}; bands: ± one standard deviation."
 
 
 def seeds_of(curves: pd.DataFrame) -> str:
@@ -100,6 +116,7 @@ def render_active_learning(
     width: int | None = 160,
     notes: Sequence[Note | str] = (),
     columns: Names = (),
+    intervals: bool = False,
 ) -> str:
     """A frame as text: one table per network, pool and test set; arguments as of ``formats.render``.
 
@@ -113,17 +130,20 @@ def render_active_learning(
     write, parts = writer(format, width), chosen(as_names(columns), [*PARTS])
     if frame.empty:
         return f"% {NO_RECORDS}\n" if format == "tex" else f"{NO_RECORDS}\n"
-    made = tables(frame, parts)
+    made = tables(frame, parts, intervals, bold=format != "table")
     made[-1].notes.extend(notes)
     return "\n".join(map(write, made))
 
 
-def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS) -> list[TextTable]:
-    """One table per network, pool and test set, before it takes a format."""
-    return [_text_table(of, parts) for _, of in frame.groupby(GROUP, sort=False)]
+def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS, intervals: bool = False, bold: bool = True) -> list[TextTable]:
+    """One table per network, pool and test set, before it takes a format. ``bold``: whether the format shows the best.
+
+    ``intervals``: whether accuracies of one seed have their 95 % interval over test images.
+    """
+    return [_text_table(of, parts, intervals, bold) for _, of in frame.groupby(GROUP, sort=False)]
 
 
-def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
+def _text_table(cells: pd.DataFrame, parts: Sequence[str], intervals: bool, bold: bool) -> TextTable:
     first, found = cells.iloc[0], curves(cells)
     summary = areas(cells).groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
     order = cells[ROW].drop_duplicates()
@@ -132,24 +152,33 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
     keys.sort(key=lambda key: -known.get(key, 0.0))
 
     def column(group: str, name: str, of: Any) -> Column:
-        """``of``: mean and standard deviation by strategy and features."""
+        """``of``: mean and standard deviation by strategy and features, and ``low`` and ``high`` if they have intervals."""
         aligned = of.reindex(pd.MultiIndex.from_tuples(keys))
         values, spreads = (aligned.iloc[:, place].tolist() for place in (0, 1))
         texts = ["–" if pd.isna(value) else f"{100 * value:.1f}" for value in values]
         texts = [t if pd.isna(s) else f"{t} ±{100 * s:.1f}" for t, s in zip(texts, spreads, strict=True)]
+        if intervals and "low" in aligned:
+            ends = zip(texts, aligned["low"], aligned["high"], strict=True)
+            texts = [t if pd.isna(low) else f"{t} [{100 * low:.1f}, {100 * high:.1f}]" for t, low, high in ends]
         best = frozenset(row for row, value in enumerate(values) if value == aligned.iloc[:, 0].max())
         return Column(group, (name,), texts, best)
 
     by_number = [
-        column("labelled images", f"{number:,.0f}", of.set_index(ROW)[["mean", "std"]])
+        column("labelled images", f"{number:,.0f}", of.set_index(ROW)[["mean", "std", "low", "high"]])
         for number, of in found.groupby("labelled")
     ]
     means = [column("curve", name, summary[name]) for name in ("mean", "area")] if len(summary) else []
-    spread = f" Means of {seeds}, ± their standard deviation." if (seeds := seeds_of(found)) != ONE_SEED else ""
+    remarks = [
+        f"Accuracy ×100{_on(cells)} by the number of labelled images (higher is better), the best mean first.",
+        *([f"Means of {seeds}, ± their standard deviation."] if (seeds := seeds_of(found)) != ONE_SEED else []),
+        *([INTERVALS] if intervals and found["low"].notna().any() else []),
+        "Mean: over rounds. Area: under the curve, ×100.",
+        *(["Bold: the best of a column."] if bold else []),
+    ]
     where = f"{first['in_distribution']} ({first['protocol']}), tested on {first['dataset']}"
     return TextTable(
         title=f"{first['model']}, active learning on {where}",
-        caption=f"Accuracy ×100 by the number of labelled images.{spread} Mean: over rounds. Area: under the curve, ×100.",
+        caption=" ".join(remarks),
         labels=[
             Column("", ("strategy",), [strategy for strategy, _ in keys], is_label=True),
             Column("", ("features",), [features for _, features in keys], is_label=True),
@@ -159,6 +188,12 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str]) -> TextTable:
         breaks=[],
         notes=_notes(cells),
     )
+
+
+def _on(cells: pd.DataFrame) -> str:
+    """`` on 300 images``; empty where nothing is known."""
+    images = cells["n"].max()
+    return "" if pd.isna(images) else f" on {counted(int(images), 'image')}"
 
 
 def _notes(cells: pd.DataFrame) -> list[Note | str]:

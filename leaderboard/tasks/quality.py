@@ -30,6 +30,7 @@ BOLD = (
     " Bold: the best, and correlations that are not significantly lower than the best (Fisher's z at 5 %, treating the two as"
     " independent)."
 )
+INTERVALS = " In brackets: 95 % intervals, from a bootstrap over reference images."
 NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
 
 
@@ -50,15 +51,26 @@ METRICS = {
 }
 
 
-def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
-    """One row per record and mapping: ``COLUMNS``. Where two folders hold the same record, the last counts.
+def quality_records(folders: Sequence[RunFolder]) -> list[tuple[str, QualityRecord, RunFolder]]:
+    """All records with the folders that hold them, and the names of their databases as of ``names_of``.
 
-    Names of databases are as of ``names_of``.
+    Where two folders hold the same record, the last counts.
     """
+    held = [(record, folder) for folder in folders for record in folder.of_task(QualityRecord)]
+    # A record without figures is of the images of its run.
+    known = {(folder.path, of.database): of for of, folder in held if of.n is not None}
+    drawn = (known.get((folder.path, record.database), record) for record, folder in held)
+    names = names_of([Tested(of.database, _content(of), of.n) for of in drawn])
+    found: dict[tuple[str, str, int], tuple[str, QualityRecord, RunFolder]] = {}
+    for name, (record, folder) in zip(names, held, strict=True):
+        found[name, record.metric, record.seed] = name, record, folder
+    return list(found.values())
+
+
+def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """One row per record and mapping: ``COLUMNS``; records as of ``quality_records``."""
     columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    records = [record for folder in folders for record in folder.of_task(QualityRecord)]
-    databases = names_of([Tested(record.database, _content(record), record.n) for record in records])
-    for record, database in zip(records, databases, strict=True):
+    for database, record, _ in quality_records(folders):
         here, official = record.size or (None, None)
         told = {"database": database, "database_size": here if official is None else official}
         for mapping, figures in zip(MAPPINGS, (record.figures, record.line), strict=True):
@@ -66,8 +78,7 @@ def quality_frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
             for name, values in columns.items():
                 values.append(escape.without_surrogates(row.get(name)))
     numbers = [name for name in COLUMNS if name.startswith(FIGURES) or name in ("n", "database_size", "ms_per_image")]
-    frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
-    return frame.drop_duplicates(["database", "metric", "mapping", "seed"], keep="last", ignore_index=True)
+    return pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
 
 
 def _content(record: QualityRecord) -> str:
@@ -129,10 +140,10 @@ def _text_table(
     images = images_of(found)
     return TextTable(
         title=f"{database}, image quality",
-        caption=f"{_caption(images)}{BOLD if bold else ''}" if len(found) else "No metric has figures.",
+        caption=_caption(images, METRICS[metric].name, intervals, bold) if len(found) else "No metric has figures.",
         labels=[Column("", ("metric",), found["metric"].tolist(), is_label=True)],
-        sets=columns,
-        summary=[Column("cost", ("ms per image",), paid)] if any(paid) else [],
+        sets=[*columns, *([Column("cost", ("ms per image",), paid)] if any(paid) else [])],
+        summary=[],
         breaks=[],
         notes=_notes(fitted),
     )
@@ -144,10 +155,10 @@ def images_of(cells: pd.DataFrame) -> str:
     return f"{count:,} of {counted(official, 'image')}" if official > count else counted(count, "image")
 
 
-def _caption(images: str) -> str:
+def _caption(images: str, sorted_by: str, intervals: bool, bold: bool) -> str:
     return (
         f"Agreement with the scores of {images}: of ranks (SRCC, KRCC), and of values after a logistic function was fitted to"
-        " the scores (the others)."
+        f" the scores (the others). The best {sorted_by} first.{INTERVALS if intervals else ''}{BOLD if bold else ''}"
     )
 
 
