@@ -11,6 +11,7 @@ from oodbench.leaderboard.formats import EXTRA, TEXTS, WHOLE_NUMBERS, render, wr
 from oodbench.leaderboard.labels import labelled
 from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.site.about import bibtex
+from oodbench.leaderboard.tasks import TABLES
 from oodbench.leaderboard.text_table import TextTable
 
 
@@ -26,6 +27,15 @@ def downloads(
         yield f"downloads/leaderboard.{suffix}", what, "\n".join(map(writer(suffix), [*tables[:-1], last])).encode()
     if papers := bibtex(used):
         yield "downloads/papers.bib", "BibTeX of the papers of these detectors and sets", papers.encode()
+
+
+def of_task(task: str, frame: pd.DataFrame, notes: Sequence[Note]) -> Iterator[tuple[str, str, bytes]]:
+    """As ``downloads``, of another task than detection."""
+    render = TABLES[task].render
+    for suffix, what in (("csv", "one row per record, all columns"), ("json", "the same as a list of objects")):
+        yield f"downloads/{task}.{suffix}", what, render(frame, suffix).encode()
+    for suffix, what in (("md", "tables in Markdown, with their notes"), ("tex", "tables in LaTeX (booktabs and graphicx)")):
+        yield f"downloads/{task}.{suffix}", what, render(frame, suffix, notes=notes, intervals=True).encode()
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

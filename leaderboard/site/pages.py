@@ -20,10 +20,11 @@ from oodbench.leaderboard.plots.stored import StoredScores
 from oodbench.leaderboard.site import charts
 from oodbench.leaderboard.site.about import about_detector, about_set
 from oodbench.leaderboard.site.board import Board, Row
+from oodbench.leaderboard.site.tasks import Section
 from oodbench.leaderboard.site.thumbnails import Strip, Thumbnails, misses, samples
 from oodbench.results.folder import RunFolder
 from oodbench.results.network import stored
-from oodbench.results.records import DetectionRecord
+from oodbench.results.records import ActiveLearningRecord, DetectionRecord, QualityRecord, RecognitionRecord, Record
 
 FEW = 6  # names that a sentence lists
 MOST_TEXT = 400  # characters of a setting
@@ -132,6 +133,7 @@ class Site:
     bundle_of: Mapping[Path, str]  # the bundle by path of a run folder; empty without bundles
     notes: list[str]
     thumbnails: Thumbnails | None = None  # None: show no images
+    sections: list[Section] = field(default_factory=list)  # of other tasks than detection
     strips: list[Strip] = field(default_factory=list)  # those that pages show
 
     def __post_init__(self) -> None:
@@ -267,7 +269,6 @@ class Site:
 
     def _of_run(self, folder: RunFolder) -> dict[str, Any]:
         manifest = folder.manifest()
-        records = list(folder.records())
         every = [record for path in folder.pass_files() for record in folder.records_of(path)]
         accuracy = stored(manifest.provenance)
         settings = {name: value for name, value in manifest.settings.items() if not name.startswith("set ") and value != {}}
@@ -282,9 +283,9 @@ class Site:
             "settings": _facts(settings),
             "environment": _facts(environment),
             "plugins": _facts(manifest.provenance.get("plugins")),
-            "sets": list(_sets_of(records)),
+            "sets": list(_sets_of(every)),
             "code": {one.plugin: one.code for one in every if one.plugin and one.status == "ok"},
-            "left_out": list(_left_out(records)),
+            "left_out": list(_left_out(every)),
             "records": counted(len(every), "record"),
         }
 
@@ -296,30 +297,40 @@ class Site:
         return [*detectors, *dict.fromkeys(base_of(name) for name in [*inside, *(name for name, _ in self.set_file.all())])]
 
 
-def _sets_of(records: Iterable[DetectionRecord]) -> Iterator[dict[str, Any]]:
+def _sets_of(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """The sets that a run tested, once each, with as many images as it used of each."""
     seen = set()
     for record in records:
-        if record.set_name not in seen and record.fingerprint:
-            seen.add(record.set_name)
-            sizes = [_size(*size) for name, size in record.sizes.items() if name.startswith(f"{record.set_name} (")]
-            yield {"name": record.set_name, "kind": record.kind, "fingerprint": record.fingerprint, "sizes": ", ".join(sizes)}
+        if isinstance(record, DetectionRecord):
+            of = [_size(*size) for name, size in record.sizes.items() if name.startswith(f"{record.set_name} (")]
+            name, kind, sizes = record.set_name, record.kind, ", ".join(of)
+        elif isinstance(record, QualityRecord) and record.n is not None and record.size is not None:
+            name, kind, sizes = record.database, "database", _size(record.n, record.size[1] or record.size[0])
+        elif isinstance(record, ActiveLearningRecord) and record.n is not None:
+            name, kind, sizes = record.dataset, "test set, hashed with the pool", _size(record.n, None)
+        else:
+            continue
+        if name not in seen and record.fingerprint:
+            seen.add(name)
+            yield {"name": name, "kind": kind, "fingerprint": record.fingerprint.partition(" ")[0], "sizes": sizes}
 
 
 def _size(here: int, official: int | None) -> str:
     return counted(here, "image") if official in (None, here) else f"{here:,} of {official:,} images"
 
 
-def _left_out(records: Iterable[DetectionRecord]) -> Iterator[dict[str, Any]]:
-    """Cells without figures, those of one detector with one reason together."""
+def _left_out(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """Records without figures, those of one detector, metric or strategy with one reason together."""
     together: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
-        if record.status != "ok":
-            together.setdefault((record.row, record.status, record.reason), []).append(record.set_name)
-    for (detector, status, why), sets in together.items():
+        if record.status != "ok" and not isinstance(record, RecognitionRecord):  # which fails with its detector
+            where = record.dataset if isinstance(record, ActiveLearningRecord) else record.set_name
+            together.setdefault((record.row, record.status, record.reason), []).append(where)
+    for (row, status, why), sets in together.items():
         names = list(dict.fromkeys(sets))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         yield {
-            "detector": detector, "status": status, "reason": why, "cells": len(sets), "sets": ", ".join(names[:5]) + more,
+            "row": row, "status": status, "reason": why, "cells": len(sets), "sets": ", ".join(names[:5]) + more,
         }  # fmt: skip
 
 

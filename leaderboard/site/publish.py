@@ -26,16 +26,14 @@ from oodbench.leaderboard.site import charts
 from oodbench.leaderboard.site.board import PAID, Board, boards
 from oodbench.leaderboard.site.downloads import downloads
 from oodbench.leaderboard.site.pages import Names, Site
+from oodbench.leaderboard.site.tasks import section
 from oodbench.leaderboard.site.thumbnails import Thumbnails
 from oodbench.leaderboard.tasks import DETECTION, TABLES, task_of
-from oodbench.leaderboard.text_table import TextTable
 from oodbench.paths import DataRoots
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders, pack, require_verified, verify
 from oodbench.results.folder import RunFolder, Say
 from oodbench.results.site import replace_site, require_place
-
-TITLE, OF_TASKS = "Out-of-distribution detection", "Results"  # where there is detection, and where there is none
 
 
 def publish(
@@ -83,7 +81,6 @@ def publish(
             packed[file_of(name)] = functools.partial(pack, path)
             bundle_of |= {folder.path: file_of(name) for folder in found}
     progress.stage("writing the site")
-    title = title or (TITLE if any(task_of([folder]) == DETECTION for folder in folders) else OF_TASKS)
     made = site_files(folders, title, True, bundle_of, intervals=intervals, data=data, progress=progress)
     return replace_site(Path(out), [*made, *packed.items()])
 
@@ -100,7 +97,7 @@ def _named(paths: Iterable[Path]) -> dict[Path, str]:
 
 def site_files(
     folders: Sequence[RunFolder],
-    title: str,
+    title: str | None = None,
     verified: bool = False,
     bundle_of: Mapping[Path, str] = MappingProxyType({}),
     *,
@@ -108,12 +105,15 @@ def site_files(
     data: DataRoots = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each file of a site, pages first. Bundles are by path of a run folder."""
+    """Path and content of each file of a site, pages first. Bundles are by path of a run folder. Raises BadData for runs
+    without figures.
+    """
     progress = progress or Progress()
     by_task: dict[str, list[RunFolder]] = {}
     for folder in folders:
         by_task.setdefault(task_of([folder]), []).append(folder)
-    detection = by_task.pop(DETECTION, [])
+    detection = by_task.get(DETECTION, [])
+    sections = [section(task, by_task[task]) for task in TABLES if task in by_task]
     found, notes, offered = list[Board](), list[Note](), list[tuple[str, str, bytes]]()
     scores = StoredScores(detection)
     if detection:
@@ -123,20 +123,14 @@ def site_files(
         found = boards(frame, scores)
     thumbnails = None if data is None or not detection else Thumbnails(detection, data, progress)
     said = [sentence(note) for note in notes]
-    site = Site(title, found, list(folders), scores, verified, bundle_of, said, thumbnails)
+    title = title or title_of(by_task)
+    site = Site(title, found, list(folders), scores, verified, bundle_of, said, thumbnails, sections)
     if detection:
         offered = list(downloads(frame, [board.table for board in found], notes, site.used))
-    tasks = []
-    for task, of in by_task.items():
-        of_task = TABLES[task].frame(of)
-        if of_task.empty:
-            raise BadData(f"{of[0].name} has no records yet, so there is nothing to publish; run it first")
-        tasks.append((TABLES[task].title, TABLES[task].tables(of_task)))
-        content = TABLES[task].render(of_task, "csv").encode()
-        offered.append((f"downloads/{task}.csv", f"{TABLES[task].title.lower()}, one row per record, all columns", content))
+    offered += (file for one in sections for file in one.downloads)
     render = functools.partial(_rendered, _environment(), site)
     progress.expect(len(site.detector_file.all()) + len(site.set_file.all()) + len(site.run_file.all()))
-    yield "index.html", render("index.html", "", **_index(site, [(path, what) for path, what, _ in offered], tasks))
+    yield "index.html", render("index.html", "", **_index(site, [(path, what) for path, what, _ in offered]))
     for template, pages in (("detector.html", site.detectors()), ("set.html", site.sets()), ("run.html", site.runs())):
         for path, context in pages:
             yield path, render(template, "../", **context)
@@ -150,8 +144,17 @@ def site_files(
         yield name, files(__package__).joinpath("templates", name).read_bytes()
 
 
-def _index(site: Site, offered: list[tuple[str, str]], tasks: Sequence[tuple[str, list[TextTable]]] = ()) -> dict[str, Any]:
-    """What the first page shows; ``tasks`` are the titles and tables of other tasks than detection."""
+def title_of(tasks: Iterable[str]) -> str:
+    """The title of a site of these tasks: ``Out-of-distribution detection, image quality and active learning``."""
+    titles = {DETECTION: "Out-of-distribution detection"} | {task: about.title for task, about in TABLES.items()}
+    known = set(tasks)
+    first, *more = (title for task, title in titles.items() if task in known)
+    *middle, last = (title.lower() for title in more or [""])
+    return " and ".join(filter(None, [", ".join([first, *middle]), last]))
+
+
+def _index(site: Site, offered: list[tuple[str, str]]) -> dict[str, Any]:
+    """What the first page shows."""
     tables = []
     for board in site.boards:
         protocols = board.frame[["protocol", "source"]].drop_duplicates()
@@ -164,7 +167,6 @@ def _index(site: Site, offered: list[tuple[str, str]], tasks: Sequence[tuple[str
         "detectors": site.detector_file.all(),
         "sets": site.set_file.all(),
         "runs": site.run_file.all(),
-        "tasks": tasks,
         "downloads": [*offered, *bundles.items()],
         "metrics": [(name, title) for name, (title, _) in METRICS.items()],
         "protocols": tables,

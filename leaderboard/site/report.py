@@ -9,7 +9,7 @@ from pathlib import Path
 from oodbench import __version__
 from oodbench.errors import BadData
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.tasks import DETECTION, task_of
+from oodbench.leaderboard.tasks import task_of
 from oodbench.progress import Progress
 from oodbench.results.folder import RunFolder
 from oodbench.results.site import FIRST, REPORT, differing, replace_site
@@ -33,10 +33,9 @@ def report(folders: Sequence[RunFolder], progress: Progress | None = None) -> Pa
             return out / FIRST
     if progress is not None:
         progress.stage("writing the report")
-    from oodbench.leaderboard.site.publish import OF_TASKS, TITLE, site_files  # which load matplotlib
+    from oodbench.leaderboard.site.publish import site_files, title_of  # which load matplotlib
 
-    title = TITLE if task_of(folders) == DETECTION else OF_TASKS
-    pages = site_files(folders, f"{title}: {path.resolve().name}", progress=progress)
+    pages = site_files(folders, f"{title_of([task_of(folders)])}: {path.resolve().name}", progress=progress)
     return replace_site(out, itertools.chain(pages, [(MADE_FROM, made_from)]))
 
 
