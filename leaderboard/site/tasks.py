@@ -128,7 +128,7 @@ def _curve_charts(cells: pd.DataFrame, strategies: Mapping[str, int]) -> Iterato
     x, x_ticks = _axis(found["labelled"], WIDE)
     if len(counts := np.unique(found["labelled"])) <= MOST_TICKS:
         x_ticks = [(float(x(count)), f"{count:,.0f}") for count in counts]
-    y, y_ticks = _axis(100 * found[["bottom", "top"]], -HIGH)
+    y, y_ticks = _axis(100 * found[["mean", "bottom", "top"]], -HIGH)
     for features, of in found.groupby("features", sort=False):
         lines = [(str(name), line.sort_values("labelled")) for name, line in of.groupby("strategy", sort=False)]
         lines.sort(key=lambda named: -named[1]["mean"].iloc[-1])
@@ -149,7 +149,7 @@ def _curve(name: str, place: int, line: pd.DataFrame, x: Any, y: Any, name_at: f
 
 def _apart(heights: Sequence[float]) -> np.ndarray:
     """Heights of names, from the top down: as near to these as a line of text for each allows, and not below the chart."""
-    steps = STEP * np.arange(len(heights))
+    steps = min(STEP, HIGH / len(heights)) * np.arange(len(heights))
     found = np.maximum.accumulate(np.asarray(heights) - steps) + steps
     return np.asarray(np.minimum(found, HIGH - steps[::-1]))
 

@@ -1,4 +1,6 @@
-"""A browser, and two small sites: one with levels and all protocols, and one of two networks with names that attack it."""
+"""A browser, and small sites: one with levels and all protocols, one of two networks with names that attack it, one of three
+tasks, and one of image quality alone, with names that attack it.
+"""
 
 import functools
 import http.server
@@ -8,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
+import pandas as pd
 import pytest
 from chromium import OPTIONS, require_chromium
 from filelock import FileLock
@@ -56,6 +60,26 @@ SUITE = """
       { name = "digits+grey-level" },
     ]
     """
+ACTIVE = """
+    task = "active-learning"
+    model = "resnet8-digits"
+    in_distribution = "digits"
+    test_sets = ["digits", "digits+noise@3"]
+    strategies = ["random", "margin"]
+    features = ["feed-forward"]
+    protocol = "gauss"
+    start = 32
+    query = 32
+    rounds = 1
+    batch_size = 16
+    until = 0.5
+    seeds = [0, 1]
+    """
+QUALITY = """
+    task = "quality"
+    metrics = ["all"]
+    databases = ["scores:<b>table.csv"]
+    """
 ATTACKED = [
     *("--model", "resnet8-digits", "--model", "plugins_of_a_test:net", "--seed", 0, "--seed", 1, "--limit", 30, "--no-costs"),
     *("--dataset", "photos", "--dataset", "digits+noise@3", "--protocol", "unsupervised", "--no-report"),
@@ -73,6 +97,14 @@ def browser():
         browser.close()
 
 
+def table_of_scores(path):
+    """Scores of 1200 images, more than are drawn, and values of metrics: a good one, one that attacks, and a bad one."""
+    random = np.random.default_rng(0)
+    score = random.uniform(1, 7, 1200)
+    values = {"fine": score + random.normal(0, 1, 1200), MARKUP: score + random.normal(0, 2, 1200), "=1+1": random.random(1200)}
+    pd.DataFrame({"mos": score, **values}).to_csv(path, index=False)
+
+
 def command(folder, *arguments, code=0):
     done = oodbench(*arguments, cwd=folder, OODBENCH_CACHE=str(folder / "cache"), OODBENCH_PLUGINS="", OMP_NUM_THREADS="1")
     assert done.returncode == code, done.stderr
@@ -81,14 +113,14 @@ def command(folder, *arguments, code=0):
 
 @pytest.fixture(scope="session")
 def sites(tmp_path_factory) -> Path:
-    """A folder with the sites ``small`` and ``attacked``, and with small.json, the leaderboard of the former.
+    """A folder with the sites ``small``, ``attacked``, ``tasks`` and ``quality``, and small.json, the first one's leaderboard.
 
     The first worker that needs it makes it, and the others wait.
     """
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "sites"
     with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "attacked").exists():
+        if not (folder / "quality").exists():
             folder.mkdir()
             (folder / "suite.toml").write_text(dedent(SUITE))
             (folder / "plugins_of_a_test.py").write_text(dedent(PLUGINS))
@@ -97,6 +129,13 @@ def sites(tmp_path_factory) -> Path:
             command(folder, "publish", "run", "--out", "small")
             command(folder, "run", *ATTACKED, "--out", "<b>run", code=1)  # because cells fail
             command(folder, "publish", "<b>run", "--out", "attacked", "--title", MARKUP)
+            for name, suite in (("active", ACTIVE), ("scores", QUALITY)):
+                (folder / f"{name}.toml").write_text(dedent(suite))
+            table_of_scores(folder / "<b>table.csv")
+            command(folder, "run", "active.toml", "--limit", 60, "--no-report", "--out", "study")
+            command(folder, "run", "scores.toml", "--data", ".", "--no-report", "--out", "<i>scores")
+            command(folder, "publish", "<i>scores", "study", "run", "--out", "tasks")
+            command(folder, "publish", "<i>scores", "--out", "quality")
     return folder
 
 
@@ -129,7 +168,7 @@ def visit(browser, addresses):
         base = addresses[start]
         page.on("request", lambda request: request.url.startswith((base, "data:,")) or wrong.append(request.url))
         page.goto(f"{base}/{path}")
-        if options.get("java_script_enabled", True) and "/index.html" in path:
+        if options.get("java_script_enabled", True) and page.locator("#board").count():
             page.wait_for_selector("#status:not(:empty)")
         yield page
         context.close()

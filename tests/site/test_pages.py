@@ -16,12 +16,16 @@ KINDS = {
     "detector": "small/detectors/knn.html",
     "set": "small/sets/digits-noise.html",
     "run": "small/runs/run.html",
+    "tasks": "tasks/index.html",
+    "run of a task": "tasks/runs/study-seed-0.html",
 }
 ATTACKED = {
     "index": "attacked/index.html",
     "detector": "attacked/detectors/img-src-x-onerror-alert-1.html",
     "set": "attacked/sets/photos.html",
     "run": "attacked/runs/b-run-resnet8-digits-seed-0.html",
+    "tasks": "quality/index.html",
+    "run of a task": "quality/runs/i-scores.html",
 }
 
 
@@ -36,7 +40,8 @@ def test_a_page_is_the_same_from_disk_and_from_a_server(visit, kind):
 
 
 def test_every_link_leads_somewhere(visit, sites):
-    pages = {path.relative_to(sites) for name in ("small", "attacked") for path in (sites / name).rglob("*.html")}
+    folders = (sites / name for name in ("small", "attacked", "tasks", "quality"))
+    pages = {path.relative_to(sites) for folder in folders for path in folder.rglob("*.html")}
     assert len(pages) > 20
     linked = set()
     with visit("small/index.html") as page:
