@@ -158,9 +158,9 @@ def _quality_parts(frame: pd.DataFrame, folders: Sequence[RunFolder]) -> Iterato
     by_database: dict[str, list[tuple[QualityRecord, RunFolder]]] = {}
     for database, record, folder in quality.quality_records(folders):
         by_database.setdefault(escape.without_surrogates(database), []).append((record, folder))
-    for database, cells in frame.groupby("database", sort=False):
+    for name, cells in frame.groupby("database", sort=False):
         (table,) = quality.tables(cells, intervals=True)
-        measured = [(record, folder) for record, folder in by_database[str(database)] if record.figures]
+        measured = [(record, folder) for record, folder in by_database[str(name)] if record.figures]
         measured.sort(key=lambda held: -held[0].figures.srcc if held[0].figures else 0.0)
         charts = [_mapping_chart(record, folder) for record, folder in measured[:MOST_MAPPINGS]]
         yield Part(table, mappings=charts, caption=_caption(charts, measured[0][0], len(measured)) if charts else "")
