@@ -168,11 +168,12 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str], intervals: bool, bold
         for number, of in found.groupby("labelled")
     ]
     means = [column("curve", name, summary[name]) for name in ("mean", "area")] if len(summary) else []
+    order_of_rows = ", the best mean first" if known else ""
     remarks = [
-        f"Accuracy ×100{_on(cells)} by the number of labelled images (higher is better), the best mean first.",
+        f"Accuracy ×100{_on(cells)} by the number of labelled images (higher is better){order_of_rows}.",
         *([f"Means of {seeds}, ± their standard deviation."] if (seeds := seeds_of(found)) != ONE_SEED else []),
         *([INTERVALS] if intervals and found["low"].notna().any() else []),
-        "Mean: over rounds. Area: under the curve, ×100.",
+        *(["Mean: over rounds. Area: under the curve, ×100."] if known and MEANS in parts else []),
         *(["Bold: the best of a column."] if bold else []),
     ]
     where = f"{first['in_distribution']} ({first['protocol']}), tested on {first['dataset']}"
