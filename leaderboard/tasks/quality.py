@@ -30,7 +30,7 @@ BOLD = (
     " Bold: the best, and correlations that are not significantly lower than the best (Fisher's z at 5 %, treating the two as"
     " independent)."
 )
-INTERVALS = " In brackets: 95 % intervals, from a bootstrap over reference images."
+INTERVALS = " In brackets: 95 % intervals, from a bootstrap over references, or over images without references."
 NO_RECORDS = 'No records of image quality; run a suite with task = "quality".'
 
 
