@@ -12,6 +12,8 @@ BINS = 15  # as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that is fitted
 # The Brier score is the mean of the squared error Σ_c (p_c − [c = label])², in [0, 2] (Brier 1950): a sum over classes.
 COLUMNS = ("confidence", "right", "probability of the label", "squared error")
+NEGATIVE, OFF_ONE = 1e-6, 1e-4  # how far rounding may put a probability below 0, and a sum of them from 1
+LEAST = float(np.finfo(np.float64).tiny)  # what a probability of 0 counts as, so that its logarithm is finite
 
 
 def evaluate_probabilities(probabilities: Any, labels: Any) -> ProbabilityFigures:
@@ -72,7 +74,7 @@ def negative_log_likelihood(own: np.ndarray) -> float:
 
     A probability of 0 counts as the smallest float64, so that the mean stays finite.
     """
-    return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+    return float(-np.log(np.maximum(own, LEAST)).mean())
 
 
 def recognition_figures(images: np.ndarray) -> RecognitionFigures:
@@ -136,7 +138,7 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f"probabilities have shape {values.shape} for labels of shape {classes.shape}; give (N, classes) and (N,)"
         )
     sums = values.sum(1)
-    if not np.isfinite(values).all() or (values < -1e-6).any() or (np.abs(sums - 1) > 1e-4).any():
+    if not np.isfinite(values).all() or (values < -NEGATIVE).any() or (np.abs(sums - 1) > OFF_ONE).any():
         raise BadData(
             f"probabilities are negative, not finite, or do not sum to 1 (smallest {values.min():.3g}, sums"
             f" {sums.min():.3g} to {sums.max():.3g}); normalise them"

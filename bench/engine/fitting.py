@@ -1,7 +1,6 @@
 """What the detectors of a run learn before they are scored: each once, when it is needed, and each failing alone."""
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,12 @@ class Fitting:
     def fit(
         self,
         names: Iterable[str],
-        also: Mapping[Detector, Head] = MappingProxyType({}),
+        also: Callable[[], Mapping[Detector, Head]] = dict,
         failed: dict[Detector, Exception] | None = None,
     ) -> None:
         """Fit the detectors of these names that are not fitted yet, in one pass over the training images.
 
-        ``also``: other jobs whose heads are calibrated in the same pass; ``failed`` receives their errors.
+        ``also``: gives other jobs whose heads are then calibrated in the same pass; ``failed`` receives their errors.
         """
         new = {name for name in names if name not in self._begun}
         self._begun |= new
@@ -95,11 +94,12 @@ class Fitting:
         passes.learn(self.sound(new), classifier, self.train_set, progress=self.progress, **options)
 
         def on_error(detector: Detector, error: Exception) -> None:
-            if detector in also and failed is not None:
+            if detector in others and failed is not None:
                 failed[detector] = error
             else:
                 self.break_(detector, error)
 
-        heads = {detector: self.heads[detector] for detector in self.sound(new)} | dict(also)
+        others = also()
+        heads = {detector: self.heads[detector] for detector in self.sound(new)} | dict(others)
         options |= {"signals": self.signals, "precision": self.loaded.precision, "on_error": on_error}
         passes.calibrate(heads, classifier, self.train_set, **options)

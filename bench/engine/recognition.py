@@ -1,7 +1,7 @@
 """Recognition: how good class probabilities are, of the network and of detectors, on every set with the network's classes.
 
 The probabilities are computed on the batches on which detectors are computed anyway, so they cost no further forward pass of
-a set. Only the temperature of the network's logits needs the held-out images, in the pass in which heads are calibrated.
+a set. Only temperatures need the held-out images, in the pass in which heads are calibrated.
 """
 
 from collections.abc import Collection, Iterable
@@ -25,7 +25,7 @@ from oodbench.passes import Keep
 from oodbench.probe import Probe
 from oodbench.results.folder import RunFolder
 from oodbench.results.pass_file import hash_of
-from oodbench.results.records import IN_DISTRIBUTION, NETWORK, NETWORK_SOURCES, SCALED
+from oodbench.results.records import IN_DISTRIBUTION, NETWORK, NETWORK_SOURCES, scaled
 
 ROLE = "probabilities"
 
@@ -33,20 +33,40 @@ ROLE = "probabilities"
 class Source(Detector):
     """A source of class probabilities, as a job of a pass: the network's softmax, or what a detector gives.
 
+    If it ``is_scaled``, softmax(logits / T) with the ``temperature`` T that was fitted.
+
     ``statistics`` gives the probabilities (N, classes).
     """
 
-    def __init__(self, name: str, of: Detector | None = None, temperature: float = 1.0) -> None:
-        self.name, self.of, self.temperature = name, of, temperature
+    temperature: float  # of a scaled source
+
+    def __init__(self, of: Detector | None = None, is_scaled: bool = False) -> None:
+        name = NETWORK if of is None else of.name
+        self.name, self.of, self.is_scaled = scaled(name) if is_scaled else name, of, is_scaled
         self.signals = ("logits",) if of is None else of.signals
 
     def statistics(self, probe: Probe) -> Tensor:
+        if self.is_scaled:
+            return (self.logits(probe) / self.temperature).softmax(1)
+        return probe.softmax if self.of is None else self._given(self.of, probe)
+
+    def logits(self, probe: Probe) -> Tensor:
+        """float64 (N, classes): the network's, or log p of the probabilities p of a detector."""
         if self.of is None:
-            return probe.softmax if self.name == NETWORK else (probe.logits / self.temperature).softmax(1)
-        given = self.of.probabilities(probe)
-        if given is None:
-            raise GivesNone(f"{self.name} gives no class probabilities with its hyper-parameters")
-        return given
+            return probe.logits
+        given = self._given(self.of, probe).double()
+        sound = (given >= -calibration.NEGATIVE).all(1) & ((given.sum(1) - 1).abs() <= calibration.OFF_ONE)
+        probe.require(sound, BadData("probabilities are negative, not finite, or do not sum to 1; normalise them"))
+        return given.clamp_min(calibration.LEAST).log()  # p = 0 has no logarithm, and counts here as it does in NLL
+
+    def _given(self, of: Detector, probe: Probe) -> Tensor:
+        def compute() -> Tensor:
+            given = of.probabilities(probe)
+            if given is None:
+                raise GivesNone(f"{of.name} gives no class probabilities with its hyper-parameters")
+            return given
+
+        return probe.once(("probabilities", id(of)), compute)
 
 
 class GivesNone(Unsuitable):
@@ -54,13 +74,13 @@ class GivesNone(Unsuitable):
 
 
 class Logits(Detector):
-    """The logits of the network, as a job of the pass that calibrates heads."""
+    """The logits of a source, as a job of the pass that calibrates heads."""
 
-    name = SCALED
-    signals = ("logits",)
+    def __init__(self, source: Source) -> None:
+        self.source, self.name, self.signals = source, source.name, source.signals
 
     def statistics(self, probe: Probe) -> Tensor:
-        return probe.logits
+        return self.source.logits(probe)
 
 
 class Temperature(Head):
@@ -86,42 +106,60 @@ class Recognition:
         self.loaded, self.fitting, self.recorder = loaded, fitting, recorder
         self.in_distribution = LoadedTestSet(recorded(loaded.suite.in_distribution), IN_DISTRIBUTION, loaded.in_distribution)
         self.sources: list[Source] = []
-        self._why_not: dict[str, Exception] = {}  # why a source of the network's can have no figures
+        self._why_not: dict[Detector, Exception] = {}  # why a scaled source can have no figures
         self.judged = False
 
     def fit(self, names: Collection[str], test_sets: Iterable[LoadedTestSet], folder: RunFolder) -> None:
-        """Fit the detectors of these names, and note who gives class probabilities.
+        """Fit the detectors of these names, and the temperature of each source of class probabilities.
 
-        The temperature is fitted if the folder lacks a record of it, on one of the sets or on the in-distribution images.
+        A temperature is fitted if the folder lacks a record of it, on one of the sets or on the in-distribution images.
         """
-        fitting = self.fitting
+        fitting, sets = self.fitting, [self.in_distribution, *test_sets]
         by_network = self.loaded.classifier is not None and not self.loaded.unsuitable and not fitting.signals <= {"images"}
-        scaled = by_network and any(self._lacks(one, SCALED, folder) for one in (self.in_distribution, *test_sets))
-        head, failed = self._head() if scaled else None, dict[Detector, Exception]()
-        fitting.fit(names, {} if head is None else {Logits(): head}, failed)
-        self.sources = [Source(NETWORK)] if by_network else []
-        if head is not None and not failed:
-            self.sources.append(Source(SCALED, temperature=head.temperature_))
-        elif scaled:
-            no_labels = Unsuitable("there are no images with labels to calibrate on")
-            self._why_not[SCALED] = next(iter(failed.values()), no_labels)
         giving = [one for name, one in fitting.detectors.items() if name in names and one.gives_probabilities]
-        self.sources += [Source(one.name, one) for one in giving if one.name not in NETWORK_SOURCES]
+        self.sources = []
+        for of in [*([None] if by_network else []), *(one for one in giving if one.name not in NETWORK_SOURCES)]:
+            self.sources.append(Source(of))
+            tempered = Source(of, is_scaled=True)
+            if of is not None and tempered.name in self.loaded.suite.detectors:
+                why = f"{of.name} is not measured with temperature scaling, as its name there is that of another detector"
+                fitting.progress.say(f"{why}; rename {tempered.name}")
+            elif any(self._lacks(one, tempered, folder) for one in sets):
+                self.sources.append(tempered)
+        labels = self._labels()
+        heads, failed = dict[Logits, Temperature](), dict[Detector, Exception]()
 
-    def _lacks(self, test_set: LoadedTestSet, source: str, folder: RunFolder) -> bool:
-        """Whether a source of the network's is judged on a set, and the folder has no figures of it."""
+        def jobs() -> dict[Logits, Temperature]:
+            if labels is not None:
+                heads.update({Logits(one): Temperature(labels) for one in self.sources if one.is_scaled and self._sound(one)})
+            return heads
+
+        fitting.fit(names, jobs, failed)
+        no_labels = Unsuitable("there are no images with labels to calibrate on")
+        self._why_not = {one: no_labels for one in self.sources if one.is_scaled}
+        for job, head in heads.items():
+            if job in failed:
+                self._why_not[job.source] = failed[job]
+            else:
+                del self._why_not[job.source]
+                job.source.temperature = head.temperature_
+
+    def _lacks(self, test_set: LoadedTestSet, source: Source, folder: RunFolder) -> bool:
+        """Whether a source is judged on a set, and the folder has no figures of it."""
         shown = test_set.images is not None and shows_classes(test_set.images, self.loaded.in_distribution)
-        return shown and not folder.finished(self.recorder.recognition(test_set, "ok", source=source))
+        return shown and not folder.finished(self.recorder.recognition(test_set, "ok", **self._about(source)))
 
-    def _head(self) -> Temperature | None:
-        """What fits the temperature, if the images that heads are calibrated on have labels."""
+    def _labels(self) -> Tensor | None:
+        """The labels of the images that heads are calibrated on, if they have some."""
         train = self.fitting.train_set
         if train is None:
             return None
-        labels = train.labels if train.validation is None else train.validation.labels
-        if labels is None:
-            return None
-        return Temperature(labels if train.validation is not None else labels[torch.from_numpy(train.held_out)])
+        if train.validation is not None:
+            return train.validation.labels
+        return None if train.labels is None else train.labels[torch.from_numpy(train.held_out)]
+
+    def _sound(self, source: Source) -> bool:
+        return source.of is None or source.of.name not in self.fitting.broken
 
     def break_(self, job: Detector, error: Exception) -> None:
         """Give up a detector that changed the network or took too long, also where that was as a source."""
@@ -131,7 +169,7 @@ class Recognition:
         """The sources that are judged on these images: none where they do not show the network's classes."""
         if not shows_classes(images, self.loaded.in_distribution):
             return []
-        return [source for source in self.sources if source.of is None or source.name not in self.fitting.broken]
+        return [source for source in self.sources if source not in self._why_not and self._sound(source)]
 
     @staticmethod
     def keep(images: ImageSet) -> Keep:
@@ -152,7 +190,7 @@ class Recognition:
         """
         self.judged = True
         found = {source: self._columns(source, cache) for source in self.riders(cache.images)}
-        giving = {source: columns for source, columns in found.items() if source.of is not None}
+        giving = {source: columns for source, columns in found.items() if source.of is not None and not source.is_scaled}
         given = self.fitting.probabilities
         for source, columns in found.items():
             if source.name == NETWORK and isinstance(columns, np.ndarray):
@@ -171,9 +209,7 @@ class Recognition:
         """The records of all sources on a set, with what their figures need of each image; none if it has other classes."""
         if not shows_classes(cache.images, self.loaded.in_distribution):
             return []
-        found = {source.name: (source, self._columns(source, cache)) for source in self.sources}
-        found |= {name: (Source(name), error) for name, error in self._why_not.items()}
-        return [self._measured(test_set, *pair) for pair in found.values()]
+        return [self._measured(test_set, source, self._columns(source, cache)) for source in self.sources]
 
     def right(self, cache: StatisticsCache) -> np.ndarray:
         """Whether the network is right on each image: bool (N,). Raises why that is not known."""
@@ -183,30 +219,37 @@ class Recognition:
             raise Unsuitable(
                 f"{cache.images.name} has no labels, or its classes are not those of {self.loaded.in_distribution.name}"
             )
-        columns = self._columns(next((source for source in self.sources if source.name == NETWORK), Source(NETWORK)), cache)
+        columns = self._columns(next((source for source in self.sources if source.name == NETWORK), Source()), cache)
         if isinstance(columns, Exception):
             raise columns
         return columns[:, 1] != 0
 
     def _columns(self, source: Source, cache: StatisticsCache) -> np.ndarray | Exception:
         """``calibration.per_image`` (N, 4) of a source, or why it has none."""
-        if source.of is not None and source.name in self.fitting.broken:
-            return self.fitting.broken[source.name]
+        if source.of is not None and not self._sound(source):
+            return self.fitting.broken[source.of.name]
+        if source in self._why_not:
+            return self._why_not[source]
         try:
             return cache.get(source, [source.setting], np.arange(len(cache.images)))[:, 0]
         except Exception as error:
             return error
 
+    def _about(self, source: Source) -> dict[str, Any]:
+        """What a record says of its source."""
+        of = source.of
+        if of is None:
+            return {"source": source.name}
+        code = self.recorder.code.get(of.name, "")
+        return {"source": source.name, "detector": of.name, "parameters": of.parameters(), "code": code}
+
     def _measured(self, test_set: LoadedTestSet, source: Source, columns: np.ndarray | Exception) -> Measured:
-        about: dict[str, Any] = {"source": source.name}
-        if source.of is not None:
-            code = self.recorder.code.get(source.name, "")
-            about |= {"detector": source.name, "parameters": source.of.parameters(), "code": code}
+        about = self._about(source)
         if isinstance(columns, Exception):
             reason = reason_in(columns, type(source.of).__module__)
             record = self.recorder.recognition(test_set, status_of(columns), reason=reason, **about)
             return Measured(record, {}, {})
-        if source.name == SCALED:
+        if source.is_scaled:
             about |= {"temperature": source.temperature, "calibrated_on": self.recorder.calibrating}
         array = hash_of(columns)
         figures = calibration.recognition_figures(columns)

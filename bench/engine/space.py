@@ -15,7 +15,8 @@ RECORD = 1024  # bytes of a record without its arrays, compressed
 def expected_bytes(loaded: LoadedSuite) -> int:
     """About what the finished folder of a run takes."""
     share, inside = loaded.suite.learnt_share, len(loaded.in_distribution)
-    sources = 2 + sum(detector.gives_probabilities for detector in loaded.detectors.values())
+    giving = 1 + sum(detector.gives_probabilities for detector in loaded.detectors.values())
+    sources = 2 * giving  # each without and with temperature scaling
     of_image = sources * 4  # numbers of recognition, at most
     total = of_image * inside * NUMBER
     seen = 0  # scores of the in-distribution images that all sets share

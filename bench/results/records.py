@@ -21,8 +21,14 @@ SCHEMA_VERSION = 2
 # computed again.
 SCORING_VERSION = 2
 
+
+def scaled(source: str) -> str:
+    """The name of a source of class probabilities after temperature scaling."""
+    return f"{source}-scaled"
+
+
 # Sources of class probabilities: the network's softmax, as it is and after temperature scaling. A detector is one by its name.
-NETWORK, SCALED = NETWORK_SOURCES = ("network", "network-scaled")
+NETWORK, SCALED = NETWORK_SOURCES = ("network", scaled("network"))
 IN_DISTRIBUTION = "in-distribution"  # the kind of the in-distribution test images, beside ``image_set.KINDS``
 
 Status = Literal["ok", "skipped", "failed"]
@@ -160,19 +166,29 @@ class RecognitionRecord(SetRecord):
     """One source of class probabilities on one set with the network's classes."""
 
     task: Literal["recognition"] = "recognition"
-    source: str  # one of ``NETWORK_SOURCES``, or the detector whose own class probabilities they are
+    source: str  # one of ``NETWORK_SOURCES``, or the detector whose own class probabilities they are, as it is or ``scaled``
     detector: str = ""  # that detector, if any
     parameters: dict[str, Any] = {}
     # What came out; None where nothing did.
     n: Int64 | None = None
     figures: RecognitionFigures | None = None
-    temperature: float | None = None  # that the network's logits are divided by, where it was fitted
+    temperature: float | None = None  # that the logits are divided by, where it was fitted
 
     decides: ClassVar[frozenset[str]] = SetRecord.decides | {"source"}
 
     @property
     def row(self) -> str:
         return self.source
+
+    @property
+    def unscaled(self) -> str:
+        """The source that this one is, or that it scales."""
+        return self.detector or NETWORK
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it is a source after temperature scaling."""
+        return self.source == scaled(self.unscaled)
 
     @property
     def place(self) -> tuple[str, str]:

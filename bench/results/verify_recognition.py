@@ -8,16 +8,18 @@ import numpy as np
 
 from oodbench import calibration
 from oodbench.results.recompute import unequal
-from oodbench.results.records import IN_DISTRIBUTION, NETWORK, NETWORK_SOURCES, SCALED, RecognitionRecord
+from oodbench.results.records import IN_DISTRIBUTION, NETWORK_SOURCES, RecognitionRecord, scaled
 
 ROLE = "probabilities"
 ROUNDING = 3e-4  # what sums of probabilities that ``calibration`` takes may make of these bounds
 ONE_TEMPERATURE = 1e-3  # relative difference of temperatures that other detectors beside them may explain
+GAP = 0.01  # of logits, that is far above what other detectors beside them change
 
 
 def contradictions(record: RecognitionRecord, settings: Mapping[str, Any]) -> Iterator[str]:
     """Where a record contradicts the settings of its run, or itself."""
-    if record.detector != ("" if record.source in NETWORK_SOURCES else record.source):
+    sources = (record.unscaled, scaled(record.unscaled))
+    if record.source not in sources or record.detector in NETWORK_SOURCES:
         yield f"its detector is {record.detector or 'none'}, but its source is {record.source}"
     inside = record.set_name == record.in_distribution
     if inside != (record.kind == IN_DISTRIBUTION):
@@ -26,10 +28,10 @@ def contradictions(record: RecognitionRecord, settings: Mapping[str, Any]) -> It
     if inside and name in settings and record.fingerprint != settings[name]:
         yield f"its fingerprint is {record.fingerprint}, but that of the run's {name} is {settings[name]}"
     low, high = calibration.TEMPERATURES
-    scaled = record.source == SCALED and record.status == "ok"
-    if scaled != (record.temperature is not None) or not low <= (record.temperature or low) <= high:
-        yield f"its temperature is {record.temperature}"
-    expected = "" if not scaled else "validation" if settings.get("validation") else "training"
+    temperature, has_one = record.temperature, record.is_scaled and record.status == "ok"
+    if has_one != (temperature is not None) or (temperature is not None and not low <= temperature <= high):
+        yield f"its temperature is {temperature}"
+    expected = "" if not has_one else "validation" if settings.get("validation") else "training"
     if settings and record.calibrated_on != expected:
         yield f"it was calibrated on {record.calibrated_on or 'nothing'}, but the run calibrates it on {expected or 'nothing'}"
 
@@ -57,16 +59,36 @@ def wrong(record: RecognitionRecord, arrays: Mapping[str, np.ndarray]) -> list[s
 
 
 def of_one_set(records: Sequence[RecognitionRecord], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Where the records of one set contradict each other: a temperature changes no answer."""
+    """Where the records of one set contradict each other: scaling changes no answer, and gaps of logits by its temperature."""
     stored = {one.source: arrays[one.arrays[ROLE]] for one in records if one.arrays.get(ROLE) in arrays}
-    if not {*NETWORK_SOURCES} <= stored.keys() or any(of.ndim != 2 for of in stored.values()):
-        return
-    if not np.array_equal(stored[NETWORK][:, 1], stored[SCALED][:, 1]):
-        yield f"{SCALED} on {records[0].set_name} (recognition): it is correct on other images than the network"
+    for record in records:
+        before, after = stored.get(record.unscaled), stored.get(record.source)
+        if not record.is_scaled or before is None or after is None or before.shape != after.shape or before.ndim != 2:
+            continue
+        about = f"{record.source} on {record.set_name} (recognition)"
+        if not np.array_equal(before[:, 1], after[:, 1]):
+            yield f"{about}: it is correct on other images than {record.unscaled}"
+        elif record.temperature is not None:
+            found = _temperature(before, after)
+            if found is not None and not math.isclose(found, record.temperature, rel_tol=ONE_TEMPERATURE):
+                yield f"{about}: its temperature is {record.temperature:g}, but its probabilities are scaled by {found:g}"
+
+
+def _temperature(before: np.ndarray, after: np.ndarray) -> float | None:
+    """The T of softmax(logits / T), from what is stored of each image (N, 4) before and after scaling; None if it is not known.
+
+    Where an answer is wrong, log(confidence / probability of the label) is a difference of logits, and scaling divides it by T.
+    """
+    known = (np.minimum(before[:, 2], after[:, 2]) > calibration.LEAST) & (before[:, 2] < before[:, 0])
+    gaps, tempered = (np.log(of[known, 0] / of[known, 2]) for of in (before, after))
+    far = gaps > GAP
+    return float(gaps[far].sum() / tempered[far].sum()) if tempered[far].sum() > 0 else None
 
 
 def of_one_run(records: Sequence[RecognitionRecord]) -> Iterator[str]:
-    """Where records of several sets contradict each other: a network has one temperature."""
-    temperatures = sorted({one.temperature for one in records if one.temperature is not None})
-    if temperatures and not math.isclose(temperatures[0], temperatures[-1], rel_tol=ONE_TEMPERATURE):
-        yield f"{SCALED} has several temperatures ({', '.join(f'{one:g}' for one in temperatures)}); run it again on all sets"
+    """Where records of several sets contradict each other: a source has one temperature."""
+    for source in dict.fromkeys(one.source for one in records):
+        temperatures = sorted({one.temperature for one in records if one.source == source and one.temperature is not None})
+        if temperatures and not math.isclose(temperatures[0], temperatures[-1], rel_tol=ONE_TEMPERATURE):
+            several = ", ".join(f"{one:g}" for one in temperatures)
+            yield f"{source} has several temperatures ({several}); run it again on all sets"

@@ -1,7 +1,7 @@
 """The plug-in table: accuracy under corruption beside what papers published, and ECE.
 
-One row per network and source of class probabilities. Temperature scaling, which changes no prediction, stands beside as the
-baseline of calibration: it has no published figures.
+One row per network and source of class probabilities. Temperature scaling, which changes no prediction, stands beside each as
+the baseline of calibration: it has no published figures.
 """
 
 import math
@@ -18,7 +18,7 @@ from oodbench.leaderboard.notes import Note
 from oodbench.leaderboard.published import Recognition
 from oodbench.leaderboard.recognition import means
 from oodbench.leaderboard.text_table import Column, TextTable
-from oodbench.results.records import NETWORK, SCALED
+from oodbench.results.records import scaled
 
 COLUMNS = (
     "model", "in_distribution", "source", "metric", "measured", "published", "difference", "paper", "status", "reason",
@@ -32,9 +32,9 @@ CORRUPTIONS = 15, 19  # of CIFAR-10-C: the main ones, and all
 def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> pd.DataFrame:
     """The mean accuracy over corruptions of each network of ``frame`` (records of recognition) beside published figures.
 
-    One row per network and source, in ``COLUMNS``, one for the scaled network without a published figure, and one with the
-    status ``not run`` for each published figure that no network of the runs stands for. A network that was trained in another
-    way than the paper's does not stand for it. Raises UsageError where none does.
+    One row per network and source, in ``COLUMNS``, one for each after temperature scaling without a published figure, and one
+    with the status ``not run`` for each published figure that no network of the runs stands for. A network that was trained in
+    another way than the paper's does not stand for it. Raises UsageError where none does.
     """
     judged = frame[(frame["status"] == "ok") & (frame["kind"] == "corruption")]
     rows: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ def beside_recognition(frame: pd.DataFrame, figures: Sequence[Recognition]) -> p
         for (model, inside), of in matching:
             found = {metric: means(of, metric)[MEAN].dropna() for metric in ("accuracy", "ece")}
             own = {"model": model, "in_distribution": inside, "stands_in": "; ".join(_stand_ins(model, figure, of))}
-            for source in (figure.source, *([SCALED] if figure.source == NETWORK else [])):
+            for source in (figure.source, scaled(figure.source)):
                 there, published = source in found["accuracy"].index, figure.accuracy if source == figure.source else math.nan
                 measured, ece = (float(values.get(source, math.nan)) for values in found.values())
                 if there or source == figure.source:

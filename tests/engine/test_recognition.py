@@ -1,24 +1,29 @@
 """Records of recognition: every source of class probabilities on every set with the network's classes, in the same pass."""
 
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from run_folders import figures, files
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 import oodbench
-from oodbench import batching, registry
+from oodbench import batching, calibration, registry
 from oodbench.calibration import evaluate_probabilities, fitted_temperature
 from oodbench.classifier import Classifier
 from oodbench.datasets.load import load_dataset
+from oodbench.engine import fitting
 from oodbench.engine.recognition import Recognition, shows_classes
 from oodbench.image_set import ImageSet
 from oodbench.protocols import held_out, limited
 from oodbench.results import pass_file
 from oodbench.results.folder import RunFolder
 from oodbench.suite import Suite, TestSet
+from oodbench.training_set import TrainingSet
 
 SETS = ["digits-heldout", "digits+noise@5", "digits+haze@3", "digits+jpeg-85", "digits+fgsm"]
 WITH_CLASSES = {"digits": "in-distribution", "digits+noise@5": "corruption", "digits+haze@3": "corruption",
@@ -29,6 +34,7 @@ QUICK = {
     "duq": {"epochs": 4},
     "mc-dropout": {"passes": 4},
 }
+SOURCES = [*("network", *QUICK), *(f"{name}-scaled" for name in ("network", *QUICK))]
 
 
 class Gives(oodbench.Detector):
@@ -45,13 +51,26 @@ class Gives(oodbench.Detector):
     def probabilities(self, probe):
         if self.what == "an error":
             raise RuntimeError("out of luck")
+        if self.what in ("a zero", "zeros"):
+            return uneven(probe.softmax, probe.images) if self.what == "a zero" else (probe.softmax < 0.5).float() / 7
         return torch.full((len(probe), 8), 0.5) if self.what == "halves" else None
+
+
+def uneven(given, images):
+    """Wrong for some images, and 0 for a class that is not the label's: float32."""
+    soft = given**0.2
+    some = (images * 255).round().sum((1, 2, 3)) % 4 == 0
+    soft[some] = soft[some].roll(1, 1)
+    never = (soft.argmax(1, keepdim=True) + 3) % 8
+    soft = soft.scatter(1, never, 0)
+    return (soft / soft.sum(1, keepdim=True)).float()
 
 
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
     monkeypatch.setattr(registry, "_added", {})
-    registry._added["detectors", "gives"] = registry.Record("detectors", "gives", "tests:gives", distribution="tests")
+    for name in ("gives", "gives-scaled"):
+        registry._added["detectors", name] = registry.Record("detectors", name, "tests:gives", distribution="tests")
     resolve = registry.resolve
     monkeypatch.setattr(registry, "resolve", lambda target: Gives if target == "tests:gives" else resolve(target))
 
@@ -82,12 +101,16 @@ def logits_of(images):
 
 def test_each_source_has_a_record_on_each_set_with_the_networks_classes(finished):
     records = list(finished.recognition())
-    sources = {"network", "network-scaled", *QUICK}
+    sources = {*SOURCES}
     assert {(r.set_name, r.kind) for r in records} == set(WITH_CLASSES.items())
     assert len(records) == len(WITH_CLASSES) * len(sources)
-    assert {(r.source, r.detector) for r in records} == {(s, s if s in QUICK else "") for s in sources}
+    assert {(r.source, r.detector) for r in records} == {(s, s.removesuffix("-scaled").replace("network", "")) for s in sources}
     assert {(r.status, r.reason, r.n) for r in records} == {("ok", "", 80)}
-    assert {r.temperature for r in records if r.source != "network-scaled"} == {None}
+    assert {r.temperature is None for r in records if not r.source.endswith("-scaled")} == {True}
+    assert {r.calibrated_on for r in records if r.source.endswith("-scaled")} == {"training"}
+    for source in SOURCES:
+        assert len({r.temperature for r in records if r.source == source}) == 1
+    assert 0.06 < found_in(finished, "digits")["introspective-scaled"].temperature < 19  # neither bound
     (record,) = (r for r in records if (r.source, r.set_name) == ("introspective", "digits+haze@3"))
     assert record.corruption.corruption == "haze"
     assert record.parameters["epochs"] == 3
@@ -129,6 +152,66 @@ def test_a_detectors_figures_are_those_of_its_probabilities(finished, name):
     assert found == pytest.approx(expected.model_dump(), rel=1e-3, abs=1e-6)
 
 
+def given_by(detector, classifier, images):
+    """Image by image: float64 (N, classes)."""
+    rows = [detector.probabilities(oodbench.probe.Probe(classifier, x[None].float() / 255)) for x in images.images]
+    return torch.cat(rows).detach().double().numpy()
+
+
+def slowly_scaled(row, temperature):
+    logs = [math.log(max(float(p), np.finfo(np.float64).tiny)) / temperature for p in row]
+    powers = [math.exp(log - max(logs)) for log in logs]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_nll(probabilities, labels, temperature):
+    rows = zip(probabilities, labels, strict=True)
+    return sum(-math.log(max(slowly_scaled(row, temperature)[label], 1e-300)) for row, label in rows) / len(labels)
+
+
+@pytest.mark.parametrize("name", ["introspective", "gives"])
+def test_a_scaled_detector_against_a_slow_reference(tmp_path, name):
+    """Its temperature is that of a search over the likelihood of held-out images, which it was not fitted on."""
+    parameters = QUICK.get(name, {"what": "a zero"})
+    folder = run(tmp_path / "run", detectors=[name], datasets=["digits+haze@3"], parameters={name: parameters})
+    classifier, train = oodbench.load_model("resnet8-digits"), load_dataset("digits", split="train")
+    apart = train.select(torch.from_numpy(np.flatnonzero(held_out(len(train), train.labels.numpy(), 0))))
+    detector = registry.resolve("tests:gives")(**parameters) if name == "gives" else oodbench.load_detector(name, **parameters)
+    detector.fit(classifier, train, train.labels)
+    calibrating, labels = given_by(detector, classifier, apart), apart.labels.tolist()
+    assert (calibrating == 0).any() == (name == "gives")
+    search = minimize_scalar(
+        lambda log: slow_nll(calibrating, labels, math.exp(log)),
+        bounds=(math.log(0.05), math.log(20)),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    temperature = math.exp(search.x)
+    assert 0.06 < temperature < 19  # neither bound
+    images = limited(load_dataset("digits+haze@3"), 80, 0)
+    given = given_by(detector, classifier, images)
+    expected = evaluate_probabilities([slowly_scaled(row, temperature) for row in given], images.labels.numpy())
+    record = found_in(folder, "digits+haze@3")[f"{name}-scaled"]
+    assert record.temperature == pytest.approx(temperature, rel=1e-3)
+    assert record.figures.model_dump(exclude={"aurc", "excess_aurc"}) == pytest.approx(
+        expected.model_dump(), rel=2e-3, abs=1e-6
+    )
+    unscaled = found_in(folder, "digits+haze@3")[name].figures
+    assert (record.figures.accuracy, record.figures.nll != unscaled.nll) == (unscaled.accuracy, True)
+    assert oodbench.verify(folder.path).ok
+
+
+def test_a_probability_of_zero_is_scaled_as_the_smallest_double(tmp_path):
+    """Here that of every label, as the network is right: then the highest temperature is best."""
+    options = {"detectors": ["gives"], "datasets": ["digits+haze@1"], "parameters": {"gives": {"what": "zeros"}}}
+    found = found_in(run(tmp_path / "run", **options), "digits")
+    least = -math.log(np.finfo(np.float64).tiny)
+    assert found["gives"].figures.nll == pytest.approx(least)
+    assert found["gives-scaled"].temperature == 20
+    assert found["gives-scaled"].figures.nll == pytest.approx((least - math.log(7)) / 20 + math.log(7), rel=1e-9)
+    assert oodbench.verify(tmp_path / "run").ok
+
+
 def test_the_figures_beside_a_detectors_scores_are_those_of_the_in_distribution_images(finished):
     inside = found_in(finished, "digits")
     for record in finished.records():
@@ -165,7 +248,7 @@ def test_members_of_an_ensemble_see_each_image_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "forward", lambda self, images: seen.append(len(images)) or forward(self, images))
     folder = run(tmp_path / "run", **options)
     assert found_in(folder, "digits+haze@3")["ensemble"].status == "ok"
-    assert sum(seen) == 4 + 80 + 87 + 3 * (80 + 80)
+    assert sum(seen) == 4 + 80 + 3 * (87 + 80 + 80)
 
 
 def test_scores_are_the_same_without_it(finished, tmp_path, monkeypatch):
@@ -203,13 +286,60 @@ def test_a_run_without_records_of_recognition_gets_them_where_a_pass_is_due(fini
     assert {name: r.figures for name, r in again.items()} == {name: r.figures for name, r in whole.items()}
 
 
+def test_a_run_without_records_of_scaled_detectors_gets_them_where_a_pass_is_due(finished, tmp_path, monkeypatch):
+    """As a folder of an earlier oodbench, which is read, verified, compared and published as it is."""
+    folder = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    new = {f"{name}-scaled" for name in QUICK}
+    for path in folder.pass_files():
+        records = [one for one in pass_file.read_records(path) if one.task == "detection" or one.source not in new]
+        used = {name for record in records for name in record.arrays.values()} & pass_file.array_names(path)
+        pass_file.write(path, records, pass_file.read_arrays(path, used), folder.manifest().settings)
+    assert oodbench.verify(folder.path).ok
+    assert {record.source for record in folder.recognition()} == {*SOURCES} - new
+    assert oodbench.compare(folder.path, finished.path).ok
+    assert oodbench.publish([folder.path], tmp_path / "site").exists()
+    options = {"detectors": ["msp", "knn", "odin", *QUICK], "parameters": QUICK}
+    before, fit = files(folder), calibration.fitted_temperature
+    monkeypatch.setattr(calibration, "fitted_temperature", lambda *given: pytest.fail("nothing is lacking"))
+    run(folder.path, **options)
+    assert {name for name, of in files(folder).items() if before.get(name) != of} <= {"run.json"}
+    monkeypatch.setattr(calibration, "fitted_temperature", fit)
+    run(folder.path, **options, datasets=[*SETS, "digits+haze@4"])
+    scaled = [record for record in folder.recognition() if record.source in new]
+    assert {record.set_name for record in scaled} == {"digits", "digits+haze@4"}
+    assert len(scaled) == 2 * len(new)
+    assert oodbench.verify(folder.path).ok
+    for record in scaled:
+        if record.set_name == "digits":
+            assert record.figures == found_in(finished, "digits")[record.source].figures
+
+
+def test_a_resumed_run_fits_only_what_is_lacking(finished, tmp_path, monkeypatch):
+    folder = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    (folder.passes_path / "digits+haze@3.safetensors").unlink()
+    before, calls, fit = files(folder), [], calibration.fitted_temperature
+    monkeypatch.setattr(calibration, "fitted_temperature", lambda *given: calls.append(given) or fit(*given))
+    options = {"detectors": ["msp", "knn", "odin", *QUICK], "parameters": QUICK}
+    run(folder.path, **options)
+    assert len(calls) == 1 + len(QUICK)
+    after = files(folder)
+    assert {name for name, of in before.items() if after[name] != of} <= {"run.json"}
+    again, whole = (found_in(of, "digits+haze@3") for of in (folder, finished))
+    assert {name: (r.figures, r.temperature) for name, r in again.items()} == {
+        name: (r.figures, r.temperature) for name, r in whole.items()
+    }
+    run(folder.path, **options)
+    assert len(calls) == 1 + len(QUICK)
+
+
 def test_images_set_apart_calibrate_the_temperature(tmp_path):
-    sets = [TestSet(name="digits+haze", levels=[3])]
-    chosen = Suite(name="s", model="resnet8-digits", in_distribution="digits", detectors=["msp"], sets=sets, validation=100)
+    sets, detectors = [TestSet(name="digits+haze", levels=[3])], ["msp", "mc-dropout"]
+    chosen = Suite(name="s", model="resnet8-digits", in_distribution="digits", detectors=detectors, sets=sets, validation=100)
     folder = oodbench.run(chosen, out=tmp_path / "run", measure_costs=False)
-    scaled = [record for record in folder.recognition() if record.source == "network-scaled"]
-    assert {record.calibrated_on for record in scaled} == {"validation"}
-    assert len({record.temperature for record in scaled}) == 1
+    for source in ("network-scaled", "mc-dropout-scaled"):
+        scaled = [record for record in folder.recognition() if record.source == source]
+        assert {record.calibrated_on for record in scaled} == {"validation"}
+        assert len({record.temperature for record in scaled}) == 1
     assert {record.n for record in scaled} == {577 - 100}
     assert oodbench.verify(folder.path).ok
 
@@ -224,18 +354,49 @@ def test_only_protocols_that_learn_still_judge_every_image(tmp_path):
 def test_what_cannot_be_judged_says_why(tmp_path):
     names, sets = ["msp", "gives"], ["digits+haze@3"]
     nothing = run(tmp_path / "nothing", detectors=names, datasets=sets, protocols=["unsupervised"])
-    record = found_in(nothing, "digits+haze@3")["gives"]
-    assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities with its hyper-parameters")
+    for source in ("gives", "gives-scaled"):
+        record = found_in(nothing, "digits+haze@3")[source]
+        assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities with its hyper-parameters")
     assert set(nothing.frame().status) == {"ok"}
     for what, why in (("an error", "out of luck"), ("halves", "do not sum to 1")):
         options = {"detectors": names, "datasets": sets, "parameters": {"gives": {"what": what}}}
         folder = run(tmp_path / what, **options, protocols=["unsupervised"])
         for name in ("digits", *sets):
             found = found_in(folder, name)
-            assert (found["gives"].status, found["network"].status) == ("failed", "ok")
+            assert (found["gives"].status, found["gives-scaled"].status, found["network"].status) == ("failed", "failed", "ok")
             assert why in found["gives"].reason
+            assert why in found["gives-scaled"].reason
         assert folder.frame().set_index("detector").status.to_dict() == {"msp": "ok", "gives": "failed"}
         assert oodbench.verify(folder.path).ok
+
+
+def test_without_labels_of_held_out_images_nothing_is_scaled(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "TrainingSet", lambda images, labels, *rest: TrainingSet(images, None, *rest))
+    options = {"datasets": ["digits+haze@3"], "protocols": ["unsupervised"]}
+    found = found_in(run(tmp_path / "run", detectors=["mc-dropout", "introspective"], **options), "digits+haze@3")
+    assert found["mc-dropout"].status == "ok"
+    for source in ("network-scaled", "mc-dropout-scaled"):
+        record = found[source]
+        assert (record.status, record.reason) == ("skipped", "there are no images with labels to calibrate on")
+    assert found["introspective"].reason == found["introspective-scaled"].reason
+    assert "needs the labels" in found["introspective"].reason
+    assert oodbench.verify(tmp_path / "run").ok
+
+
+def test_a_detector_keeps_its_name_where_another_would_be_scaled_under_it(tmp_path):
+    heard = Heard()
+    options = {"datasets": ["digits+haze@3"], "protocols": ["unsupervised"], "progress": heard}
+    parameters = {name: {"what": "a zero"} for name in ("gives", "gives-scaled")}
+    folder = run(tmp_path / "run", detectors=[*parameters], parameters=parameters, **options)
+    found = found_in(folder, "digits+haze@3")
+    assert {source: record.detector for source, record in found.items()} == {
+        "network": "", "network-scaled": "", "gives": "gives", "gives-scaled": "gives-scaled",
+        "gives-scaled-scaled": "gives-scaled",
+    }  # fmt: skip
+    assert found["gives-scaled"].temperature is None
+    says = "gives is not measured with temperature scaling, as its name there is that of another detector; rename gives-scaled"
+    assert says in heard.lines
+    assert oodbench.verify(folder.path).ok
 
 
 def test_a_network_of_fewer_classes_has_no_figures(tmp_path):

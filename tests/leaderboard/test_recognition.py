@@ -111,7 +111,7 @@ def test_programs_get_all_columns_in_order(finished):
     rows = json.loads(render_recognition(frame, "json"))
     assert [list(one) for one in rows] == [EXPECTED] * len(table)
     records = {(r.source, r.dataset, r.level): r for r in finished.recognition()}
-    assert len(rows) == len(records) == 3 * 4
+    assert len(rows) == len(records) == 4 * 4
     for one in rows:
         record = records[one["source"], one["dataset"], one["level"]]
         assert {name: one[name] for name in METRICS} == record.figures.model_dump(include={*METRICS})
@@ -126,7 +126,7 @@ def test_programs_get_all_columns_in_order(finished):
 def test_it_is_there_in_python(finished):
     found = finished.frame(table="recognition")
     assert found.columns.tolist() == EXPECTED
-    assert set(found.source) == {"network", "network-scaled", "mc-dropout"}
+    assert set(found.source) == {"network", "network-scaled", "mc-dropout", "mc-dropout-scaled"}
     assert str(finished.table(table="recognition")).startswith("resnet8-digits, recognition, in-distribution digits")
     assert "NLL in nats" in finished.table("nll", table="recognition")._repr_html_()
     with pytest.raises(UsageError, match="unknown recognition metric 'auroc'"):

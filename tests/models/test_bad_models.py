@@ -404,7 +404,7 @@ def test_a_network_that_fails_does_not_hide_the_probabilities_and_costs_of_other
             return probe.images.mean((2, 3)).softmax(1)
 
     classifier, detector, failed = network(FewAtOnce), OfPixels(), {}
-    images, jobs = ImageSet((IMAGES * 255).byte()), {Source("network"): [{}], Source("pixels", detector): [{}]}
+    images, jobs = ImageSet((IMAGES * 255).byte()), {Source(): [{}], Source(detector): [{}]}
     pieces = batching.pieces_of(np.arange(len(images)), 8)
     found, _ = passes.statistics(
         jobs, classifier, images, pieces, signals=frozenset({"logits", "images"}), on_error=failed.__setitem__

@@ -13,6 +13,7 @@ from PIL import Image
 from run_folders import detection_record, files
 
 import oodbench
+from oodbench.calibration import recognition_figures
 from oodbench.errors import UsageError
 from oodbench.leaderboard.site.report import report
 from oodbench.paths import write_atomically
@@ -30,7 +31,13 @@ PROTOCOLS = ["unsupervised", "per-shift", "transfer"]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("verify") / "run"
-    options = {"detectors": ["msp", "pixels"], "datasets": SETS, "protocols": PROTOCOLS, "limit": 60, "measure_costs": False}
+    options = {
+        "detectors": ["msp", "pixels", "mc-dropout"],
+        "datasets": SETS,
+        "protocols": PROTOCOLS,
+        "limit": 60,
+        "measure_costs": False,
+    }
     folder = oodbench.run("digits", out=path, **options)
     folder.write_costs({"key": {"ms_per_image": 1.0, "overhead": 2.0, "peak_memory_mb": None}})
     picture = io.BytesIO()
@@ -38,6 +45,13 @@ def whole(tmp_path_factory):
     write_atomically(folder.path / SEVERITY, picture.getvalue())
     report([folder])
     return folder.path
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """A run with a set on which the network makes mistakes."""
+    options = {"detectors": ["mc-dropout"], "datasets": ["digits+haze@3"], "limit": 60, "measure_costs": False}
+    return oodbench.run("digits", out=tmp_path_factory.mktemp("verify") / "mistaken", **options).path
 
 
 @pytest.fixture
@@ -171,7 +185,7 @@ RECOGNITION = {  # of the network after temperature scaling, on digits+noise@3
         "row 0 of its probabilities cannot come from",
     ),
     "a confidence": ({}, {"probabilities": lambda of: of * [0.5, 1, 1, 1]}, "row 0 of its probabilities cannot come from"),
-    "an answer": ({}, {"probabilities": lambda of: of * [1, 0, 1, 1]}, "it is correct on other images than the network"),
+    "an answer": ({}, {"probabilities": lambda of: of * [1, 0, 1, 1]}, "it is correct on other images than network"),
     "half an answer": ({}, {"probabilities": lambda of: of * [1, 0.5, 1, 1]}, "row 0 of its probabilities cannot come from"),
     "fewer images": ({}, {"probabilities": lambda of: of[1:]}, r"has 59 images of digits\+noise@3, but its sizes say 60"),
     "fewer columns": ({}, {"probabilities": lambda of: of[:, 1:]}, r"probabilities is not what oodbench stores .*\(60, 3\)"),
@@ -196,6 +210,45 @@ def test_an_edit_of_recognition_is_named(folder, edit):
     forge(folder, "digits+noise@3", ("network-scaled", "recognition"), arrays, **changes)
     found = problems(folder)
     assert any(re.search(says, problem) for problem in found), found
+
+
+@pytest.mark.parametrize("source", ["network", "mc-dropout"])
+def test_a_temperature_that_probabilities_contradict_is_named(mistaken, tmp_path, source):
+    """Also where all sets have the same one, and where figures follow from what is stored."""
+    folder, name = RunFolder(shutil.copytree(mistaken, tmp_path / "run")), "digits+haze@3"
+    assert problems(folder) == []
+    place, says = (f"{source}-scaled", "recognition"), f"{source}-scaled on {name} (recognition): its temperature is"
+    (found,) = {one.temperature for one in folder.recognition() if one.place == place}
+    for each in ("digits", name):
+        forge(folder, each, place, temperature=2 * found)
+    assert problems(folder) == [f"{says} {2 * found:g}, but its probabilities are scaled by {found:g}"]
+    for each in ("digits", name):
+        forge(folder, each, place, temperature=found)
+    assert problems(folder) == []
+    (unscaled,) = (one for one in folder.recognition() if (one.source, one.set_name) == (source, name))
+    images = folder.arrays(unscaled)["probabilities"]
+    forge(folder, name, place, {"probabilities": lambda _: images}, figures=recognition_figures(images))
+    assert problems(folder) == [f"{says} {found:g}, but its probabilities are scaled by 1"]
+
+
+def test_an_edit_of_a_scaled_detector_is_named(folder):
+    place = ("mc-dropout-scaled", "recognition")
+    for changes, says in (
+        ({"source": "knn-scaled"}, "its detector is mc-dropout, but its source is knn-scaled"),
+        ({"temperature": None}, "its temperature is None"),
+        ({"temperature": 0.0}, "its temperature is 0.0"),
+        ({"temperature": 3.0}, "mc-dropout-scaled has several temperatures"),
+        ({"calibrated_on": ""}, "calibrated on nothing, but the run calibrates it on training"),
+    ):
+        (before,) = (one for one in folder.recognition() if (one.place, one.set_name) == (place, "digits+noise@3"))
+        forge(folder, "digits+noise@3", place, **changes)
+        found = problems(folder)
+        assert any(says in problem for problem in found), found
+        now = (changes.get("source", place[0]), "recognition")
+        forge(folder, "digits+noise@3", now, **{name: getattr(before, name) for name in changes})
+    assert problems(folder) == []
+    forge(folder, "digits+noise@3", place, {"probabilities": lambda of: of * [1, 0, 1, 1]})
+    assert any("it is correct on other images than mc-dropout" in problem for problem in problems(folder))
 
 
 def test_an_edited_figure_of_recognition_is_named(folder):
