@@ -340,7 +340,10 @@ def spans(page: str) -> set[str]:
         ("docs/quality-metrics.md", list(METRICS)),
         ("docs/run.md", suite_names()),
         ("docs/results.md", list(COLUMNS)),
-        ("docs/recognition.md", [*RECOGNITION, *NETWORK_SOURCES, *("introspective", "ensemble", "mc-dropout", "duq")]),
+        (
+            "docs/recognition.md",
+            [*RECOGNITION, *NETWORK_SOURCES, *("introspective", "ensemble", "mc-dropout", "duq", "NAME-scaled")],
+        ),
         ("docs/results.md", [*PROTOCOLS, *KINDS, "ok", "skipped", "failed"]),
         ("docs/suites.md", [name for name in Suite.model_fields if name != "sets"]),
         ("docs/suites.md", list(TestSet.model_fields)),
