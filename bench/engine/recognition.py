@@ -61,9 +61,12 @@ class Source(Detector):
 
     def _given(self, of: Detector, probe: Probe) -> Tensor:
         def compute() -> Tensor:
-            given = of.probabilities(probe)
+            with torch.no_grad():  # no loss is a function of them
+                given = of.probabilities(probe)
             if given is None:
                 raise GivesNone(f"{of.name} gives no class probabilities with its hyper-parameters")
+            if not isinstance(given, Tensor):
+                raise BadData(f"probabilities(probe) gave {type(given).__name__}; it must return a tensor (N, classes)")
             return given
 
         return probe.once(("probabilities", id(of)), compute)
@@ -117,13 +120,14 @@ class Recognition:
         fitting, sets = self.fitting, [self.in_distribution, *test_sets]
         by_network = self.loaded.classifier is not None and not self.loaded.unsuitable and not fitting.signals <= {"images"}
         giving = [one for name, one in fitting.detectors.items() if name in names and one.gives_probabilities]
+        known: list[Detector | None] = [None] if by_network else []
         self.sources = []
-        for of in [*([None] if by_network else []), *(one for one in giving if one.name not in NETWORK_SOURCES)]:
+        for of in known + [one for one in giving if one.name not in NETWORK_SOURCES]:
             self.sources.append(Source(of))
             tempered = Source(of, is_scaled=True)
             if of is not None and tempered.name in self.loaded.suite.detectors:
-                why = f"{of.name} is not measured with temperature scaling, as its name there is that of another detector"
-                fitting.progress.say(f"{why}; rename {tempered.name}")
+                why = f"{of.name} is not measured with temperature scaling, because {tempered.name} is a detector"
+                fitting.progress.say(f"{why}; rename that detector")
             elif any(self._lacks(one, tempered, folder) for one in sets):
                 self.sources.append(tempered)
         labels = self._labels()

@@ -67,12 +67,16 @@ def test_a_run_without_training_images_has_the_figures_that_need_none(root, tmp_
 
 
 def test_the_accuracy_on_shifted_images_is_recorded_and_the_run_verifies(root, tmp_path):
-    frame_of("imagenet", root, tmp_path / "run", ["msp"])
-    found = {r.set_name: r for r in RunFolder(tmp_path / "run").recognition() if r.source == "network"}
+    frame_of("imagenet", root, tmp_path / "run", ["msp", "mc-dropout"])
+    records = list(RunFolder(tmp_path / "run").recognition())
+    found = {r.set_name: r for r in records if r.source == "network"}
     assert found.keys() == {"imagenet", "imagenet/imagenet_r"}
     images = load_dataset("digits+noise@2")
     right = (load_model(NETWORK)(images.images / 255).argmax(1) == images.labels).double().mean()
     assert found["imagenet/imagenet_r"].figures.accuracy == pytest.approx(float(right))
+    of_scaled = {(r.source, r.status, r.reason) for r in records if r.source.endswith("-scaled")}
+    without = "skipped", "there are no images with labels to calibrate on"  # as there are no training images
+    assert of_scaled == {("network-scaled", *without), ("mc-dropout-scaled", *without)}
     assert oodbench.verify(tmp_path / "run").ok
 
 

@@ -51,6 +51,8 @@ class Gives(oodbench.Detector):
     def probabilities(self, probe):
         if self.what == "an error":
             raise RuntimeError("out of luck")
+        if self.what == "an array":
+            return probe.softmax.numpy()
         if self.what in ("a zero", "zeros"):
             return uneven(probe.softmax, probe.images) if self.what == "a zero" else (probe.softmax < 0.5).float() / 7
         return torch.full((len(probe), 8), 0.5) if self.what == "halves" else None
@@ -358,7 +360,7 @@ def test_what_cannot_be_judged_says_why(tmp_path):
         record = found_in(nothing, "digits+haze@3")[source]
         assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities with its hyper-parameters")
     assert set(nothing.frame().status) == {"ok"}
-    for what, why in (("an error", "out of luck"), ("halves", "do not sum to 1")):
+    for what, why in (("an error", "out of luck"), ("halves", "do not sum to 1"), ("an array", "gave ndarray")):
         options = {"detectors": names, "datasets": sets, "parameters": {"gives": {"what": what}}}
         folder = run(tmp_path / what, **options, protocols=["unsupervised"])
         for name in ("digits", *sets):
@@ -394,7 +396,7 @@ def test_a_detector_keeps_its_name_where_another_would_be_scaled_under_it(tmp_pa
         "gives-scaled-scaled": "gives-scaled",
     }  # fmt: skip
     assert found["gives-scaled"].temperature is None
-    says = "gives is not measured with temperature scaling, as its name there is that of another detector; rename gives-scaled"
+    says = "gives is not measured with temperature scaling, because gives-scaled is a detector; rename that detector"
     assert says in heard.lines
     assert oodbench.verify(folder.path).ok
 
