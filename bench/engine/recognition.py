@@ -133,10 +133,10 @@ class Recognition:
         labels = self._labels()
         heads, failed = dict[Logits, Temperature](), dict[Detector, Exception]()
 
-        def jobs() -> dict[Logits, Temperature]:
+        def jobs() -> dict[Detector, Head]:
             if labels is not None:
                 heads.update({Logits(one): Temperature(labels) for one in self.sources if one.is_scaled and self._sound(one)})
-            return heads
+            return dict(heads.items())
 
         fitting.fit(names, jobs, failed)
         no_labels = Unsuitable("there are no images with labels to calibrate on")
