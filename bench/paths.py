@@ -168,6 +168,22 @@ def try_lock(file: IO[str]) -> bool:
     return True
 
 
+@contextmanager
+def gone_without(folder: Path, own: Sequence[str], result: Callable[[], object]) -> Iterator[None]:
+    """Delete what was made here, if an error ends this context before there is a result.
+
+    That is ``own``, names of files and of empty folders, and the folder itself and those above it. What was there before stays.
+    """
+    made = [path for path in [*(folder / name for name in own), folder, *folder.parents] if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in made if not result() else ():
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
 def _is_device(path: Path) -> bool:
     """Whether a file there is a device, such as ``/dev/null``, or stands for one, such as the link ``/dev/stdout``."""
     try:

@@ -62,31 +62,32 @@ def run_study(
     _refuse_copies(study, data, weights_key, progress)
     _refuse_classes(study, data)
     folder = StudyFolder(target)
-    folder.begin(study.name, study.title, study.axes, study.runs, progress.say)
-    measured, absent = set[str | None](), dict[str, MissingData]()
-    progress.expect(len(study.runs))
-    for number, (label, suite) in enumerate(study.runs.items(), 1):
-        progress.say(f"run {number} of {len(study.runs)}: {label}")
-        folder.note(label, UNFINISHED)
-        part = Part(progress, label)
-        try:
-            engine.run(
-                suite,
-                out=target / label,
-                measure_costs=measure_costs and suite.model not in measured,
-                like_this=len(study.runs) if number == 1 else 1,
-                **shared | {"progress": part},
-            )
-        except MissingData as error:
-            absent[label] = error
-            progress.fail(label, error)
-            folder.note(label, reason(error))
-        else:
-            measured.add(suite.model)
-            folder.note(label, "")
-        part.end()
-    if len(absent) == len(study.runs):
-        raise MissingData(f"none of {counted(len(absent), 'run')} could start: {reason(next(iter(absent.values())))}")
+    with folder.kept_with_runs():
+        folder.begin(study.name, study.title, study.axes, study.runs, progress.say)
+        measured, absent = set[str | None](), dict[str, MissingData]()
+        progress.expect(len(study.runs))
+        for number, (label, suite) in enumerate(study.runs.items(), 1):
+            progress.say(f"run {number} of {len(study.runs)}: {label}")
+            folder.note(label, UNFINISHED)
+            part = Part(progress, label)
+            try:
+                engine.run(
+                    suite,
+                    out=target / label,
+                    measure_costs=measure_costs and suite.model not in measured,
+                    like_this=len(study.runs) if number == 1 else 1,
+                    **shared | {"progress": part},
+                )
+            except MissingData as error:
+                absent[label] = error
+                progress.fail(label, error)
+                folder.note(label, reason(error))
+            else:
+                measured.add(suite.model)
+                folder.note(label, "")
+            part.end()
+        if len(absent) == len(study.runs):
+            raise MissingData(f"none of {counted(len(absent), 'run')} could start: {reason(next(iter(absent.values())))}")
     on_results(run_folders(target))
     return target
 

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from oodbench.errors import BadData, OodbenchError, UsageError, counted, reason
-from oodbench.paths import HALF_WRITTEN, open_lock, require_own_file, require_own_folder, try_lock, visible
+from oodbench.paths import HALF_WRITTEN, gone_without, open_lock, require_own_file, require_own_folder, try_lock, visible
 from oodbench.results import json_files, pass_file, site
 from oodbench.results.facts import first_difference
 from oodbench.results.json_files import Costs, Manifest
@@ -128,27 +128,28 @@ class RunFolder:
         """
         if not os.path.lexists(self.path / "run.json"):
             self._refuse_strangers()
-        try:
-            for name in FOLDERS:
-                require_own_folder(self.path / name)
-            self.passes_path.mkdir(parents=True, exist_ok=True)
-            lock = open_lock(self.path / ".lock")  # held until the run ends
-        except OSError as error:
-            raise OodbenchError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from error
-        try:
-            _hold(lock, self.path, say)
-            for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
-                parent, _, stem = name.rpartition("/")
-                for path in (self.path / parent).glob(f".{stem}.*"):
-                    if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
-                        path.unlink()
-            self._written, self._settings, self._provenance, self._lost = {}, {}, {}, None
-            if not fresh:
-                self._open(say)
-            yield
-        finally:
-            self._written = None
-            lock.close()
+        with gone_without(self.path, [".lock", "passes"], lambda: os.path.lexists(self.path / "run.json")):
+            try:
+                for name in FOLDERS:
+                    require_own_folder(self.path / name)
+                self.passes_path.mkdir(parents=True, exist_ok=True)
+                lock = open_lock(self.path / ".lock")  # held until the run ends
+            except OSError as why:
+                raise OodbenchError(f"cannot write to {self.path}: {why.strerror}; choose another folder with --out") from why
+            try:
+                _hold(lock, self.path, say)
+                for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
+                    parent, _, stem = name.rpartition("/")
+                    for path in (self.path / parent).glob(f".{stem}.*"):
+                        if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                            path.unlink()
+                self._written, self._settings, self._provenance, self._lost = {}, {}, {}, None
+                if not fresh:
+                    self._open(say)
+                yield
+            finally:
+                self._written = None
+                lock.close()
 
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""

@@ -10,10 +10,11 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from oodbench.errors import BadData, OodbenchError, UsageError, reason
-from oodbench.paths import STUDY, is_study, require_own_folder, require_run_folder
+from oodbench.paths import STUDY, gone_without, is_study, require_own_folder, require_run_folder
 from oodbench.results import json_files
 from oodbench.results.folder import SEVERITY, RunFolder, Say
 from oodbench.results.site import REPORT
@@ -80,6 +81,10 @@ class StudyFolder:
             require_own_folder(self.path / run)
         each = before | {run: before.get(run) or NOT_RUN for run in runs}
         self._write(json_files.StudyManifest(name=name, title=title, axes=list(axes), runs=each))
+
+    def kept_with_runs(self) -> AbstractContextManager[None]:
+        """Within this context a study runs. If an error ends it before a run has begun, what was made here is deleted."""
+        return gone_without(self.path, [STUDY], lambda: any(self._begun()))
 
     def _begun(self) -> list[str]:
         """The run folders that are there, whatever study.json says."""

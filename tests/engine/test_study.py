@@ -148,6 +148,8 @@ def test_a_run_without_weights_is_reported_and_the_others_run(weights, tmp_path)
 def test_no_run_that_can_start_is_an_error(tmp_path):
     with pytest.raises(MissingData, match="none of 2 runs could start: weights file"):
         oodbench.run("digits", weights=[tmp_path / "a.pth", tmp_path / "b.pth"], out=tmp_path / "study", **FEW)
+    assert not (tmp_path / "study").exists()
+    StudyFolder(tmp_path / "study").begin("digits", "", ["seeds"], ["seed-0", "seed-1"])  # and the process was killed
     with pytest.raises(BadData, match="has no run yet"):
         oodbench.open_study(tmp_path / "study").table()
 

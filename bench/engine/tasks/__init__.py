@@ -57,19 +57,20 @@ def run_task(suite: TaskSuite, *, out: str | Path | None = None, progress: Progr
             raise UsageError(f"{target} holds a study of several runs; choose another folder with --out")
         return runner(runs[""], out=target, progress=progress, **options).path
     folder, absent = StudyFolder(target), dict[str, MissingData]()
-    folder.begin(suite.name, suite.title, ["seeds"], runs, progress.say)
-    progress.expect(len(runs))
-    for label, one in runs.items():
-        part = Part(progress, label)
-        try:
-            runner(one, out=target / label, progress=part, **options)
-        except MissingData as error:
-            absent[label] = error
-            progress.fail(label, error)
-            folder.note(label, reason(error))
-        else:
-            folder.note(label, "")
-        part.end()
-    if len(absent) == len(runs):
-        raise next(iter(absent.values()))
+    with folder.kept_with_runs():
+        folder.begin(suite.name, suite.title, ["seeds"], runs, progress.say)
+        progress.expect(len(runs))
+        for label, one in runs.items():
+            part = Part(progress, label)
+            try:
+                runner(one, out=target / label, progress=part, **options)
+            except MissingData as error:
+                absent[label] = error
+                progress.fail(label, error)
+                folder.note(label, reason(error))
+            else:
+                folder.note(label, "")
+            part.end()
+        if len(absent) == len(runs):
+            raise next(iter(absent.values()))
     return target

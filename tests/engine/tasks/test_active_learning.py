@@ -595,3 +595,15 @@ def test_a_study_of_two_seeds(tiny, tmp_path):
 
 def test_third_parties_register_strategies_by_name():
     assert issubclass(registry.load("strategies", "badge"), Strategy)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_refused_run_leaves_nothing_behind(tiny, tmp_path, seeds):
+    refused = {"suite": tiny(pool=20, seeds=seeds), "device": "cpu"}
+    with pytest.raises(UsageError, match="20 images to label"):
+        run_task(**refused, out=tmp_path / "runs" / "tiny")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="20 images to label"):
+        run_task(**refused, out=tmp_path / "mine")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]  # which was there before
