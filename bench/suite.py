@@ -221,6 +221,14 @@ def parsed_as(kind: type[Model], values: Mapping[str, Any], name: object) -> Mod
         raise UsageError(f"suite {name}: {_complaint(error.errors(), values, kind)}") from error
 
 
+def refuse_empty_lists(values: Mapping[str, Any], name: object) -> None:
+    """Raise UsageError for a list without items in a valid suite file: the default that is used for it is not what it says."""
+    for of, table in [("", values), *((f" of set {one['name']}", one) for one in values.get("sets", ()))]:
+        for key, value in table.items():
+            if value == []:
+                raise UsageError(f"suite {name}: {key}{of} is empty; name at least one, or leave it out")
+
+
 def validated(values: dict[str, Any], name: object) -> Suite:
     """A suite with these values. Raises UsageError that names the suite and the wrong key."""
     suite = parsed_as(Suite, values, name)

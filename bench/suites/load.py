@@ -11,7 +11,7 @@ from oodbench.errors import UsageError
 from oodbench.models import imports_code
 from oodbench.paths import read_small
 from oodbench.registry import unknown
-from oodbench.suite import ALL, Suite, as_names, each_detector, validated
+from oodbench.suite import ALL, Suite, as_names, each_detector, refuse_empty_lists, validated
 from oodbench.suites.grid import expand, named_after
 
 
@@ -116,6 +116,7 @@ def read_study(text: str, name: str | Path, **axes: Sequence[Any]) -> Study:
     except RecursionError as error:
         raise UsageError(f"{name} is nested too deeply; write its arrays and tables flat") from error
     study = _study(values, name, axes)
+    refuse_empty_lists(values, name)
     for suite in study.runs.values():
         for detector in suite.parameters:
             if detector not in suite.detectors:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
-from oodbench.suite import MOST_SEED, FolderName, SetName, parsed_as
+from oodbench.suite import MOST_SEED, FolderName, SetName, parsed_as, refuse_empty_lists
 from oodbench.suites.load import suite_text
 
 ALL = "all"  # metrics or strategies
@@ -126,4 +126,6 @@ def task_of(name: str | Path) -> str:
 def load_task_suite(name: str | Path) -> TaskSuite:
     """Load a suite of another task than detection. Raises UsageError that names the wrong key."""
     values = {"name": Path(name).stem} | tomllib.loads(suite_text(name))
-    return parsed_as(TASKS[str(values["task"])], values, name)
+    suite = parsed_as(TASKS[str(values["task"])], values, name)
+    refuse_empty_lists(values, name)
+    return suite

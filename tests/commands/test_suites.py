@@ -203,3 +203,26 @@ def test_what_is_wrong_in_a_suite_file_is_said_with_its_key(text, says):
     with pytest.raises(UsageError, match=f"^suite it.toml: {re.escape(says)}") as raised:
         read_study(text, "it.toml")
     assert not re.search("Input|Field|Extra|valid ", str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('in_distribution = "digits"\ndetectors = ["msp"]\nprotocols = []\nsets = [{name = "uniform"}]\n', "protocols"),
+        (
+            'in_distribution = "digits"\ndetectors = ["msp"]\nsets = [{name = "uniform", levels = []}]\n',
+            "levels of set uniform",
+        ),
+        (
+            'task = "active-learning"\nmodel = "m"\nin_distribution = "digits"\nstrategies = ["random"]\ntest_sets = []\n',
+            "test_sets",
+        ),
+        ('task = "active-learning"\nmodel = "m"\nin_distribution = "digits"\nstrategies = ["random"]\nseeds = []\n', "seeds"),
+    ],
+    ids=["protocols", "levels", "test_sets", "seeds"],
+)
+def test_an_empty_list_is_refused_where_a_default_would_replace_it(tmp_path, text, what):
+    (file := tmp_path / "own.toml").write_text(text)
+    load = load_study if task_of(file) == DETECTION else load_task_suite
+    with pytest.raises(UsageError, match=f"suite .*own.toml: {re.escape(what)} is empty; name at least one, or leave it out"):
+        load(file)
