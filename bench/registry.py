@@ -170,23 +170,24 @@ def patterns(family: str) -> dict[str, Record]:
 def add_plugin(target: str, family: str = "detectors") -> str:
     """Register ``module:Class`` for this process and return its name: ``Class.name``, or the class name in lower case.
 
+    Data sets and quality databases are functions, ``module:function``.
+
     Raises UsageError for a target that cannot be imported, and for a name that something else has.
     """
     if ":" not in target:
-        raise UsageError(f"--plugin takes module:Class, not '{target}'")
+        raise UsageError(f"--plugin takes module:Class or module:function, not '{target}'")
     try:
         plugin = resolve(target)
     except Exception as error:
         why = fix_line(error, target) or f"{reason(error)}; check the name and the import path"
         raise UsageError(f"--plugin {target} cannot be imported: {why}") from error
     name = getattr(plugin, "name", "") or target.rsplit(":", 1)[1].lower()
-    if family == "detectors" and not (isinstance(name, str) and name.isprintable() and ":" not in name):
-        raise UsageError(f"--plugin {target}: {name!r} cannot name a detector, because NAME:VARIANT names a row; rename it")
+    if not (isinstance(name, str) and name.isprintable() and ":" not in name):
+        takes = "a name is a text on one line, without colons"
+        raise UsageError(f"--plugin {target}: {name!r} cannot name a {singular(family)}; {takes}; rename it")
     if (other := records(family).get(name)) and other.target != target:
-        raise UsageError(
-            f"--plugin {target}: the name '{name}' belongs to {other.target} of {other.owner}; rename the class, or set its"
-            " attribute name"
-        )
+        rename = "rename the class, or set its attribute name" if isinstance(plugin, type) else "rename the function"
+        raise UsageError(f"--plugin {target}: the name '{name}' belongs to {other.target} of {other.owner}; {rename}")
     if other is None:
         _added[family, name] = Record(family, name, target, distribution="--plugin")
     return name

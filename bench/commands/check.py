@@ -27,11 +27,13 @@ def check(
     ] = None,
     family: Annotated[
         Literal["detectors", "datasets", "strategies", "quality-metrics", "quality-databases"] | None,
-        typer.Option(help="Choose where several share the name; also what --plugin adds (default: detectors)."),
+        typer.Option(
+            help="Choose where several share the name; also what --plugin adds (default: a detector; a function: data set)."
+        ),
     ] = None,
     param: Parameters = [],  # noqa: B006
     plugin: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="Check a class that no installed package registers.")
+        str | None, typer.Option(metavar="MODULE:CLASS", help="Check a class or function that no installed package registers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as a JSON list.")] = False,
     data: Data = [],  # noqa: B006
@@ -41,7 +43,7 @@ def check(
     kind: Any = family.replace("-", "_") if family else None
     if plugin:
         find_in_working_folder(plugin)
-        added = add_plugins([plugin], kind or "detectors")[0]
+        ((kind, (added,)),) = (of for of in add_plugins([plugin], kind or "detectors", kind or "datasets").items() if of[1])
         name = name or added
     if not name:
         raise UsageError("nothing to check; name a plug-in, such as a detector, or give --plugin MODULE:CLASS")

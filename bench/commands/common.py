@@ -1,9 +1,10 @@
 """What the commands share: common options, and checks of names before torch is imported."""
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -53,7 +54,10 @@ Layers = Annotated[
     typer.Option(metavar="A,B,…", help="Let layered detectors read these modules of the network, by dotted names, in order."),
 ]
 Plugins = Annotated[
-    list[str], typer.Option("--plugin", metavar="MODULE:CLASS", help="Add a detector that no installed package registers.")
+    list[str],
+    typer.Option(
+        "--plugin", metavar="MODULE:CLASS", help="Add a detector, or a data set (a function), that no package registers."
+    ),
 ]
 
 
@@ -63,12 +67,35 @@ def find_in_working_folder(*targets: str) -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def add_plugins(targets: list[str], family: str = "detectors") -> list[str]:
-    """Register ``module:Class`` for this process and return their names."""
+def add_plugins(targets: list[str], classes: str = "detectors", functions: str = "datasets") -> dict[str, list[str]]:
+    """Register ``module:Class`` and ``module:function`` for this process; names by the family that each of these is."""
     from oodbench import registry
 
+    found: dict[str, list[str]] = {classes: [], functions: []}
     with only_results():
-        return [registry.add_plugin(target, family) for target in targets]
+        for target in targets:
+            family = functions if _is_function(target) else classes
+            found[family].append(registry.add_plugin(target, family))
+    return found
+
+
+def _is_function(target: str) -> bool:
+    from oodbench import registry
+
+    try:
+        return inspect.isroutine(registry.resolve(target))
+    except Exception:
+        return False  # ``add_plugin`` says why
+
+
+def require_named(added: list[str], named: Collection[str], family: str = "datasets") -> None:
+    """Raise UsageError where --plugin adds a data set or database that a run does not name."""
+    from oodbench import registry
+
+    for name in added:
+        if name not in map(base_of, named):
+            what = registry.singular(family)
+            raise UsageError(f"--plugin adds the {what} {name}, which this run does not use; add --dataset {name}")
 
 
 def check_names(detectors: list[str], datasets: list[str], models: list[str], parameters: dict[str, dict[str, Any]]) -> None:

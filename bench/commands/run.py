@@ -24,6 +24,7 @@ from oodbench.commands.common import (
     print_text,
     read_layers,
     read_parameters,
+    require_named,
     terminal_width,
     write_report,
 )
@@ -119,7 +120,12 @@ def run(
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report, and remove an earlier one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
     plugin: Annotated[
-        list[str], typer.Option(metavar="MODULE:CLASS", help="Also run this detector, which no package registers.")
+        list[str],
+        typer.Option(
+            metavar="MODULE:CLASS",
+            help="Also run this detector, strategy or quality metric, which no package registers. A function adds a data set"
+            " or quality database.",
+        ),
     ] = [],  # noqa: B006
     trust_model: Annotated[
         bool,
@@ -144,11 +150,13 @@ def run(
             "--layers": layers, "--detector": detector, "--metric": metric, "--strategy": strategy, "--dataset": dataset,
             "--param": read_parameters(param), "--protocol": protocol, "--batch-size": batch_size, "--seed": seed,
             "--precision": precision, "--size": size, "--resize": resize, "--shorter-side": shorter_side,
-            "--workers": workers or None, "--cache-images": cache_images, "--fit-images": fit_images, "--plugin": plugin,
+            "--workers": workers or None, "--cache-images": cache_images, "--fit-images": fit_images,
             "--executor": executor if executor != "local" else None, "--trust-model": trust_model,
         }  # fmt: skip
         options: dict[str, Any] = {"out": out, "data": data, "device": device, "limit": limit, "fresh": fresh}
-        run_task(suite, others, **options, cell_timeout=cell_timeout, strict=strict, dry_run=dry_run, no_report=no_report)
+        run_task(
+            suite, others, plugin, **options, cell_timeout=cell_timeout, strict=strict, dry_run=dry_run, no_report=no_report
+        )
         return
     for option, value in {"--metric": metric, "--strategy": strategy}.items():
         if value:
@@ -165,7 +173,8 @@ def run(
         study = chosen_study(suite, **given, trust_model=True)  # a plan imports no model
     models = list(dict.fromkeys(one.model for one in study.runs.values() if one.model))
     find_in_working_folder(*plugin, *models)
-    detectors = (detector or study.first.detectors if plugin else detector) + add_plugins(plugin)
+    added = add_plugins(plugin)
+    detectors = (detector or study.first.detectors if added["detectors"] else detector) + added["detectors"]
     study = study.override(
         detectors=detectors,
         parameters=read_parameters(param),
@@ -179,6 +188,7 @@ def run(
         layers=read_layers(layers),
         fit_images=fit_images,
     )
+    require_named(added["datasets"], [n for one in study.runs.values() for n in (one.in_distribution, *one.each_set())])
     for one in study.runs.values():
         check_names(one.detectors, [one.in_distribution, *one.each_set()], [one.model] if one.model else [], one.parameters)
     check_device(device)

@@ -6,15 +6,30 @@ from typing import Any
 
 import typer
 
-from oodbench.commands.common import check_device, only_results, print_text, terminal_width, write_report
+from oodbench.commands.common import (
+    add_plugins,
+    check_device,
+    find_in_working_folder,
+    only_results,
+    print_text,
+    require_named,
+    terminal_width,
+    write_report,
+)
 from oodbench.errors import UsageError
 from oodbench.paths import DataRoots
 from oodbench.suites.tasks import load_task_suite
+
+PLUGINS = {  # by task: the families of classes and of functions, and the option that names classes
+    "quality": ("quality_metrics", "quality_databases", "--metric"),
+    "active-learning": ("strategies", "datasets", "--strategy"),
+}
 
 
 def run_task(
     name: str,
     given: Mapping[str, Any],
+    plugins: list[str],
     *,
     out: Path | None,
     data: DataRoots,
@@ -28,9 +43,19 @@ def run_task(
 ) -> None:
     """Run a suite, print its tables and, in the last line, the folder. ``given``: other options, by name.
 
+    ``plugins``: classes, which run beside what the suite names, and functions.
+
     Exits with 1 if a record failed, if all were skipped, or with ``strict`` if one was.
     """
-    suite = load_task_suite(name).override(given)
+    suite = load_task_suite(name)
+    classes, functions, option = PLUGINS[suite.task]
+    find_in_working_folder(*plugins)
+    added = add_plugins(plugins, classes, functions)
+    if added[classes]:
+        own = given[option] or getattr(suite, suite.options[option])
+        given = {**given, option: list(dict.fromkeys([*own, *added[classes]]))}
+    suite = suite.override(given)
+    require_named(added[functions], suite.sets, functions)
     check_device(device)
     from oodbench.engine.tasks import TAKES, plan, runs_of
     from oodbench.engine.tasks import run_task as run

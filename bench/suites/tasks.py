@@ -28,6 +28,11 @@ class TaskSuite(BaseModel):
 
     options: ClassVar[dict[str, str]] = {}  # by option of ``oodbench run``: the key of the suite that it overrides
 
+    @property
+    def sets(self) -> list[str]:
+        """Names of all sets or databases that a run reads."""
+        raise NotImplementedError
+
     def override(self, given: Mapping[str, Any]) -> Self:
         """The suite with what options give, by their names, in place of its own values; empty values change nothing.
 
@@ -68,6 +73,10 @@ class QualitySuite(TaskSuite):
         "--metric": "metrics", "--dataset": "databases", "--param": "parameters", "--seed": "seed",
     }  # fmt: skip
 
+    @property
+    def sets(self) -> list[str]:
+        return self.databases
+
 
 class ActiveLearningSuite(TaskSuite):
     """Strategies of active learning, each with the features of the network and of H.
@@ -105,6 +114,10 @@ class ActiveLearningSuite(TaskSuite):
     def tested(self) -> list[str]:
         """The sets on which accuracy is measured."""
         return self.test_sets or [self.in_distribution]
+
+    @property
+    def sets(self) -> list[str]:
+        return [self.in_distribution, *self.tested]
 
 
 TASKS: dict[str, type[TaskSuite]] = {"quality": QualitySuite, "active-learning": ActiveLearningSuite}

@@ -186,7 +186,7 @@ def test_session_plugin(install):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("bright_module", "takes module:Class, not 'bright_module'"),
+        ("bright_module", "takes module:Class or module:function, not 'bright_module'"),
         ("nowhere_module:X", "nowhere_module:X cannot be imported: ModuleNotFoundError"),
         ("bright_module:Missing", "bright_module:Missing cannot be imported: AttributeError"),
     ],

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -609,3 +610,55 @@ def test_a_name_that_is_too_long_takes_one_line(tmp_path, arguments, says):
     assert done.returncode in (1, 2)
     assert done.stderr.splitlines()[-1].startswith(f"oodbench: {says}")
     assert "Error:" not in done.stderr
+
+
+PLUGINS = """
+import numpy as np
+
+from oodbench.active_learning import Strategy
+from oodbench.datasets.digits import digits
+from oodbench.datasets.quality.photos import load
+from oodbench.quality.metric import QualityMetric
+
+
+class Newest(Strategy):
+    def select(self, pool, count, random):
+        return np.arange(len(pool))[-count:]
+
+
+class Error(QualityMetric):
+    higher_is_better = False
+
+    def compare(self, references, distorted):
+        return (references.double() - distorted.double()).abs().mean((1, 2, 3))
+
+
+def tiles(path, *, data):
+    return load(path, data=data)
+
+
+def numbers(root, split):
+    return digits(root, split)
+"""
+
+
+def test_plugins_of_every_family_run_from_the_working_folder(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGINS)
+    add = {name: ["--plugin", f"mine:{name}"] for name in ("Newest", "Error", "tiles", "numbers")}
+    few = ["--limit", "24", "--no-report", "--out", "run"]
+    done = oodbench(
+        "run", "photos-quality", *add["Error"], *add["tiles"], "--metric", "psnr", "--dataset", "tiles", *few, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tiles, image quality\n")
+    assert [line.split()[0] for line in done.stdout.splitlines() if re.match("error|psnr", line)] == ["error", "psnr"]
+    suite = ["run", "digits-active", "--dry-run", *add["Newest"], *add["numbers"]]
+    planned = oodbench(*suite, "--dataset", "numbers", "--strategy", "random", cwd=tmp_path)
+    assert "tested on numbers, " in planned.stdout, planned.stderr
+    assert re.findall("strategy  (.*?) ", planned.stdout) == ["random", "newest"]
+    unused = oodbench(*suite, cwd=tmp_path)
+    assert unused.returncode == 2
+    assert "--plugin adds the dataset numbers, which this run does not use; add --dataset numbers" in unused.stderr
+    planned = oodbench("run", "digits", "--dry-run", *add["numbers"], "--dataset", "numbers", cwd=tmp_path)
+    assert "outside   numbers " in planned.stdout, planned.stderr
+    assert "numbers: " in oodbench("check", *add["numbers"], cwd=tmp_path).stdout
