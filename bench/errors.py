@@ -170,6 +170,14 @@ def reason_in(error: BaseException, target: str = "") -> str:
     return reason(error) + (f" ({place})" if place and not named else "")
 
 
+def once(what: str, why: str) -> str:
+    """``what: why``, without ``what`` where the reason begins with it. That may be ``csv on photos`` for a reason of csv."""
+    if why.startswith((f"{what} ", f"{what}: ")):
+        return why
+    first = what.partition(" on ")[0]
+    return f"{what}: {why.removeprefix(f'{first}: ')}"
+
+
 def fix_line(error: BaseException, target: str) -> str:
     """``reason_in`` with the remedy if the error was raised in the third-party code; empty if that was not reached."""
     return f"{reason_in(error, target)}; fix that line" if line_of(error, target) else ""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from oodbench.errors import one_line, reason_in, traceback_lines
+from oodbench.errors import once, one_line, reason_in, traceback_lines
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -39,8 +39,7 @@ class Progress:
 
     def fail(self, what: str, error: Exception, target: str = "") -> None:
         """Print a permanent line that says what has no result and why (``reason_in``), and with ``tracebacks`` how."""
-        why = reason_in(error, target)
-        self.say(why if why.startswith(f"{what} ") else f"{what}: {why}")
+        self.say(once(what, reason_in(error, target)))
         for line in traceback_lines(error) if self.tracebacks else ():
             self.say(line)
 

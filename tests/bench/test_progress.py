@@ -1,5 +1,8 @@
 """Progress of several runs in one."""
 
+import pytest
+
+from oodbench.errors import BadData
 from oodbench.progress import Part, Progress
 
 
@@ -57,3 +60,18 @@ def test_a_part_names_its_stages_and_passes_on_the_rest():
     assert part.tracebacks
     with part.paused():
         pass
+
+
+@pytest.mark.parametrize(
+    ("what", "why", "said"),
+    [
+        ("csv on photos", "csv: looked for w2c.mat", "csv on photos: looked for w2c.mat"),
+        ("board", "board: images are float32", "board: images are float32"),
+        ("board", "board is missing", "board is missing"),
+        ("knn", "k is too large", "knn: k is too large"),
+    ],
+)
+def test_a_failure_names_a_thing_once(what, why, said):
+    seen = Seen()
+    seen.fail(what, BadData(why))
+    assert seen.lines[0] == said

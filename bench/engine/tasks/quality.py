@@ -94,7 +94,10 @@ def plan(suite: QualitySuite, *, data: DataRoots, limit: int | None) -> list[str
     built = {name: _built(name, suite, data) for name in names if name in records(FAMILY)}  # a file may hold any others
     broken = {name: metric for name, metric in built.items() if isinstance(metric, Exception)}
     lines.append(f"metrics   {', '.join(name for name in names if name not in broken)}")
-    return [*lines, *(f"metric    {name}, skipped: {reason_in(error)}" for name, error in broken.items())]
+    return [
+        *lines,
+        *(f"metric    {name}, skipped: {reason_in(error).removeprefix(f'{name}: ')}" for name, error in broken.items()),
+    ]
 
 
 def _check_names(suite: QualitySuite) -> None:
@@ -286,7 +289,8 @@ def _without_figures(record: QualityRecord, error: Exception | None) -> QualityR
     assert error is not None
     status: Status = "skipped" if isinstance(error, MissingData | Unsuitable) else "failed"
     target = records(FAMILY)[record.metric].target if record.metric in records(FAMILY) else ""
-    return record.model_copy(update={"status": status, "reason": reason_in(error, target)})
+    why = reason_in(error, target).removeprefix(f"{record.metric}: ")  # tables say the name
+    return record.model_copy(update={"status": status, "reason": why})
 
 
 def _batches(database: QualityDatabase, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

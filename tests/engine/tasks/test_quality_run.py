@@ -232,11 +232,11 @@ def test_a_run_that_is_ended_resumes_with_equal_records(whole, tmp_path, until):
     [
         ("raises", "failed", "ValueError: my own fault"),
         ("exits", "failed", "SystemExit(3)"),
-        ("not-finite", "failed", "not-finite: its value for row 0 of the batch is nan"),
-        ("wrong-shape", "failed", "wrong-shape: compare gave torch.float64 (12, 1) for 12 images"),
+        ("not-finite", "failed", "its value for row 0 of the batch is nan"),
+        ("wrong-shape", "failed", "compare gave torch.float64 (12, 1) for 12 images"),
         ("own-score", "failed", "own-score gave shape (13,), not one finite value per image (12,)"),
         ("constant", "failed", "all 12 values of the metric are 0.5"),
-        ("large", "skipped", "large: compares images of at least 64 pixels per side, and these have 12x16"),
+        ("large", "skipped", "compares images of at least 64 pixels per side, and these have 12x16"),
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_alone(root, tmp_path, name, status, says):
@@ -245,6 +245,7 @@ def test_a_metric_that_cannot_be_computed_is_alone(root, tmp_path, name, status,
     found = one(folder, name)
     assert (found.status, found.figures, found.arrays) == (status, None, {})
     assert says in found.reason
+    assert not found.reason.startswith(f"{name}: ")
     assert "\n" not in found.reason
     (line,) = [line for line in heard.lines if found.reason in line]
     assert line.startswith(name)
@@ -401,7 +402,7 @@ def test_a_plan_says_what_would_run(root, tmp_path):
     assert not (tmp_path / "run").exists()
     lines = plan(suite.model_copy(update={"metrics": ["psnr", "unique", "psnr"]}), out=None, data=root, limit=6)
     assert lines[-2] == "metrics   psnr"
-    assert lines[-1].startswith("metric    unique, skipped: unique: looked for")
+    assert lines[-1].startswith("metric    unique, skipped: looked for")
     with pytest.raises(UsageError, match="unknown quality database"):
         plan(suite.model_copy(update={"databases": ["tid"]}), out=None, data=root, limit=None)
 
