@@ -50,6 +50,8 @@ class TaskSuite(BaseModel):
                 value = own | {name: own.get(name, {}) | of for name, of in value.items()}
             elif key == "seeds":
                 value = [value] if isinstance(value, int) else list(value)
+            elif key in ("metrics", "databases", "strategies", "test_sets"):
+                value = list(dict.fromkeys(value))
             elif key in ("model", "seed") and isinstance(value, list):
                 if len(value) > 1:
                     raise UsageError(f"a suite of the task {self.task} takes {option} once, not {len(value)} times")

@@ -128,6 +128,9 @@ def _read(suite: ActiveLearningSuite, rules: Protocol, data: DataRoots, limit: i
     train, last = protocols.limited(whole, suite.pool, suite.seed), rules.labelled(rules.rounds)
     if train.labels is None:
         raise BadData(f"{suite.in_distribution} has no labels; name a labelled set")
+    for key, names in {"test_sets": suite.tested, "features": suite.features}.items():
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"suite {suite.name}: {key} names {twice} twice; remove one")
     tests = {name: load_dataset(name, data=data, progress=progress) for name in suite.tested}
     for images in tests.values():
         if images.labels is None:

@@ -106,6 +106,8 @@ def _check_names(suite: QualitySuite) -> None:
         find("quality_databases", name.partition(":")[0])
     names = [recorded(name) for name in suite.databases]
     if twice := next((name for name in names if names.count(name) > 1), None):
+        if len(set(suite.databases)) < len(names):
+            raise UsageError(f"suite {suite.name}: databases names {twice} twice; remove one")
         raise UsageError(
             f"suite {suite.name}: two databases are called {twice} in results; rename a file or folder, or leave one out"
         )

@@ -607,3 +607,10 @@ def test_a_refused_run_leaves_nothing_behind(tiny, tmp_path, seeds):
     with pytest.raises(UsageError, match="20 images to label"):
         run_task(**refused, out=tmp_path / "mine")
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]  # which was there before
+
+
+@pytest.mark.parametrize("doubled", [{"test_sets": ["digits", "digits"]}, {"features": ["feed-forward"] * 2}])
+def test_what_a_suite_names_twice_is_refused(tiny, doubled):
+    (key, (name, _)) = next(iter(doubled.items()))
+    with pytest.raises(UsageError, match=f"suite tiny: {key} names {name} twice; remove one"):
+        plan(tiny(**doubled), data=None, limit=None)

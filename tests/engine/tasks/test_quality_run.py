@@ -487,3 +487,15 @@ def test_the_table_as_csv_has_each_record_under_both_mappings(whole):
     assert [line.split()[0] for line in text.splitlines() if line.startswith(tuple(METRICS))] == sorted(
         METRICS, key=lambda name: -one(folder, name).figures.srcc
     )
+
+
+def test_a_database_that_is_named_twice_is_refused_with_what_to_do(root, tmp_path):
+    for databases, says in {
+        ("photos", "photos"): "databases names photos twice; remove one",
+        ("folder:a/x", "folder:b/x"): "two databases are called folder:x in results; rename a file or folder",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            plan(QualitySuite(metrics=["psnr"], databases=list(databases)), out=None, data=root, limit=None)
+    suite = QualitySuite(metrics=["psnr"], databases=["photos"])
+    given = suite.override({"--dataset": ["photos", "photos"], "--metric": ["ssim", "psnr", "ssim"]})  # as --detector does
+    assert (given.databases, given.metrics) == (["photos"], ["ssim", "psnr"])
