@@ -351,7 +351,7 @@ def run(
         given |= {"--strategy": as_names(strategies or ()), "--dataset": as_names(datasets or ()), "--param": parameters}
         given |= {"--detector": detectors, "--protocol": protocols, "--weights": weights, "--batch-size": batch_size}
         options: dict[str, Any] = {"data": data, "limit": limit, "fresh": fresh, "cell_timeout": cell_timeout}
-        chosen = load_task_suite(suite).override(given)
+        chosen = load_task_suite(suite, trust_model=trust_model or model is not None).override(given)
         options |= {"device": device} if "device" in TAKES[chosen.task] else {}
         path = run_task(chosen, out=out, progress=progress, **options)
         return StudyResults(path) if is_study(path) else Results(path)

@@ -70,7 +70,8 @@ def _suite(name: str) -> dict[str, str]:
     from oodbench.suites.tasks import DETECTION, load_task_suite, task_of
 
     task = task_of(name)
-    suite = load_study(name, trust_model=True) if task == DETECTION else load_task_suite(name)  # a name imports nothing
+    load = load_study if task == DETECTION else load_task_suite
+    suite = load(name, trust_model=True)  # a name imports nothing
     return {"summary": suite.title, "task": task}
 
 

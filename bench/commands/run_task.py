@@ -47,14 +47,14 @@ def run_task(
 
     Exits with 1 if a record failed, if all were skipped, or with ``strict`` if one was.
     """
-    suite = load_task_suite(name)
+    suite = load_task_suite(name, trust_model=bool(given["--model"] or given["--trust-model"]))
     classes, functions, option = PLUGINS[suite.task]
-    find_in_working_folder(*plugins)
+    find_in_working_folder(*plugins, *given["--model"], getattr(suite, "model", ""))
     added = add_plugins(plugins, classes, functions)
     if added[classes]:
         own = given[option] or getattr(suite, suite.options[option])
         given = {**given, option: list(dict.fromkeys([*own, *added[classes]]))}
-    suite = suite.override(given)
+    suite = suite.override({**given, "--trust-model": None} if hasattr(suite, "model") else given)
     require_named(added[functions], suite.sets, functions)
     check_device(device)
     from oodbench.engine.tasks import TAKES, plan, runs_of

@@ -97,14 +97,19 @@ def load_study(name: str | Path, *, trust_model: bool = False, **axes: Sequence[
     that is not trusted. Parameters are for detectors that the suite lists.
     """
     study = read_study(suite_text(name), name, **axes)
-    below = trust_model or below_working_folder(Path(name))
     for suite in study.runs.values():
-        if suite.model and imports_code(suite.model) and not below:
-            raise UntrustedModel(
-                f"suite {name}: model: {suite.model} is code, which a suite outside the working folder may not name; if you"
-                " trust the file, use --trust-model (in Python trust_model=True), or copy it here"
-            )
+        if suite.model and not trust_model:
+            refuse_foreign_code(suite.model, name)
     return study
+
+
+def refuse_foreign_code(model: str, name: str | Path) -> None:
+    """Raise UntrustedModel for a model ``module:function`` of a suite file outside the working folder."""
+    if imports_code(model) and not below_working_folder(Path(name)):
+        raise UntrustedModel(
+            f"suite {name}: model: {model} is code, which a suite outside the working folder may not name; if you"
+            " trust the file, use --trust-model (in Python trust_model=True), or copy it here"
+        )
 
 
 def read_study(text: str, name: str | Path, **axes: Sequence[Any]) -> Study:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from oodbench.errors import UsageError
 from oodbench.registry import unknown
 from oodbench.suite import MOST_SEED, FolderName, SetName, parsed_as, refuse_empty_lists
-from oodbench.suites.load import suite_text
+from oodbench.suites.load import refuse_foreign_code, suite_text
 
 ALL = "all"  # metrics or strategies
 DETECTION = "detection"  # the task of a suite without the key; ``oodbench.suites.load`` reads those
@@ -138,9 +138,14 @@ def task_of(name: str | Path) -> str:
     return str(task)
 
 
-def load_task_suite(name: str | Path) -> TaskSuite:
-    """Load a suite of another task than detection. Raises UsageError that names the wrong key."""
+def load_task_suite(name: str | Path, *, trust_model: bool = False) -> TaskSuite:
+    """Load a suite of another task than detection. ``trust_model`` as of ``load_study``.
+
+    Raises UsageError that names the wrong key, and UntrustedModel for a model that is not trusted.
+    """
     values = {"name": Path(name).stem} | tomllib.loads(suite_text(name))
     suite = parsed_as(TASKS[str(values["task"])], values, name)
     refuse_empty_lists(values, name)
+    if isinstance(suite, ActiveLearningSuite) and not trust_model:
+        refuse_foreign_code(suite.model, name)
     return suite

@@ -662,3 +662,18 @@ def test_plugins_of_every_family_run_from_the_working_folder(tmp_path):
     planned = oodbench("run", "digits", "--dry-run", *add["numbers"], "--dataset", "numbers", cwd=tmp_path)
     assert "outside   numbers " in planned.stdout, planned.stderr
     assert "numbers: " in oodbench("check", *add["numbers"], cwd=tmp_path).stdout
+
+
+def test_a_network_of_active_learning_is_found_in_the_working_folder_and_needs_trust_elsewhere(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "net.py").write_text("def build(num_classes=10):\n    raise RuntimeError('imported')\n")
+    suite = 'task = "active-learning"\nmodel = "net:build"\nin_distribution = "digits"\nstrategies = ["random"]\nrounds = 1\n'
+    for name in ("here", "."):
+        (tmp_path / name / "own.toml").write_text(f"{suite}start = 32\nquery = 32\n")
+    run = ["run", "--no-report", "--out", tmp_path / "run"]
+    assert "RuntimeError: imported (net.py, line 2)" in oodbench(*run, "own.toml", cwd=tmp_path / "here").stderr
+    refused = oodbench(*run, "../own.toml", cwd=tmp_path / "here")
+    assert refused.returncode == 2
+    assert "model: net:build is code, which a suite outside the working folder may not name" in refused.stderr
+    assert "imported (net.py" in oodbench(*run, "../own.toml", "--trust-model", cwd=tmp_path / "here").stderr
+    assert not (tmp_path / "run").exists()
