@@ -5,7 +5,7 @@ the baseline of calibration: it has no published figures.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -86,7 +86,7 @@ def render_beside_recognition(
         for name, sign in (("measured", ""), ("published", ""), ("difference", "+z"), ("ECE", ""))
     }
     labels = {"model": shown["model"].tolist(), "source": shown["source"].tolist()}
-    notes: list[Note | str] = [f"{model}: {words}" for model, words in shown[["model", "stands_in"]].drop_duplicates().values]
+    notes: list[Note | str] = [*_told_once(dict(shown[["model", "stands_in"]].values))]
     for reason, of in rows[rows["status"] == NOT_RUN].groupby("reason", sort=False):
         notes.append(f"not run ({', '.join(dict.fromkeys(of['model']))}): {reason}")
     table = TextTable(
@@ -100,6 +100,16 @@ def render_beside_recognition(
         notes=[*map(escape.plain, map(str, notes)), *([paper.remark] if paper.remark else [])],
     )
     return writer(format, width)(table)
+
+
+def _told_once(stand_ins: Mapping[str, str]) -> list[str]:
+    """What stands in, by network, and once what is the same for all of them."""
+    each = {model: words.split("; ") for model, words in stand_ins.items()}
+    first = next(iter(each.values()), [])
+    shared = [word for word in first if len(each) > 1 and all(word in words for words in each.values())]
+    own = {model: [word for word in words if word not in shared] for model, words in each.items()}
+    notes = [f"{model}: {'; '.join(words)}" for model, words in own.items() if words]
+    return [*notes, f"all networks: {'; '.join(shared)}"] if shared else notes
 
 
 def _stands_for(model: str, pattern: str) -> bool:

@@ -81,6 +81,17 @@ def test_the_papers_own_network_stands_for_itself():
     assert found["reason"]["introspective"] == "introspective was not run"
 
 
+def test_what_stands_in_for_all_networks_is_said_once():
+    models = {"resnet18 (augmix)": 100, "resnet20-cifar10 (augmix)": 100}
+    rows = beside_recognition(
+        frame(*(cell("network", "cifar10+noise", 1, 0.7, model, n=n) for model, n in models.items())), FIGURES
+    )
+    text = " ".join(render_beside_recognition(rows, FIGURES, "md").split())
+    shared = "1 of 19 corruptions; 1 of them generated, not the files of CIFAR-10-C; 100 images each"
+    assert text.count("generated") == text.count(f"all networks: {shared}") == 1
+    assert "resnet20-cifar10 (augmix): resnet20-cifar10 (augmix) for augmix (24)" in text
+
+
 def test_runs_without_a_counterpart_are_told_what_has_one():
     with pytest.raises(UsageError, match="no published accuracy belongs to these runs; the suites introspective-plugin and"):
         beside_recognition(frame(cell("network", "digits+noise", 1, 0.7, in_distribution="digits")), FIGURES)
