@@ -64,11 +64,15 @@ def plan(
     lines += [f"memory    {memory}"] if (memory := fitting.expected_memory()) else []
     failing = {name: error for name, error in fitting.broken.items() if name not in unsuited}
     lines += [f"precision {announced(loaded)}"] if loaded.precision else []
-    for test_set in loaded.test_sets:
-        found = f"skipped: {reason(test_set.error)}" if test_set.error else f"{counted(len(test_set.images or ()), 'image')}"
-        if parse(test_set.name).attack and not test_set.error:
+    skipped = [reason(one.error) if one.error else "" for one in loaded.test_sets]
+    for place, (test_set, why) in enumerate(zip(loaded.test_sets, skipped, strict=True)):
+        if why and why in skipped[:place]:
+            continue
+        others = f" and {counted(skipped.count(why) - 1, 'other')}" if why and skipped.count(why) > 1 else ""
+        found = f"skipped: {why}" if why else counted(len(test_set.images or ()), "image")
+        if parse(test_set.name).attack and not why:
             found += f", to be attacked against {suite.model}" if suite.model else ", skipped: there is no network to attack"
-        lines.append(f"outside   {test_set.name} ({test_set.kind}), {found}")
+        lines.append(f"outside   {test_set.name} ({test_set.kind}){others}, {found}")
     if loaded.source is not None:
         lines.append(f"transfer  learns from {loaded.source.name}")
     if loaded.choosing is not None:

@@ -564,3 +564,15 @@ def test_a_plan_refuses_the_layers_that_a_run_refuses(model, tmp_path):
     for act in (lambda: plan(chosen, data=tmp_path), lambda: oodbench.run(chosen, data=tmp_path, out=tmp_path / "run")):
         with pytest.raises(UsageError, match=f"unknown layer 'layer9' of {model}; did you mean 'layer"):
             act()
+
+
+def test_a_plan_says_a_reason_once_with_the_number_of_sets(tmp_path):
+    chosen = load_suite("digits").override(
+        datasets=["cifar10c/fog@1", "uniform", "cifar10c/fog@2", "cifar10c/fog@3"], detectors=["msp"]
+    )
+    lines = [line for line in plan(chosen, data=tmp_path) if line.startswith("outside")]
+    assert [line.split(",")[0] for line in lines] == [
+        "outside   cifar10c/fog@1 (far-ood) and 2 others",
+        "outside   uniform (far-ood)",
+    ]
+    assert "skipped: cifar10c (test) is missing: " in lines[0]
