@@ -60,9 +60,12 @@ TEXTS = frozenset(
         "features",
         "database",
         "mapping",
+        "test_set",
     )
 )
-WHOLE_NUMBERS = frozenset(("level", "seed", "n_in", "n_out", "n"))
+WHOLE_NUMBERS = frozenset(
+    ("level", "seed", "seeds", "n_in", "n_out", "n", "database_size", "round", "last_round", "labelled", "epochs", "restarts")
+)
 EXTRA = (*ENDS, "machine")  # columns of csv and json that a frame may lack, behind the others
 SEVERITY = "severity"  # beside the parts of a table
 

@@ -31,6 +31,10 @@ FILES = {"quality": "introspective_iqa.csv", "active-learning": "introspective_a
 DATABASES = {"tid13": "tid2013", "multi": "multi"}  # our names of the paper's
 ESTIMATORS = {"per-sim": "persim"}
 STRATEGIES = {"least": "least-confidence"}
+HAVING = {  # what has published figures
+    "quality": f"runs on {' and '.join(sorted(DATABASES.values()))} have some",
+    "active-learning": "the suite cifar10-active has some",
+}
 AS_PUBLISHED = 0.001  # difference that rounding of the published figure and of its fit may make
 NOT_RUN = "not run"
 CLEAN, NOISE = r"^cifar10(?: \(.*\))?$", r"^cifar10\+noise|gaussian_noise"  # test sets, maybe with the number of their images
@@ -46,7 +50,7 @@ def beside_published(task: str, folders: Sequence[RunFolder]) -> pd.DataFrame:
     make = _quality if task == "quality" else _active_learning
     rows = pd.DataFrame([{**row, "paper": paper} for row in make(frame, published)])
     if (rows["status"] == NOT_RUN).all():
-        raise UsageError("no published figure belongs to these runs; see the page on tasks for the suites that have some")
+        raise UsageError(f"no published figure belongs to these runs; {HAVING[task]} (docs/tasks.md)")
     return rows.reindex(columns=list(QUALITY if task == "quality" else ACTIVE_LEARNING))
 
 

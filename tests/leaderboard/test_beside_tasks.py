@@ -1,12 +1,16 @@
 """Figures of image quality beside published ones, and which metrics of a table are as good as the best."""
 
+import csv
+import io
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import oodbench
 from oodbench.datasets.quality.table import read_table
-from oodbench.errors import BadData
+from oodbench.errors import BadData, UsageError
 from oodbench.leaderboard.comparison.beside_tasks import beside_published, render_beside
 from oodbench.leaderboard.tasks.quality import quality_frame, render_quality, tables
 from oodbench.results.folder import RunFolder
@@ -108,3 +112,18 @@ def test_a_column_without_a_name_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("mos,,m\n1,2,3\n")
     with pytest.raises(BadData, match="column 2 has no name; give it one in the header, or remove the column"):
         read_table(tmp_path / "t.csv")
+
+
+def test_counts_are_whole_numbers_in_csv_and_json(run):
+    frame = quality_frame([run])
+    (row, *_) = csv.DictReader(io.StringIO(render_quality(frame, "csv")))
+    assert (row["n"], row["database_size"]) == ("300", "300")
+    assert json.loads(render_quality(frame, "json"))[0]["database_size"] == 300
+
+
+def test_runs_without_published_figures_are_told_what_has_some(tmp_path):
+    pd.DataFrame({"mos": np.arange(20.0), "m": np.arange(20.0)}).to_csv(tmp_path / "own.csv", index=False)
+    (tmp_path / "s.toml").write_text(f'task = "quality"\nmetrics = ["m"]\ndatabases = ["scores:{tmp_path}/own.csv"]\n')
+    folder = RunFolder(oodbench.run(tmp_path / "s.toml", out=tmp_path / "run").path)
+    with pytest.raises(UsageError, match=r"belongs to these runs; runs on multi and tid2013 have some \(docs/tasks.md\)"):
+        beside_published("quality", [folder])
