@@ -145,14 +145,15 @@ def tables(frame: pd.DataFrame, parts: Sequence[str] = PARTS, intervals: bool = 
 
 def _text_table(cells: pd.DataFrame, parts: Sequence[str], intervals: bool, bold: bool) -> TextTable:
     first, found = cells.iloc[0], curves(cells)
-    summary = areas(cells).groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std"])
+    summary = areas(cells).groupby(ROW, sort=False)[["mean", "area"]].agg(["mean", "std", "count"])
     order = cells[ROW].drop_duplicates()
     keys = [tuple(key) for key in order.itertuples(index=False, name=None)]
     known = dict(zip(summary.index, summary["mean"]["mean"], strict=True)) if len(summary) else {}
     keys.sort(key=lambda key: -known.get(key, 0.0))
+    seeds = seeds_of(found)
 
     def column(group: str, name: str, of: Any) -> Column:
-        """``of``: mean and standard deviation by strategy and features, and ``low`` and ``high`` if they have intervals."""
+        """``of``: mean, standard deviation and number of seeds by strategy and features, ``low`` and ``high`` if known."""
         aligned = of.reindex(pd.MultiIndex.from_tuples(keys))
         values, spreads = (aligned.iloc[:, place].tolist() for place in (0, 1))
         texts = ["–" if pd.isna(value) else f"{100 * value:.1f}" for value in values]
@@ -161,17 +162,18 @@ def _text_table(cells: pd.DataFrame, parts: Sequence[str], intervals: bool, bold
             ends = zip(texts, aligned["low"], aligned["high"], strict=True)
             texts = [t if pd.isna(low) else f"{t} [{100 * low:.1f}, {100 * high:.1f}]" for t, low, high in ends]
         best = frozenset(row for row, value in enumerate(values) if value == aligned.iloc[:, 0].max())
-        return Column(group, (name,), texts, best)
+        return Column(group, (name, seeds_of(of)) if " to " in seeds else (name,), texts, best)
 
     by_number = [
-        column("labelled images", f"{number:,.0f}", of.set_index(ROW)[["mean", "std", "low", "high"]])
+        column("labelled images", f"{number:,.0f}", of.set_index(ROW)[["mean", "std", "count", "low", "high"]])
         for number, of in found.groupby("labelled")
     ]
     means = [column("curve", name, summary[name]) for name in ("mean", "area")] if len(summary) else []
+    each = ", as each column says," if " to " in seeds else ","
     order_of_rows = ", the best mean first" if known else ""
     remarks = [
         f"Accuracy ×100{_on(cells)} by the number of labelled images (higher is better){order_of_rows}.",
-        *([f"Means of {seeds}, ± their standard deviation."] if (seeds := seeds_of(found)) != ONE_SEED else []),
+        *([f"Means of {seeds}{each} ± their standard deviation."] if seeds != ONE_SEED else []),
         *([INTERVALS] if intervals and found["low"].notna().any() else []),
         *(["Mean: over rounds. Area: under the curve, ×100."] if known and MEANS in parts else []),
         *(["Bold: the best of a column."] if bold else []),

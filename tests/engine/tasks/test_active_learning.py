@@ -1,6 +1,8 @@
 """Runs of active learning: killed and resumed, with strategies, networks and sets that do not work, and verified."""
 
+import csv
 import dataclasses
+import io
 import json
 import shutil
 
@@ -21,7 +23,7 @@ from oodbench.engine.tasks.active_learning import run as run_suite
 from oodbench.errors import BadData, Unsuitable, UsageError
 from oodbench.leaderboard.comparison.compare_table import render_comparison
 from oodbench.leaderboard.tasks import task_of
-from oodbench.leaderboard.tasks.active_learning import active_learning_frame, render_active_learning
+from oodbench.leaderboard.tasks.active_learning import active_learning_frame, render_active_learning, tables
 from oodbench.progress import Progress
 from oodbench.results import bundle, pass_file
 from oodbench.results.folder import RunFolder
@@ -584,6 +586,12 @@ def test_a_study_of_two_seeds(tiny, tmp_path):
         own = frame[(frame["strategy"] == name) & (frame["round"] == 1)]["accuracy"]
         assert f"{100 * own.mean():.1f} ±{100 * own.std():.1f}" in text
     assert "Means of 2 seeds, ± their standard deviation." in text
+    unfinished = frame[(frame["seed"] == 0) | (frame["round"] == 0) | (frame["strategy"] == "random")]
+    text = render_active_learning(unfinished, "csv")
+    assert {row["labelled"] for row in csv.DictReader(io.StringIO(text))} == {"24", "40"}  # whole numbers
+    (table,) = tables(unfinished)
+    assert "Means of 1 to 2 seeds, as each column says, ± their standard deviation." in table.caption
+    assert [column.lines for column in table.sets] == [("24", "2 seeds"), ("40", "1 to 2 seeds")]
     found = bundle.write_bundle(target, tmp_path / "study.zip")
     assert found.figures == 8
     assert len(bundle.open_folders(tmp_path / "study.zip")) == 2
