@@ -81,9 +81,22 @@ def _finite(number: str) -> float:
     return value
 
 
-def first_difference(name: str, before: Any, now: Any) -> str:
-    """``name = 1, not 2``, of the first key that differs if both are tables with the same keys."""
-    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        key = next(key for key in before if before[key] != now[key])
-        return first_difference(f"{name}.{key}", before[key], now[key])
-    return f"{name} = {before}, not {now}"
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """``name = 1, not 2``, of the first setting that differs; empty if all that both have are equal.
+
+    Of tables with the same keys, the first key that differs.
+    """
+    for name, value in now.items():
+        if name in before and (earlier := before[name]) != value:
+            if isinstance(earlier, dict) and isinstance(value, dict) and earlier.keys() == value.keys():
+                return f"{name}.{first_difference(earlier, value)}"
+            return f"{name} = {earlier}, not {value}{_by_card(name, before, now)}"
+    return ""
+
+
+def _by_card(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why the same weights of the same model have another name, ``resnet18 (augmix)``; empty otherwise."""
+    models = [str(settings.get("model")).partition(" (")[0] for settings in (before, now)]
+    if name != "model" or models[0] != models[1] or before.get("weights") != now.get("weights"):
+        return ""
+    return ", for the same weights: their *.card.json, or network in the suite, was added, changed or removed"

@@ -264,10 +264,9 @@ class RunFolder:
         assert self._written is not None, "the folder is not locked"
         own: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back: a tuple is a list there
         before, path = {"precision": "float32"} | self._settings if self._settings else {}, self.path / "run.json"
-        for name, value in own.items():
-            if name in before and before[name] != value:
-                what = f"{self.path} holds a run with {first_difference(name, before[name], value)}"
-                raise UsageError(f"{what}; choose another folder with --out, or start over with --fresh")
+        if other := first_difference(before, own):
+            remedy = "choose another folder with --out, or start over with --fresh"
+            raise UsageError(f"{self.path} holds a run with {other}; {remedy}")
         self._settings = before | own
         if self._lost:
             if os.path.lexists(path):

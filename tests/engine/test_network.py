@@ -17,7 +17,7 @@ import oodbench
 from oodbench import registry
 from oodbench.classifier import Classifier
 from oodbench.engine.network import MOST_IMAGES, load_network, try_network
-from oodbench.errors import TooSlow
+from oodbench.errors import TooSlow, UsageError
 from oodbench.image_set import ImageSet
 from oodbench.inference import thresholds
 from oodbench.leaderboard.brief import brief
@@ -319,3 +319,17 @@ def test_a_network_is_called_after_its_training(tmp_path, card, name):
     suite = load_suite("digits").model_copy(update={"network": "mine"})
     found = load_network(suite, file, torch.device("cpu"), None)
     assert found.name == (name if card != "{" else "resnet8-digits (mine)")
+
+
+def test_a_card_that_was_added_since_is_named(tmp_path):
+    file = tmp_path / "net.safetensors"
+    weights.write(file, load_model("resnet8-digits").module)
+    few = {"detectors": ["msp"], "datasets": ["uniform"], "limit": 40, "measure_costs": False, "out": tmp_path / "run"}
+    oodbench.run("digits", weights=file, **few)
+    hash = load_model("resnet8-digits", file).weights_hash
+    file.with_suffix(".card.json").write_text(json.dumps({"weights": {"hash": hash}, "recipe": {"method": "noise"}}))
+    says = (
+        r"model = resnet8-digits, not resnet8-digits \(noise\), for the same weights: their \*\.card\.json, or network in the"
+    )
+    with pytest.raises(UsageError, match=says):
+        oodbench.run("digits", weights=file, **few)
