@@ -251,12 +251,14 @@ def load(family: str, name: str) -> Any:
 
 
 def check(record: Record) -> Record:
-    """The record after trying the import, with error and traceback if it failed."""
+    """The record after trying the import: with error and traceback if it failed, else with the summary of its docstring."""
     try:
-        resolve(record.target)
+        found = resolve(record.target)
+        own = vars(found).get("__doc__") if isinstance(found, type) else getattr(found, "__doc__", None)  # not a base class's
+        lines = own.strip().splitlines() if isinstance(own, str) else []
     except Exception as error:
         return replace(record, error=reason_in(error, record.target), traceback=traceback.format_exc())
-    return record
+    return replace(record, summary=record.summary or (one_line(lines[0]).rstrip(".") if lines else ""))
 
 
 def resolve(target: str) -> Any:

@@ -90,6 +90,7 @@ def _print_rows(rows: list[dict[str, Any]], family: str) -> None:
     """Columns that have something in them, aligned: whole lines for a pipe, lines that fit for a terminal."""
     from oodbench.leaderboard import escape
 
+    rows = [row | {"summary": row["summary"] or row.get("class", "")} for row in rows]  # another package has no summary
     columns = [name for name in (rows[0] if rows else {}) if name != "class" and any(row[name] for row in rows)]
     whole = {name: [name.replace("_", " "), *(escape.plain(row[name] or "") for row in rows)] for name in columns}
     table = fit(whole, terminal_width()) if sys.stdout.isatty() else whole

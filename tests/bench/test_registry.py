@@ -8,6 +8,7 @@ import pytest
 
 import oodbench
 from oodbench import registry
+from oodbench.commands.list import list_names
 from oodbench.errors import OodbenchError, UsageError
 
 
@@ -223,3 +224,18 @@ def test_a_plugin_with_a_name_that_is_no_row_is_refused(tmp_path, monkeypatch, n
     with pytest.raises(UsageError, match="cannot name a detector"):
         registry.add_plugin("oddly_named:Odd")
     monkeypatch.delitem(sys.modules, "oddly_named")
+
+
+def test_a_plugin_is_summed_up_by_its_docstring_or_its_target(install, capsys):
+    points = "[oodbench.detectors]\nbright = bright_module:Brightness\nbare = bare_module:Bare\n"
+    bare = "import oodbench\n\nclass Bare(oodbench.Detector):\n    pass\n"
+    install("bright-plugin", "2.5", points, bright_module=GOOD, bare_module=bare)
+    found = registry.records("detectors")
+    assert registry.check(found["bright"]).summary == "The mean of all pixels"
+    assert registry.check(found["bare"]).summary == ""  # not the one of its base class
+    list_names("detectors")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith(("bare ", "bright "))] == [
+        "bare_module:Bare",
+        "bright_module:Brightness",
+    ]
