@@ -61,8 +61,10 @@ def verify(
     lines, ok = [*found.problems], found.ok
     agree = "all agree with their scores" if found.figures else "nothing to verify yet"
     outcome = agree if found.ok else counted(len(found.problems), "problem")
-    lines.append(f"{found.path}: {counted(found.records, 'record')}, {found.figures:,} with figures: {outcome}")
+    unread = f", {counted(found.unread, 'file')} that cannot be read" if found.unread else ""
+    lines.append(f"{found.path}: {counted(found.records, 'record')}, {found.figures:,} with figures{unread}: {outcome}")
     about: dict[str, Any] = {"path": str(found.path), "ok": ok, "records": found.records, "figures": found.figures}
+    about["unread"] = found.unread
     about["problems"] = found.problems
     if replay is not None and found.ok:
         from oodbench.engine.replay import replay as replay_run

@@ -60,12 +60,14 @@ class Verification(NamedTuple):
         records: number of records.
         figures: number of records whose figures were computed again.
         problems: what disagrees, one line each.
+        unread: number of files whose records cannot be read; problems name them.
     """
 
     path: Path
     records: int
     figures: int
     problems: list[str]
+    unread: int = 0
 
     @property
     def ok(self) -> bool:
@@ -86,7 +88,8 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
     if is_study(folder.path):
         runs = [verify_folder(run.path, progress) for run in run_folders(folder.path)]
         wrong = [*_beside_runs(folder.path), *(problem for of in runs for problem in of.problems)]
-        return Verification(folder.path, sum(of.records for of in runs), sum(of.figures for of in runs), wrong)
+        records, figures, unread = (sum(of) for of in zip(*((of.records, of.figures, of.unread) for of in runs), strict=True))
+        return Verification(folder.path, records, figures, wrong, unread)
     require_run_folder(folder.path)
     problems: list[str] = []
     settings: Mapping[str, Any] = {}
@@ -124,7 +127,8 @@ def verify_folder(path: str | Path, progress: Progress | None = None) -> Verific
         problems += found
         progress.advance(len(of_file))
     figures = sum(record.status == "ok" for record in records)
-    return Verification(folder.path, len(records), figures, list(map(one_line, problems)))
+    unread = len(folder.pass_files()) - len(files)
+    return Verification(folder.path, len(records), figures, list(map(one_line, problems)), unread)
 
 
 def _beside_runs(study: Path) -> list[str]:

@@ -406,6 +406,14 @@ def test_the_command(folder):
     assert done.stdout.endswith(": 1 problem\n")
     told = json.loads(new_process.oodbench("verify", folder.path, "--json").stdout)
     assert (told["ok"], told["records"], len(told["problems"])) == (False, records, 1)
+    assert told["unread"] == 0
+    for edited in folder.pass_files():
+        edited.write_bytes(b"edited")
+    done = new_process.oodbench("verify", folder.path)
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith(f"{folder.pass_files()[0]} is damaged, or not a file of oodbench")
+    count = len(folder.pass_files())
+    assert last == f"{folder.path}: 0 records, 0 with figures, {count} files that cannot be read: {count} problems"
 
 
 def test_transfer_without_base_rows_learns_from_rows_behind_the_tested_ones(folder):
