@@ -50,10 +50,10 @@ class Progress:
 
 
 class Part(Progress):
-    """The progress of one of several parts of ``whole``, which counts each as 1, however much work it expects itself."""
+    """The progress of one of several parts of ``whole``, which counts it as ``units``, however much work it expects itself."""
 
-    def __init__(self, whole: Progress, name: str) -> None:
-        self._whole, self._name, self.tracebacks = whole, name, whole.tracebacks
+    def __init__(self, whole: Progress, name: str, units: float = 1) -> None:
+        self._whole, self._name, self._units, self.tracebacks = whole, name, units, whole.tracebacks
         self._expected = self._done = self._told = 0.0
 
     def expect(self, units: float) -> None:
@@ -81,7 +81,7 @@ class Part(Progress):
     def _tell(self, share: float) -> None:
         """What is expected may grow, but what was done stays so."""
         if share > self._told:
-            self._whole.advance(share - self._told)
+            self._whole.advance(self._units * (share - self._told))
             self._told = share
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,11 +59,10 @@ def run(
         told = suite.model_dump(mode="json") | {"databases": list(map(recorded, suite.databases))}
         folder.check_settings(settings, progress.say, suite=told, provenance=about)
         current = _Run(suite, folder, progress, about, data, limit)
-        progress.expect(len(suite.databases))
-        for name in suite.databases:
-            part = Part(progress, name)
-            current.database(name, part)
-            part.end()
+        works = [current.read(name) for name in suite.databases]
+        progress.expect(sum(len(work.rows) * len(work.missing) for work in works))
+        for work in works:
+            current.compute(work)
         folder.tidy()
     return folder
 
@@ -140,6 +139,15 @@ def _built(name: str, suite: QualitySuite, data: DataRoots) -> tuple[QualityMetr
         return error
 
 
+class _Work(NamedTuple):
+    """What a run computes on one database: the records that are missing, by metric, on these rows."""
+
+    name: str
+    database: QualityDatabase | None
+    rows: np.ndarray
+    missing: dict[str, QualityRecord]
+
+
 class _Run:
     def __init__(
         self,
@@ -152,11 +160,11 @@ class _Run:
     ) -> None:
         self.suite, self.folder, self.progress, self.about = suite, folder, progress, about
         self.data, self.limit = data, limit
-        self.files: dict[str, dict[str, str]] = {}  # SHA-256 by name of the files that a metric reads, by metric
+        self.built: dict[str, tuple[QualityMetric, dict[str, str]] | Exception] = {}  # as of ``_built``, by metric
 
-    def database(self, name: str, progress: Progress) -> None:
-        """Compute the records of a database that are not finished."""
-        progress.stage("reading")
+    def read(self, name: str) -> _Work:
+        """Read a database, and find its records that are not finished. If it cannot be read, they say so."""
+        self.progress.stage(f"{name}: reading")
         try:
             with contained(), around_call.get()(f"reading {name}", ends=False):
                 found, error = load_database(name, data=self.data), None
@@ -167,23 +175,27 @@ class _Run:
             found, error = None, problem
         metrics = self._metrics(found)
         templates = {metric: self._record(metric, name, found, of) for metric, of in metrics.items()}
-        missing = [metric for metric, record in templates.items() if not self.folder.finished(record)]
+        missing = {metric: record for metric, record in templates.items() if not self.folder.finished(record)}
         if done := len(metrics) - len(missing):
             self.progress.say(f"Resuming {self.folder.path}: {counted(done, 'cell')} of {name} already done")
         if found is None:
-            failed = [_without_figures(templates[metric], error) for metric in missing]
+            failed = [_without_figures(record, error) for record in missing.values()]
             path = name.partition(":")[2]
             if is_absolute(path):  # its folder is private, as in ``recorded``
                 failed = [one.model_copy(update={"reason": one.reason.replace(path, PurePath(path).name)}) for one in failed]
             self._write(failed, {})
+        return _Work(name, found, np.arange(0) if found is None else self._rows(found), missing)
+
+    def compute(self, work: _Work) -> None:
+        """Compute the missing records of a database, one after another."""
+        if work.database is None:
             return
-        rows = self._rows(found)
-        progress.expect(len(missing))
-        for metric in missing:
-            part = Part(progress, metric)
-            part.expect(len(rows))
-            part.stage(counted(len(rows), "image"))
-            self._metric(metrics[metric], templates[metric], found, rows, part)
+        metrics = self._metrics(work.database)
+        for name, record in work.missing.items():
+            part = Part(self.progress, f"{work.name}: {name}", units=len(work.rows))
+            part.expect(len(work.rows))
+            part.stage(counted(len(work.rows), "image"))
+            self._metric(metrics[name], record, work.database, work.rows, part)
             part.end()
 
     def _metrics(self, database: QualityDatabase | None) -> dict[str, QualityMetric | Exception | None]:
@@ -196,10 +208,10 @@ class _Run:
         unread = set(names) - set(records(FAMILY)) if database is None else set()
         found: dict[str, QualityMetric | Exception | None] = dict.fromkeys(names)
         for name in (name for name in found if name not in given and name not in unread):
-            if isinstance(built := _built(name, self.suite, self.data), Exception):
-                found[name] = built
-            else:
-                found[name], self.files[name] = built
+            if name not in self.built:
+                self.built[name] = _built(name, self.suite, self.data)
+            built = self.built[name]
+            found[name] = built if isinstance(built, Exception) else built[0]
         return found
 
     def _record(
@@ -207,11 +219,12 @@ class _Run:
     ) -> QualityRecord:
         """What is known of a record before it has figures."""
         built = metric if isinstance(metric, QualityMetric) else None
+        files = self.built.get(name)
         return QualityRecord(
             metric=name,
             parameters=built.parameters() if built else self.suite.parameters.get(name, {}),
             non_default={key: (value, default) for key, (value, default) in built.non_default().items()} if built else {},
-            files=self.files[name] if built else {},
+            files=files[1] if built and isinstance(files, tuple) else {},
             code=code_hash.of_class(type(built)) if built else "",
             higher_is_better=built.higher_is_better if built else True,
             database=recorded(database),

@@ -499,3 +499,14 @@ def test_a_database_that_is_named_twice_is_refused_with_what_to_do(root, tmp_pat
     suite = QualitySuite(metrics=["psnr"], databases=["photos"])
     given = suite.override({"--dataset": ["photos", "photos"], "--metric": ["ssim", "psnr", "ssim"]})  # as --detector does
     assert (given.databases, given.metrics) == (["photos"], ["ssim", "psnr"])
+
+
+def test_progress_counts_images(tmp_path):
+    """Also where a table has all values, and however many images a database has."""
+    for name, count in (("a", 10), ("b", 30)):
+        rows = [f"{number},{number % 7},{number % 3}" for number in range(count)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["mos,m1,m2", *rows]))
+    heard = Heard()
+    quality(None, tmp_path / "run", ["all"], [f"scores:{tmp_path}/{name}.csv" for name in "ab"], progress=heard)
+    assert heard.expected == 80
+    assert heard.shares == pytest.approx([0, 10 / 80, 20 / 80, 50 / 80, 1])
