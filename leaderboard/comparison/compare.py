@@ -6,7 +6,7 @@ either. Of many comparisons, Holm's method keeps the probability of a false alar
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from oodbench.metrics import NORMAL_975
 from oodbench.progress import Progress
 from oodbench.results.bundle import open_folders
 from oodbench.results.folder import RunFolder
-from oodbench.results.records import DetectionRecord, cost_key
+from oodbench.results.records import DetectionRecord, Record, cost_key
 from oodbench.results.statistics import area, deviation, difference, holm, p_value
 
 COLUMNS = (
@@ -35,7 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 COSTS = ("run", "detector", "setting", "unit", "first", "second", "ratio", "moved")
 REGRESSED, IMPROVED, TOLERATED, NOISE = "regressed", "improved", "within tolerance", "within noise"
-EQUAL, OTHER_SEED = "equal", "other seed"
+EQUAL, OTHER_SEED, NEITHER = "equal", "other seed", "without figures"
 LOST, FOUND, GONE, NEW = "lost", "found", "gone", "new"
 SIGNIFICANT = 0.05
 # What a cell's figure depends on, in words, where it is not what the comparison is about.
@@ -141,16 +141,13 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
                         for field, value in ({"run": name} | _row(one, other, pair)).items()
                     }
                 )
-                for field in DEPENDS if one and other else ():
-                    values = tuple(str(getattr(of, field)) for of in (one, other))
-                    if values[0] != values[1]:
-                        differs.setdefault(field, {})[values] = None
+                _note_differences(differs, DEPENDS, one, other)
         if pair[0] is not None and pair[1] is not None:
             costs += [{"run": escape.without_surrogates(name)} | cost for cost in _costs(pair, records)]
     if all(row["verdict"] in (NEW, GONE) for row in rows):
         raise UsageError(f"{first} and {second} have no cell in common; compare runs of the same sets and detectors")
     machines = [sorted({machine_of(folder.manifest()) for folder in side.values()}) for side in sides]
-    words = [_in_words(field, list(values)) for field, values in differs.items()]
+    words = [_in_words(field, DEPENDS[field], list(values)) for field, values in differs.items()]
     words += [f"machine: {' and '.join(machines[0])}, then {' and '.join(machines[1])}"] if machines[0] != machines[1] else []
     _judge(rows, tolerance)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(costs, columns=list(COSTS))
@@ -160,17 +157,20 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
 def _of_task(task: str, sides: Sequence[Mapping[str, RunFolder]], first: str, second: str, tolerance: float) -> Comparison:
     """The comparison of two runs of another task than detection."""
     words = {"new": NEW, "gone": GONE, "lost": LOST, "found": FOUND, "equal": EQUAL, "other seed": OTHER_SEED}
-    rows = [
-        {field: escape.without_surrogates(value) for field, value in ({"run": name} | row).items()}
-        for name in dict.fromkeys([*sides[0], *sides[1]])
-        for row in compare_tasks.rows_of(task, (sides[0].get(name), sides[1].get(name)), words)
-    ]
+    words["neither"] = NEITHER
+    rows: list[dict[str, Any]] = []
+    differs: dict[str, dict[tuple[str, ...], None]] = {}
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        for row, one, other in compare_tasks.rows_of(task, (sides[0].get(name), sides[1].get(name)), words):
+            rows.append({field: escape.without_surrogates(value) for field, value in ({"run": name} | row).items()})
+            _note_differences(differs, compare_tasks.DEPENDS, one, other)
     if all(row["verdict"] in (NEW, GONE) for row in rows):
         raise UsageError(f"{first} and {second} have no record in common; compare runs of the same suite")
     _judge(rows, tolerance)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame([], columns=list(COSTS))
     figure, test, labels = compare_tasks.FIGURES[task]
-    return Comparison(first, second, *frames, [], tolerance, 0, figure, test, labels)
+    told = [_in_words(field, compare_tasks.DEPENDS[field], list(values)) for field, values in differs.items()]
+    return Comparison(first, second, *frames, told, tolerance, 0, figure, test, labels)
 
 
 def _by_name(path: Path, progress: Progress) -> dict[str, RunFolder]:
@@ -196,7 +196,7 @@ def _row(one: DetectionRecord | None, other: DetectionRecord | None, pair: Seque
     if one is None or other is None:
         return row | {"verdict": NEW if one is None else GONE}
     if one.metrics is None or other.metrics is None:
-        verdict = LOST if one.metrics is not None else FOUND if other.metrics is not None else EQUAL
+        verdict = LOST if one.metrics is not None else FOUND if other.metrics is not None else NEITHER
         return row | {"verdict": verdict, "reason": (one if one.metrics is None else other).reason}
     if one.arrays == other.arrays and one.metrics == other.metrics:  # arrays are named by their content
         return row | {"verdict": EQUAL, "difference": 0.0, "p": 1.0, "n_in": one.n_in, "n_out": one.n_out}
@@ -295,9 +295,18 @@ def _costs(pair: Sequence[RunFolder | None], records: Sequence[Mapping[Any, Dete
         }  # fmt: skip
 
 
-def _in_words(field: str, values: list[tuple[str, ...]]) -> str:
+def _note_differences(
+    differs: dict[str, dict[tuple[str, ...], None]], fields: Iterable[str], one: Record | None, other: Record | None
+) -> None:
+    """Note what two records of one cell differ in, by field."""
+    for field in fields if one and other else ():
+        values = tuple(str(getattr(of, field, "")) for of in (one, other))
+        if values[0] != values[1]:
+            differs.setdefault(field, {})[values] = None
+
+
+def _in_words(field: str, what: str, values: list[tuple[str, ...]]) -> str:
     """``weights: 1234 then 5678``; of many values how many."""
-    what = DEPENDS[field]
-    if field in ("parameters", "code") or len(values) > 1:
-        return f"{what}: {counted(len(values), 'change')}" if field != "code" else f"{what}: {counted(len(values), 'detector')}"
+    if field in ("parameters", "code", "files") or len(values) > 1:
+        return f"{what}: {counted(len(values), 'detector' if what == DEPENDS['code'] else 'change')}"
     return f"{what}: {values[0][0] or 'none'}, then {values[0][1] or 'none'}"

@@ -12,6 +12,7 @@ from oodbench.leaderboard.comparison.compare import (
     GONE,
     IMPROVED,
     LOST,
+    NEITHER,
     NEW,
     NOISE,
     OTHER_SEED,
@@ -92,6 +93,8 @@ def _notes(compared: Comparison) -> list[Note | str]:
             f"Not judged: {counted(len(of), 'cell')} that moved between different seeds. A seed changes splits, subsets,"
             " corruptions and the training of detectors. Compare runs with the same seed."
         )
+    if len(of := rows[rows["verdict"] == NEITHER]):
+        notes.append(escape.plain(f"Without figures on both sides: {_named(of)}."))
     if compared.left_out:
         notes.append(f"Not compared: {counted(compared.left_out, 'cell')} of benign sets, whose figures are false alarms.")
     for verdict in (LOST, FOUND):

@@ -1,7 +1,7 @@
 """What moved between two runs of image quality or of active learning: rows as those of ``compare``, to be judged there."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,25 @@ FIGURES = {  # what is compared, how it is known whether it moved, and what tabl
     "quality": ("SRCC", "a bootstrap over reference images", ("metric", "", "database")),
     "active-learning": ("Accuracy", "paired answers", ("strategy", "features", "set")),
 }
+# What a figure depends on, in words, where it is not what the comparison is about.
+DEPENDS = {
+    "model": "network", "seed": "seed", "fingerprint": "images", "parameters": "hyper-parameters",
+    "files": "files that metrics read", "code": "code of metrics or strategies",
+}  # fmt: skip
 KINDS: dict[str, type[Record]] = {"quality": QualityRecord, "active-learning": ActiveLearningRecord}
 Pair = tuple[RunFolder | None, RunFolder | None]
 
 
-def rows_of(task: str, pair: Pair, words: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """One row per record that either run has; those without a verdict have a difference and its p value.
+def rows_of(task: str, pair: Pair, words: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], Record | None, Record | None]]:
+    """One row per record that either run has, and both records; rows without a verdict have a difference and its p value.
 
-    ``words``: what ``compare`` calls the verdicts ``new``, ``gone``, ``lost``, ``found``, ``equal`` and ``other seed``.
+    ``words``: what ``compare`` calls the verdicts ``new``, ``gone``, ``lost``, ``found``, ``neither``, ``equal`` and ``other
+    seed``.
     """
     sides = [{} if folder is None else {_place(one): one for one in folder.of_task(KINDS[task])} for folder in pair]
     for place in dict.fromkeys([*sides[0], *sides[1]]):
         one, other = (side.get(place) for side in sides)
-        yield _labels(one or other) | _row(task, one, other, pair, words)
+        yield _labels(one or other) | _row(task, one, other, pair, words), one, other
 
 
 def _place(record: Record) -> tuple[str, ...]:
@@ -59,36 +65,48 @@ def _row(
         return row | {"verdict": words["new"] if one is None else words["gone"]}
     if figures[0] is None or figures[1] is None:
         absent = one if figures[0] is None else other
-        verdict = "equal" if figures == [None, None] else "lost" if figures[1] is None else "found"
+        verdict = "neither" if figures == [None, None] else "lost" if figures[1] is None else "found"
         return row | {"verdict": words[verdict], "reason": absent.reason}
     difference = figures[1] - figures[0]
     if one.arrays == other.arrays and difference == 0:
         return row | {"verdict": words["equal"], "difference": 0.0, "p": 1.0, "n_in": one.n}
-    if one.seed != other.seed and task == "active-learning":
+    if one.seed != other.seed and (task == "active-learning" or _is_part(one) or _is_part(other)):
         return row | {"verdict": words["other seed"], "difference": difference}
     arrays = [folder.arrays(record) for folder, record in zip(pair, (one, other), strict=True) if folder is not None]
     same = one.fingerprint == other.fingerprint and one.n == other.n
-    spread = _spread(task, arrays[0], arrays[1], same)
+    signs = [_sign(record) for record in (one, other)]
+    spread = _spread(task, arrays, signs, same)
     reach = NORMAL_975 * spread
     row |= {"difference": difference, "low": difference - reach, "high": difference + reach, "p": p_value(difference, spread)}
     return row | {"n_in": one.n, "basis": "pairs" if same else "intervals (other images)"}
 
 
-def _spread(task: str, one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], same: bool) -> float:
+def _is_part(record: QualityRecord) -> bool:
+    """Whether the seed drew the images of a record from its database."""
+    return record.size is not None and record.n is not None and record.n < record.size[0]
+
+
+def _sign(record: Any) -> int:
+    """Of the correlation in the figures: −1 where a higher value means a lower score. The same in all draws."""
+    return 1 if record.task != "quality" or record.higher_is_better == record.score_higher_is_better else -1
+
+
+def _spread(task: str, arrays: Sequence[Mapping[str, np.ndarray]], signs: Sequence[int], same: bool) -> float:
     """Standard error of the difference, from pairs of one image where both runs have the same."""
+    one, other = arrays
     if task == "active-learning":
         if same:
             return float((other["right"].astype(float) - one["right"]).std(ddof=1)) / math.sqrt(len(one["right"]))
         return math.hypot(*(float(of["right"].std(ddof=1)) / math.sqrt(len(of["right"])) for of in (one, other)))
     if same:
-        return _bootstrapped(one["groups"], lambda rows: _srcc(other, rows) - _srcc(one, rows))
+        return _bootstrapped(one["groups"], lambda rows: signs[1] * _srcc(other, rows) - signs[0] * _srcc(one, rows))
     return math.hypot(*(_bootstrapped(of["groups"], partial(_srcc, of)) for of in (one, other)))
 
 
 def _srcc(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return abs(float(spearmanr(arrays["values"][rows], arrays["scores"][rows]).statistic))
+    return float(spearmanr(arrays["values"][rows], arrays["scores"][rows]).statistic)
 
 
 def _bootstrapped(groups: np.ndarray, figure: Callable[[np.ndarray], float]) -> float:

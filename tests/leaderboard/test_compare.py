@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from run_folders import detection_record
 
@@ -84,7 +85,8 @@ def test_noise_is_found_to_be_noise(tmp_path):
 def test_a_run_is_equal_to_itself(tmp_path):
     one = made(tmp_path / "one", ({}, scores()), ({"dataset": "uniform"}, None))
     compared = oodbench.compare(one, one)
-    assert (verdicts(compared), compared.ok, compared.differs) == ({"photos": "equal", "uniform": "equal"}, True, [])
+    assert (verdicts(compared), compared.ok, compared.differs) == ({"photos": "equal", "uniform": "without figures"}, True, [])
+    assert "Without figures on both sides: msp on uniform." in render_comparison(compared)
     assert "nothing judged to have moved" in render_comparison(compared)
 
 
@@ -222,3 +224,34 @@ def test_the_command_writes_each_format_and_exits_with_1(tmp_path, monkeypatch, 
     code, text = command(one, one, "--format", format, "--all", "--out", tmp_path / "out.txt")
     assert (code, text) == (0, f"{tmp_path / 'out.txt'}\n")
     assert "equal" in (tmp_path / "out.txt").read_text()
+
+
+def quality(place, values, **options):
+    """A run of image quality on a table of values; scores are the same each time."""
+    place.mkdir()
+    scores = np.random.default_rng(9).normal(size=len(values["m"]))
+    pd.DataFrame({"mos": scores, **values}).to_csv(place / "t.csv", index=False)
+    (place / "s.toml").write_text(f'task = "quality"\nmetrics = {[*values]}\ndatabases = ["scores:{place}/t.csv"]\n')
+    return oodbench.run(place / "s.toml", out=place / "run", **options).path
+
+
+def test_noise_of_a_correlation_near_zero_has_both_signs(tmp_path):
+    """The standard error of Spearman's correlation of N independent pairs is 1/√(N − 1); of its magnitude it is 40 % less."""
+    random = np.random.default_rng(0)
+    runs = [quality(tmp_path / name, {"m": random.normal(size=150)}) for name in ("one", "other")]
+    row = oodbench.compare(*runs).rows.iloc[0]
+    assert row["verdict"] == "within noise"
+    assert (row["high"] - row["low"]) / 2 / 1.96 == pytest.approx(np.sqrt(2 / 149), rel=0.15)
+
+
+def test_parts_of_a_database_that_other_seeds_drew_are_not_judged(tmp_path):
+    values = {"m": np.arange(60.0) ** 2, "broken": np.full(60, 3.0)}
+    parts = [quality(tmp_path / f"part{seed}", values, seed=seed, limit=30) for seed in (0, 1)]
+    compared = oodbench.compare(*parts)
+    assert compared.rows.set_index("detector")["verdict"].to_dict() == {"m": "other seed", "broken": "without figures"}
+    assert "seed: 0, then 1" in compared.differs
+    text = " ".join(render_comparison(compared).split())
+    assert "The runs differ in seed: 0, then 1." in text
+    assert "2 cells: 1 other seed, 1 without figures." in text
+    whole = [quality(tmp_path / f"whole{seed}", values, seed=seed) for seed in (0, 1)]
+    assert oodbench.compare(*whole).rows.set_index("detector")["verdict"]["m"] == "equal"
