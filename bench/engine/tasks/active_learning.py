@@ -1,6 +1,7 @@
 """Runs strategies of active learning: ``task = "active-learning"``."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -128,7 +129,8 @@ def _read(suite: ActiveLearningSuite, rules: Protocol, data: DataRoots, limit: i
     train, last = protocols.limited(whole, suite.pool, suite.seed), rules.labelled(rules.rounds)
     if train.labels is None:
         raise BadData(f"{suite.in_distribution} has no labels; name a labelled set")
-    for key, names in {"test_sets": suite.tested, "features": suite.features}.items():
+    several: dict[str, Sequence[str]] = {"test_sets": suite.tested, "features": suite.features}
+    for key, names in several.items():
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"suite {suite.name}: {key} names {twice} twice; remove one")
     tests = {name: load_dataset(name, data=data, progress=progress) for name in suite.tested}
