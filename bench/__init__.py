@@ -1,4 +1,4 @@
-"""oodbench measures how well out-of-distribution detectors recognise inputs that a network does not know.
+"""oodbench benchmarks out-of-distribution detectors, recognition under corruption, active learning and image quality.
 
 The names below are the public interface; each is imported on first use, so that the command line starts quickly.
 """

@@ -28,7 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 REPEATED = 2  # seconds in which the same signal counts once: ``timeout`` and batch systems may send it twice
 
 app = typer.Typer(
-    help="Benchmark out-of-distribution detectors: how well do they recognise inputs that a network does not know?",
+    help="Benchmark out-of-distribution detectors, recognition under corruption, active learning and metrics of image quality.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
