@@ -119,6 +119,8 @@ def test_counts_are_whole_numbers_in_csv_and_json(run):
     (row, *_) = csv.DictReader(io.StringIO(render_quality(frame, "csv")))
     assert (row["n"], row["database_size"]) == ("300", "300")
     assert json.loads(render_quality(frame, "json"))[0]["database_size"] == 300
+    (row, *_) = csv.DictReader(io.StringIO(render_quality(frame.assign(database="=1+1"), "csv")))
+    assert row["database"] == "'=1+1"  # no formula in a spreadsheet
 
 
 def test_runs_without_published_figures_are_told_what_has_some(tmp_path):
