@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from oodbench.errors import BadData, OodbenchError, Unsuitable
 from oodbench.image_set import ImageSet
@@ -175,6 +176,16 @@ def transfer(learnt: Split, learnt_from: Sides, tested_on: Sides, protocol: str 
 def shares_images(a: ImageSet, b: ImageSet) -> bool:
     """Whether two sets were made from one base set."""
     return a.identity == b.identity
+
+
+def with_twins(images: ImageSet, inside: ImageSet) -> ImageSet:
+    """A set with the in-distribution test images that it was made from as clean twins, if all of them are there."""
+    if images.clean is not None or not shares_images(inside, images):
+        return images
+    bases = inside.base_index.tolist()
+    place = dict(zip(reversed(bases), reversed(range(len(bases))), strict=True))  # the first row: later ones are shifted
+    rows = [place.get(int(base), -1) for base in images.base_index]
+    return images if -1 in rows else replace(images, clean=inside.select(torch.tensor(rows)).images)
 
 
 def same_images(*sets: ImageSet) -> list[np.ndarray]:

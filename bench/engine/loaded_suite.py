@@ -327,7 +327,8 @@ class LoadedSuite:
             raise
         except Exception as error:
             test_set.error = error
-            progress.fail(one.name, error)
+            if reason(error) not in {reason(other.error) for other in self.test_sets if other.error}:  # as at other levels
+                progress.fail(one.name, error)
             return test_set
         test_set.kind = kind or images.kind
         if test_set.kind == CSID:
@@ -374,16 +375,7 @@ class LoadedSuite:
         )
         changed.fingerprint  # noqa: B018  # reads all images, or the files of a large set, so that a missing one is found here
         self._refuse_in_distribution(changed)
-        return self._with_twins(changed)
-
-    def _with_twins(self, images: ImageSet) -> ImageSet:
-        """A set with the in-distribution test images that it was made from as clean twins, if all of them are there."""
-        if images.clean is not None or not protocols.shares_images(self.in_distribution, images):
-            return images
-        inside = self.in_distribution.base_index.tolist()
-        place = dict(zip(reversed(inside), reversed(range(len(inside))), strict=True))  # the first row: later ones are shifted
-        rows = [place.get(int(base), -1) for base in images.base_index]
-        return images if -1 in rows else replace(images, clean=self.in_distribution.select(torch.tensor(rows)).images)
+        return protocols.with_twins(changed, self.in_distribution)
 
     def _refuse_in_distribution(self, images: ImageSet) -> None:
         """Raise BadData where the set holds in-distribution images: no detector could tell these apart."""

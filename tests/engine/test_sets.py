@@ -566,7 +566,7 @@ def test_a_plan_refuses_the_layers_that_a_run_refuses(model, tmp_path):
             act()
 
 
-def test_a_plan_says_a_reason_once_with_the_number_of_sets(tmp_path):
+def test_a_reason_is_said_once_in_a_plan_with_the_number_of_sets_and_in_a_run(tmp_path):
     chosen = load_suite("digits").override(
         datasets=["cifar10c/fog@1", "uniform", "cifar10c/fog@2", "cifar10c/fog@3"], detectors=["msp"]
     )
@@ -576,3 +576,7 @@ def test_a_plan_says_a_reason_once_with_the_number_of_sets(tmp_path):
         "outside   uniform (far-ood)",
     ]
     assert "skipped: cifar10c (test) is missing: " in lines[0]
+    heard = Heard()
+    folder = oodbench.run(chosen, data=tmp_path, limit=20, out=tmp_path / "run", measure_costs=False, progress=heard)
+    assert [line.split(":")[0] for line in heard.lines if "is missing" in line] == ["cifar10c/fog@1"]
+    assert [one.set_name for one in folder.records() if "is missing" in one.reason] == [f"cifar10c/fog@{n}" for n in (1, 2, 3)]
