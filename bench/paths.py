@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -55,6 +56,21 @@ def data_roots(given: DataRoots = None) -> list[Path]:
         given = [given] if given else []
     named = [*(given or ())] or [root for root in os.environ.get("OODBENCH_DATA", "").split(os.pathsep) if root]
     return [Path(root).absolute() for root in dict.fromkeys(named or [cache_root()])]
+
+
+def without_private(text: str) -> str:
+    """The text with the working folder as ``.`` and the user's home folder as ``~``, as others need not know them."""
+    with suppress(OSError, RuntimeError):  # the working folder was deleted, or there is no home
+        for pattern, sign in _private(Path.cwd(), Path.home()):
+            text = pattern.sub(sign, text)
+    return text
+
+
+@cache
+def _private(working: Path, home: Path) -> list[tuple[re.Pattern[str], str]]:
+    signs = {path: sign for folder, sign in ((home, "~"), (working, ".")) for path in (folder, folder.resolve())}
+    longest = sorted((path for path in signs if len(path.parts) > 1), key=lambda path: -len(path.parts))
+    return [(re.compile(rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"), signs[path]) for path in longest]
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from oodbench.errors import BadData
-from oodbench.paths import MOST_TEXT, require_regular, write_atomically
+from oodbench.paths import MOST_TEXT, require_regular, without_private, write_atomically
 from oodbench.results.facts import finite_json
 from oodbench.results.records import (
     SCHEMA_VERSION,
@@ -74,12 +74,16 @@ def hash_of(array: np.ndarray) -> str:
 def write(
     path: Path, records: Sequence[Record], arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the file whole or not at all. ``settings``: those of run.json, so that the records outlive it."""
+    """Write the file whole or not at all. ``settings``: those of run.json, so that the records outlive it.
+
+    Reasons are written ``without_private`` folders.
+    """
     from safetensors.numpy import save
 
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for task in RECORDS:
-        of_task = _compact([record.model_dump(mode="json") for record in records if record.task == task])
+        shown = (one.model_copy(update={"reason": without_private(one.reason)}) for one in records if one.task == task)
+        of_task = _compact([record.model_dump(mode="json") for record in shown])
         # Other tasks stand apart, so that an earlier oodbench, which knows detection alone, still reads the file.
         content |= of_task if task == DETECTION else {task: of_task} if of_task["records"] else {}
     if settings:

@@ -16,6 +16,7 @@ from oodbench.paths import (
     require_regular,
     sweep_cache,
     try_lock,
+    without_private,
     write_atomically,
 )
 
@@ -194,3 +195,16 @@ def test_a_file_of_text_beyond_all_measure_is_not_read(tmp_path):
     os.truncate(path, 2**40)  # sparse: no space on the disk
     with pytest.raises(BadData, match=r"a\.json has 1,099,511,627,776 bytes, more than 16,777,216 for a file of text; shorten"):
         read_small(path)
+
+
+def test_a_text_without_private_folders_says_where_below_them(tmp_path, monkeypatch):
+    home = tmp_path / "alice"
+    (home / "secret").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "link")
+    monkeypatch.chdir(home / "secret")
+    others = f"/data{home}/d, {home}-2/e, {home}s, {home}.old"
+    text = f"no {home}/secret/a.npy, {home}/.cache/b, {tmp_path}/link/c or {home}: {others}"
+    assert without_private(text) == f"no ./a.npy, ~/.cache/b, ~/c or ~: {others}"
+    monkeypatch.chdir("/")
+    assert without_private(f"/etc and {home}.") == "/etc and ~."
