@@ -20,7 +20,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -126,30 +126,31 @@ class RunFolder:
         Raises BadData for a folder of a newer schema version or with a link in place of a folder or of the lock, UsageError
         for a folder with something else in it, and OodbenchError where it is held or cannot be written.
         """
-        if not os.path.lexists(self.path / "run.json"):
+        if not os.path.lexists(run := self.path / "run.json"):
             self._refuse_strangers()
-        with gone_without(self.path, [".lock", "passes"], lambda: os.path.lexists(self.path / "run.json")):
+        with (
+            ExitStack() as end,
+            # What another process makes here stays: that holds the lock, so nothing is read.
+            gone_without(self.path, [".lock", "passes"], lambda: self._written is None or os.path.lexists(run)),
+        ):
             try:
                 for name in FOLDERS:
                     require_own_folder(self.path / name)
                 self.passes_path.mkdir(parents=True, exist_ok=True)
-                lock = open_lock(self.path / ".lock")  # held until the run ends
+                lock = end.enter_context(open_lock(self.path / ".lock"))  # held until the run ends
             except OSError as why:
                 raise OodbenchError(f"cannot write to {self.path}: {why.strerror}; choose another folder with --out") from why
-            try:
-                _hold(lock, self.path, say)
-                for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
-                    parent, _, stem = name.rpartition("/")
-                    for path in (self.path / parent).glob(f".{stem}.*"):
-                        if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
-                            path.unlink()
-                self._written, self._settings, self._provenance, self._lost = {}, {}, {}, None
-                if not fresh:
-                    self._open(say)
-                yield
-            finally:
-                self._written = None
-                lock.close()
+            _hold(lock, self.path, say)
+            end.callback(setattr, self, "_written", None)
+            self._written, self._settings, self._provenance, self._lost = {}, {}, {}, None
+            for name in ("run.json", "costs.json", SEVERITY, "passes/*", f"shared/{SHARED}"):
+                parent, _, stem = name.rpartition("/")
+                for path in (self.path / parent).glob(f".{stem}.*"):
+                    if HALF_WRITTEN.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                        path.unlink()
+            if not fresh:
+                self._open(say)
+            yield
 
     def _open(self, say: Say) -> None:
         """Read what is there, and set aside what is damaged."""

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -456,6 +457,20 @@ def test_another_run_is_kept_out(folder):
         RunFolder(folder.path).locked().__enter__()
     with pytest.raises(UsageError, match="seed = 0, not 1"):
         run(folder.path, seed=1)
+
+
+def test_a_run_that_is_kept_out_leaves_what_another_has_just_made(tmp_path, monkeypatch):
+    first, second, held = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run"), ExitStack()
+
+    def begin_between(path):  # after the second has looked at what is there
+        monkeypatch.undo()
+        held.enter_context(first.locked())
+
+    monkeypatch.setattr("oodbench.results.folder.require_own_folder", begin_between)
+    with held:
+        with pytest.raises(OodbenchError, match="another run is writing"), second.locked():
+            raise AssertionError
+        assert sorted(entry.name for entry in first.path.iterdir()) == [".lock", "passes"]
 
 
 @pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])
