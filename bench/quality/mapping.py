@@ -28,6 +28,7 @@ SLOPES, CENTRES = 16, 31  # of the grid; as many centres are quantiles of the va
 REFINED = 8  # local optima of the grid that are refined
 STRAIGHT = 1e-3  # largest departure from a line, as a share of the range of the mapped values, that counts as a line
 TINY = 1e-12  # share of a sum of squares that is left by rounding
+ROUNDING = 1e-12  # share of a curve's size; curves depart from a line by more, unless the values are only two
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,11 @@ def _curve(x: np.ndarray, slope: np.ndarray | float, centre: np.ndarray | float)
 
 
 def _without_line(numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Numbers (…, N) minus their best line in x (N,), which has mean 0 and variance 1."""
-    rest = numbers - numbers.mean(-1, keepdims=True)
+    """Numbers (…, N) minus their best line in x (N,), which has mean 0 and variance 1; 0 where only rounding is left."""
+    rest = centred = numbers - numbers.mean(-1, keepdims=True)
     rest = rest - (rest @ x / len(x))[..., None] * x
     # Twice, because rounding leaves a share of a nearly straight curve.
     rest = rest - rest.mean(-1, keepdims=True)
-    return np.asarray(rest - (rest @ x / len(x))[..., None] * x)
+    rest = rest - (rest @ x / len(x))[..., None] * x
+    size, whole = (np.linalg.norm(of, axis=-1, keepdims=True) for of in (rest, centred))
+    return np.asarray(np.where(size <= ROUNDING * whole, 0.0, rest))

@@ -107,9 +107,15 @@ def test_scores_on_a_line_give_a_line(values):
     np.testing.assert_allclose(found(values), 3 - 2 * values, atol=1e-9)
 
 
-def test_two_distinct_values_have_the_means_of_their_scores():
-    values, scores = np.repeat([0.0, 1.0], 5), np.arange(10.0)
-    np.testing.assert_allclose(fit(values, scores)(values), np.repeat([2.0, 7.0], 5), atol=1e-9)
+@pytest.mark.parametrize("seed", range(8))
+def test_two_distinct_values_have_the_means_of_their_scores(seed):
+    random = np.random.default_rng(seed)
+    first = random.permutation(400) < random.integers(1, 400)
+    values, scores = np.where(first, *random.normal(0, [1, 100])), random.integers(1, 6, 400).astype(float)
+    found = fit(values, scores)
+    expected = np.where(first, scores[first].mean(), scores[~first].mean())
+    np.testing.assert_allclose(found(values), expected, atol=1e-9)
+    assert found.collapsed
 
 
 @pytest.mark.parametrize(
