@@ -141,10 +141,11 @@ def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(values).all() or (values < -NEGATIVE).any() or (np.abs(sums - 1) > OFF_ONE).any():
         raise BadData(
             f"probabilities are negative, not finite, or do not sum to 1 (smallest {values.min():.3g}, sums"
-            f" {sums.min():.3g} to {sums.max():.3g}); normalise them"
+            f" {sums.min():.6g} to {sums.max():.6g}); normalise them, in float32 or float64"
         )
     if classes.dtype.kind not in "iu":  # of bools too, which would select rows instead of classes
         raise BadData(f"labels are {classes.dtype}; give whole numbers, the index of each image's class")
     if classes.min() < 0 or classes.max() >= values.shape[1]:
-        raise BadData(f"labels lie in {classes.min()} to {classes.max()}, and there are {values.shape[1]} classes")
+        lie = f"labels lie in {classes.min()} to {classes.max()}"
+        raise BadData(f"{lie}, and there are {values.shape[1]} classes; give a probability of each")
     return np.maximum(values, 0), classes  # slightly negative values are rounding errors

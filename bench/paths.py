@@ -70,7 +70,7 @@ def without_private(text: str) -> str:
 def _private(working: Path, home: Path) -> list[tuple[re.Pattern[str], str]]:
     signs = {path: sign for folder, sign in ((home, "~"), (working, ".")) for path in (folder, folder.resolve())}
     longest = sorted((path for path in signs if len(path.parts) > 1), key=lambda path: -len(path.parts))
-    return [(re.compile(rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"), signs[path]) for path in longest]
+    return [(re.compile(rf"(?:(?<![\w./\\-])|(?<=://)){re.escape(str(path))}(?![\w-]|\.\w)"), signs[path]) for path in longest]
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

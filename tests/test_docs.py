@@ -128,15 +128,20 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
+    """The text without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def spans_of(page: Path) -> list[str]:
+    """Code within the text, each on one line."""
+    return re.findall(r"`([^`]+)`", " ".join(prose(page).split()))
 
 
 def commands(page: Path) -> list[str]:
     """Each ``oodbench …`` that the page shows, in a block or in the text."""
     lines = [line for block in blocks(page) if block.language == "sh" for line in block.code.splitlines()]
     lines += [run for block in blocks(page) if block.language == "yaml" for run in re.findall("run: (.*)", block.code)]
-    spans = re.findall(r"`([^`\n]+)`", prose(page))
-    return [m[1] for text in [*lines, *spans] if (m := re.match(r"(?:\w+=\S* )?oodbench (.*)", text))]
+    return [m[1] for text in [*lines, *spans_of(page)] if (m := re.match(r"(?:\w+=\S* )?oodbench (.*)", text))]
 
 
 def runnable(line: str, site: Path, checkout: Path) -> str:
@@ -305,7 +310,7 @@ def test_commands_and_options_on_a_page_exist(page):
             continue
         assert command, f"{page.name}: {line}"
         assert set(re.findall(r"(?<!\w)--[a-z-]+", line)) <= options_of(command) | {"--help"}, f"{page.name}: {line}"
-    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+    for span in spans_of(page):
         options = set(re.findall(r"(?<!\w)--[a-z-]+", span))
         if script := re.match(r"tests/\S+\.py", span):
             assert options <= options_of_a_script(ROOT / script.group()), f"{page.name}: {span}"

@@ -18,7 +18,7 @@ from oodbench.engine.fitting import Fitting
 from oodbench.engine.loaded_suite import LoadedSuite, LoadedTestSet
 from oodbench.engine.recorder import Measured, Recorder, status_of
 from oodbench.engine.statistics_cache import StatisticsCache
-from oodbench.errors import BadData, Unsuitable, reason_in
+from oodbench.errors import BadData, Unsuitable, counted, reason_in
 from oodbench.heads import Head
 from oodbench.image_set import CSID, ImageSet
 from oodbench.passes import Keep
@@ -67,6 +67,10 @@ class Source(Detector):
                 raise GivesNone(f"{of.name} gives no class probabilities with its hyper-parameters")
             if not isinstance(given, Tensor):
                 raise BadData(f"probabilities(probe) gave {type(given).__name__}; it must return a tensor (N, classes)")
+            if given.dim() != 2 or len(given) != len(probe) or not given.is_floating_point():
+                what = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+                what += f" for {counted(len(probe), 'image')}"
+                raise BadData(f"probabilities(probe) gave {what}; return floats (N, classes)")
             return given
 
         return probe.once(("probabilities", id(of)), compute)
@@ -122,7 +126,11 @@ class Recognition:
         giving = [one for name, one in fitting.detectors.items() if name in names and one.gives_probabilities]
         known: list[Detector | None] = [None] if by_network else []
         self.sources = []
-        for of in known + [one for one in giving if one.name not in NETWORK_SOURCES]:
+        for of in known + giving:
+            if of is not None and of.name in NETWORK_SOURCES:
+                why = "are not measured, because the network's have this name"
+                fitting.progress.say(f"the class probabilities of the detector {of.name} {why}; rename the detector")
+                continue
             self.sources.append(Source(of))
             tempered = Source(of, is_scaled=True)
             if of is not None and tempered.name in self.loaded.suite.detectors:

@@ -101,7 +101,7 @@ def test_rounding_below_zero_counts_as_zero():
         ([0.5, 0.5], [0], r"probabilities have shape \(2,\) for labels of shape \(1,\)"),
         ([[0.5, 0.5]], [0, 1], r"shape \(1, 2\) for labels of shape \(2,\)"),
         (np.zeros((0, 2)), [], r"shape \(0, 2\)"),
-        ([[0.5, 0.6]], [0], r"do not sum to 1 \(smallest 0.5, sums 1.1 to 1.1\); normalise them"),
+        ([[0.5, 0.6]], [0], r"do not sum to 1 \(smallest 0.5, sums 1.1 to 1.1\); normalise them, in float32 or float64"),
         ([[1 + 1e-5, -1e-5]], [0], r"are negative, not finite, or do not sum to 1 \(smallest -1e-05"),
         ([[1.5, -0.5]], [0], "are negative, not finite, or do not sum to 1"),
         ([[np.nan, 1.0]], [0], "not finite"),

@@ -204,7 +204,7 @@ def test_a_text_without_private_folders_says_where_below_them(tmp_path, monkeypa
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "link")
     monkeypatch.chdir(home / "secret")
     others = f"/data{home}/d, {home}-2/e, {home}s, {home}.old"
-    text = f"no {home}/secret/a.npy, {home}/.cache/b, {tmp_path}/link/c or {home}: {others}"
-    assert without_private(text) == f"no ./a.npy, ~/.cache/b, ~/c or ~: {others}"
+    text = f"no {home}/secret/a.npy, file://{home}/.cache/b, {tmp_path}/link/c or {home}: {others}"
+    assert without_private(text) == f"no ./a.npy, file://~/.cache/b, ~/c or ~: {others}"
     monkeypatch.chdir("/")
     assert without_private(f"/etc and {home}.") == "/etc and ~."

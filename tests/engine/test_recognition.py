@@ -53,6 +53,8 @@ class Gives(oodbench.Detector):
             raise RuntimeError("out of luck")
         if self.what == "an array":
             return probe.softmax.numpy()
+        if self.what == "a row":
+            return probe.softmax[:1]
         if self.what in ("a zero", "zeros"):
             return uneven(probe.softmax, probe.images) if self.what == "a zero" else (probe.softmax < 0.5).float() / 7
         return torch.full((len(probe), 8), 0.5) if self.what == "halves" else None
@@ -71,7 +73,7 @@ def uneven(given, images):
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
     monkeypatch.setattr(registry, "_added", {})
-    for name in ("gives", "gives-scaled"):
+    for name in ("gives", "gives-scaled", "network"):
         registry._added["detectors", name] = registry.Record("detectors", name, "tests:gives", distribution="tests")
     resolve = registry.resolve
     monkeypatch.setattr(registry, "resolve", lambda target: Gives if target == "tests:gives" else resolve(target))
@@ -360,7 +362,9 @@ def test_what_cannot_be_judged_says_why(tmp_path):
         record = found_in(nothing, "digits+haze@3")[source]
         assert (record.status, record.reason) == ("skipped", "gives gives no class probabilities with its hyper-parameters")
     assert set(nothing.frame().status) == {"ok"}
-    for what, why in (("an error", "out of luck"), ("halves", "do not sum to 1"), ("an array", "gave ndarray")):
+    of_shape = "gave float64 of shape (1, 8) for 64 images; return floats (N, classes)"
+    reasons = {"an error": "out of luck", "halves": "do not sum to 1", "an array": "gave ndarray", "a row": of_shape}
+    for what, why in reasons.items():
         options = {"detectors": names, "datasets": sets, "parameters": {"gives": {"what": what}}}
         folder = run(tmp_path / what, **options, protocols=["unsupervised"])
         for name in ("digits", *sets):
@@ -401,13 +405,22 @@ def test_a_detector_keeps_its_name_where_another_would_be_scaled_under_it(tmp_pa
     assert oodbench.verify(folder.path).ok
 
 
+def test_a_detector_with_the_name_of_the_network_is_not_measured_as_one(tmp_path):
+    heard = Heard()
+    options = {"datasets": ["digits+haze@3"], "protocols": ["unsupervised"], "parameters": {"network": {"what": "zeros"}}}
+    folder = run(tmp_path / "run", detectors=["network"], progress=heard, **options)
+    assert {one.detector for one in folder.recognition()} == {""}
+    why = "are not measured, because the network's have this name; rename the detector"
+    assert f"the class probabilities of the detector network {why}" in heard.lines
+
+
 def test_a_network_of_fewer_classes_has_no_figures(tmp_path):
     (tmp_path / "data").mkdir()
     model = f"{__name__}:four_classes"
     folder = run(tmp_path / "run", suite=None, in_distribution="digits", model=model, datasets=["digits+haze@3"])
     for record in folder.recognition():
         assert record.status == "failed"
-        assert record.reason == "labels lie in 0 to 7, and there are 4 classes"
+        assert record.reason == "labels lie in 0 to 7, and there are 4 classes; give a probability of each"
     assert {record.source for record in folder.recognition()} == {"network", "network-scaled"}
 
 
