@@ -33,6 +33,7 @@ from oodbench.results.folder import RunFolder
 from oodbench.results.provenance import provenance
 from oodbench.results.records import DetectionRecord
 from oodbench.suite import Suite
+from oodbench.suites.tasks import DETECTION
 
 # Of a score, relative to its size and to the spread of the set's scores: rounding in other batches; rounding of another device
 # or of a step along the sign of a gradient, which flips near zero.
@@ -120,8 +121,8 @@ def replay(
         device: as of ``oodbench.run``.
         seed: of the draw; by default another one each time, which the result tells.
 
-    Raises UsageError for a count below 1 and for names that the run does not have, MissingData where the in-distribution set
-    or the weights are missing, and BadData for a damaged folder.
+    Raises UsageError for a count below 1, for a run of another task than detection and for names that the run does not have,
+    MissingData where the in-distribution set or the weights are missing, and BadData for a damaged folder.
     """
     if count < 1:
         raise UsageError(f"cannot replay {count} images; give at least 1")
@@ -141,6 +142,8 @@ class _Replaying:
     ) -> None:
         self.folder, self.found, self.progress = folder, found, progress
         self.manifest = folder.manifest()
+        if (task := self.manifest.settings.get("task", DETECTION)) != DETECTION:
+            raise UsageError(f"{folder.name} is a run of {task}, and --replay is for runs of detection; leave it out")
         records = [record for record in folder.records() if record.protocol == "unsupervised" and record.status == "ok"]
         records = [record for record in records if record.kind != MISCLASSIFIED]  # scores of other sets, in another order
         for asked, known in ((detectors, {r.detector for r in records}), (datasets, {r.set_name for r in records})):

@@ -12,6 +12,7 @@ from image_files import save_image
 import oodbench
 from oodbench import registry
 from oodbench.datasets.quality.database import load_database
+from oodbench.engine.replay import replay
 from oodbench.engine.tasks import plan, run_task
 from oodbench.errors import UsageError
 from oodbench.leaderboard.tasks import render_task
@@ -468,6 +469,11 @@ def test_a_bundle_holds_the_run(whole, tmp_path):
     path = opened(tmp_path / "mine.zip")
     require_run_folder(path)
     assert told(RunFolder(path)) == told(folder)
+
+
+def test_a_replay_is_refused(whole):
+    with pytest.raises(UsageError, match="run is a run of quality, and --replay is for runs of detection; leave it out$"):
+        replay(whole[0].path, 3)
 
 
 def test_the_table_as_csv_has_each_record_under_both_mappings(whole):
