@@ -5,7 +5,7 @@ from typing import Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.notes import Missing
+from oodbench.leaderboard.notes import Gap, Missing
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.text_table import Column, TextTable, alignment, side_by_side
 
@@ -13,7 +13,7 @@ from oodbench.leaderboard.text_table import Column, TextTable, alignment, side_b
 def write_latex(table: TextTable) -> str:
     """One float for as many columns as fit a page; the notes stand in the last."""
     blocks = side_by_side(table)
-    marked = [("– " if isinstance(note, Missing) else "") + sentence(note) for note in table.notes]
+    marked = [("– " if isinstance(note, Missing | Gap) else "") + sentence(note) for note in table.notes]
     notes = "".join(rf"\par\footnotesize {escape.latex(note)}" + "\n" for note in marked)
     floats = []
     for place, block in enumerate(blocks):

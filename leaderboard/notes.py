@@ -70,6 +70,13 @@ class Missing(Note):
 
 
 @dataclass(frozen=True)
+class Gap(Note):
+    """Rows of another task than detection that lack figures, in words."""
+
+    said: str
+
+
+@dataclass(frozen=True)
 class NotRun(Note):
     """A run of a study that is not finished, and why."""
 

@@ -17,6 +17,7 @@ from oodbench.leaderboard.notes import (
     CleanNegatives,
     Cue,
     Disagreement,
+    Gap,
     LookAlikes,
     Machines,
     Missing,
@@ -78,6 +79,11 @@ def _(note: Remark) -> str:
 @_words.register
 def _(note: Missing) -> str:
     return f"{counted(note.cells, 'cell')} {note.status} ({listed(note.about, 3)}): {note.reason or 'no reason given'}"
+
+
+@_words.register
+def _(note: Gap) -> str:
+    return note.said
 
 
 @_words.register

@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from oodbench.leaderboard import escape
-from oodbench.leaderboard.notes import Missing, Note
+from oodbench.leaderboard.notes import Gap, Missing, Note
 from oodbench.leaderboard.sentences import sentence
 from oodbench.leaderboard.text_table import Column, TextTable, alignment, side_by_side
 
@@ -52,7 +52,7 @@ def _rooms(labels: int, width: int | None) -> Sequence[int | None]:
 
 def noted(note: Note | str) -> str:
     """A note as one line; a reason stands behind the dash that it explains."""
-    return escape.plain(f"– {sentence(note)}" if isinstance(note, Missing) else sentence(note))
+    return escape.plain(f"– {sentence(note)}" if isinstance(note, Missing | Gap) else sentence(note))
 
 
 def wrapped(text: str, width: int | None) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from oodbench.errors import BadData, counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.formats import cells_as, chosen, writer
-from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.notes import Gap, Note
 from oodbench.leaderboard.selection import Names
 from oodbench.leaderboard.tasks.contents import Tested, names_of
 from oodbench.leaderboard.text_table import Column, TextTable
@@ -203,12 +203,15 @@ def _notes(cells: pd.DataFrame) -> list[Note | str]:
     """Why strategies have no figures, once each, and whose rounds are not finished."""
     without = cells[cells["status"] != "ok"].drop_duplicates([*ROW, "reason"])
     notes: list[Note | str] = [
-        f"– {row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}"
+        Gap((row.strategy,), f"{row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}")
         for row in without.itertuples()
     ]
     ends = cells.groupby([*ROW, "seed"], sort=False)[["round", "last_round"]].max().dropna().reset_index()
     return notes + [
-        f"– {row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the suite"
-        " again to finish it"
+        Gap(
+            (row.strategy,),
+            f"{row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the suite"
+            " again to finish it",
+        )
         for row in ends[ends["round"] < ends["last_round"]].itertuples()
     ]

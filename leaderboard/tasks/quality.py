@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from oodbench.errors import BadData, UsageError, counted
 from oodbench.leaderboard import escape
 from oodbench.leaderboard.formats import cells_as, chosen, writer
-from oodbench.leaderboard.notes import Note
+from oodbench.leaderboard.notes import Gap, Note
 from oodbench.leaderboard.selection import Names
 from oodbench.leaderboard.tasks.contents import Tested, names_of
 from oodbench.leaderboard.text_table import Column, TextTable
@@ -179,6 +179,11 @@ def _column(name: str, about: Metric, cells: pd.DataFrame, intervals: bool) -> C
 
 
 def _notes(cells: pd.DataFrame) -> list[Note | str]:
-    """Why metrics have no figures."""
-    without = cells[cells["status"] != "ok"]
-    return [f"– {row.metric} {row.status}: {row.reason}" for row in without.itertuples()]
+    """Why metrics have no figures, each reason once."""
+    notes: list[Note | str] = []
+    by_reason: Any = cells[cells["status"] != "ok"].groupby(["status", "reason"], sort=False)
+    for (status, reason), of in by_reason:
+        names = tuple(of["metric"].unique())
+        of_all = len(names) > 1 and len(names) == cells["metric"].nunique()
+        notes.append(Gap(names, f"{f'all {len(names)} metrics' if of_all else ', '.join(names)} {status}: {reason}"))
+    return notes

@@ -235,6 +235,7 @@ def test_a_strategy_that_fails_fails_alone_from_that_round_on(tiny, plugins, tmp
     text = render_active_learning(active_learning_frame([folder]))
     assert text.count(reason[:40]) == 1
     assert "– gives (feed-forward) failed from round 2 on" in text
+    assert "\n- gives (feed-forward) failed" in render_active_learning(active_learning_frame([folder]), "md")
 
 
 def test_a_strategy_that_was_mended_goes_on_where_it_failed(tiny, plugins, tmp_path):

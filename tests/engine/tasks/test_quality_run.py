@@ -281,6 +281,11 @@ def test_missing_and_damaged_databases_are_alone(root, tmp_path):
         assert says in found[name].reason
         assert len([line for line in heard.lines if found[name].reason in line]) == 1
     assert oodbench.verify(folder.path).ok
+    both = quality(root, tmp_path / "both", ["error", "raises", "psnr"], ["tid2013", DATABASE])
+    lines = render_task("quality", [both], width=None).splitlines()
+    notes = [line for line in lines if line.startswith("–")]
+    assert [note.partition(": ")[0] for note in notes] == ["– raises failed", "– all 3 metrics skipped"]
+    assert "\n- all 3 metrics skipped: tid2013 is missing" in render_task("quality", [both], "md")
     shutil.move(root / "mine", root / "away")
     assert one(quality(root, tmp_path / "run", ["error"])).status == "ok"  # what is finished is not lost
 
