@@ -120,8 +120,8 @@ def read_study(text: str, name: str | Path, **axes: Sequence[Any]) -> Study:
         raise UsageError(f"{name} is not valid TOML: {error}") from error
     except RecursionError as error:
         raise UsageError(f"{name} is nested too deeply; write its arrays and tables flat") from error
+    refuse_empty_lists(values, Suite, name)
     study = _study(values, name, axes)
-    refuse_empty_lists(values, name)
     for suite in study.runs.values():
         for detector in suite.parameters:
             if detector not in suite.detectors:

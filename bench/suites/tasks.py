@@ -144,8 +144,9 @@ def load_task_suite(name: str | Path, *, trust_model: bool = False) -> TaskSuite
     Raises UsageError that names the wrong key, and UntrustedModel for a model that is not trusted.
     """
     values = {"name": Path(name).stem} | tomllib.loads(suite_text(name))
-    suite = parsed_as(TASKS[str(values["task"])], values, name)
-    refuse_empty_lists(values, name)
+    kind = TASKS[str(values["task"])]
+    refuse_empty_lists(values, kind, name)
+    suite = parsed_as(kind, values, name)
     if isinstance(suite, ActiveLearningSuite) and not trust_model:
         refuse_foreign_code(suite.model, name)
     return suite

@@ -210,8 +210,8 @@ def _notes(cells: pd.DataFrame) -> list[Note | str]:
     return notes + [
         Gap(
             (row.strategy,),
-            f"{row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the suite"
-            " again to finish it",
+            f"{row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the"
+            " suite again to finish it",
         )
         for row in ends[ends["round"] < ends["last_round"]].itertuples()
     ]

@@ -189,6 +189,8 @@ SET = '[[sets]]\nname = "photos"\n'
             'protocols takes a list, not "transfer"; write protocols = ["transfer"]',
         ),
         (f"{SOUND}sets = []\n", "sets is empty; name at least one"),
+        (f'in_distribution = "digits"\ndetectors = []\n{SET}', "detectors is empty; name at least one"),
+        (f'{SOUND}protocols = ["transfer", "transfer"]\n{SET}', "protocols names transfer twice; remove one"),
         (f'{SOUND}sets = ["photos"]\n', 'set 1 takes a table, not "photos"; write [[sets]] above the name of each set'),
         (f'{SOUND}[sets]\nname = "photos"\n', 'sets takes a list, not {"name": "photos"}; write [[sets]] above'),
         (f'{SOUND}{SET}kind = "nearood"\n', "unknown kind 'nearood' of set photos; did you mean 'near-ood'? (near-ood, "),
@@ -213,13 +215,15 @@ def test_what_is_wrong_in_a_suite_file_is_said_with_its_key(text, says):
             'in_distribution = "digits"\ndetectors = ["msp"]\nsets = [{name = "uniform", levels = []}]\n',
             "levels of set uniform",
         ),
+        (f'{SOUND}sets = [{{name = "digits+haze", levels = []}}]\n', "levels of set digits+haze"),
+        (f"{SOUND}sets = [3, {{name = 3, levels = 3}}, {{levels = []}}]\n", "levels of set 3"),
         (
             'task = "active-learning"\nmodel = "m"\nin_distribution = "digits"\nstrategies = ["random"]\ntest_sets = []\n',
             "test_sets",
         ),
         ('task = "active-learning"\nmodel = "m"\nin_distribution = "digits"\nstrategies = ["random"]\nseeds = []\n', "seeds"),
     ],
-    ids=["protocols", "levels", "test_sets", "seeds"],
+    ids=["protocols", "levels", "levels of haze", "levels beside wrong types", "test_sets", "seeds"],
 )
 def test_an_empty_list_is_refused_where_a_default_would_replace_it(tmp_path, text, what):
     (file := tmp_path / "own.toml").write_text(text)

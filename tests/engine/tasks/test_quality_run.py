@@ -477,7 +477,7 @@ def test_a_bundle_holds_the_run(whole, tmp_path):
 
 
 def test_a_replay_is_refused(whole):
-    with pytest.raises(UsageError, match="run is a run of quality, and --replay is for runs of detection; leave it out$"):
+    with pytest.raises(UsageError, match="run is a run of quality, and --replay is for runs of detection; leave it out"):
         replay(whole[0].path, 3)
 
 
