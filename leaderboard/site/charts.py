@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from oodbench.leaderboard import escape
 from oodbench.leaderboard.aggregate import CONTROL, COST, ROW, costs
 from oodbench.leaderboard.plots.cd import Ranking, lanes, rankings
 from oodbench.leaderboard.plots.cost import pareto_front
@@ -155,7 +156,7 @@ def rank_charts(board: Board) -> list[Ranks]:
         step = max(1, round(most / 8))
         ticks = [(place(rank), str(rank)) for rank in range(1, most + 1, step)]
         length = place(min(1 + ranking.difference, most)) if ranking.difference else 0.0
-        left = 20 + LETTER * max(len(f"{name} {rank}") for _, _, name, rank in rows)
+        left = 20 + LETTER * max(len(f"{escape.shortened(name)} {rank}") for _, _, name, rank in rows)
         found.append(Ranks(ranking, rows, bars, length, STEP * most, left, ticks))
     return found
 

@@ -234,7 +234,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"version": __version__, "counted": counted, "sentence": sentence}
+    environment.globals |= {"version": __version__, "counted": counted, "sentence": sentence, "shortened": escape.shortened}
     return environment
 
 

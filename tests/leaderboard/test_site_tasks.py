@@ -68,7 +68,7 @@ def test_metrics_without_figures_stand_with_the_others_of_their_run(scored):
 def test_the_page_of_a_run_names_its_databases_and_what_failed(scored):
     page = dict(site_files(scored[:1]))["runs/12.html"].decode()
     assert "12 of 30 images" in page
-    assert re.search(r'<th scope="row">flat</th><td class="text">failed</td><td>1</td>', page)
+    assert re.search(r'<th scope="row"><span>flat</span></th><td class="text">failed</td><td>1</td>', page)
 
 
 def test_points_and_line_of_a_mapping_are_inside_of_its_axes(scored):
@@ -82,6 +82,15 @@ def test_points_and_line_of_a_mapping_are_inside_of_its_axes(scored):
     highest = chart.mapped.values.argmax()
     assert places[:, 0].max() == places[highest, 0]
     assert np.corrcoef(places[:, 1], chart.mapped.scores)[0, 1] < -0.99  # upwards
+
+
+def test_long_names_of_axes_are_shortened(tmp_path):
+    pd.DataFrame({"mos": range(30), "m" * 300: np.random.default_rng(0).random(30)}).to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "s.toml").write_text(f'task = "quality"\nmetrics = ["all"]\ndatabases = ["scores:{tmp_path}/t.csv"]\n')
+    run = oodbench.run(tmp_path / "s.toml", out=tmp_path / "run")
+    page = dict(site_files([RunFolder(run.path)]))["index.html"].decode()
+    axes = re.findall(r'<text class="axis"[^>]*>(.*?)</text>', page)
+    assert axes == [f"<title>{'m' * 300}</title>{'m' * 33}…", "MOS"]
 
 
 def test_hostile_names_of_strategies_are_text(tmp_path):

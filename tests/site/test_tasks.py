@@ -80,6 +80,19 @@ def test_each_metric_has_its_mapping(visit):
         assert max(charts.nth(place).bounding_box()["width"] for place in range(3)) <= 400
 
 
+@pytest.mark.parametrize("path", ["quality/index.html", "small/index.html", "small/sets/photos.html"])
+def test_a_long_name_leaves_the_figures_in_view(visit, path):
+    with visit(path) as page:
+        row = page.locator("table").first.locator("tbody tr").first
+        name, narrow = row.locator("th > *"), row.locator("td").first
+        height = row.bounding_box()["height"]
+        name.evaluate("name => { name.textContent = 'abcd-'.repeat(6); }")
+        assert row.bounding_box()["height"] == height  # usual names stay in one line
+        name.evaluate("name => { name.textContent = 'x'.repeat(300); }")
+        assert narrow.bounding_box()["x"] < 500
+        assert (row.bounding_box()["height"] == height) == (path == "small/index.html")  # whose lines are equally high
+
+
 def test_downloads_of_a_task_stand_beside_its_tables(visit, sites):
     with visit("tasks/index.html") as page:
         for task in ("quality", "active-learning"):

@@ -129,6 +129,7 @@ function line(entry) {
   const head = element("th"), link = element("a", entry.detector);
   head.scope = "row";
   link.href = entry.href;
+  link.title = entry.detector;
   head.append(link);
   row.append(head);
   for (const column of shown.columns) {
