@@ -21,6 +21,7 @@ from oodbench.models import card
 from oodbench.models.train import train
 from oodbench.results import bundle, json_files, pass_file
 from oodbench.results.folder import RunFolder
+from oodbench.results.verify import Verification
 
 OPTIONS = {"detectors": ["msp", "pixels"], "datasets": ["photos", "digits+noise@1"], "limit": 40, "measure_costs": False}
 
@@ -247,8 +248,10 @@ def test_links_and_names_that_stand_twice_are_refused(packed, tmp_path):
 def test_a_run_without_figures_is_not_packed(tmp_path, monkeypatch, capsys):
     options = OPTIONS | {"detectors": ["msp"], "datasets": ["cifar100"]}
     path = oodbench.run("digits", out=tmp_path / "run", data=tmp_path, **options).path
-    with pytest.raises(BadData, match="has no figures yet, so there is nothing to pack; run it first"):
+    with pytest.raises(BadData, match="has no cell with a figure, so there is nothing to pack; `oodbench leaderboard .*run` shows why"):
         bundle.write_bundle(path, tmp_path / "run.zip")
+    with pytest.raises(BadData, match="run has no figures yet, so there is nothing to publish; run it first"):
+        bundle.require_verified("run", Verification(path, 0, 0, [], 0), "publish")
     assert not (tmp_path / "run.zip").exists()
     assert command(monkeypatch, "verify", path) == 0
     assert capsys.readouterr().out.endswith("nothing to verify yet\n")
