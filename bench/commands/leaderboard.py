@@ -126,6 +126,8 @@ def leaderboard(
     given = {"--plot": plot, "--top": top, "--sort": sort, "--interval": interval, "--metric": metric, "--protocol": protocol}
     given |= {"--beside": beside, "--label": label}
     of_recognition = plot in plots.RECOGNITION
+    if other and chosen in (*TABLES, "recognition"):
+        raise UsageError(f"--table {chosen} takes --beside published alone, not {beside}; leave one of the two out")
     if chosen in TABLES:
         known = {"metric": "--metric", "intervals": "--interval"}
         selecting: dict[str, Any] = {"--detector": detector, "--dataset": dataset, "--kind": kind}

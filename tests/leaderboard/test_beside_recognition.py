@@ -103,4 +103,4 @@ def test_the_command_takes_published_figures_alone(tmp_path):
     done = command("leaderboard", path, "--table", "recognition", "--beside", "published")
     assert "no published accuracy belongs to these runs" in done.stderr
     done = command("leaderboard", path, "--table", "recognition", "--beside", path)
-    assert "--table recognition takes no --beside" in done.stderr
+    assert "--table recognition takes --beside published alone, not " in done.stderr
