@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from oodbench.errors import counted
 from oodbench.results.facts import Facts, Int64
 
 KEY = "accuracy"  # in the provenance of a run or of a fitted detector
@@ -42,7 +43,7 @@ class NetworkAccuracy(Facts):
             return None
         drawn = f", drawn from {self.drawn_from:,}" if self.images < self.drawn_from else ""
         return (
-            f"accuracy of {self.network} on {self.dataset}: {percent(self.accuracy.right)} of {self.images:,} images{drawn}"
+            f"accuracy of {self.network} on {self.dataset}: {percent(self.accuracy.right)} of {counted(self.images, 'image')}{drawn}"
             f" (95 % interval {100 * self.accuracy.low:.1f} to {100 * self.accuracy.high:.1f})"
         )
 

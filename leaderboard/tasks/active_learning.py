@@ -27,7 +27,7 @@ GROUP = ["model", "in_distribution", "protocol", "dataset"]  # one table each
 ROW = ["strategy", "features"]
 ROUNDS, MEANS = PARTS = ("rounds", "means")
 ONE_SEED = "1 seed"
-INTERVALS = "In brackets: 95 % intervals over test images, of one seed."
+INTERVALS = "In brackets: 95 % intervals over test images, for one seed."
 NO_RECORDS = 'No records of active learning; run a suite with task = "active-learning".'
 
 

@@ -63,6 +63,7 @@ def test_accuracy_is_the_share_of_right_answers_with_its_exact_interval():
     interval = binomtest(270, 300).proportion_ci(0.95)
     assert (found.accuracy.right, found.accuracy.low, found.accuracy.high) == (0.9, interval.low, interval.high)
     assert found.lines() == ["accuracy of net on mine (test): 90.0 % of 300 images (95 % interval 86.0 to 93.2)"]
+    assert found.model_copy(update={"images": 1}).sentence().startswith("accuracy of net on mine (test): 90.0 % of 1 image,")
     assert heard.stages == ["mine: accuracy of net on 300 images"]
 
 
