@@ -99,7 +99,7 @@ def require_verified(path: str | Path, found: Verification, verb: str) -> None:
         more = f", and {counted(len(found.problems) - 1, 'more problem')}" if len(found.problems) > 1 else ""
         raise BadData(f"{path} does not verify: {found.problems[0]}{more}; see `oodbench verify {path}`")
     if found.records and not found.figures:
-        raise BadData(f"{path} has no cell with a figure, so there is nothing to {verb}; `oodbench leaderboard {path}` shows why")
+        raise BadData(f"no cell of {path} has a figure, so there is nothing to {verb}; see `oodbench leaderboard {path}`")
     if not found.figures:
         raise BadData(f"{path} has no figures yet, so there is nothing to {verb}; run it first")
 

@@ -61,6 +61,8 @@ class Comparison:
         left_out: how many cells of benign sets were not compared: their figures are false alarms.
         figure: what is compared, and ``test``: how it is known whether it moved.
         labels: what tables call detector, protocol and set; a column without a name is left out.
+        seeds: what a seed changes, in words.
+        recognition: whether both have records of recognition, which are not compared.
     """
 
     first: str
@@ -73,6 +75,8 @@ class Comparison:
     figure: str = "AUROC"
     test: str = "DeLong"
     labels: tuple[str, str, str] = ("detector", "protocol", "set")
+    seeds: str = "splits, subsets, corruptions and the training of detectors"
+    recognition: bool = False
 
     @property
     def regressions(self) -> pd.DataFrame:
@@ -150,8 +154,9 @@ def compare(first: str | Path, second: str | Path, *, tolerance: float = 0.0, pr
     words = [_in_words(field, DEPENDS[field], list(values)) for field, values in differs.items()]
     words += [f"machine: {' and '.join(machines[0])}, then {' and '.join(machines[1])}"] if machines[0] != machines[1] else []
     _judge(rows, tolerance)
+    recognition = all(any(next(folder.recognition(), None) for folder in side.values()) for side in sides)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(costs, columns=list(COSTS))
-    return Comparison(str(first), str(second), *frames, words, tolerance, left_out)
+    return Comparison(str(first), str(second), *frames, words, tolerance, left_out, recognition=recognition)
 
 
 def _of_task(task: str, sides: Sequence[Mapping[str, RunFolder]], first: str, second: str, tolerance: float) -> Comparison:
@@ -168,9 +173,9 @@ def _of_task(task: str, sides: Sequence[Mapping[str, RunFolder]], first: str, se
         raise UsageError(f"{first} and {second} have no record in common; compare runs of the same suite")
     _judge(rows, tolerance)
     frames = pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame([], columns=list(COSTS))
-    figure, test, labels = compare_tasks.FIGURES[task]
+    figure, test, labels, seeds = compare_tasks.FIGURES[task]
     told = [_in_words(field, compare_tasks.DEPENDS[field], list(values)) for field, values in differs.items()]
-    return Comparison(first, second, *frames, told, tolerance, 0, figure, test, labels)
+    return Comparison(first, second, *frames, told, tolerance, 0, figure, test, labels, seeds)
 
 
 def _by_name(path: Path, progress: Progress) -> dict[str, RunFolder]:
@@ -299,8 +304,12 @@ def _note_differences(
     differs: dict[str, dict[tuple[str, ...], None]], fields: Iterable[str], one: Record | None, other: Record | None
 ) -> None:
     """Note what two records of one cell differ in, by field."""
-    for field in fields if one and other else ():
+    if one is None or other is None:
+        return
+    for field in fields:
         values = tuple(str(getattr(of, field, "")) for of in (one, other))
+        if field == "fingerprint":
+            values = compare_tasks.images_of(one, other)
         if values[0] != values[1]:
             differs.setdefault(field, {})[values] = None
 

@@ -90,13 +90,17 @@ def _notes(compared: Comparison) -> list[Note | str]:
             notes.append(escape.plain(f"{what} {counted(len(of), 'cell')}: {_named(of)}."))
     if len(of := rows[rows["verdict"] == OTHER_SEED]):
         notes.append(
-            f"Not judged: {counted(len(of), 'cell')} that moved between different seeds. A seed changes splits, subsets,"
-            " corruptions and the training of detectors. Compare runs with the same seed."
+            f"Not judged: {counted(len(of), 'cell')} that moved between different seeds. A seed changes {compared.seeds}."
+            " Compare runs with the same seed."
         )
     if len(of := rows[rows["verdict"] == NEITHER]):
         notes.append(escape.plain(f"Without figures on both sides: {_named(of)}."))
     if compared.left_out:
         notes.append(f"Not compared: {counted(compared.left_out, 'cell')} of benign sets, whose figures are false alarms.")
+    if compared.recognition:
+        notes.append(
+            "Not compared: accuracy and calibration of class probabilities; see oodbench leaderboard --table recognition."
+        )
     for verdict in (LOST, FOUND):
         for reason, of in rows[rows["verdict"] == verdict].groupby("reason"):
             notes.append(escape.plain(f"{verdict.capitalize()}: {_named(of)}: {str(reason) or 'no reason given'}"))

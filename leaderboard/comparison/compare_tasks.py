@@ -13,9 +13,15 @@ from oodbench.results.records import ActiveLearningRecord, QualityRecord, Record
 from oodbench.results.statistics import p_value
 
 REPLICATES = 400  # of the references of a database, for the standard error of a difference of SRCC
-FIGURES = {  # what is compared, how it is known whether it moved, and what tables call detector, protocol and set
-    "quality": ("SRCC", "a bootstrap over reference images", ("metric", "", "database")),
-    "active-learning": ("Accuracy", "paired answers", ("strategy", "features", "set")),
+# What is compared, how it is known whether it moved, what tables call detector, protocol and set, and what a seed changes.
+FIGURES = {
+    "quality": ("SRCC", "a bootstrap over reference images", ("metric", "", "database"), "which images are drawn"),
+    "active-learning": (
+        "Accuracy",
+        "paired answers",
+        ("strategy", "features", "set"),
+        "the pool, the images that are labelled first, corruptions and the training of networks",
+    ),
 }
 # What a figure depends on, in words, where it is not what the comparison is about.
 DEPENDS = {
@@ -84,6 +90,18 @@ def _row(
 def _is_part(record: QualityRecord) -> bool:
     """Whether the seed drew the images of a record from its database."""
     return record.size is not None and record.n is not None and record.n < record.size[0]
+
+
+def images_of(one: Record, other: Record) -> tuple[str, str]:
+    """The images of two records in words: how many of one database they are, or the hashes of both; empty without figures."""
+    pair = [of for of in (one, other) if isinstance(of, QualityRecord)]
+    counts = [(of.n, of.size[0]) for of in pair if of.n is not None and of.size is not None]
+    if pair and len(counts) < 2:
+        return "", ""
+    if not pair or len({of.fingerprint.partition(" ")[0] for of in pair}) > 1:
+        return one.fingerprint, other.fingerprint
+    first, second = (f"{n:,} of {size:,} images" if n < size else f"all {size:,} images" for n, size in counts)
+    return first, second
 
 
 def _sign(record: Any) -> int:

@@ -181,6 +181,16 @@ def test_benign_sets_are_not_compared(tmp_path):
     assert (verdicts(compared), compared.left_out) == ({"photos": "equal"}, 1)
 
 
+def test_recognition_that_both_have_is_not_compared(tmp_path):
+    options = {"detectors": ["msp"], "datasets": ["digits+noise@1"], "limit": 40, "measure_costs": False}
+    run = oodbench.run("digits", out=tmp_path / "run", **options)
+    (record,) = RunFolder(run.path).records()
+    without = made(tmp_path / "without", (record.model_dump(exclude={"metrics", "arrays", "n_in", "n_out"}), scores()))
+    says = "Not compared: accuracy and calibration of class probabilities"
+    assert says in render_comparison(oodbench.compare(run.path, run.path))
+    assert says not in render_comparison(oodbench.compare(run.path, without))
+
+
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path):
     one, other = made(tmp_path / "one", ({}, scores())), made(tmp_path / "other", ({"dataset": "uniform"}, scores()))
     with pytest.raises(UsageError, match="have no cell in common; compare runs of the same sets and detectors"):
@@ -253,5 +263,7 @@ def test_parts_of_a_database_that_other_seeds_drew_are_not_judged(tmp_path):
     text = " ".join(render_comparison(compared).split())
     assert "The runs differ in seed: 0, then 1." in text
     assert "2 cells: 1 other seed, 1 without figures." in text
+    assert "A seed changes which images are drawn. Compare" in text
     whole = [quality(tmp_path / f"whole{seed}", values, seed=seed) for seed in (0, 1)]
     assert oodbench.compare(*whole).rows.set_index("detector")["verdict"]["m"] == "equal"
+    assert "images: 30 of 60 images, then all 60 images" in oodbench.compare(parts[0], whole[0]).differs

@@ -248,7 +248,7 @@ def test_links_and_names_that_stand_twice_are_refused(packed, tmp_path):
 def test_a_run_without_figures_is_not_packed(tmp_path, monkeypatch, capsys):
     options = OPTIONS | {"detectors": ["msp"], "datasets": ["cifar100"]}
     path = oodbench.run("digits", out=tmp_path / "run", data=tmp_path, **options).path
-    with pytest.raises(BadData, match="has no cell with a figure, so there is nothing to pack; `oodbench leaderboard .*run` shows why"):
+    with pytest.raises(BadData, match=r"run has a figure, so there is nothing to pack; see `oodbench leaderboard .*run`"):
         bundle.write_bundle(path, tmp_path / "run.zip")
     with pytest.raises(BadData, match="run has no figures yet, so there is nothing to publish; run it first"):
         bundle.require_verified("run", Verification(path, 0, 0, [], 0), "publish")
