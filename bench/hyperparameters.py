@@ -57,7 +57,11 @@ def built(family: str, name: str, contract: type, parameters: Mapping[str, Any],
     """
     kind = registry.load(family, name)
     if not (isinstance(kind, type) and issubclass(kind, contract)):
-        raise UsageError(f"{registry.singular(family)} '{name}' is {kind!r}, not a subclass of {public}")
+        record, one = registry.find(family, name), registry.singular(family)
+        several = family.replace("_", " ")
+        added = f"; this command runs {several}, so --plugin {record.target} must name a {one}"
+        why = added if record.distribution == "--plugin" else ""
+        raise UsageError(f"{one} '{name}' is {kind!r}, not a subclass of {public}{why}")
     registry.check_parameters(name, parameters, arguments(kind))
     with contained():
         return kind(**parameters)

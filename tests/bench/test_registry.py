@@ -180,7 +180,11 @@ def test_session_plugin(install):
     assert registry.add_plugin("other_module:Other") == "other"
     assert registry.records("detectors")["brightness"].owner == "--plugin"
     assert registry.load("detectors", "brightness").__name__ == "Brightness"
-    with pytest.raises(UsageError, match=r"'other' is .*not a subclass of oodbench\.Detector"):
+    with pytest.raises(
+        UsageError,
+        match=r"'other' is .*not a subclass of oodbench\.Detector; this command runs detectors, "
+        "so --plugin other_module:Other must name a detector",
+    ):
         oodbench.load_detector("other")
 
 
