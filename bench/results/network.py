@@ -44,7 +44,8 @@ class NetworkAccuracy(Facts):
         drawn = f", drawn from {self.drawn_from:,}" if self.images < self.drawn_from else ""
         return (
             f"accuracy of {self.network} on {self.dataset}: {percent(self.accuracy.right)} of"
-            f" {counted(self.images, 'image')}{drawn} (95 % interval {100 * self.accuracy.low:.1f} to {100 * self.accuracy.high:.1f})"
+            f" {counted(self.images, 'image')}{drawn}"
+            f" (95 % interval {100 * self.accuracy.low:.1f} to {100 * self.accuracy.high:.1f})"
         )
 
     def warnings(self) -> list[str]:
