@@ -22,6 +22,15 @@ from oodbench.hyperparameters import HasParameters, built
 from oodbench.paths import DataRoots
 
 
+class NotFinite(BadData):
+    """The value of an image is not a finite number; ``row`` is that of the image in its batch."""
+
+    def __init__(self, metric: str, row: int, value: float, image: str = "") -> None:
+        where = image or f"row {row} of the batch"
+        super().__init__(f"{metric}: its value for {where} is {value}; leave out that image or the metric")
+        self.row, self.value = row, value
+
+
 class QualityMetric(HasParameters):
     """Compares distorted images with their references: one number per image.
 
@@ -85,7 +94,7 @@ class QualityMetric(HasParameters):
         values = values.detach().cpu().double()
         if len(rows := (~values.isfinite()).nonzero()):
             row = int(rows[0])
-            raise BadData(f"{name}: its value for row {row} of the batch is {values[row]}; leave out that image or the metric")
+            raise NotFinite(name, row, float(values[row]))
         return values
 
 

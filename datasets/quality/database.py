@@ -87,6 +87,10 @@ class QualityDatabase:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def label(self, row: int) -> str:
+        """What messages call an image: its file, or its number from 1."""
+        return self.distorted.paths[row].name if isinstance(self.distorted, Pictures) else f"image {row + 1}"
+
 
 def load_database(name: str, *, data: DataRoots = None) -> QualityDatabase:
     """A database by name: built in, from another package, ``folder:PATH`` or ``scores:FILE``.

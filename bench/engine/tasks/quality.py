@@ -16,7 +16,7 @@ from oodbench.errors import BadData, MissingData, Unsuitable, UsageError, around
 from oodbench.paths import DataRoots
 from oodbench.progress import Part, Progress
 from oodbench.protocols import stratified_order
-from oodbench.quality.metric import QualityMetric, load_metric
+from oodbench.quality.metric import NotFinite, QualityMetric, load_metric
 from oodbench.registry import find, records, unknown
 from oodbench.results.folder import RunFolder
 from oodbench.results.pass_file import hash_of
@@ -286,7 +286,11 @@ class _Run:
         for references, distorted in _batches(database, rows):
             start = time.perf_counter()
             with around_call.get()(f"one call of {metric.name}"):
-                values = metric.score(references, distorted)
+                try:
+                    values = metric.score(references, distorted)
+                except NotFinite as error:
+                    row = int(rows[sum(map(len, found)) + error.row])
+                    raise NotFinite(metric.name, error.row, error.value, database.label(row)) from error
             seconds += time.perf_counter() - start
             if not isinstance(values, torch.Tensor) or values.shape != (len(references),) or not bool(values.isfinite().all()):
                 shown = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__

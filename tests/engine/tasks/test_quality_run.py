@@ -233,7 +233,7 @@ def test_a_run_that_is_ended_resumes_with_equal_records(whole, tmp_path, until):
     [
         ("raises", "failed", "ValueError: my own fault"),
         ("exits", "failed", "SystemExit(3)"),
-        ("not-finite", "failed", "its value for row 0 of the batch is nan"),
+        ("not-finite", "failed", "its value for 0-3.png is nan; leave out that image or the metric"),
         ("wrong-shape", "failed", "compare gave torch.float64 (12, 1) for 12 images"),
         ("own-score", "failed", "own-score gave shape (13,), not one finite value per image (12,)"),
         ("constant", "failed", "all 12 values of the metric are 0.5"),
