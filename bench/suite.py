@@ -227,9 +227,11 @@ def refuse_empty_lists(values: Mapping[str, Any], model: type[BaseModel], name: 
     The values need not be valid. A list without a default, such as ``detectors``, is left to the model.
     """
     sets = values.get("sets") if "sets" in model.model_fields else None
-    numbered = enumerate(sets, 1) if isinstance(sets, list) else ()
-    tables = [(f" of set {one.get('name', place)}", one, TestSet) for place, one in numbered if isinstance(one, dict)]
-    for of, table, kind in [("", values, model), *tables]:
+    tables: list[tuple[str, Mapping[str, Any], type[BaseModel]]] = [("", values, model)]
+    for place, one in enumerate(sets, 1) if isinstance(sets, list) else ():
+        if isinstance(one, dict):
+            tables.append((f" of set {one.get('name', place)}", one, TestSet))
+    for of, table, kind in tables:
         for key, value in table.items():
             if value == [] and key in kind.model_fields and not kind.model_fields[key].is_required():
                 raise UsageError(f"suite {name}: {key}{of} is empty; name at least one, or leave it out")
@@ -238,8 +240,8 @@ def refuse_empty_lists(values: Mapping[str, Any], model: type[BaseModel], name: 
 def validated(values: dict[str, Any], name: object) -> Suite:
     """A suite with these values. Raises UsageError that names the suite and the wrong key."""
     suite = parsed_as(Suite, values, name)
-    if twice := [key for key, count in Counter(suite.protocols).items() if count > 1]:
-        raise UsageError(f"suite {name}: protocols names {twice[0]} twice; remove one")
+    if doubled := [protocol for protocol, count in Counter(suite.protocols).items() if count > 1]:
+        raise UsageError(f"suite {name}: protocols names {doubled[0]} twice; remove one")
     sets = suite.each_set()
     paths: dict[str, str] = {}
     for parsed in map(parse, (suite.in_distribution, *sets)):

@@ -203,13 +203,13 @@ def _notes(cells: pd.DataFrame) -> list[Note | str]:
     """Why strategies have no figures, once each, and whose rounds are not finished."""
     without = cells[cells["status"] != "ok"].drop_duplicates([*ROW, "reason"])
     notes: list[Note | str] = [
-        Gap((row.strategy,), f"{row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}")
+        Gap((str(row.strategy),), f"{row.strategy} ({row.features}) {row.status} from round {row.round} on: {row.reason}")
         for row in without.itertuples()
     ]
     ends = cells.groupby([*ROW, "seed"], sort=False)[["round", "last_round"]].max().dropna().reset_index()
     return notes + [
         Gap(
-            (row.strategy,),
+            (str(row.strategy),),
             f"{row.strategy} ({row.features}), seed {row.seed}: ends at round {row.round} of {row.last_round:.0f}; run the"
             " suite again to finish it",
         )

@@ -282,7 +282,8 @@ class _Run:
             raise Unsuitable(
                 f"{database.name} has no images, only values of {', '.join(database.values)}; add a column {metric.name} to it"
             )
-        found, seconds = [], 0.0
+        found: list[np.ndarray] = []
+        seconds = 0.0
         for references, distorted in _batches(database, rows):
             start = time.perf_counter()
             with around_call.get()(f"one call of {metric.name}"):
