@@ -651,7 +651,8 @@ def test_plugins_of_every_family_run_from_the_working_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("tiles, image quality\n")
-    assert [line.split()[0] for line in done.stdout.splitlines() if re.match("error|psnr", line)] == ["error", "psnr"]
+    rows = [line.split()[0] for line in done.stdout.splitlines() if re.match("error|psnr", line)]
+    assert list(dict.fromkeys(rows)) == ["error", "psnr"]  # in a narrow terminal the columns take two tables
     suite = ["run", "digits-active", "--dry-run", *add["Newest"], *add["numbers"]]
     planned = oodbench(*suite, "--dataset", "numbers", "--strategy", "random", cwd=tmp_path)
     assert "tested on numbers, " in planned.stdout, planned.stderr

@@ -179,7 +179,7 @@ def test_an_attack_on_the_full_spectrum_has_the_clean_images_as_twins():
     loaded = LoadedSuite(suite(full_spectrum=True, sets=sets, **changes), Progress(), limit=20)
     loaded.load_test_sets(Progress())
     attacked = replace(load_dataset("digits").select(loaded.in_distribution.base_index[:20]), clean=None)
-    assert torch.equal(loaded._with_twins(attacked).clean, attacked.images)
+    assert torch.equal(protocols.with_twins(attacked, loaded.in_distribution).clean, attacked.images)
 
 
 def test_the_draw_is_the_same_for_every_seed():
