@@ -1,6 +1,7 @@
 """Suites of tasks other than detection: a key ``task`` in the file says which, and each task has a model of its own."""
 
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -16,7 +17,7 @@ ALL = "all"  # metrics or strategies
 DETECTION = "detection"  # the task of a suite without the key; ``oodbench.suites.load`` reads those
 
 
-class TaskSuite(BaseModel):
+class TaskSuite(BaseModel, ABC):
     """The keys that the suites of all tasks have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -29,9 +30,9 @@ class TaskSuite(BaseModel):
     options: ClassVar[dict[str, str]] = {}  # by option of ``oodbench run``: the key of the suite that it overrides
 
     @property
+    @abstractmethod
     def sets(self) -> list[str]:
         """Names of all sets or databases that a run reads."""
-        raise NotImplementedError
 
     def override(self, given: Mapping[str, Any]) -> Self:
         """The suite with what options give, by their names, in place of its own values; empty values change nothing.

@@ -99,8 +99,9 @@ def section(task: str, folders: Sequence[RunFolder]) -> Section:
     if frame.empty:
         raise BadData(f"{folders[0].name} has no records yet, so there is nothing to publish; run it first")
     parts = list((_quality_parts if task == "quality" else _active_learning_parts)(frame, folders))
-    notes = [sentence(note) for note in not_run(folders)] + list(_limits(folders) if task != "quality" else ())
-    return Section(task, about.title, ABOUT[task], parts, notes, list(of_task(task, frame, not_run(folders))))
+    absent = not_run(folders)
+    notes = [*map(sentence, absent), *(_limits(folders) if task != "quality" else ())]
+    return Section(task, about.title, ABOUT[task], parts, notes, list(of_task(task, frame, absent)))
 
 
 def _limits(folders: Sequence[RunFolder]) -> Iterator[str]:
